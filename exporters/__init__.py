@@ -1,0 +1,21 @@
+"""The workshop: a trained PyTorch model in, checked artifacts out.
+
+    import exporters
+
+    report = exporters.export(module, spec, out="artifacts/my-model", data=data)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__all__ = ["ExportOptions", "ExportReport", "LabelledData", "export", "export_bundle"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch and onnx only when something is exported."""
+    if name in __all__:
+        # import_module, because the function `export` has the name of its room.
+        return getattr(importlib.import_module("exporters.pipeline"), name)
+    raise AttributeError(f"module 'exporters' has no attribute {name!r}")

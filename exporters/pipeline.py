@@ -1,0 +1,237 @@
+"""The one entrance of the workshop: a module and a ModelSpec in, checked variants in a bundle out.
+
+Who calls whom: `export_bundle` (a bundle that `kit train` made) and `export` (any module) both make candidates
+(onnx_graph, int8), hand each to the gate, and publish all of them in one step; when one fails nothing is published.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from exporters import int8, onnx_graph
+from exporters.gate import Candidate, LabelledData, Passed, Reference, examine
+from exporters.onnx_graph import Graph
+from kit import bundle as bundles
+from kit import data as datasets
+from kit import machine, models
+from kit.bundle import Bundle, GoldenSamples
+from kit.errors import UsageError
+from kit.runtime.pytorch import reference_logits
+from kit.spec import Calibration, ModelSpec, Precision, QuantizationScheme, VariantFormat
+
+OnStep = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """What to make, and the bar it must meet.
+
+    Attributes:
+        precisions: Any of fp32 and int8; fp32 is made in any case, as the baseline.
+        quantization: How int8 finds its activation ranges.
+        opset: ONNX operator set.
+        max_drop_points: Largest loss of top-1 against fp32, in percentage points.
+        calibration_samples: Training images for static quantization.
+        seed: Of the draw of those images.
+    """
+
+    precisions: tuple[Precision, ...] = (Precision.FP32,)
+    quantization: QuantizationScheme = QuantizationScheme.STATIC
+    opset: int = onnx_graph.DEFAULT_OPSET
+    max_drop_points: float = 0.3
+    calibration_samples: int = 1024
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be made."""
+        if not self.precisions:
+            raise UsageError("no precision was asked for")
+        if self.opset not in onnx_graph.OPSETS:
+            known = f"{onnx_graph.OPSETS[0]} to {onnx_graph.OPSETS[-1]}"
+            raise UsageError(f"opset {self.opset} is not supported", hint=f"choose one of {known}")
+        if self.calibration_samples < 1:
+            raise UsageError("calibration needs 1 sample or more")
+        if self.max_drop_points < 0:
+            raise UsageError(f"the allowed drop must not be negative, found {self.max_drop_points}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportReport:
+    """What was published, and the figures each candidate passed with."""
+
+    bundle: Bundle
+    passed: tuple[Passed, ...]
+
+
+def export_bundle(
+    bundle: Bundle,
+    options: ExportOptions,
+    *,
+    data_dir: Path | None = None,
+    on_step: OnStep = lambda _: None,
+) -> ExportReport:
+    """Export a trained bundle's weights and add the variants to it.
+
+    Raises:
+        UsageError: The bundle holds no weights or training record, or a module kit cannot rebuild.
+        DatasetUnavailable: The data set it was trained on, which the gate needs, is not here.
+        GateFailed: A check said no; the bundle is as it was.
+    """
+    weights, record = bundle.manifest.weights, bundle.manifest.training
+    if weights is None or record is None or not models.is_known(bundle.spec.architecture):
+        raise UsageError(
+            f"bundle {bundle.name!r} holds no weights kit can rebuild",
+            hint="export its module from Python: exporters.export(module, spec, out=...)",
+        )
+    on_step("reading data")
+    bundle.read(weights)  # checks the sha256 before anything is made of it
+    module = models.load_trained(bundle.spec, bundle.path(weights))
+    dataset = datasets.load(record.dataset, data_dir=data_dir)
+    fitted, held_out = datasets.validation_indices(
+        len(dataset.train), fraction=record.validation_fraction, seed=record.seed
+    )
+    drawn = datasets.calibration_indices(fitted, samples=options.calibration_samples, seed=options.seed)
+    calibration = Calibration(
+        method="minmax",
+        dataset=dataset.name,
+        split="train",
+        samples=len(drawn),
+        indices_sha256=datasets.indices_sha256(drawn),
+        seed=options.seed,
+    )
+    data = LabelledData(
+        dataset=dataset.name,
+        validation=dataset.train.take(held_out),
+        test=dataset.test,
+        calibration=(dataset.train.take(drawn), calibration),
+    )
+    passed = _make(module, bundle.spec, bundle.golden(), options, data, on_step)
+    on_step("publishing")
+    entries = tuple((one.variant, one.data) for one in passed)
+    published = bundles.publish(bundle, entries, tools=machine.tool_versions())
+    return ExportReport(bundle=published, passed=passed)
+
+
+def export(
+    module: nn.Module,
+    spec: ModelSpec,
+    *,
+    out: str | os.PathLike[str],
+    options: ExportOptions | None = None,
+    data: LabelledData | None = None,
+    golden: tuple[datasets.Split, str] | None = None,
+    on_step: OnStep = lambda _: None,
+) -> ExportReport:
+    """Export any module into a bundle of its own.
+
+    Args:
+        module: Takes normalised float32 `[N, *spec.input.shape]`, gives logits `[N, classes]`.
+        spec: What it is.
+        out: Folder of the bundle; replaced if it is one.
+        options: What to make.
+        data: Labelled data for the accuracy gate, and calibration samples for static INT8. Without it only parity with
+            PyTorch is checked, and the manifest says so by having no accuracy.
+        golden: Samples that may be redistributed, and their source; seeded noise if None.
+        on_step: Told what is being done.
+
+    Raises:
+        UsageError: Static INT8 without calibration samples, or a folder that holds other things.
+        GateFailed: A check said no; nothing was written.
+    """
+    options = options or ExportOptions()
+    folder = Path(out)
+    bundles.refuse_foreign(folder)
+    module.eval()
+    samples = _golden(module, spec, golden)
+    passed = _make(module, spec, samples, options, data, on_step)
+    on_step("publishing")
+    bundle = bundles.create(
+        folder,
+        spec=spec,
+        golden=samples,
+        tools=machine.tool_versions(),
+        weights=models.save_weights(module),
+        variants=tuple((one.variant, one.data) for one in passed),
+    )
+    return ExportReport(bundle=bundle, passed=passed)
+
+
+def _make(
+    module: nn.Module,
+    spec: ModelSpec,
+    golden: GoldenSamples,
+    options: ExportOptions,
+    data: LabelledData | None,
+    on_step: OnStep,
+) -> tuple[Passed, ...]:
+    """Make the candidates that were asked for, fp32 first, and pass each through the gate."""
+    on_step("PyTorch reference")
+    reference = Reference(
+        golden=golden,
+        validation=reference_logits(module, spec, data.validation.images) if data else None,
+        test=reference_logits(module, spec, data.test.images) if data else None,
+    )
+    on_step("fp32: export")
+    graph = onnx_graph.to_onnx(module, spec, opset=options.opset)
+    on_step("fp32: checks")
+    float_candidate = Candidate(
+        id="fp32",
+        model=graph.model,
+        precision=Precision.FP32,
+        format=VariantFormat.FLOAT,
+        normalization_folded=graph.normalization_folded,
+    )
+    fp32 = examine(
+        float_candidate, spec, reference, data=data, baseline=None, max_drop_points=options.max_drop_points
+    )
+    if Precision.INT8 not in options.precisions:
+        return (fp32,)
+    on_step("int8: quantize")
+    candidate = _quantize(graph, spec, options, data)
+    on_step("int8: checks")
+    quantized = examine(
+        candidate, spec, reference, data=data, baseline=fp32, max_drop_points=options.max_drop_points
+    )
+    return fp32, quantized
+
+
+def _quantize(graph: Graph, spec: ModelSpec, options: ExportOptions, data: LabelledData | None) -> Candidate:
+    if options.quantization is QuantizationScheme.DYNAMIC:
+        made, variant_id, form = int8.quantize_dynamic(graph.model), "int8-dynamic", VariantFormat.DYNAMIC
+    elif data is None or data.calibration is None:
+        raise UsageError(
+            "static INT8 needs calibration samples from the training data",
+            hint="pass data=LabelledData(calibration=...), or use dynamic quantization",
+        )
+    else:
+        samples, record = data.calibration
+        made = int8.quantize_static(graph.model, spec, samples.images, record)
+        variant_id, form = "int8-qdq", VariantFormat.QDQ
+    return Candidate(
+        id=variant_id,
+        model=made.model,
+        precision=Precision.INT8,
+        format=form,
+        normalization_folded=graph.normalization_folded,
+        quantization=made.record,
+    )
+
+
+def _golden(module: nn.Module, spec: ModelSpec, given: tuple[datasets.Split, str] | None) -> GoldenSamples:
+    """Attach PyTorch's logits to the samples, or to seeded noise that stands for them."""
+    if given is None:
+        noise = np.random.default_rng(0).integers(0, 256, size=(256, *spec.input.shape), dtype=np.uint8)
+        given = (datasets.Split(noise, np.full(len(noise), -1, np.int64)), "seeded noise")
+    split, source = given
+    return GoldenSamples(
+        pixels=split.images,
+        labels=split.labels,
+        logits=reference_logits(module, spec, split.images),
+        source=source,
+    )

@@ -1,0 +1,208 @@
+"""A bundle opened for predicting: pictures or pixels in, labels and probabilities out. Never imports torch.
+
+    engine = load("mnist-mlp")
+    engine.predict("photo.jpg").names       # through the bundle's picture pipeline
+    engine.predict(pixels).probabilities    # uint8 (28, 28) or (N, 28, 28): straight into the graph
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from kit.bundle import Bundle, find
+from kit.errors import UsageError
+from kit.images import to_pixels
+from kit.runtime.base import Placement, Runner, RunnerOptions
+from kit.runtime.onnxruntime import OnnxRuntimeRunner, check_pixels
+from kit.spec import ModelSpec, Provider, Variant
+
+Picture = str | os.PathLike[str] | bytes | Image.Image
+MAX_BATCH = 4096
+"""Larger inputs are run in pieces of this many, so that memory stays bounded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What the model says, and where it said so.
+
+    Attributes:
+        labels: int64 `[N]`, index of the most probable class.
+        names: Its name, `N` of them.
+        probabilities: float32 `[N, classes]`, softmax of the logits over the bundle's temperature.
+        unsure: bool `[N]`, under the bundle's abstain threshold.
+        provider: Where it ran.
+        variant: Which file of the bundle ran.
+        latency_us: Time of the runtime's call alone, in microseconds; the picture pipeline is not in it.
+        pixels: uint8 `[N, *input shape]`, what the model really saw.
+    """
+
+    labels: NDArray[np.int64]
+    names: tuple[str, ...]
+    probabilities: NDArray[np.float32]
+    unsure: NDArray[np.bool_]
+    provider: Provider
+    variant: str
+    latency_us: float
+    pixels: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __iter__(self) -> Iterator[tuple[str, float]]:
+        """Give (name, probability) of each sample."""
+        return iter(zip(self.names, self.probabilities.max(axis=1).tolist(), strict=True))
+
+
+class Engine:
+    """One variant of a bundle, open on one provider. Not for two threads at once: load one for each."""
+
+    def __init__(self, bundle: Bundle, variant: Variant, runner: Runner) -> None:
+        self._bundle = bundle
+        self._variant = variant
+        self._runner = runner
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What the model is."""
+        return self._bundle.spec
+
+    @property
+    def variant(self) -> Variant:
+        """The file that runs."""
+        return self._variant
+
+    @property
+    def provider(self) -> Provider:
+        """Where it runs."""
+        return self._runner.provider
+
+    @property
+    def placement(self) -> Placement:
+        """Nodes by provider."""
+        return self._runner.placement
+
+    def predict(self, x: Picture | NDArray[np.uint8]) -> Prediction:
+        """Predict one picture, or a batch of pixels.
+
+        Args:
+            x: A path, encoded bytes or a Pillow image, which go through the bundle's picture pipeline; or raw pixels,
+                uint8 `[*input shape]` or `[N, *input shape]`, which do not.
+
+        Raises:
+            PictureInvalid: Not a readable picture, or an empty one.
+            UsageError: An array of the wrong dtype or shape.
+        """
+        pixels = self.pixels(x)
+        logits, latency_us = self._run(pixels)
+        probabilities = softmax(logits / np.float32(self.spec.temperature))
+        labels = logits.argmax(axis=1)
+        least = self.spec.abstain_below or 0.0
+        return Prediction(
+            labels=labels,
+            names=tuple(self.spec.labels[label] for label in labels.tolist()),
+            probabilities=probabilities,
+            unsure=probabilities.max(axis=1) < least,
+            provider=self._runner.provider,
+            variant=self._variant.id,
+            latency_us=latency_us,
+            pixels=pixels,
+        )
+
+    def pixels(self, x: Picture | NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return what the model sees of `x`: uint8 `[N, *input shape]`."""
+        shape = self.spec.input.shape
+        if isinstance(x, np.ndarray):
+            return check_pixels(x, shape)
+        if not isinstance(x, str | os.PathLike | bytes | Image.Image):
+            raise UsageError(f"cannot predict from {type(x).__name__}", hint="give a path, a picture or a uint8 array")
+        return to_pixels(x, pipeline=self.spec.pipeline, shape=shape)[np.newaxis]
+
+    def close(self) -> None:
+        """Free the runtime's session."""
+        self._runner.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:
+        parts: list[NDArray[np.float32]] = []
+        started = time.perf_counter_ns()
+        for start in range(0, len(pixels), MAX_BATCH) or [0]:
+            parts.append(self._runner.run(pixels[start : start + MAX_BATCH]))
+        elapsed_us = (time.perf_counter_ns() - started) / 1e3
+        return (parts[0] if len(parts) == 1 else np.concatenate(parts)), elapsed_us
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return probabilities `[N, classes]` of logits `[N, classes]`, stable for large ones."""
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities: NDArray[np.float32] = shifted / shifted.sum(axis=1, keepdims=True)
+    return probabilities
+
+
+def open_engine(bundle: Bundle, variant: str | None = None, *, options: RunnerOptions | None = None) -> Engine:
+    """Open a variant of an opened bundle; its sha256 is checked first.
+
+    Raises:
+        UsageError: No such variant.
+        BundleInvalid: The file is missing or altered.
+        ProviderUnavailable: The provider cannot run it here.
+    """
+    chosen = bundle.variant(variant)
+    return Engine(bundle, chosen, OnnxRuntimeRunner(bundle.read(chosen.artifact), options))
+
+
+def load(
+    name: str | os.PathLike[str] | None = None,
+    *,
+    variant: str | None = None,
+    provider: str | Provider = Provider.CPU,
+    threads: int = 1,
+    device_id: int = 0,
+    allow_fallback: bool = False,
+) -> Engine:
+    """Open a bundle for predicting.
+
+    Args:
+        name: Path or name of a bundle; None for `mnist-mlp`, or for the only bundle there is.
+        variant: Such as `int8-qdq`; None for the bundle's default.
+        provider: `cpu` or `cuda`. It runs there or not at all, unless `allow_fallback`.
+        threads: Threads one operator may use.
+        device_id: Index of the GPU.
+        allow_fallback: Accept the CPU where the provider cannot run; `Prediction.provider` tells.
+
+    Raises:
+        BundleNotFound, BundleInvalid, UsageError, ProviderUnavailable, PackageMissing.
+    """
+    chosen = provider if isinstance(provider, Provider) else Provider.parse(provider)
+    options = RunnerOptions(provider=chosen, threads=threads, device_id=device_id, allow_fallback=allow_fallback)
+    return open_engine(find(name), variant, options=options)
+
+
+def as_record(prediction: Prediction, spec: ModelSpec, *, file: str) -> dict[str, Any]:
+    """Return the first sample's answer as plain values for JSON and CSV."""
+    probabilities = prediction.probabilities[0].tolist()
+    return {
+        "file": file,
+        "label": prediction.names[0],
+        "probability": max(probabilities),
+        "unsure": bool(prediction.unsure[0]),
+        "probabilities": dict(zip(spec.labels, probabilities, strict=True)),
+        "variant": prediction.variant,
+        "provider": prediction.provider.value,
+        "latency_us": prediction.latency_us,
+    }

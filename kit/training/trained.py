@@ -1,0 +1,38 @@
+"""From a trained module to a bundle on disk, not yet exported: weights, golden samples and the training record."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kit import bundle, machine, models
+from kit.bundle import Bundle, GoldenSamples
+from kit.data import golden_split
+from kit.runtime.pytorch import reference_logits
+from kit.training.loop import TrainingResult
+
+
+def save(result: TrainingResult, folder: Path, *, data_dir: Path | None = None) -> Bundle:
+    """Write a new bundle, or replace the one in `folder`, with no variants yet.
+
+    The golden samples come from a data set whose pictures may be redistributed, never from the training data of one that
+    may not.
+
+    Raises:
+        UsageError: The folder holds other things.
+        StorageUnavailable: It cannot be written.
+    """
+    pixels, licence = golden_split(result.record.dataset, data_dir=data_dir)
+    golden = GoldenSamples(
+        pixels=pixels.images,
+        labels=pixels.labels,
+        logits=reference_logits(result.module, result.spec, pixels.images),
+        source=licence,
+    )
+    return bundle.create(
+        folder,
+        spec=result.spec,
+        golden=golden,
+        tools=machine.tool_versions(),
+        weights=models.save_weights(result.module),
+        training=result.record,
+    )
