@@ -222,14 +222,21 @@ def is_bundle(name: str) -> bool:
     return any((folder / MANIFEST).is_file() for folder in (Path(name), ROOT / name, PACKAGED / name))
 
 
-def available() -> tuple[Bundle, ...]:
-    """Open every readable bundle under `./artifacts` and inside the package, by name."""
-    bundles: dict[str, Bundle] = {}
+def scan() -> dict[str, Bundle | BundleInvalid]:
+    """Open every bundle under `./artifacts` and inside the package, by name; an unreadable one is its error."""
+    found: dict[str, Bundle | BundleInvalid] = {}
     for root in (PACKAGED, ROOT):
         for manifest in sorted(root.glob(f"*/{MANIFEST}")):
-            with contextlib.suppress(BundleInvalid):
-                bundles[manifest.parent.name] = open_folder(manifest.parent)
-    return tuple(bundles[name] for name in sorted(bundles))
+            try:
+                found[manifest.parent.name] = open_folder(manifest.parent)
+            except BundleInvalid as error:
+                found[manifest.parent.name] = error
+    return {name: found[name] for name in sorted(found)}
+
+
+def available() -> tuple[Bundle, ...]:
+    """Return the readable bundles of `scan`, by name."""
+    return tuple(bundle for bundle in scan().values() if isinstance(bundle, Bundle))
 
 
 def open_folder(folder: Path) -> Bundle:

@@ -1,1 +1,97 @@
-def main(): ...
+"""The command `kit`: parse, call one function of the library, render.
+
+Errors meet the terminal here and nowhere else: a KitError becomes one message, the next thing to type, and its exit code;
+anything unforeseen is a defect of kit, exit code 5, with a traceback only under `--debug`.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+import click
+
+from apps.cli.bench import bench
+from apps.cli.bundles import info, list_bundles
+from apps.cli.demo import demo
+from apps.cli.doctor import doctor
+from apps.cli.export import export
+from apps.cli.predict import predict
+from apps.cli.quickstart import quickstart
+from apps.cli.train import train
+from apps.cli.verify import verify
+from kit import __version__
+from kit.errors import KitError
+
+INTERRUPTED = 130
+_STORAGE, _DEFECT = 3, 5
+
+
+class _InOrder(click.Group):
+    """Lists its commands in the order of the work."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(self.commands)
+
+
+@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="kit")
+def cli() -> None:
+    """Put a trained model on machines that are not yours.
+
+    Every artifact says what it is, every figure says where it ran, and nothing is published that was not checked.
+
+    \b
+    Start here:
+      kit quickstart              train, export, verify and bench a model in one go
+      kit doctor                  what this machine can run, proved by running it
+    """
+
+
+for command in (quickstart, train, export, verify, bench, predict, demo, list_bundles, info, doctor):
+    cli.add_command(command)
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    state = {"debug": False}
+    try:
+        result = cli.main(arguments, prog_name="kit", standalone_mode=False, obj=state)
+    except KitError as error:
+        _say(f"Error: {error}", error.hint)
+        _trace(state)
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        _say("Interrupted.")
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader went away, as `kit list | head` does
+        return 0
+    except OSError as error:
+        _say(f"Error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
+        _trace(state)
+        return _STORAGE
+    except Exception as error:  # noqa: BLE001 - the border: whatever else comes is a defect, and is said to be one
+        _say(f"Error: this is a defect of kit: {type(error).__name__}: {error}", "run it again with --debug and report it")
+        _trace(state)
+        return _DEFECT
+    return result if isinstance(result, int) else 0
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run())
+
+
+def _say(message: str, hint: str = "") -> None:
+    click.echo(message, err=True)
+    if hint:
+        click.echo(f"  → {hint}", err=True)
+
+
+def _trace(state: dict[str, bool]) -> None:
+    if state["debug"]:
+        traceback.print_exc()

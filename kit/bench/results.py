@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kit import serial
 from kit.bench.stats import Comparison, Outcome
+from kit.bundle import Bundle
 from kit.errors import BadInput, StorageUnavailable
 from kit.machine import Machine
 from kit.spec import Accuracy, Precision, Provider
@@ -119,6 +120,11 @@ class Results:
             partial.replace(path)
         except OSError as error:
             raise StorageUnavailable(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def last_path(bundle: Bundle) -> Path:
+    """Return where `kit bench` keeps its last results of a bundle: beside its folder, which only bundles write to."""
+    return bundle.folder.parent / f"{bundle.folder.name}.bench.json"
 
 
 def load(path: Path) -> Results:

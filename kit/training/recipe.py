@@ -93,3 +93,8 @@ def recipe(name: str, *, dataset: str) -> Recipe:
         raise UsageError(f"unknown recipe {name!r}", hint="choose one of: " + ", ".join(RECIPES))
     changes = _FOR_SMALL_DATA.get(dataset, {}) if name == "default" else {}
     return dataclasses.replace(RECIPES[name], **changes)
+
+
+def bundle_name(*, dataset: str, model: str) -> str:
+    """Return the name a trained bundle gets when none is given: `mnist-mlp`, or `mnist-mlp-64-64`."""
+    return f"{dataset}-mlp" if model == Recipe.model else f"{dataset}-{model}"

@@ -1,0 +1,62 @@
+"""`kit demo`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import click
+
+from apps.cli import options
+
+_PAGE = Path(__file__).parent.parent / "demo" / "page.py"
+
+
+@click.command()
+@options.bundle_argument
+@click.option("--port", type=click.IntRange(1, 65535), default=8501, show_default=True)
+@click.option("--open/--no-open", "open_browser", default=True, show_default=True, help="Open the page in a browser.")
+@options.data_dir
+@options.debug
+def demo(bundle: str | None, port: int, open_browser: bool, data_dir: Path | None) -> int:
+    """Open a page to draw on, with every variant's answer side by side.
+
+    It listens on this machine only, and asks the internet for nothing. Ctrl-C ends it.
+
+    \b
+    Example:
+      kit demo mnist-mlp
+    """
+    from kit.bundle import find
+    from kit.errors import PackageMissing
+    from kit.packages import install_line
+
+    found = find(bundle)
+    found.variant()  # a bundle without variants has nothing to show: say so here, not in the page
+    missing = [name for name in ("streamlit", "streamlit-drawable-canvas") if find_spec(name.replace("-", "_")) is None]
+    if missing:
+        raise PackageMissing(
+            f"the demo page needs {' and '.join(missing)}",
+            hint=f"{install_line(*missing)}   (it is kit's extra `demo`)",
+        )
+    environment = dict(os.environ)
+    if data_dir is not None:
+        environment["KIT_DATA_DIR"] = str(data_dir)
+    flags = {
+        "server.address": "localhost",
+        "server.port": str(port),
+        "server.headless": str(not open_browser).lower(),
+        "browser.gatherUsageStats": "false",
+        "server.fileWatcherType": "none",
+        "client.toolbarMode": "viewer",
+        "theme.primaryColor": "#2a6fdb",
+    }
+    # -P keeps a folder named apps/ or kit/ in the current directory from standing in for ours.
+    line = [sys.executable, "-P", "-m", "streamlit", "run", str(_PAGE), *(f"--{k}={v}" for k, v in flags.items())]
+    try:
+        return subprocess.run([*line, "--", str(found.folder)], env=environment, check=False).returncode
+    except KeyboardInterrupt:
+        return 0

@@ -1,0 +1,77 @@
+"""Options that several commands share. Defaults are read from the library, where each lives once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from kit.spec import Provider
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _set_debug(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value and isinstance(ctx.obj, dict):
+        ctx.obj["debug"] = True
+
+
+def debug(function: F) -> F:
+    """Add `--debug`."""
+    return click.option(
+        "--debug", is_flag=True, expose_value=False, callback=_set_debug, help="Show a traceback when something fails."
+    )(function)
+
+
+def bundle_argument(function: F) -> F:
+    """Add the optional argument BUNDLE."""
+    return click.argument("bundle", required=False)(function)
+
+
+def data_dir(function: F) -> F:
+    """Add `--data-dir`."""
+    return click.option(
+        "--data-dir",
+        type=click.Path(file_okay=False, path_type=Path),
+        help="Folder of the data sets.  [default: $KIT_DATA_DIR, else the user's cache]",
+    )(function)
+
+
+def as_json(function: F) -> F:
+    """Add `--json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")(function)
+
+
+def one_provider(function: F) -> F:
+    """Add `--provider`, `--device-id` and `--allow-fallback` for a command that runs on one provider."""
+    function = click.option(
+        "--provider",
+        type=click.Choice(list(Provider), case_sensitive=False),
+        default=Provider.CPU,
+        show_default=True,
+        help="Execution provider; strict unless --allow-fallback.",
+    )(function)
+    return fallback(function)
+
+
+def fallback(function: F) -> F:
+    """Add `--device-id` and `--allow-fallback`."""
+    function = click.option(
+        "--allow-fallback", is_flag=True, help="Accept the CPU where the provider cannot run; every row then says so."
+    )(function)
+    return click.option("--device-id", type=click.IntRange(0), default=0, show_default=True, help="Index of the GPU.")(
+        function
+    )
+
+
+def threads(function: F) -> F:
+    """Add `--threads`."""
+    return click.option(
+        "--threads",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        help="Threads one operator may use.",
+    )(function)

@@ -1,0 +1,128 @@
+"""`kit predict`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from apps.cli import options
+from kit.errors import KitError, PictureInvalid, UsageError
+from kit.spec import Provider
+
+if TYPE_CHECKING:
+    from kit.engine import Engine
+
+_STDIN = "-"
+
+
+@click.command()
+@click.argument("arguments", nargs=-1, required=True, metavar="[BUNDLE] PICTURE...")
+@click.option("--variant", help="[default: the bundle's]")
+@options.one_provider
+@click.option("--json", "form", flag_value="json", help="One JSON list of files, labels and probabilities.")
+@click.option("--jsonl", "form", flag_value="jsonl", help="One JSON object on each line.")
+@click.option("--csv", "form", flag_value="csv", help="One line each, probabilities in columns.")
+@options.debug
+def predict(
+    arguments: tuple[str, ...],
+    variant: str | None,
+    provider: Provider,
+    device_id: int,
+    allow_fallback: bool,
+    form: str | None,
+) -> int:
+    """Read pictures: PNG or JPEG files of any size and polarity, folders of them, or - for one on stdin.
+
+    The first argument may name a bundle. A picture that cannot be read is reported, the others are still answered, and the
+    exit code is 4.
+
+    \b
+    Examples:
+      kit predict photo.jpg
+      kit predict mnist-mlp scans/ --csv > answers.csv
+    """
+    from kit import engine as engines
+    from kit.bundle import is_bundle
+
+    names_bundle = arguments[0] != _STDIN and is_bundle(arguments[0])
+    bundle, sources = (arguments[0], arguments[1:]) if names_bundle else (None, arguments)
+    if not sources:
+        raise UsageError(f"no picture to read with bundle {bundle!r}", hint=f"kit predict {bundle} PICTURE")
+    pictures = list(_pictures(sources))
+    with engines.load(
+        bundle, variant=variant, provider=provider, device_id=device_id, allow_fallback=allow_fallback
+    ) as engine:
+        records, failed = [], 0
+        for name, picture in pictures:
+            try:
+                records.append(_answer(engine, name, picture))
+            except KitError as error:
+                if len(pictures) == 1:
+                    raise
+                failed += 1
+                click.echo(f"Error: {error}", err=True)
+    _show(records, form, engine.spec.labels)
+    return PictureInvalid.exit_code if failed else 0
+
+
+def _answer(engine: Engine, name: str, picture: Path | bytes) -> dict[str, Any]:
+    from kit.engine import as_record
+
+    return as_record(engine.predict(picture), engine.spec, file=name)
+
+
+def _pictures(sources: tuple[str, ...]) -> Iterator[tuple[str, Path | bytes]]:
+    """Give each picture with its name; a folder gives those in it, sorted."""
+    from kit.images import SUFFIXES
+
+    for source in sources:
+        path = Path(source)
+        if source == _STDIN:
+            yield _STDIN, sys.stdin.buffer.read()
+        elif path.is_dir():
+            found = sorted(item for item in path.iterdir() if item.suffix.lower() in SUFFIXES)
+            if not found:
+                raise PictureInvalid(f"{source} holds no pictures", hint="looked for " + ", ".join(sorted(SUFFIXES)))
+            yield from ((str(item), item) for item in found)
+        elif path.exists():
+            yield source, path
+        else:
+            raise PictureInvalid(f"{source!r} is neither a picture, nor a folder, nor a bundle", hint="kit list shows bundles")
+
+
+def _show(records: list[dict[str, Any]], form: str | None, labels: tuple[str, ...]) -> None:
+    if form == "json":
+        click.echo(json.dumps(records, indent=2, ensure_ascii=False))
+    elif form == "jsonl":
+        for record in records:
+            click.echo(json.dumps(record, ensure_ascii=False))
+    elif form == "csv":
+        click.echo(_as_csv(records, labels), nl=False)
+    else:
+        for record in records:
+            click.echo(_line(record))
+
+
+def _as_csv(records: list[dict[str, Any]], labels: tuple[str, ...]) -> str:
+    plain = ["file", "label", "probability", "unsure", "variant", "provider"]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*plain, *(f"p({label})" for label in labels)])
+    for record in records:
+        shares = [f"{record['probabilities'][label]:.6f}" for label in labels]
+        writer.writerow([*(record[column] for column in plain), *shares])
+    return text.getvalue()
+
+
+def _line(record: dict[str, Any]) -> str:
+    ranked = sorted(record["probabilities"].items(), key=lambda item: -item[1])
+    others = ", ".join(f"{label} {share:.1%}" for label, share in ranked[1:3])
+    unsure = " (unsure)" if record["unsure"] else ""
+    return f"{record['file']}: {record['label']}{unsure}  {record['probability']:.1%}   then {others}   [{record['variant']}, {record['provider']}]"

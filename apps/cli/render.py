@@ -1,0 +1,277 @@
+"""Tables, progress and number formats for the terminal. Figures go to stdout, progress and remarks to stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from exporters import ExportReport
+from kit.bench.results import Results, Row, Status
+from kit.bench.stats import Outcome
+from kit.bundle import Bundle
+from kit.serial import encode
+from kit.spec import Accuracy
+from kit.verify import Verification
+
+_PIPE_WIDTH = 140  # a file or pipe has no width of its own: do not fold its lines
+_NARROW = 104
+
+
+def stdout() -> Console:
+    """Return the console for figures."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_PIPE_WIDTH)
+
+
+def stderr() -> Console:
+    """Return the console for progress and remarks."""
+    return Console(stderr=True, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """Print a value, dataclasses included, as JSON."""
+    click.echo(json.dumps(encode(value), indent=2, ensure_ascii=False))
+
+
+def remark(text: str) -> None:
+    """Print a line to stderr."""
+    stderr().print(escape(text), soft_wrap=True)
+
+
+def next_steps(*commands: tuple[str, str]) -> None:
+    """Print the next commands to type, each with what it does."""
+    width = max(len(command) for command, _ in commands)
+    lines = "\n".join(f"  [bold]{escape(command.ljust(width))}[/]  {escape(what)}" for command, what in commands)
+    stderr().print(f"\nNext:\n{lines}", soft_wrap=True)
+
+
+@contextlib.contextmanager
+def progress(total: float | None = None) -> Iterator[Callable[[str, float | None], None]]:
+    """Show a progress bar on stderr; yields a function that takes (what, done). Without a total, a spinner."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    if total is None:
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())  # type: ignore[assignment]
+    with Progress(*columns, console=stderr(), transient=True) as bar:
+        task = bar.add_task("", total=total)
+
+        def update(what: str, done: float | None = None) -> None:
+            bar.update(task, description=escape(what), completed=done)
+
+        yield update
+
+
+def microseconds(value: float | None) -> str:
+    """Return `12.3`, `123` or `12,345`."""
+    if value is None:
+        return "-"
+    return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def size(value: int) -> str:
+    """Return `587 kB` or `2.27 MB`."""
+    return f"{value / 1e6:.2f} MB" if value >= 1e6 else f"{value / 1e3:.0f} kB"
+
+
+def percent(accuracy: Accuracy | None, source: str = "") -> str:
+    """Return `98.45 %`, with `*` when the figure is the manifest's."""
+    if accuracy is None:
+        return "-"
+    return f"{100 * accuracy.top1:.2f} %" + ("*" if source == "manifest" else "")
+
+
+def bench_table(results: Results) -> None:
+    """Print a bench run: one row each, then where it ran and what could not."""
+    console = stdout()
+    wide = console.width >= _NARROW
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("variant")
+    table.add_column("nodes on", overflow="fold")
+    headers = ("batch", "p50 µs", *(("p90",) if wide else ()), "p99", "images/s", *(("size",) if wide else ()), "top-1")
+    for header in headers:
+        table.add_column(header, justify="right")
+    table.add_column("against fp32 on the CPU" if wide else "against fp32")
+    for row in results.rows:
+        table.add_row(*_bench_cells(row, wide=wide), style="yellow" if row.status is not Status.OK else "")
+    console.print(table)
+    _bench_notes(console, results)
+
+
+def _bench_cells(row: Row, *, wide: bool) -> list[str]:
+    latency = row.latency
+    where = row.placement or f"{row.provider}: {row.status}"
+    if row.status is Status.FALLBACK:
+        where = f"{row.placement} (FALLBACK, asked for {row.provider})"
+    cells = [row.variant, where, str(row.batch_size), microseconds(latency and latency.p50_us)]
+    if wide:
+        cells.append(microseconds(latency and latency.p90_us))
+    cells += [microseconds(latency and latency.p99_us), f"{latency.images_per_second:,.0f}" if latency else "-"]
+    if wide:
+        cells.append(size(row.size_bytes))
+    return [*cells, percent(row.accuracy, row.accuracy_source), verdict(row)]
+
+
+def verdict(row: Row) -> str:
+    """Return `FASTER 1.74x [1.70, 1.78]`."""
+    if row.verdict is None:
+        return "-"
+    found = row.verdict.comparison
+    if row.verdict.outcome is Outcome.BASELINE or found is None:
+        return "baseline"
+    return escape(f"{row.verdict.outcome} {found.speedup:.2f}x [{found.low:.2f}, {found.high:.2f}]")
+
+
+def _bench_notes(console: Console, results: Results) -> None:
+    measured = next((row.latency for row in results.rows if row.latency), None)
+    threads = results.arguments.get("threads", "1")
+    plan = f"{measured.rounds} interleaved rounds, " if measured else ""
+    console.print(f"{plan}{threads} thread(s), input and output in host memory.", soft_wrap=True)
+    console.print(escape(f"Ran on {results.machine.describe()}."), soft_wrap=True)
+    counted = next((row for row in results.rows if row.accuracy), None)
+    if counted is not None and counted.accuracy is not None:
+        found = counted.accuracy
+        where = "counted now" if counted.accuracy_source == "live" else "* from the manifest, not counted here"
+        console.print(f"top-1: {found.dataset} {found.split}, {found.images:,} images; {where}.", soft_wrap=True)
+    if any(row.latency and row.latency.p99_us is None for row in results.rows):
+        console.print("p99 is shown from 1,000 calls on.", soft_wrap=True)
+    for reason, fix in dict.fromkeys((row.reason, row.fix) for row in results.rows if row.reason):
+        console.print(f"[yellow]{escape(reason)}[/]" + (f"\n  → {escape(fix)}" if fix else ""), soft_wrap=True)
+
+
+def export_table(report: ExportReport) -> None:
+    """Print what was published and the figures it passed with."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for header in ("variant", "file", "size", "opset", "layers int8", "agrees with PyTorch", "top-1 val", "top-1 test", "drop"):
+        table.add_column(header, justify="left" if header in {"variant", "file"} else "right")
+    for one in report.passed:
+        variant, quantization = one.variant, one.variant.quantization
+        table.add_row(
+            variant.id,
+            variant.artifact.file,
+            size(variant.artifact.size_bytes),
+            str(variant.opset),
+            f"{quantization.layers_quantized}/{quantization.layers_total}" if quantization else "-",
+            f"{100 * one.parity.top1_agreement:.2f} %, max err {one.parity.max_abs_error:.2g}",
+            percent(variant.validation),
+            percent(variant.accuracy),
+            f"{variant.accuracy.drop_points:+.2f} points" if variant.accuracy and quantization else "-",
+        )
+    console = stdout()
+    console.print(table)
+    first = report.passed[0]
+    console.print(f"Agreement: {first.parity.images:,} images of {first.parity_images}.", soft_wrap=True)
+
+
+def verify_table(result: Verification) -> None:
+    """Print hashes, parity and verdicts."""
+    console = stdout()
+    for check in result.files:
+        console.print(f"{_mark(check.ok)} {escape(check.file)}" + (f": {escape(check.problem)}" if check.problem else ""))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    headers = ("variant", "nodes on", "max abs err", "max rel err", "agreement", "tolerance", "needed", "golden top-1", "verdict")
+    for header in headers:
+        table.add_column(header, justify="left" if header in {"variant", "nodes on", "verdict"} else "right")
+    for row in result.variants:
+        if row.parity is None or row.verdict is None:
+            table.add_row(row.variant, f"{row.provider}: not run", *["-"] * 6, "[yellow]NOT RUN[/]")
+            continue
+        table.add_row(
+            row.variant,
+            row.placement,
+            f"{row.parity.max_abs_error:.3g}",
+            f"{row.parity.max_rel_error:.3g}",
+            f"{100 * row.parity.top1_agreement:.2f} %",
+            f"{row.verdict.tolerance:.3g}",
+            f"{row.verdict.needed:.3g}",
+            f"{row.golden_correct}/{row.golden_labelled}",
+            "[green]PASS[/]" if row.ok else "[red]FAIL[/]",
+        )
+    if result.variants:
+        console.print(table)
+        images = next((row.parity.images for row in result.variants if row.parity), 0)
+        console.print(escape(f"{images} golden samples ({result.golden_source}), against {result.reference}."), soft_wrap=True)
+        console.print("Tolerance and needed: relative error for float variants, rms error for int8.", soft_wrap=True)
+    for row in result.variants:
+        if row.problem:
+            console.print(f"[yellow]{row.variant}: {escape(row.problem)}[/]", soft_wrap=True)
+
+
+def bundle_table(bundles: dict[str, Bundle | Exception]) -> None:
+    """Print the bundles there are, one row each; an unreadable one says why."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for header in ("bundle", "model", "trained on", "variants", "top-1 test", "folder"):
+        table.add_column(header, overflow="fold")
+    for name, found in bundles.items():
+        if isinstance(found, Exception):
+            table.add_row(name, f"[red]broken[/]: {escape(str(found))}", "", "", "", "")
+            continue
+        training = found.manifest.training
+        ids = ", ".join(variant.id for variant in found.variants) or "none yet"
+        best = found.variants[0].accuracy if found.variants else None
+        table.add_row(
+            name, found.spec.architecture, training.dataset if training else "-", ids, percent(best), str(found.folder)
+        )
+    stdout().print(table)
+
+
+def bundle_info(bundle: Bundle) -> None:
+    """Print everything a stranger needs to use a bundle."""
+    spec, training, console = bundle.spec, bundle.manifest.training, stdout()
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    threshold = f", unsure under {spec.abstain_below:.0%}" if spec.abstain_below else ""
+    rows = [
+        ("bundle", f"{bundle.name}  ({bundle.folder})"),
+        ("task", f"{spec.task}: {', '.join(spec.labels)}"),
+        ("model", spec.architecture),
+        ("takes", f"{spec.input.name}: {spec.input.describe()}, raw pixels"),
+        ("gives", f"{spec.output.name}: {spec.output.describe()}, softmax at temperature {spec.temperature:g}{threshold}"),
+        ("a picture", f"goes through {spec.pipeline}"),
+        ("normalises", f"(x/255 - {spec.normalization.mean:g}) / {spec.normalization.std:g}, inside the graph"),
+        ("golden", f"{bundle.manifest.golden.file}"),
+        ("made with", ", ".join(f"{name} {version}" for name, version in bundle.manifest.tools.items())),
+    ]
+    if training is not None:
+        kept = f"epoch {training.best_epoch} of {training.epochs_run}, {percent(training.validation)} on validation"
+        rows.insert(3, ("trained", f"on {training.dataset}, seed {training.seed}: {kept}"))
+    for label, text in rows:
+        table.add_row(label, escape(text))
+    console.print(table)
+    _variant_table(console, bundle)
+
+
+def _variant_table(console: Console, bundle: Bundle) -> None:
+    if not bundle.variants:
+        console.print(f"\nno variants yet: kit export {bundle.name}")
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for header in ("variant", "file", "size", "opset", "needs", "int8 layers", "top-1 test", "drop"):
+        table.add_column(header, justify="left" if header in {"variant", "file", "needs"} else "right")
+    for variant in bundle.variants:
+        default = " (default)" if variant.id == bundle.manifest.default_variant else ""
+        quantization = variant.quantization
+        operators = "portable ONNX" if not variant.domains else " ".join(variant.domains)
+        table.add_row(
+            variant.id + default,
+            variant.artifact.file,
+            size(variant.artifact.size_bytes),
+            str(variant.opset),
+            f"onnxruntime {variant.min_onnxruntime}+, {operators}",
+            f"{quantization.layers_quantized}/{quantization.layers_total}" if quantization else "-",
+            percent(variant.accuracy),
+            f"{variant.accuracy.drop_points:+.2f}" if variant.accuracy and quantization else "-",
+        )
+    console.print(table)
+
+
+def _mark(ok: bool) -> str:
+    return "[green]ok[/]  " if ok else "[red]BAD[/] "
