@@ -1,8 +1,8 @@
 """The workshop: a trained PyTorch model in, checked artifacts out.
 
-    import exporters
+import exporters
 
-    report = exporters.export(module, spec, out="artifacts/my-model", data=data)
+report = exporters.export(module, spec, out="artifacts/my-model", data=data)
 """
 
 from __future__ import annotations

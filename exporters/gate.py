@@ -147,9 +147,7 @@ def examine(
         validation=figures[0],
         accuracy=figures[1],
     )
-    return Passed(
-        variant=variant, data=encoded, parity=found, parity_images=images, verdict=verdict, logits=logits
-    )
+    return Passed(variant=variant, data=encoded, parity=found, parity_images=images, verdict=verdict, logits=logits)
 
 
 def check_file(model: onnx.ModelProto, spec: ModelSpec) -> None:

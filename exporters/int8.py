@@ -156,7 +156,10 @@ def _read_pixels_as_quantized(model: onnx.ModelProto) -> None:
     dequantize.input[0] = quantize.input[0]
     first.input[0] = graph.input[0].name
     graph.initializer.extend(
-        [numpy_helper.from_array(np.float32(1), "pixel_scale"), numpy_helper.from_array(np.uint8(0), "pixel_zero_point")]
+        [
+            numpy_helper.from_array(np.array(1, np.float32), "pixel_scale"),
+            numpy_helper.from_array(np.array(0, np.uint8), "pixel_zero_point"),
+        ]
     )
     dequantize.input[1:] = ["pixel_scale", "pixel_zero_point"]
     for node in (cast, quantize):
@@ -195,7 +198,9 @@ def _count(model: onnx.ModelProto, quantized: onnx.ModelProto, weight_makers: se
         for tensor in quantized.graph.initializer
     )
     if skipped or integer < len(total):
-        raise GateFailed(f"the quantizer skipped {len(total) - integer or len(skipped)} of {len(total)} layers: {skipped}")
+        raise GateFailed(
+            f"the quantizer skipped {len(total) - integer or len(skipped)} of {len(total)} layers: {skipped}"
+        )
     return integer, len(total)
 
 

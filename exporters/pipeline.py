@@ -187,17 +187,13 @@ def _make(
         format=VariantFormat.FLOAT,
         normalization_folded=graph.normalization_folded,
     )
-    fp32 = examine(
-        float_candidate, spec, reference, data=data, baseline=None, max_drop_points=options.max_drop_points
-    )
+    fp32 = examine(float_candidate, spec, reference, data=data, baseline=None, max_drop_points=options.max_drop_points)
     if Precision.INT8 not in options.precisions:
         return (fp32,)
     on_step("int8: quantize")
     candidate = _quantize(graph, spec, options, data)
     on_step("int8: checks")
-    quantized = examine(
-        candidate, spec, reference, data=data, baseline=fp32, max_drop_points=options.max_drop_points
-    )
+    quantized = examine(candidate, spec, reference, data=data, baseline=fp32, max_drop_points=options.max_drop_points)
     return fp32, quantized
 
 

@@ -171,7 +171,9 @@ class Bundle:
                     source=str(arrays["source"]),
                 )
         except (ValueError, KeyError, OSError) as error:
-            raise BundleInvalid(f"{self.folder / self.manifest.golden.file} holds no golden samples: {error}") from error
+            raise BundleInvalid(
+                f"{self.folder / self.manifest.golden.file} holds no golden samples: {error}"
+            ) from error
         check_golden(golden, self.spec)
         return golden
 

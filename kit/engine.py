@@ -1,8 +1,8 @@
 """A bundle opened for predicting: pictures or pixels in, labels and probabilities out. Never imports torch.
 
-    engine = load("mnist-mlp")
-    engine.predict("photo.jpg").names       # through the bundle's picture pipeline
-    engine.predict(pixels).probabilities    # uint8 (28, 28) or (N, 28, 28): straight into the graph
+engine = load("mnist-mlp")
+engine.predict("photo.jpg").names       # through the bundle's picture pipeline
+engine.predict(pixels).probabilities    # uint8 (28, 28) or (N, 28, 28): straight into the graph
 """
 
 from __future__ import annotations
@@ -139,10 +139,9 @@ class Engine:
         self.close()
 
     def _run(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:
-        parts: list[NDArray[np.float32]] = []
+        starts = range(0, max(len(pixels), 1), MAX_BATCH)
         started = time.perf_counter_ns()
-        for start in range(0, len(pixels), MAX_BATCH) or [0]:
-            parts.append(self._runner.run(pixels[start : start + MAX_BATCH]))
+        parts = [self._runner.run(pixels[start : start + MAX_BATCH]) for start in starts]
         elapsed_us = (time.perf_counter_ns() - started) / 1e3
         return (parts[0] if len(parts) == 1 else np.concatenate(parts)), elapsed_us
 

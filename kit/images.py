@@ -94,12 +94,13 @@ def _grey(image: Image.Image) -> NDArray[np.float32]:
     """Return grey levels 0..255; what is transparent becomes the opposite of what is drawn."""
     has_alpha = image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info
     if not has_alpha:
-        return np.asarray(image.convert("L"), np.float32)
+        return np.array(image.convert("L"), np.float32)
     layers = np.asarray(image.convert("LA"), np.float32)
     grey, alpha = layers[..., 0], layers[..., 1] / 255.0
     drawn = float((grey * alpha).sum() / max(float(alpha.sum()), 1e-6))
     ground = 0.0 if drawn > 127.5 else 255.0
-    return grey * alpha + ground * (1.0 - alpha)
+    composed: NDArray[np.float32] = grey * alpha + ground * (1.0 - alpha)
+    return composed
 
 
 def _border(grey: NDArray[np.float32]) -> float:
@@ -115,7 +116,8 @@ def _ink(grey: NDArray[np.float32]) -> NDArray[np.float32]:
     if strongest < _LEAST_CONTRAST:
         raise PictureInvalid("the picture is empty: nothing stands out from its ground", hint="draw something first")
     signed = grey - ground if lighter >= darker else ground - grey
-    return np.clip(signed / strongest, 0.0, 1.0)
+    ink: NDArray[np.float32] = np.clip(signed / strongest, 0.0, 1.0)
+    return ink
 
 
 def mnist_ink(image: Image.Image, shape: tuple[int, int]) -> Pixels:

@@ -20,7 +20,17 @@ from kit import packages
 
 # The instructions that decide how fast, and how exactly, integer kernels run (facts: microsoft/onnxruntime#14642).
 _TELLING_FLAGS = ("avx2", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16", "asimddp", "i8mm")
-_TOOLS = ("onnxruntime", "onnxruntime-gpu", "onnx", "onnxscript", "torch", "torchvision", "numpy", "pillow", "streamlit")
+_TOOLS = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnx",
+    "onnxscript",
+    "torch",
+    "torchvision",
+    "numpy",
+    "pillow",
+    "streamlit",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +148,10 @@ def _memory_bytes() -> int | None:
 
 def _gpus() -> tuple[Gpu, ...]:
     fields = "name,driver_version,memory.total,clocks.sm"
-    rows = (line.split(", ") for line in _output("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits").splitlines())
+    rows = (
+        line.split(", ")
+        for line in _output("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits").splitlines()
+    )
     return tuple(
         Gpu(
             name=row[0],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ class Mlp(nn.Module):
     def __init__(self, sizes: tuple[int, ...]) -> None:
         super().__init__()
         layers: list[nn.Module] = [nn.Flatten()]
-        for index, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        for index, (fan_in, fan_out) in enumerate(pairwise(sizes)):
             if index:
                 layers.append(nn.ReLU())
             layers.append(nn.Linear(fan_in, fan_out))

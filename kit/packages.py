@@ -56,7 +56,7 @@ def needed(module: str, *, distribution: str, purpose: str, extra: str) -> Modul
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name is not None and error.name.split(".")[0] != module.split(".")[0]:
+        if error.name is not None and error.name.split(".")[0] != module.split(".", maxsplit=1)[0]:
             raise
         raise PackageMissing(
             f"{purpose} needs {distribution}, which is not installed",

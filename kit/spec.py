@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Self
 
 from kit.errors import UsageError
 
@@ -20,7 +21,7 @@ class _Choice(StrEnum):
     """An enum users type; `parse` is its door."""
 
     @classmethod
-    def parse(cls, text: str) -> _Choice:
+    def parse(cls, text: str) -> Self:
         """Return the member called `text`, in any case.
 
         Raises:

@@ -71,7 +71,9 @@ class Verification:
     @property
     def ok(self) -> bool:
         """Whether everything holds and there was something to check."""
-        return bool(self.variants) and all(check.ok for check in (*self.files, *self.variants))
+        return (
+            bool(self.variants) and all(check.ok for check in self.files) and all(check.ok for check in self.variants)
+        )
 
     @property
     def only_unavailable(self) -> bool:

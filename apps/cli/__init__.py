@@ -75,7 +75,10 @@ def run(arguments: list[str] | None = None) -> int:
         _trace(state)
         return _STORAGE
     except Exception as error:  # noqa: BLE001 - the border: whatever else comes is a defect, and is said to be one
-        _say(f"Error: this is a defect of kit: {type(error).__name__}: {error}", "run it again with --debug and report it")
+        _say(
+            f"Error: this is a defect of kit: {type(error).__name__}: {error}",
+            "run it again with --debug and report it",
+        )
         _trace(state)
         return _DEFECT
     return result if isinstance(result, int) else 0

@@ -43,7 +43,9 @@ _EXIT_CODES = {"unavailable": 3, "failed": 4}
 )
 @options.threads
 @options.fallback
-@click.option("--json", "json_file", type=click.Path(path_type=Path, allow_dash=True), help="Write results; - is stdout.")
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path, allow_dash=True), help="Write results; - is stdout."
+)
 @options.data_dir
 @options.debug
 def bench(

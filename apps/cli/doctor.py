@@ -48,7 +48,9 @@ def _show(found: Diagnosis) -> None:
     console.print(f"[bold]runtime[/]    {escape(found.runtime or 'none')} is the one that is imported", soft_wrap=True)
     for report in found.providers:
         if report.works:
-            console.print(f"[bold]{report.provider.value:<9}[/]  [green]works[/]: it ran a model and the answer was right")
+            console.print(
+                f"[bold]{report.provider.value:<9}[/]  [green]works[/]: it ran a model and the answer was right"
+            )
             continue
         console.print(f"[bold]{report.provider.value:<9}[/]  [yellow]{escape(report.reason)}[/]", soft_wrap=True)
         if report.fix:

@@ -77,9 +77,7 @@ def export(
     if given and Precision.INT8 not in precisions:
         flag = "--" + given[0].replace("_", "-")
         raise click.UsageError(f"{flag} changes nothing without --precision int8")
-    chosen = ExportOptions(
-        precisions=precisions, quantization=quantization, opset=opset, max_drop_points=max_drop
-    )
+    chosen = ExportOptions(precisions=precisions, quantization=quantization, opset=opset, max_drop_points=max_drop)
     found = find(bundle)
     report = run(found, chosen, data_dir=data_dir)
     if as_json:

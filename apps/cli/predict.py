@@ -94,7 +94,9 @@ def _pictures(sources: tuple[str, ...]) -> Iterator[tuple[str, Path | bytes]]:
         elif path.exists():
             yield source, path
         else:
-            raise PictureInvalid(f"{source!r} is neither a picture, nor a folder, nor a bundle", hint="kit list shows bundles")
+            raise PictureInvalid(
+                f"{source!r} is neither a picture, nor a folder, nor a bundle", hint="kit list shows bundles"
+            )
 
 
 def _show(records: list[dict[str, Any]], form: str | None, labels: tuple[str, ...]) -> None:
@@ -125,4 +127,5 @@ def _line(record: dict[str, Any]) -> str:
     ranked = sorted(record["probabilities"].items(), key=lambda item: -item[1])
     others = ", ".join(f"{label} {share:.1%}" for label, share in ranked[1:3])
     unsure = " (unsure)" if record["unsure"] else ""
-    return f"{record['file']}: {record['label']}{unsure}  {record['probability']:.1%}   then {others}   [{record['variant']}, {record['provider']}]"
+    where = f"[{record['variant']}, {record['provider']}]"
+    return f"{record['file']}: {record['label']}{unsure}  {record['probability']:.1%}   then {others}   {where}"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 from rich import box
@@ -14,13 +14,22 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from exporters import ExportReport
+from apps.format import NONE, microseconds, percent, size
 from kit.bench.results import Results, Row, Status
-from kit.bench.stats import Outcome
 from kit.bundle import Bundle
 from kit.serial import encode
-from kit.spec import Accuracy
 from kit.verify import Verification
+
+if TYPE_CHECKING:
+    from exporters import ExportReport  # importing it would import torch, which no other table needs
+
+
+class Update(Protocol):
+    """Tells a progress bar what is being done, and the share that is done."""
+
+    def __call__(self, what: str, done: float | None = None, /) -> None:
+        """Show it."""
+
 
 _PIPE_WIDTH = 140  # a file or pipe has no width of its own: do not fold its lines
 _NARROW = 104
@@ -55,9 +64,15 @@ def next_steps(*commands: tuple[str, str]) -> None:
 
 
 @contextlib.contextmanager
-def progress(total: float | None = None) -> Iterator[Callable[[str, float | None], None]]:
+def progress(total: float | None = None) -> Iterator[Update]:
     """Show a progress bar on stderr; yields a function that takes (what, done). Without a total, a spinner."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+    )
     if total is None:
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())  # type: ignore[assignment]
     with Progress(*columns, console=stderr(), transient=True) as bar:
@@ -67,25 +82,6 @@ def progress(total: float | None = None) -> Iterator[Callable[[str, float | None
             bar.update(task, description=escape(what), completed=done)
 
         yield update
-
-
-def microseconds(value: float | None) -> str:
-    """Return `12.3`, `123` or `12,345`."""
-    if value is None:
-        return "-"
-    return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
-
-
-def size(value: int) -> str:
-    """Return `587 kB` or `2.27 MB`."""
-    return f"{value / 1e6:.2f} MB" if value >= 1e6 else f"{value / 1e3:.0f} kB"
-
-
-def percent(accuracy: Accuracy | None, source: str = "") -> str:
-    """Return `98.45 %`, with `*` when the figure is the manifest's."""
-    if accuracy is None:
-        return "-"
-    return f"{100 * accuracy.top1:.2f} %" + ("*" if source == "manifest" else "")
 
 
 def bench_table(results: Results) -> None:
@@ -110,23 +106,16 @@ def _bench_cells(row: Row, *, wide: bool) -> list[str]:
     where = row.placement or f"{row.provider}: {row.status}"
     if row.status is Status.FALLBACK:
         where = f"{row.placement} (FALLBACK, asked for {row.provider})"
-    cells = [row.variant, where, str(row.batch_size), microseconds(latency and latency.p50_us)]
+    cells = [row.variant, where, str(row.batch_size), microseconds(latency.p50_us if latency else None)]
     if wide:
-        cells.append(microseconds(latency and latency.p90_us))
-    cells += [microseconds(latency and latency.p99_us), f"{latency.images_per_second:,.0f}" if latency else "-"]
+        cells.append(microseconds(latency.p90_us if latency else None))
+    cells += [
+        microseconds(latency.p99_us if latency else None),
+        f"{latency.images_per_second:,.0f}" if latency else NONE,
+    ]
     if wide:
         cells.append(size(row.size_bytes))
-    return [*cells, percent(row.accuracy, row.accuracy_source), verdict(row)]
-
-
-def verdict(row: Row) -> str:
-    """Return `FASTER 1.74x [1.70, 1.78]`."""
-    if row.verdict is None:
-        return "-"
-    found = row.verdict.comparison
-    if row.verdict.outcome is Outcome.BASELINE or found is None:
-        return "baseline"
-    return escape(f"{row.verdict.outcome} {found.speedup:.2f}x [{found.low:.2f}, {found.high:.2f}]")
+    return [*cells, percent(row.accuracy, row.accuracy_source), escape(row.verdict.describe() if row.verdict else NONE)]
 
 
 def _bench_notes(console: Console, results: Results) -> None:
@@ -149,7 +138,17 @@ def _bench_notes(console: Console, results: Results) -> None:
 def export_table(report: ExportReport) -> None:
     """Print what was published and the figures it passed with."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for header in ("variant", "file", "size", "opset", "layers int8", "agrees with PyTorch", "top-1 val", "top-1 test", "drop"):
+    for header in (
+        "variant",
+        "file",
+        "size",
+        "opset",
+        "layers int8",
+        "agrees with PyTorch",
+        "top-1 val",
+        "top-1 test",
+        "drop",
+    ):
         table.add_column(header, justify="left" if header in {"variant", "file"} else "right")
     for one in report.passed:
         variant, quantization = one.variant, one.variant.quantization
@@ -158,11 +157,11 @@ def export_table(report: ExportReport) -> None:
             variant.artifact.file,
             size(variant.artifact.size_bytes),
             str(variant.opset),
-            f"{quantization.layers_quantized}/{quantization.layers_total}" if quantization else "-",
+            f"{quantization.layers_quantized}/{quantization.layers_total}" if quantization else NONE,
             f"{100 * one.parity.top1_agreement:.2f} %, max err {one.parity.max_abs_error:.2g}",
             percent(variant.validation),
             percent(variant.accuracy),
-            f"{variant.accuracy.drop_points:+.2f} points" if variant.accuracy and quantization else "-",
+            f"{variant.accuracy.drop_points:+.2f} points" if variant.accuracy and quantization else NONE,
         )
     console = stdout()
     console.print(table)
@@ -174,14 +173,26 @@ def verify_table(result: Verification) -> None:
     """Print hashes, parity and verdicts."""
     console = stdout()
     for check in result.files:
-        console.print(f"{_mark(check.ok)} {escape(check.file)}" + (f": {escape(check.problem)}" if check.problem else ""))
+        console.print(
+            f"{_mark(check.ok)} {escape(check.file)}" + (f": {escape(check.problem)}" if check.problem else "")
+        )
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    headers = ("variant", "nodes on", "max abs err", "max rel err", "agreement", "tolerance", "needed", "golden top-1", "verdict")
+    headers = (
+        "variant",
+        "nodes on",
+        "max abs err",
+        "max rel err",
+        "agreement",
+        "tolerance",
+        "needed",
+        "golden top-1",
+        "verdict",
+    )
     for header in headers:
         table.add_column(header, justify="left" if header in {"variant", "nodes on", "verdict"} else "right")
     for row in result.variants:
         if row.parity is None or row.verdict is None:
-            table.add_row(row.variant, f"{row.provider}: not run", *["-"] * 6, "[yellow]NOT RUN[/]")
+            table.add_row(row.variant, f"{row.provider}: not run", *[NONE] * 6, "[yellow]NOT RUN[/]")
             continue
         table.add_row(
             row.variant,
@@ -197,7 +208,9 @@ def verify_table(result: Verification) -> None:
     if result.variants:
         console.print(table)
         images = next((row.parity.images for row in result.variants if row.parity), 0)
-        console.print(escape(f"{images} golden samples ({result.golden_source}), against {result.reference}."), soft_wrap=True)
+        console.print(
+            escape(f"{images} golden samples ({result.golden_source}), against {result.reference}."), soft_wrap=True
+        )
         console.print("Tolerance and needed: relative error for float variants, rms error for int8.", soft_wrap=True)
     for row in result.variants:
         if row.problem:
@@ -217,7 +230,7 @@ def bundle_table(bundles: dict[str, Bundle | Exception]) -> None:
         ids = ", ".join(variant.id for variant in found.variants) or "none yet"
         best = found.variants[0].accuracy if found.variants else None
         table.add_row(
-            name, found.spec.architecture, training.dataset if training else "-", ids, percent(best), str(found.folder)
+            name, found.spec.architecture, training.dataset if training else NONE, ids, percent(best), str(found.folder)
         )
     stdout().print(table)
 
@@ -234,7 +247,10 @@ def bundle_info(bundle: Bundle) -> None:
         ("task", f"{spec.task}: {', '.join(spec.labels)}"),
         ("model", spec.architecture),
         ("takes", f"{spec.input.name}: {spec.input.describe()}, raw pixels"),
-        ("gives", f"{spec.output.name}: {spec.output.describe()}, softmax at temperature {spec.temperature:g}{threshold}"),
+        (
+            "gives",
+            f"{spec.output.name}: {spec.output.describe()}, softmax at temperature {spec.temperature:g}{threshold}",
+        ),
         ("a picture", f"goes through {spec.pipeline}"),
         ("normalises", f"(x/255 - {spec.normalization.mean:g}) / {spec.normalization.std:g}, inside the graph"),
         ("golden", f"{bundle.manifest.golden.file}"),
@@ -266,9 +282,9 @@ def _variant_table(console: Console, bundle: Bundle) -> None:
             size(variant.artifact.size_bytes),
             str(variant.opset),
             f"onnxruntime {variant.min_onnxruntime}+, {operators}",
-            f"{quantization.layers_quantized}/{quantization.layers_total}" if quantization else "-",
+            f"{quantization.layers_quantized}/{quantization.layers_total}" if quantization else NONE,
             percent(variant.accuracy),
-            f"{variant.accuracy.drop_points:+.2f}" if variant.accuracy and quantization else "-",
+            f"{variant.accuracy.drop_points:+.2f}" if variant.accuracy and quantization else NONE,
         )
     console.print(table)
 

@@ -56,6 +56,13 @@ class Verdict:
     baseline: str
     comparison: Comparison | None = None
 
+    def describe(self) -> str:
+        """Return `FASTER 1.74x [1.70, 1.78]`, or `baseline`."""
+        found = self.comparison
+        if found is None:
+            return "baseline"
+        return f"{self.outcome} {found.speedup:.2f}x [{found.low:.2f}, {found.high:.2f}]"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:

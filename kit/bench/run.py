@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -212,7 +213,7 @@ def _measure_group(
 ) -> list[_Measured]:
     """Time all open runners on the same batch, in the same rounds."""
     running = [entry.runner for entry in entries if entry.runner is not None]
-    timings = iter(measure([lambda r=runner: r.run(pixels) for runner in running], plan, on_round=on_round))
+    timings = iter(measure([partial(runner.run, pixels) for runner in running], plan, on_round=on_round))
     measured = []
     for entry in entries:
         row = dataclasses.replace(entry.row, batch_size=len(pixels))

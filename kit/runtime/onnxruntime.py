@@ -173,7 +173,15 @@ def _quiet(ort: Any) -> Iterator[None]:
 def _translated(ort: Any) -> Iterator[None]:
     """Turn ONNX Runtime's exceptions, which share no base class, into kit's."""
     state = ort.capi.onnxruntime_pybind11_state
-    names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "RuntimeException", "EPFail")
+    names = (
+        "Fail",
+        "InvalidArgument",
+        "InvalidGraph",
+        "InvalidProtobuf",
+        "NotImplemented",
+        "RuntimeException",
+        "EPFail",
+    )
     theirs = tuple(getattr(state, name) for name in names)
     try:
         yield

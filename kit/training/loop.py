@@ -79,9 +79,7 @@ def train(
     spec = spec_for(dataset, recipe, name=name)
     fitted, held_out = validation_indices(len(dataset.train), fraction=recipe.val_fraction, seed=recipe.seed)
     torch.manual_seed(recipe.seed)
-    module = models.build(
-        recipe.model, inputs=dataset.train.images[0].size, outputs=len(dataset.info.labels)
-    )
+    module = models.build(recipe.model, inputs=dataset.train.images[0].size, outputs=len(dataset.info.labels))
     session = _Session(module, spec, recipe, dataset.train.take(fitted), dataset.train.take(held_out), on_step)
     started = time.perf_counter()
     interrupted = False
@@ -178,7 +176,7 @@ class _Session:
         self.module.train()
         order = torch.randperm(len(self.images), generator=self.generator)
         total = 0.0
-        for step, indices in enumerate(order.split(self.recipe.batch_size), start=1):
+        for step, indices in enumerate(torch.split(order, self.recipe.batch_size), start=1):
             inputs = self.images[indices].to(torch.float32)
             if self.recipe.augment:
                 inputs = random_affine(inputs, self.generator)
@@ -199,7 +197,7 @@ class _Session:
     def _logits(self, split: Split) -> torch.Tensor:
         self.module.eval()
         with torch.inference_mode():
-            parts = torch.from_numpy(split.images).split(_EVALUATION_BATCH)
+            parts = torch.split(torch.from_numpy(split.images), _EVALUATION_BATCH)
             return torch.cat([self.module(self._normalize(part.to(torch.float32))) for part in parts])
 
     def _predict(self, split: Split) -> torch.Tensor:

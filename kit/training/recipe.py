@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from kit.errors import UsageError
 from kit.spec import Normalization
@@ -80,7 +81,7 @@ RECIPES = {
 
 
 # A set of some thousand images gives few steps an epoch: more epochs of smaller batches, still under 10 seconds.
-_FOR_SMALL_DATA = {"digits": {"epochs": 40, "batch_size": 64}}
+_FOR_SMALL_DATA: dict[str, dict[str, Any]] = {"digits": {"epochs": 40, "batch_size": 64}}
 
 
 def recipe(name: str, *, dataset: str) -> Recipe:
