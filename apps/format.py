@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kit.spec import Accuracy
 
-NONE = "–"  # an en dash: Markdown takes a hyphen for a list
+NONE = "–"  # noqa: RUF001 - an en dash: Markdown takes a hyphen for a list
 
 
 def microseconds(value: float | None) -> str:

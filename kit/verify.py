@@ -115,11 +115,11 @@ def _reference(bundle: Bundle, golden: GoldenSamples, intact: set[str]) -> tuple
     weights = bundle.manifest.weights
     if weights is None or weights.file not in intact:
         return golden.logits, "stored logits"
-    if packages.version("torch") is None or packages.version("safetensors") is None:
+    try:
+        from kit import models
+        from kit.runtime.pytorch import PyTorchRunner
+    except ImportError:  # no torch, or one that does not load: golden samples are made for this
         return golden.logits, "stored logits"
-    from kit import models
-    from kit.runtime.pytorch import PyTorchRunner
-
     if not models.is_known(bundle.spec.architecture):
         return golden.logits, "stored logits"
     with PyTorchRunner(models.load_trained(bundle.spec, bundle.path(weights)), bundle.spec) as runner:

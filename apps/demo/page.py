@@ -175,8 +175,8 @@ def show_accuracy(bundle: Bundle) -> None:
     rows = {
         variant.id: {
             "top-1": percent(variant.accuracy),
-            "became wrong": variant.accuracy.flips_to_wrong,
-            "became right": variant.accuracy.flips_to_right,
+            "became wrong": str(variant.accuracy.flips_to_wrong),
+            "became right": str(variant.accuracy.flips_to_right),
             "size": size(variant.artifact.size_bytes),
         }
         for variant in known

@@ -1,0 +1,140 @@
+"""Fixtures: small real bundles, made once, and the things a test may need that a machine may lack.
+
+What is named in KIT_TEST_REQUIRE (such as "mnist browser") must be there: its tests then fail instead of being skipped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kit import data
+from kit.bundle import Bundle, open_folder
+from kit.runtime import providers
+from kit.spec import ModelSpec, Normalization, Precision, Provider, QuantizationScheme, TensorSpec
+
+ROOT = Path(__file__).parent.parent
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
+
+Kit = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def _missing(what: str, reason: str) -> None:
+    if what in os.environ.get("KIT_TEST_REQUIRE", "").split():
+        pytest.fail(f"KIT_TEST_REQUIRE asks for {what}, but {reason}")
+    pytest.skip(reason)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not providers.prove(Provider.CUDA).works:
+        _missing("gpu", providers.prove(Provider.CUDA).reason)
+    if item.get_closest_marker("mnist") and not data.is_here("mnist"):
+        _missing("mnist", f"MNIST is not in {data.default_dir()} (set KIT_DATA_DIR)")
+    if item.get_closest_marker("browser") and CHROMIUM is None:
+        _missing("browser", "Chromium is not installed")
+
+
+@pytest.fixture
+def no_cuda() -> None:
+    """Skip where CUDA works: what is tested is what happens without it."""
+    if providers.prove(Provider.CUDA).works:
+        pytest.skip("CUDA works here")
+
+
+@pytest.fixture(scope="session")
+def tiny_spec() -> ModelSpec:
+    """4x4 pixels in, three classes out: nothing to do with digits."""
+    return ModelSpec(
+        name="tiny",
+        architecture="mlp-8",
+        input=TensorSpec(name="pixels", dtype="uint8", shape=(4, 4)),
+        output=TensorSpec(name="logits", dtype="float32", shape=(3,)),
+        labels=("left", "right", "none"),
+        pipeline="resize@1",
+        normalization=Normalization(mean=0.4, std=0.2),
+    )
+
+
+@pytest.fixture(scope="session")
+def _tiny(tmp_path_factory: pytest.TempPathFactory, tiny_spec: ModelSpec) -> Path:
+    import torch
+
+    import exporters
+    from kit import models
+
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("tiny") / "tiny"
+    exporters.export(models.build("mlp-8", inputs=16, outputs=3), tiny_spec, out=folder)
+    return folder
+
+
+@pytest.fixture
+def tiny(_tiny: Path, tmp_path: Path) -> Bundle:
+    """A bundle of one fp32 variant, a fresh copy for each test."""
+    return open_folder(Path(shutil.copytree(_tiny, tmp_path / "tiny")))
+
+
+@pytest.fixture(scope="session")
+def _digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import exporters
+    from kit.training.loop import train
+    from kit.training.recipe import recipe
+    from kit.training.trained import save
+
+    folder = tmp_path_factory.mktemp("digits") / "digits-mlp"
+    dataset = data.load("digits")
+    short = dataclasses.replace(recipe("default", dataset="digits"), epochs=15)
+    bundle = save(train(dataset, short, name="digits-mlp"), folder)
+    both = (Precision.FP32, Precision.INT8)
+    for scheme in QuantizationScheme:
+        bundle = exporters.export_bundle(bundle, exporters.ExportOptions(precisions=both, quantization=scheme)).bundle
+    return folder
+
+
+@pytest.fixture
+def digits(_digits: Path, tmp_path: Path) -> Bundle:
+    """The main job's bundle on the embedded digits: fp32, int8-qdq and int8-dynamic; a fresh copy for each test."""
+    return open_folder(Path(shutil.copytree(_digits, tmp_path / "digits-mlp")))
+
+
+@pytest.fixture
+def kit(tmp_path: Path) -> Kit:
+    """Run `kit` as users do, in a process of its own, in an empty folder."""
+
+    def run(*arguments: str, cwd: Path = tmp_path, **environment: str) -> subprocess.CompletedProcess[str]:
+        program = str(Path(sys.executable).with_name("kit"))
+        return subprocess.run(
+            [program, *arguments],
+            cwd=cwd,
+            env={**os.environ, "COLUMNS": "140", **environment},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def python(tmp_path: Path) -> Kit:
+    """Run a Python program in a process of its own."""
+
+    def run(program: str, *, cwd: Path = tmp_path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-P", "-c", program], cwd=cwd, capture_output=True, text=True, timeout=240, check=False
+        )
+
+    return run
+
+
+__all__ = ["CHROMIUM", "ROOT", "Kit"]

@@ -1,0 +1,79 @@
+"""The house: imports point down, and a deployment machine never needs torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kit.bundle import Bundle
+from tests.conftest import ROOT, Kit
+
+BLOCK = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in {blocked!r}:
+            raise ModuleNotFoundError(f'{{name}} is not for deployment machines', name=name)
+sys.meta_path.insert(0, Block())
+"""
+WORKSHOP = ("torch", "torchvision", "onnx", "onnxscript", "sklearn", "safetensors", "streamlit")
+
+
+def test_imports_point_down() -> None:
+    found = subprocess.run(
+        [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stdout
+
+
+def test_import_kit_imports_no_runtime_and_no_torch(python: Kit) -> None:
+    found = python("import kit, sys; print([m for m in ('torch', 'onnx', 'onnxruntime', 'numpy') if m in sys.modules])")
+    assert found.stdout.strip() == "[]", found.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--help",),
+        ("list",),
+        ("info",),
+        ("verify",),
+        ("doctor",),
+        ("predict", "PICTURE"),
+        ("bench", "--batch-size", "1"),
+    ],
+)
+def test_deployment_commands_run_without_the_workshop(digits: Bundle, python: Kit, arguments: tuple[str, ...]) -> None:
+    picture = digits.folder / "picture.png"
+    from PIL import Image
+
+    Image.fromarray(digits.golden().pixels[0]).save(picture)
+    named = [str(picture) if word == "PICTURE" else word for word in arguments]
+    if named[0] in {"info", "verify", "predict", "bench"}:
+        named.insert(1, str(digits.folder))
+    program = BLOCK.format(blocked=WORKSHOP) + f"from apps.cli import run; raise SystemExit(run({named!r}))"
+    found = python(program)
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_python_api_predicts_without_the_workshop(digits: Bundle, python: Kit) -> None:
+    program = (
+        BLOCK.format(blocked=WORKSHOP)
+        + f"import kit, numpy; e = kit.load({str(digits.folder)!r}); "
+        + "print(e.predict(numpy.zeros((2, 28, 28), numpy.uint8)).probabilities.shape)"
+    )
+    assert python(program).stdout.strip() == "(2, 10)"
+
+
+def test_a_folder_named_apps_does_not_stand_in_for_ours(kit: Kit, tmp_path: Path) -> None:
+    for name in ("apps", "kit", "exporters"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise RuntimeError('the wrong one')")
+    assert kit("--help", cwd=tmp_path).returncode == 0

@@ -1,0 +1,214 @@
+"""The workshop: what is published was checked, and what fails a check leaves no trace."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+import exporters
+from exporters import ExportOptions, LabelledData, int8, onnx_graph
+from exporters.gate import check_batches, check_file
+from kit import models
+from kit.bundle import Bundle, find
+from kit.data import Split
+from kit.errors import GateFailed, UsageError
+from kit.runtime.onnxruntime import OnnxRuntimeRunner
+from kit.runtime.pytorch import reference_logits
+from kit.spec import Calibration, ModelSpec, Normalization, Precision, QuantizationScheme, TensorSpec
+from kit.verify import verify
+
+INT8 = (Precision.FP32, Precision.INT8)
+
+
+class Conv(nn.Module):
+    """A small network whose first layer is not dense."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits [N, 3]."""
+        features = torch.relu(self.conv(x.unsqueeze(1)))
+        logits: torch.Tensor = self.head(features.mean(dim=(2, 3)))
+        return logits
+
+
+class RowsDepend(nn.Module):
+    """A module whose rows depend on their neighbours, as batch statistics in training mode do."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits [N, 3]."""
+        rows = x.flatten(1)[:, :3]
+        return rows - rows.mean(dim=0, keepdim=True)
+
+
+def labelled(module: nn.Module, spec: ModelSpec, *, calibration: np.ndarray | None = None) -> LabelledData:
+    """Random pixels labelled by the module itself: fp32 is right on all of them."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (600, *spec.input.shape), dtype=np.uint8)
+    labels = reference_logits(module, spec, pixels).argmax(axis=1).astype(np.int64)
+    samples = pixels[:200] if calibration is None else calibration
+    record = Calibration(
+        method="minmax", dataset="noise", split="train", samples=len(samples), indices_sha256="0" * 64, seed=0
+    )
+    return LabelledData(
+        dataset="noise",
+        validation=Split(pixels[200:400], labels[200:400]),
+        test=Split(pixels[400:], labels[400:]),
+        calibration=(Split(samples, np.zeros(len(samples), np.int64)), record),
+    )
+
+
+def test_the_graph_takes_raw_pixels_and_normalises_in_its_first_layer(tiny_spec: ModelSpec) -> None:
+    module = models.build("mlp-8", inputs=16, outputs=3)
+    graph = onnx_graph.to_onnx(module, tiny_spec)
+    assert graph.normalization_folded
+    assert [node.op_type for node in graph.model.graph.node] == ["Cast", "Reshape", "Gemm", "Relu", "Gemm"]
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 4, 4), dtype=np.uint8)
+    expected = module((torch.tensor(pixels) / 255 - 0.4) / 0.2).detach().numpy()
+    with OnnxRuntimeRunner(graph.model.SerializeToString()) as runner:
+        assert np.allclose(runner.run(pixels), expected, atol=1e-5)
+
+
+def test_no_trace_of_this_machine_is_left_in_the_graph(tiny_spec: ModelSpec) -> None:
+    encoded = onnx_graph.to_onnx(models.build("mlp-8", inputs=16, outputs=3), tiny_spec).model.SerializeToString()
+    assert str(Path(__file__).parent.parent).encode() not in encoded
+    assert b".py" not in encoded
+
+
+@pytest.mark.parametrize("opset", onnx_graph.OPSETS)
+def test_every_opset_offered_is_written(tiny_spec: ModelSpec, opset: int, tmp_path: Path) -> None:
+    module = models.build("mlp-8", inputs=16, outputs=3)
+    report = exporters.export(module, tiny_spec, out=tmp_path / "b", options=ExportOptions(opset=opset))
+    assert report.bundle.variant("fp32").opset == opset
+
+
+def test_a_convolution_keeps_its_normalisation_as_nodes_and_is_exported_and_quantized(
+    tiny_spec: ModelSpec, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    module = Conv().eval()
+    spec = dataclasses.replace(tiny_spec, architecture="Conv")
+    options = ExportOptions(precisions=INT8, max_drop_points=20)
+    report = exporters.export(module, spec, out=tmp_path / "conv", options=options, data=labelled(module, spec))
+    fp32, quantized = report.passed
+    assert not fp32.variant.normalization_folded
+    assert quantized.variant.quantization is not None
+    assert quantized.variant.quantization.layers_quantized == 2
+    checked = verify(report.bundle)
+    assert checked.ok
+    assert checked.reference == "stored logits"
+
+
+def test_static_int8_reads_pixels_as_they_are_and_gives_float_logits(digits: Bundle) -> None:
+    model = onnx.load_from_string(digits.read(digits.variant("int8-qdq").artifact))
+    kinds = [node.op_type for node in model.graph.node]
+    assert "Cast" not in kinds
+    first = next(node for node in model.graph.node if "pixels" in node.input)
+    follower = next(node for node in model.graph.node if node.input[0] == first.output[0])
+    scales = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    assert follower.op_type == "DequantizeLinear"
+    assert (scales[follower.input[1]], scales[follower.input[2]]) == (1.0, 0)
+    assert next(node for node in model.graph.node if "logits" in node.output).op_type == "Gemm"
+
+
+def test_int8_weights_use_seven_bits_so_that_no_cpu_saturates(digits: Bundle) -> None:
+    for variant in ("int8-qdq", "int8-dynamic"):
+        model = onnx.load_from_string(digits.read(digits.variant(variant).artifact))
+        weights = [numpy_helper.to_array(t) for t in model.graph.initializer if len(t.dims) == 2]
+        assert len(weights) == 4
+        assert max(int(np.abs(weight.astype(int)).max()) for weight in weights) <= 64
+        record = digits.variant(variant).quantization
+        assert record is not None
+        assert (record.layers_quantized, record.layers_total, record.weight_bits) == (4, 4, 7)
+
+
+def test_a_skipped_layer_is_noticed(tiny_spec: ModelSpec) -> None:
+    model = onnx_graph.to_onnx(models.build("mlp-8", inputs=16, outputs=3), tiny_spec).model
+    with pytest.raises(GateFailed, match="skipped"):
+        int8._count(model, model, {"DequantizeLinear"})
+
+
+def test_int8_that_is_wrong_is_not_published(tiny_spec: ModelSpec, tmp_path: Path) -> None:
+    """Calibrated on nearly black pictures, every activation of a real one is clipped."""
+    torch.manual_seed(2)
+    module = models.build("mlp-8", inputs=16, outputs=3).eval()
+    black = np.zeros((100, 4, 4), np.uint8)
+    data = labelled(module, tiny_spec, calibration=black)
+    with pytest.raises(GateFailed, match="points of top-1 on the validation split"):
+        exporters.export(module, tiny_spec, out=tmp_path / "b", options=ExportOptions(precisions=INT8), data=data)
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_failed_gate_leaves_an_existing_bundle_as_it_was(digits: Bundle) -> None:
+    before = {item.name: item.read_bytes() for item in digits.folder.iterdir()}
+    altered = dataclasses.replace(digits.manifest.spec, normalization=Normalization(mean=0.9, std=5.0))
+    wrong = Bundle(digits.folder, dataclasses.replace(digits.manifest, spec=altered))
+    options = ExportOptions(precisions=INT8, calibration_samples=1, max_drop_points=0)
+    with pytest.raises(GateFailed):
+        exporters.export_bundle(wrong, options)
+    assert {item.name: item.read_bytes() for item in digits.folder.iterdir()} == before
+
+
+def test_rows_that_depend_on_their_neighbours_fail_the_gate(tiny_spec: ModelSpec, tmp_path: Path) -> None:
+    with pytest.raises(GateFailed, match="neighbours"):
+        exporters.export(RowsDepend(), tiny_spec, out=tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_specialised_batch_fails_the_gate(tiny: Bundle) -> None:
+    model = onnx.load_from_string(tiny.read(tiny.variant().artifact))
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+    with pytest.raises(GateFailed, match="where the spec says"):
+        check_file(model, tiny.spec)
+
+
+def test_a_wrong_output_shape_fails_the_gate(tiny: Bundle) -> None:
+    narrower = dataclasses.replace(
+        tiny.spec, labels=("a", "b"), output=TensorSpec(name="logits", dtype="float32", shape=(2,))
+    )
+    with OnnxRuntimeRunner(tiny.read(tiny.variant().artifact)) as runner, pytest.raises(GateFailed, match="batch of 1"):
+        check_batches(runner, narrower, tiny.golden().pixels)
+
+
+def test_a_module_torch_cannot_export_is_one_clear_error(tiny_spec: ModelSpec, tmp_path: Path) -> None:
+    class Looks(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.flatten(1)[:, :3] * float(x.sum().item() > 0 and x.max().item())
+
+    with pytest.raises(GateFailed, match="could not export"):
+        exporters.export(Looks(), tiny_spec, out=tmp_path / "b")
+
+
+def test_static_int8_without_calibration_says_what_to_pass(tiny_spec: ModelSpec, tmp_path: Path) -> None:
+    module = models.build("mlp-8", inputs=16, outputs=3)
+    with pytest.raises(UsageError, match="calibration"):
+        exporters.export(module, tiny_spec, out=tmp_path / "b", options=ExportOptions(precisions=INT8))
+    dynamic = ExportOptions(precisions=INT8, quantization=QuantizationScheme.DYNAMIC)
+    report = exporters.export(module, tiny_spec, out=tmp_path / "b", options=dynamic)
+    assert [variant.id for variant in report.bundle.variants] == ["fp32", "int8-dynamic"]
+    assert report.bundle.variant("int8-dynamic").accuracy is None
+
+
+def test_the_manifest_says_how_int8_was_made(digits: Bundle) -> None:
+    record = find(digits.folder).variant("int8-qdq").quantization
+    assert record is not None
+    assert record.calibration is not None
+    assert record.calibration.split == "train"
+    assert record.calibration.samples == 1024
+    assert len(record.calibration.indices_sha256) == 64
+
+
+def test_options_that_make_nothing_are_refused() -> None:
+    for wrong in ({"precisions": ()}, {"opset": 3}, {"calibration_samples": 0}, {"max_drop_points": -1.0}):
+        with pytest.raises(UsageError):
+            ExportOptions(**wrong)

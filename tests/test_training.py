@@ -1,0 +1,130 @@
+"""Training: repeatable, keeps the best, survives Ctrl-C."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from kit import data, models
+from kit.data import Dataset
+from kit.errors import UsageError
+from kit.runtime.pytorch import reference_logits
+from kit.training.augment import random_affine
+from kit.training.loop import Epoch, InterruptedEarlyError, train
+from kit.training.recipe import RECIPES, Recipe, bundle_name, recipe
+
+SHORT = Recipe(model="mlp-64-64", epochs=3, batch_size=64)
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    return data.load("digits")
+
+
+def test_the_same_seed_gives_the_same_weights(dataset: Dataset) -> None:
+    first = models.save_weights(train(dataset, SHORT, name="a").module)
+    assert models.save_weights(train(dataset, SHORT, name="a").module) == first
+    other = train(dataset, dataclasses.replace(SHORT, seed=1), name="a")
+    assert models.save_weights(other.module) != first
+
+
+def test_the_best_epoch_is_kept(dataset: Dataset) -> None:
+    result = train(dataset, dataclasses.replace(SHORT, epochs=6, lr=0.05), name="a")
+    scores = [row["validation_top1"] for row in result.record.history]
+    assert result.record.validation.top1 == max(scores)
+    assert result.record.best_epoch == 1 + scores.index(max(scores))
+
+
+def test_validation_images_are_not_trained_on(dataset: Dataset) -> None:
+    result = train(dataset, SHORT, name="a")
+    _, held_out = data.validation_indices(len(dataset.train), fraction=SHORT.val_fraction, seed=SHORT.seed)
+    assert result.record.validation.images == len(held_out)
+    split = dataset.train.take(held_out)
+    right = (reference_logits(result.module, result.spec, split.images).argmax(axis=1) == split.labels).sum()
+    assert right == result.record.validation.correct
+
+
+def test_ctrl_c_keeps_the_best_so_far_and_the_record_says_so(dataset: Dataset) -> None:
+    def stop(epoch: Epoch) -> None:
+        if epoch.epoch == 2:
+            raise KeyboardInterrupt
+
+    result = train(dataset, dataclasses.replace(SHORT, epochs=50), name="a", on_epoch=stop)
+    assert result.record.interrupted
+    assert result.record.epochs_run == 2
+
+
+def test_ctrl_c_before_there_is_anything_to_keep_is_an_error(dataset: Dataset) -> None:
+    def stop(_done: int, _total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(InterruptedEarlyError) as caught:
+        train(dataset, SHORT, name="a", on_step=stop)
+    assert caught.value.exit_code == 130
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("schedule", ["constant", "one-cycle"])
+def test_every_optimizer_and_schedule_learns(dataset: Dataset, optimizer: str, schedule: str) -> None:
+    chosen = dataclasses.replace(SHORT, optimizer=optimizer, schedule=schedule, epochs=8, lr=0.01, augment=False)
+    assert train(dataset, chosen, name="a").record.validation.top1 > 0.8
+
+
+def test_augmentation_moves_the_ink_and_keeps_it() -> None:
+    images = torch.zeros(64, 28, 28)
+    images[:, 10:18, 10:18] = 200.0
+    moved = random_affine(images, torch.Generator().manual_seed(0))
+    assert moved.shape == images.shape
+    ratio = moved.sum(dim=(1, 2)) / images.sum(dim=(1, 2))
+    assert 0.7 < float(ratio.min()) <= float(ratio.max()) < 1.5
+    centres = (moved.sum(dim=1) * torch.arange(28)).sum(dim=1) / moved.sum(dim=(1, 2))
+    assert float(centres.std()) > 0.3
+
+
+def test_the_article_is_trained_as_printed() -> None:
+    article = recipe("article", dataset="mnist")
+    assert (article.batch_size, article.lr, article.optimizer, article.momentum) == (100, 0.001, "sgd", 0.9)
+    assert article.normalization is not None
+    assert (article.normalization.mean, article.normalization.std) == (0.5, 0.5)
+    assert not article.augment
+
+
+def test_recipes_refuse_what_cannot_train() -> None:
+    for wrong in ({"epochs": 0}, {"lr": 0.0}, {"val_fraction": 1.0}, {"optimizer": "lion"}, {"schedule": "cosine"}):
+        with pytest.raises(UsageError):
+            Recipe(**wrong)
+    with pytest.raises(UsageError):
+        recipe("secret", dataset="mnist")
+    assert set(RECIPES) == {"default", "article"}
+
+
+def test_names_of_bundles() -> None:
+    assert bundle_name(dataset="mnist", model="mlp-512-256-128") == "mnist-mlp"
+    assert bundle_name(dataset="digits", model="mlp-64-64") == "digits-mlp-64-64"
+
+
+def test_unknown_models_are_refused() -> None:
+    for wrong in ("resnet", "mlp", "mlp-0", "mlp-64-x"):
+        with pytest.raises(UsageError):
+            models.build(wrong, inputs=4, outputs=2)
+
+
+def test_predictions_of_torch_do_not_depend_on_the_batch(dataset: Dataset) -> None:
+    result = train(dataset, dataclasses.replace(SHORT, epochs=1), name="a")
+    together = reference_logits(result.module, result.spec, dataset.test.images[:8])
+    alone = np.concatenate(
+        [reference_logits(result.module, result.spec, image[None]) for image in dataset.test.images[:8]]
+    )
+    assert np.allclose(together, alone, atol=1e-4)
+
+
+@pytest.mark.mnist
+@pytest.mark.slow
+def test_the_default_recipe_reaches_98_percent_on_mnist() -> None:
+    mnist = data.load("mnist")
+    result = train(mnist, recipe("default", dataset="mnist"), name="mnist-mlp")
+    logits = reference_logits(result.module, result.spec, mnist.test.images)
+    assert float((logits.argmax(axis=1) == mnist.test.labels).mean()) >= 0.98
