@@ -1,0 +1,192 @@
+"""The bench: interleaved, judged with care, honest about what did not run. No test here looks at how fast anything is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kit.bench import results, stats
+from kit.bench.measure import Plan, measure
+from kit.bench.results import Status
+from kit.bench.run import Request, bench
+from kit.bench.stats import Comparison, Outcome, compare, judge
+from kit.bundle import Bundle
+from kit.errors import BadInput, StorageUnavailable, UsageError
+from kit.spec import Provider
+
+QUICK = Plan(rounds=4, turn_ms=1.0, warmup_ms=1.0)
+
+
+def noise(seed: int, rounds: int = 30) -> np.ndarray:
+    """Per-round medians with drift and spikes, as a shared machine gives them."""
+    rng = np.random.default_rng(seed)
+    drift = np.cumsum(rng.normal(0, 0.01, rounds))
+    spikes = (rng.random(rounds) < 0.05) * rng.uniform(0.1, 0.5, rounds)
+    mood: np.ndarray = np.exp(drift + spikes)
+    return mood
+
+
+def measured(seed: int, mood: np.ndarray, factor: float = 1.0) -> np.ndarray:
+    return 50.0 * factor * mood * np.exp(np.random.default_rng(seed).normal(0, 0.02, len(mood)))
+
+
+def test_equal_contestants_are_rarely_called_different() -> None:
+    outcomes = []
+    for seed in range(400):
+        mood = noise(seed)
+        outcomes += judge([compare(measured(seed + 1000, mood), measured(seed + 2000, mood))])
+    wrong = sum(outcome in {Outcome.FASTER, Outcome.SLOWER} for outcome in outcomes)
+    assert wrong / len(outcomes) <= 0.05
+
+
+def test_a_real_difference_is_found_through_drift_and_spikes() -> None:
+    found = 0
+    for seed in range(100):
+        mood = noise(seed)
+        found += judge([compare(measured(seed + 1000, mood), measured(seed + 2000, mood, 0.95))]) == [Outcome.FASTER]
+    assert found >= 95
+
+
+def test_the_interval_covers_the_true_ratio() -> None:
+    covered = 0
+    for seed in range(200):
+        mood = noise(seed)
+        found = compare(measured(seed + 1000, mood), measured(seed + 2000, mood, 0.5))
+        covered += found.low <= 2.0 <= found.high
+    assert covered / 200 > 0.88  # a bootstrap over 30 rounds runs a little narrow
+
+
+def test_slower_is_the_mirror_of_faster() -> None:
+    mood = noise(0)
+    one, other = measured(1, mood), measured(2, mood, 0.8)
+    assert judge([compare(one, other), compare(other, one)]) == [Outcome.FASTER, Outcome.SLOWER]
+
+
+def test_within_two_percent_is_the_same_and_in_between_is_inconclusive() -> None:
+    def seen(low: float, high: float, p: float) -> Comparison:
+        return Comparison(speedup=(low * high) ** 0.5, low=low, high=high, p_value=p)
+
+    found = judge([seen(1.005, 1.015, 0.0005), seen(0.97, 1.08, 0.4), seen(1.2, 1.3, 0.0005), seen(0.7, 0.8, 0.0005)])
+    assert found == [Outcome.SAME, Outcome.INCONCLUSIVE, Outcome.FASTER, Outcome.SLOWER]
+
+
+def test_a_table_shares_one_error_rate() -> None:
+    assert stats._holm([0.01, 0.04, 0.03, 0.005]) == [True, False, False, True]
+    assert stats._holm([]) == []
+    close = [Comparison(speedup=1.1, low=1.01, high=1.2, p_value=0.04)] * 3
+    assert judge(close) == [Outcome.INCONCLUSIVE] * 3
+
+
+def test_contestants_take_turns_in_every_round_in_changing_order() -> None:
+    seen: list[str] = []
+    found = measure([lambda: seen.append("a"), lambda: seen.append("b")], Plan(rounds=20, turn_ms=0.0, warmup_ms=0.0))
+    assert [len(timings.rounds_us) for timings in found] == [20, 20]
+    turns = [name for index, name in enumerate(seen) if index == 0 or seen[index - 1] != name]
+    assert "".join(turns).count("ab") > 2
+    assert "".join(turns).count("ba") > 2
+
+
+def test_a_turn_has_the_least_number_of_calls_however_slow() -> None:
+    (timings,) = measure([lambda: sum(range(10_000))], Plan(rounds=3, turn_ms=0.0, warmup_ms=0.0, least_calls=5))
+    assert timings.calls == 15
+    assert timings.medians_us().shape == (3,)
+
+
+def test_every_variant_and_batch_is_a_row_that_says_where_it_ran(digits: Bundle) -> None:
+    found = bench(digits, Request(providers=(Provider.CPU,), batch_sizes=(1, 7), plan=QUICK))
+    assert [(row.variant, row.batch_size) for row in found.rows] == [
+        (variant, size) for size in (1, 7) for variant in ("fp32", "int8-qdq", "int8-dynamic")
+    ]
+    for row in found.rows:
+        assert row.status is Status.OK
+        assert row.ran_on is Provider.CPU
+        assert row.placement.startswith("cpu ")
+        assert row.sha256 == digits.variant(row.variant).artifact.sha256
+        assert row.latency is not None
+        assert row.latency.p50_us <= row.latency.p90_us <= row.latency.max_us
+        assert row.latency.low_us <= row.latency.high_us
+        assert row.verdict is not None
+        assert row.verdict.baseline == "fp32 cpu"
+
+
+def test_accuracy_is_counted_now_where_data_is_at_hand(digits: Bundle) -> None:
+    found = bench(digits, Request(providers=(Provider.CPU,), batch_sizes=(1,), plan=QUICK))
+    for row in found.rows:
+        assert row.accuracy_source == "live"
+        assert row.accuracy == digits.variant(row.variant).accuracy
+
+
+def test_a_bundle_without_data_keeps_the_manifests_figures(tiny: Bundle) -> None:
+    (row,) = bench(tiny, Request(providers=(Provider.CPU,), batch_sizes=(3,), plan=QUICK)).rows
+    assert row.accuracy is None
+    assert row.accuracy_source == ""
+
+
+@pytest.mark.usefixtures("no_cuda")
+def test_cuda_that_cannot_run_is_a_row_with_reason_and_never_a_latency(tiny: Bundle) -> None:
+    found = bench(tiny, Request(providers=(Provider.CUDA, Provider.CPU), batch_sizes=(1,), plan=QUICK))
+    refused, measured_row = found.rows
+    assert refused.status is Status.UNAVAILABLE
+    assert refused.latency is None
+    assert refused.reason
+    assert refused.fix
+    assert measured_row.status is Status.OK
+
+
+@pytest.mark.usefixtures("no_cuda")
+def test_a_fallback_is_stamped_on_its_row(tiny: Bundle) -> None:
+    found = bench(tiny, Request(providers=(Provider.CUDA,), allow_fallback=True, batch_sizes=(1,), plan=QUICK))
+    (row,) = found.rows
+    assert row.status is Status.FALLBACK
+    assert (row.provider, row.ran_on) == (Provider.CUDA, Provider.CPU)
+    assert row.latency is not None
+
+
+def test_an_altered_file_is_a_failed_row(tiny: Bundle) -> None:
+    path = tiny.path(tiny.variant().artifact)
+    path.write_bytes(bytes(path.stat().st_size))
+    (row,) = bench(tiny, Request(providers=(Provider.CPU,), batch_sizes=(1,), plan=QUICK)).rows
+    assert row.status is Status.FAILED
+    assert "altered" in row.reason
+
+
+def test_results_read_back_as_they_were_written(digits: Bundle, tmp_path: Path) -> None:
+    found = bench(digits, Request(providers=(Provider.CPU,), batch_sizes=(1,), plan=QUICK))
+    found.save(tmp_path / "results.json")
+    assert results.load(tmp_path / "results.json") == found
+    assert [item.name for item in tmp_path.glob("*.json")] == ["results.json"]
+
+
+def test_what_is_no_results_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    for content in ("{", "[]", '{"kind": "other"}', json.dumps({"kind": "kit-bench", "schema_version": 99})):
+        path.write_text(content)
+        with pytest.raises(BadInput):
+            results.load(path)
+    with pytest.raises(BadInput):
+        results.load(tmp_path / "missing.json")
+
+
+def test_results_that_cannot_be_written_are_an_error(tiny: Bundle, tmp_path: Path) -> None:
+    found = bench(tiny, Request(providers=(Provider.CPU,), batch_sizes=(1,), plan=QUICK))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageUnavailable):
+        found.save(tmp_path / "file" / "results.json")
+
+
+def test_requests_that_measure_nothing_are_refused() -> None:
+    for wrong in ({"batch_sizes": ()}, {"batch_sizes": (0,)}):
+        with pytest.raises(UsageError):
+            Request(**wrong)
+    with pytest.raises(UsageError):
+        Plan(rounds=1)
+
+
+@pytest.mark.gpu
+def test_cuda_is_measured_beside_the_cpu(tiny: Bundle) -> None:
+    found = bench(tiny, Request(providers=(Provider.CPU, Provider.CUDA), batch_sizes=(1, 64), plan=QUICK))
+    assert {row.ran_on for row in found.rows} == {Provider.CPU, Provider.CUDA}
+    assert all(row.status is Status.OK for row in found.rows)

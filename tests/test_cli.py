@@ -1,0 +1,229 @@
+"""The command line: help, exit codes, one clear message, nothing half-written."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from apps.cli import cli
+from apps.cli.train import DATASETS, MODELS
+from exporters.onnx_graph import DEFAULT_OPSET, OPSETS
+from exporters.pipeline import ExportOptions
+from kit import data, models
+from kit.bundle import Bundle, find
+from tests.conftest import ROOT, Kit
+
+COMMANDS = sorted(cli.commands)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_an_example_and_debug(name: str) -> None:
+    command = cli.commands[name]
+    assert command.help is not None
+    assert "Example" in command.help
+    assert any("--debug" in parameter.opts for parameter in command.params)
+
+
+def test_the_choices_offered_are_those_of_the_library() -> None:
+    assert set(DATASETS) == set(data.DATASETS)
+    assert MODELS == models.ARCHITECTURES
+    options = {parameter.name: parameter for parameter in cli.commands["export"].params}
+    assert options["max_drop"].default == ExportOptions.max_drop_points
+    assert options["opset"].default == DEFAULT_OPSET
+    assert (options["opset"].type.min, options["opset"].type.max) == (OPSETS[0], OPSETS[-1])
+
+
+def test_the_help_pages_in_the_docs_are_those_of_the_commands() -> None:
+    """Set KIT_UPDATE_DOCS=1 to write them anew."""
+    page = ROOT / "docs" / "cli.md"
+    parts = ["# The commands\n\nWritten from `kit COMMAND --help` by tests/test_cli.py.\n"]
+    for name in cli.list_commands(None):  # type: ignore[arg-type]
+        with cli.commands[name].make_context(name, ["--help"], resilient_parsing=True) as context:
+            context.info_name = f"kit {name}"
+            context.max_content_width = 100
+            context.terminal_width = 100
+            parts.append(f"\n## kit {name}\n\n```text\n{cli.commands[name].get_help(context)}\n```\n")
+    text = "".join(parts)
+    if os.environ.get("KIT_UPDATE_DOCS"):
+        page.write_text(text)
+    assert page.read_text() == text, "run the test with KIT_UPDATE_DOCS=1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("nonsense",), 2, "No such command"),
+        (("bench", "--batch-size", "0"), 2, "batch-size"),
+        (("export", "--quantization", "dynamic"), 2, "changes nothing"),
+        (("export", "--max-drop", "1"), 2, "changes nothing"),
+        (("export", "--opset", "3"), 2, "opset"),
+        (("verify", "missing"), 4, "no bundle 'missing'"),
+        (("info",), 4, "kit quickstart"),
+        (("predict", "missing.png"), 4, "neither a picture"),
+        (("train", "--dataset", "mnist", "--data-dir", "empty"), 3, "--dataset digits"),
+        (("train", "--dataset", "digits", "--val-fraction", "1"), 2, "val-fraction"),
+        (("train", "--dataset", "digits", "--out", "bad name"), 2, "no bundle name"),
+    ],
+)
+def test_what_goes_wrong_is_one_message_and_the_right_exit_code(
+    kit: Kit, arguments: tuple[str, ...], code: int, words: str
+) -> None:
+    # A proxy that is not there stands for a machine without a network.
+    offline = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    found = kit(*arguments, **offline)
+    assert found.returncode == code, found.stderr
+    assert words in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_a_traceback_is_shown_when_asked_for(kit: Kit) -> None:
+    found = kit("verify", "missing", "--debug")
+    assert found.returncode == 4
+    assert "Traceback" in found.stderr
+
+
+def test_export_makes_variants_side_by_side(kit: Kit, digits: Bundle) -> None:
+    found = kit("export", str(digits.folder), "--precision", "int8", "--quantization", "dynamic", "--json")
+    assert found.returncode == 0, found.stderr
+    published = json.loads(found.stdout)["published"]
+    assert [one["variant"]["id"] for one in published] == ["fp32", "int8-dynamic"]
+    assert "kit bench" in found.stderr
+    assert {variant.id for variant in find(digits.folder).variants} == {"fp32", "int8-qdq", "int8-dynamic"}
+
+
+def test_verify_prints_json_and_exits_1_for_a_bundle_that_was_altered(kit: Kit, digits: Bundle) -> None:
+    good = kit("verify", str(digits.folder), "--json")
+    assert good.returncode == 0
+    assert json.loads(good.stdout)["ok"] is True
+    path = digits.path(digits.variant().artifact)
+    path.write_bytes(b"\0" * path.stat().st_size)
+    bad = kit("verify", str(digits.folder))
+    assert bad.returncode == 1
+    assert "altered" in bad.stdout
+
+
+@pytest.mark.usefixtures("no_cuda")
+def test_bench_on_cuda_that_is_not_there_says_why_and_exits_3(kit: Kit, tiny: Bundle) -> None:
+    found = kit("bench", str(tiny.folder), "--provider", "cuda", "--batch-size", "1", "--json", "out.json")
+    assert found.returncode == 3
+    assert "CUDA cannot run here" in found.stdout
+    assert "→" in found.stdout
+    (row,) = json.loads((tiny.folder.parent / "out.json").read_text())["rows"]
+    assert row["status"] == "unavailable"
+    assert row["latency"] is None
+
+
+@pytest.mark.usefixtures("no_cuda")
+def test_an_allowed_fallback_is_marked_in_the_table(kit: Kit, tiny: Bundle) -> None:
+    found = kit("bench", str(tiny.folder), "--provider", "cuda", "--batch-size", "1", "--allow-fallback")
+    assert found.returncode == 0
+    assert "FALLBACK" in found.stdout
+
+
+def test_bench_keeps_its_results_beside_the_bundle(kit: Kit, tiny: Bundle) -> None:
+    found = kit("bench", str(tiny.folder), "--provider", "cpu", "--batch-size", "2", "--json", "-")
+    assert found.returncode == 0, found.stderr
+    assert json.loads(found.stdout) == json.loads((tiny.folder.parent / "tiny.bench.json").read_text())
+    assert [item.name for item in tiny.folder.iterdir() if item.name.endswith(".json")] == ["manifest.json"]
+
+
+def test_bench_refuses_a_variant_that_is_not_there(kit: Kit, tiny: Bundle) -> None:
+    found = kit("bench", str(tiny.folder), "--variant", "int4")
+    assert found.returncode == 2
+    assert "choose one of: fp32" in found.stderr
+
+
+@pytest.fixture
+def pictures(digits: Bundle, tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    golden = digits.golden()
+    for number in range(3):
+        image = Image.fromarray(golden.pixels[number]).resize((200, 160))
+        image.save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.mark.parametrize("form", ["json", "jsonl", "csv"])
+def test_predict_answers_a_folder_in_every_form(kit: Kit, digits: Bundle, pictures: Path, form: str) -> None:
+    found = kit("predict", str(digits.folder), str(pictures), f"--{form}")
+    assert found.returncode == 0, found.stderr
+    if form == "csv":
+        rows = list(csv.DictReader(io.StringIO(found.stdout)))
+        shares = [float(rows[0][f"p({label})"]) for label in digits.spec.labels]
+    else:
+        rows = json.loads(found.stdout) if form == "json" else [json.loads(line) for line in found.stdout.splitlines()]
+        shares = list(rows[0]["probabilities"].values())
+    assert [Path(row["file"]).name for row in rows] == ["0.png", "1.png", "2.png"]
+    assert sum(shares) == pytest.approx(1, abs=1e-4)
+    assert rows[0]["label"] == digits.spec.labels[int(np.argmax(shares))]
+
+
+def test_predict_answers_what_it_can_and_reports_the_rest(kit: Kit, digits: Bundle, pictures: Path) -> None:
+    (pictures / "broken.png").write_text("no picture")
+    found = kit("predict", str(digits.folder), str(pictures), "--jsonl")
+    assert found.returncode == 4
+    assert len(found.stdout.splitlines()) == 3
+    assert "broken.png" in found.stderr
+
+
+def test_predict_reads_stdin(digits: Bundle, pictures: Path) -> None:
+    found = subprocess.run(
+        [str(Path(sys.executable).with_name("kit")), "predict", str(digits.folder), "-"],
+        input=(pictures / "0.png").read_bytes(),
+        capture_output=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    assert b"%" in found.stdout
+
+
+def test_list_shows_bundles_and_broken_ones(kit: Kit, tiny: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "artifacts" / "broken").mkdir(parents=True)
+    (tmp_path / "artifacts" / "broken" / "manifest.json").write_text("{")
+    tiny.folder.rename(tmp_path / "artifacts" / "tiny")
+    found = kit("list", "--json")
+    rows = {row["name"]: row for row in json.loads(found.stdout)}
+    assert rows["tiny"]["variants"] == ["fp32"]
+    assert "no JSON" in rows["broken"]["broken"]
+    assert kit("list").returncode == 0
+
+
+def test_info_tells_a_stranger_what_the_model_takes_and_gives(kit: Kit, digits: Bundle) -> None:
+    found = kit("info", str(digits.folder))
+    for words in ("uint8 [batch, 28, 28]", "float32 [batch, 10]", "mnist-ink@1", "int8-qdq", "onnxruntime 1.18+"):
+        assert words in found.stdout
+
+
+def test_doctor_proves_the_cpu(kit: Kit) -> None:
+    found = kit("doctor", "--json")
+    assert found.returncode == 0
+    report = json.loads(found.stdout)
+    assert next(row for row in report["providers"] if row["provider"] == "cpu")["works"] is True
+    assert report["runtime"]
+
+
+def test_ctrl_c_in_training_keeps_the_best_and_exits_130(tmp_path: Path) -> None:
+    line = [str(Path(sys.executable).with_name("kit")), "train", "--dataset", "digits", "--epochs", "100000"]
+    with subprocess.Popen(line, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for text in process.stderr:
+            if "epoch   2/" in text:
+                process.send_signal(signal.SIGINT)
+                break
+        rest = process.stderr.read()
+    assert process.returncode == 130, rest
+    assert "Interrupted: kept the best" in rest
+    record = find(tmp_path / "artifacts" / "digits-mlp").manifest.training
+    assert record is not None
+    assert record.interrupted

@@ -1,0 +1,70 @@
+"""The main job as users run it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import kit as library
+from kit.bundle import find
+from tests.conftest import ROOT, Kit
+
+OFFLINE = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+
+
+@pytest.mark.slow
+def test_quickstart_without_data_and_network_does_the_whole_job_on_embedded_digits(kit: Kit, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    done = kit("quickstart", KIT_DATA_DIR=str(tmp_path / "empty"), **OFFLINE)
+    assert done.returncode == 0, done.stderr
+    assert "Going on with the embedded data set 'digits'" in done.stderr
+    assert "FASTER" in done.stdout or "SLOWER" in done.stdout or "SAME" in done.stdout or "INCONCLUSIVE" in done.stdout
+    assert "kit demo digits-mlp" in done.stderr
+    bundle = find(tmp_path / "artifacts" / "digits-mlp")
+    assert [variant.id for variant in bundle.variants] == ["fp32", "int8-qdq"]
+    accuracy = bundle.variant("int8-qdq").accuracy
+    assert accuracy is not None
+    assert accuracy.top1 > 0.95
+
+    golden = bundle.golden()
+    Image.fromarray(255 - golden.pixels[0]).resize((400, 400), Image.Resampling.BICUBIC).save(tmp_path / "photo.jpg")
+    answer = json.loads(kit("predict", "photo.jpg", "--jsonl").stdout)
+    assert answer["label"] == bundle.spec.labels[golden.labels[0]]
+
+    with library.load(bundle.folder, variant="int8-qdq") as engine:
+        assert (engine.predict(golden.pixels).labels == golden.labels).mean() > 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.mnist
+def test_quickstart_on_mnist(kit: Kit, tmp_path: Path) -> None:
+    """Two epochs only: the recipe's accuracy is tested in test_training."""
+    done = kit("quickstart", "--epochs", "2", **OFFLINE)
+    assert done.returncode == 0, done.stderr
+    bundle = find(tmp_path / "artifacts" / "mnist-mlp")
+    for variant in bundle.variants:
+        assert variant.accuracy is not None
+        assert (variant.accuracy.dataset, variant.accuracy.split, variant.accuracy.images) == ("mnist", "test", 10_000)
+        assert variant.accuracy.top1 > 0.9
+    assert "mnist test, 10,000 images; counted now" in done.stdout
+
+
+def test_the_readme_starts_with_the_two_commands() -> None:
+    readme = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"```sh\n(.*?)```", readme, flags=re.DOTALL)
+    assert blocks[0].strip() == "pip install uv && uv run kit quickstart"
+    assert blocks[1].strip() == "pip install uv && uv run pytest"
+
+
+def test_the_readme_map_names_every_room() -> None:
+    readme = (ROOT / "README.md").read_text()
+    rooms = [
+        path for top in ("kit", "exporters", "apps") for path in (ROOT / top).iterdir() if path.name[0] not in "_."
+    ]
+    for path in rooms:
+        if path.suffix == ".py" or (path / "__init__.py").exists():
+            assert re.search(rf"\b{re.escape(path.name)}\b", readme), path
