@@ -23,7 +23,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
 
 from exporters.onnx_graph import drop_unused_initializers, initializers, strip
 from kit.errors import GateFailed
@@ -67,6 +66,9 @@ def quantize_static(
             batch = next(self.batches, None)
             return None if batch is None else {spec.input.name: batch}
 
+    door = _door(model)
+    # Raw pixels are quantized as they are, whatever range the samples happened to show.
+    known = {door: [{"scale": np.array(1, np.float32), "zero_point": np.array(0, np.uint8)}]} if door else {}
     with _files(model) as (source, target):
         ort.quantize_static(
             source,
@@ -79,13 +81,15 @@ def quantize_static(
             reduce_range=True,
             op_types_to_quantize=[*LAYERS, *_FUSED],
             calibrate_method=ort.CalibrationMethod.MinMax,
+            extra_options={"TensorQuantOverrides": known},
         )
         quantized = onnx.load(target)
-    _read_pixels_as_quantized(quantized)
+    if door:
+        _read_pixels_as_quantized(quantized, door)
     _keep_logits_float(quantized)
     drop_unused_initializers(quantized)
     strip(quantized)
-    count, total = _count(model, quantized, {"DequantizeLinear"})
+    count, total = _count(model, quantized)
     return Quantized(
         model=quantized,
         record=Quantization(
@@ -120,7 +124,7 @@ def quantize_dynamic(model: onnx.ModelProto) -> Quantized:
         )
         quantized = onnx.load(target)
     strip(quantized)
-    count, total = _count(model, quantized, set())
+    count, total = _count(model, quantized)
     return Quantized(
         model=quantized,
         record=Quantization(
@@ -135,33 +139,33 @@ def quantize_dynamic(model: onnx.ModelProto) -> Quantized:
     )
 
 
-def _read_pixels_as_quantized(model: onnx.ModelProto) -> None:
-    """Replace Cast, QuantizeLinear, DequantizeLinear at the door by one DequantizeLinear with scale 1, zero point 0.
+def _door(model: onnx.ModelProto) -> str:
+    """Return the tensor that holds the raw pixels, cast to float, where it enters the first layer and nothing else.
 
-    Only where nothing but a reshape stands between and calibration found the full range 0..255; else nothing changes.
+    Empty where something other than a reshape stands between, such as a normalisation that could not be folded.
     """
+    tensor = model.graph.input[0].name
+    kinds = ("Cast", "Reshape", "Flatten")
+    while True:
+        readers = [node for node in model.graph.node if tensor in node.input]
+        if len(readers) != 1:
+            return ""
+        if readers[0].op_type in LAYERS:
+            return tensor if tensor != model.graph.input[0].name else ""
+        if readers[0].op_type not in kinds:
+            return ""
+        tensor = readers[0].output[0]
+
+
+def _read_pixels_as_quantized(model: onnx.ModelProto, door: str) -> None:
+    """Take out the Cast and the QuantizeLinear at the door: with scale 1 and zero point 0 they change nothing."""
     graph = model.graph
-    readers = {name: node for node in graph.node for name in node.input}
-    cast = readers.get(graph.input[0].name)
-    if cast is None or cast.op_type != "Cast":
-        return
-    chain = [cast]
-    while chain[-1].op_type in {"Cast", "Reshape", "Flatten"}:
-        chain.append(readers[chain[-1].output[0]])
-    quantize = chain.pop()
-    if quantize.op_type != "QuantizeLinear":
-        return
-    dequantize = readers[quantize.output[0]]
-    first = chain[1] if len(chain) > 1 else dequantize
-    dequantize.input[0] = quantize.input[0]
-    first.input[0] = graph.input[0].name
-    graph.initializer.extend(
-        [
-            numpy_helper.from_array(np.array(1, np.float32), "pixel_scale"),
-            numpy_helper.from_array(np.array(0, np.uint8), "pixel_zero_point"),
-        ]
-    )
-    dequantize.input[1:] = ["pixel_scale", "pixel_zero_point"]
+    cast = next(node for node in graph.node if graph.input[0].name in node.input)
+    quantize = next(node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] == door)
+    dequantize = next(node for node in graph.node if quantize.output[0] in node.input)
+    dequantize.input[0] = door
+    for node in graph.node:
+        node.input[:] = [graph.input[0].name if name == cast.output[0] else name for name in node.input]
     for node in (cast, quantize):
         graph.node.remove(node)
 
@@ -179,29 +183,21 @@ def _keep_logits_float(model: onnx.ModelProto) -> None:
         graph.node.remove(node)
 
 
-def _count(model: onnx.ModelProto, quantized: onnx.ModelProto, weight_makers: set[str]) -> tuple[int, int]:
-    """Count the layers of the fp32 graph and those that are still there with float weights in the quantized file.
+def _count(model: onnx.ModelProto, quantized: onnx.ModelProto) -> tuple[int, int]:
+    """Count the layers with constant weights in the fp32 graph, and those of them that no longer have float weights.
 
     Raises:
         GateFailed: One was skipped.
     """
-    total = [node for node in model.graph.node if node.op_type in LAYERS and node.input[1] in initializers(model)]
-    constants = initializers(quantized)
-    makers = {name: node.op_type for node in quantized.graph.node for name in node.output}
-    skipped = [
-        node.name or node.output[0]
-        for node in quantized.graph.node
-        if node.op_type in LAYERS and (node.input[1] in constants or makers.get(node.input[1]) not in weight_makers)
-    ]
-    integer = sum(
-        helper.tensor_dtype_to_np_dtype(tensor.data_type) == np.int8 and len(tensor.dims) >= 2
-        for tensor in quantized.graph.initializer
-    )
-    if skipped or integer < len(total):
+    constants = initializers(model)
+    total = sum(node.op_type in LAYERS and node.input[1] in constants for node in model.graph.node)
+    floats = {t.name for t in quantized.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
+    skipped = [n.name or n.output[0] for n in quantized.graph.node if n.op_type in LAYERS and n.input[1] in floats]
+    if skipped or not total:
         raise GateFailed(
-            f"the quantizer skipped {len(total) - integer or len(skipped)} of {len(total)} layers: {skipped}"
+            f"the quantizer skipped {len(skipped)} of {total} layers: {', '.join(skipped) or 'there are none'}"
         )
-    return integer, len(total)
+    return total, total
 
 
 @contextlib.contextmanager

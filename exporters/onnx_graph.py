@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from torch import nn
 
 from kit.errors import GateFailed
@@ -72,8 +73,7 @@ def to_onnx(module: nn.Module, spec: ModelSpec, *, opset: int = DEFAULT_OPSET) -
                 verbose=False,
             )
     except (torch.onnx.OnnxExporterError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()
-        raise GateFailed(f"torch could not export the module: {reason[0] if reason else error!r}") from error
+        raise GateFailed(f"torch could not export the module: {_root_cause(error)}") from error
     assert program is not None  # dynamo=True always returns a program
     model: onnx.ModelProto = program.model_proto
     if opset_of(model) != opset:
@@ -121,7 +121,8 @@ def fold(model: onnx.ModelProto) -> bool:
         return False
     cast, multiply, add, gemm = *chain[:3], rest[0]
     scale, shift = (_scalar(node, constants) for node in (multiply, add))
-    if scale is None or shift is None or len(gemm.input) != 3 or any(_uses(model, n) > 1 for n in gemm.input[1:]):
+    own = len(gemm.input) == 3 and all(name in constants and _uses(model, name) == 1 for name in gemm.input[1:])
+    if scale is None or shift is None or not own or not _is_plain(gemm):
         return False
     weight, bias = constants[gemm.input[1]], constants[gemm.input[2]]
     matrix = numpy_helper.to_array(weight).astype(np.float64)
@@ -161,6 +162,21 @@ def drop_unused_initializers(model: onnx.ModelProto) -> None:
     used = {name for node in model.graph.node for name in node.input}
     for tensor in [t for t in model.graph.initializer if t.name not in used]:
         model.graph.initializer.remove(tensor)
+
+
+def _is_plain(gemm: onnx.NodeProto) -> bool:
+    """Whether a Gemm is x @ W + b, nothing scaled and nothing transposed."""
+    values = {attribute.name: helper.get_attribute_value(attribute) for attribute in gemm.attribute}
+    scaled = values.get("alpha", 1.0) != 1.0 or values.get("beta", 1.0) != 1.0
+    return not scaled and not values.get("transA", 0) and not values.get("transB", 0)
+
+
+def _root_cause(error: BaseException) -> str:
+    """Return the first line of what went wrong at the bottom, without the escape codes of torch's report."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def _follow(model: onnx.ModelProto, tensor: str) -> list[onnx.NodeProto]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from exporters import int8, onnx_graph
@@ -21,7 +22,7 @@ from kit import bundle as bundles
 from kit import data as datasets
 from kit import machine, models
 from kit.bundle import Bundle, GoldenSamples
-from kit.errors import UsageError
+from kit.errors import GateFailed, UsageError
 from kit.runtime.pytorch import reference_logits
 from kit.spec import Calibration, ModelSpec, Precision, QuantizationScheme, VariantFormat
 
@@ -174,8 +175,8 @@ def _make(
     on_step("PyTorch reference")
     reference = Reference(
         golden=golden,
-        validation=reference_logits(module, spec, data.validation.images) if data else None,
-        test=reference_logits(module, spec, data.test.images) if data else None,
+        validation=_reference(module, spec, data.validation.images) if data else None,
+        test=_reference(module, spec, data.test.images) if data else None,
     )
     on_step("fp32: export")
     graph = onnx_graph.to_onnx(module, spec, opset=options.opset)
@@ -228,6 +229,15 @@ def _golden(module: nn.Module, spec: ModelSpec, given: tuple[datasets.Split, str
     return GoldenSamples(
         pixels=split.images,
         labels=split.labels,
-        logits=reference_logits(module, spec, split.images),
+        logits=_reference(module, spec, split.images),
         source=source,
     )
+
+
+def _reference(module: nn.Module, spec: ModelSpec, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Ask PyTorch; a module that cannot answer a batch cannot be exported either."""
+    try:
+        return reference_logits(module, spec, pixels)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        reason = str(error).splitlines()[0]
+        raise GateFailed(f"PyTorch cannot run the module on pixels {pixels.shape[1:]}: {reason}") from error

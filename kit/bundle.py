@@ -26,6 +26,8 @@ import json
 import os
 import re
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +36,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kit import serial
-from kit.errors import BundleInvalid, BundleNotFound, StorageUnavailable, UsageError
+from kit import packages, serial
+from kit.errors import BundleInvalid, BundleNotFound, CheckFailed, StorageUnavailable, UsageError
 from kit.spec import FileRef, ModelSpec, TrainingRecord, Variant
 
 SCHEMA_VERSION = 1
@@ -44,7 +46,8 @@ ROOT = Path("artifacts")
 PACKAGED = Path(__file__).parent / "bundles"
 DEFAULT_NAME = "mnist-mlp"
 
-_OURS = re.compile(r"^(?:[A-Za-z0-9-]+-[0-9a-f]{8}\.(?:onnx|npz|safetensors)|\.partial-.*)$")
+_PARTIAL = ".partial-"
+_HASHED = re.compile(r"^[A-Za-z0-9-]+-([0-9a-f]{8})\.(?:onnx|npz|safetensors)$")
 _MANIFEST_MAX_BYTES = 16 * 2**20
 
 
@@ -60,6 +63,14 @@ class Manifest:
     training: TrainingRecord | None = None
     variants: tuple[Variant, ...] = ()
     default_variant: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse variants that cannot be told apart, and a default that is none of them."""
+        ids = [variant.id for variant in self.variants]
+        if len(set(ids)) != len(ids):
+            raise ValueError(f"two variants have the same id: {ids}")
+        if (self.default_variant not in ids) if ids else (self.default_variant is not None):
+            raise ValueError(f"the default variant {self.default_variant!r} is none of {ids}")
 
     def files(self) -> tuple[FileRef, ...]:
         """Every file the manifest names."""
@@ -146,7 +157,11 @@ class Bundle:
         Raises:
             BundleInvalid: The file is missing or was altered.
         """
-        data = self.path(ref).read_bytes()
+        path = self.path(ref)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise BundleInvalid(f"{path} cannot be read: {error.strerror or error}") from error
         found = hashlib.sha256(data).hexdigest()
         if found != ref.sha256:
             raise BundleInvalid(
@@ -170,7 +185,7 @@ class Bundle:
                     logits=arrays["logits"],
                     source=str(arrays["source"]),
                 )
-        except (ValueError, KeyError, OSError) as error:
+        except (ValueError, KeyError, OSError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
             raise BundleInvalid(
                 f"{self.folder / self.manifest.golden.file} holds no golden samples: {error}"
             ) from error
@@ -214,14 +229,21 @@ def find(name: str | os.PathLike[str] | None = None) -> Bundle:
     if name is None:
         return _find_default()
     for folder in (Path(name), ROOT / name, PACKAGED / name):
-        if (folder / MANIFEST).is_file():
+        if _has_manifest(folder):
             return open_folder(folder)
     raise BundleNotFound(f"there is no bundle {os.fspath(name)!r}", hint=_found_hint())
 
 
 def is_bundle(name: str) -> bool:
     """Whether `find(name)` would open something."""
-    return any((folder / MANIFEST).is_file() for folder in (Path(name), ROOT / name, PACKAGED / name))
+    return any(_has_manifest(folder) for folder in (Path(name), ROOT / name, PACKAGED / name))
+
+
+def _has_manifest(folder: Path) -> bool:
+    try:
+        return (folder / MANIFEST).is_file()
+    except OSError as error:  # a folder that may not be entered, or a name too long for one
+        raise BundleInvalid(f"{folder} cannot be read: {error.strerror or error}") from error
 
 
 def scan() -> dict[str, Bundle | BundleInvalid]:
@@ -253,8 +275,8 @@ def open_folder(folder: Path) -> Bundle:
             raise BundleInvalid(f"{path} is too large for a manifest")
         data = json.loads(path.read_bytes())
     except OSError as error:
-        raise BundleNotFound(f"{path} cannot be read: {error.strerror}", hint=_found_hint()) from error
-    except ValueError as error:
+        raise BundleInvalid(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
         raise BundleInvalid(f"{path} is no JSON: {error}", hint=_restore_hint(folder.name)) from error
     manifest = _decode_manifest(data, path)
     _refuse_paths(manifest, path)
@@ -330,7 +352,7 @@ def create(
     """
     check_golden(golden, spec)
     refuse_foreign(folder)
-    with _storage(folder):
+    with _storage(folder), _locked(folder):
         folder.mkdir(parents=True, exist_ok=True)
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
@@ -349,17 +371,24 @@ def publish(bundle: Bundle, variants: tuple[tuple[Variant, bytes], ...], *, tool
     """Add checked variants to a bundle, replacing those of the same id, in one step.
 
     Raises:
+        CheckFailed: Its weights were replaced since `bundle` was opened, so that the variants are of another model.
         StorageUnavailable: The folder cannot be written; the bundle is as it was.
     """
-    with _storage(bundle.folder):
-        merged = {variant.id: variant for variant in bundle.variants}
+    with _storage(bundle.folder), _locked(bundle.folder):
+        current = open_folder(bundle.folder)  # another export may have published since
+        if current.manifest.weights != bundle.manifest.weights:
+            raise CheckFailed(
+                f"bundle {bundle.name!r} was trained anew meanwhile; nothing was published",
+                hint=f"kit export {bundle.name}",
+            )
+        merged = {variant.id: variant for variant in current.variants}
         for variant, data in variants:
             merged[variant.id] = _add_variant(bundle.folder, variant, data)
         manifest = dataclasses.replace(
-            bundle.manifest,
+            current.manifest,
             variants=tuple(merged.values()),
-            default_variant=bundle.manifest.default_variant or next(iter(merged)),
-            tools={**bundle.manifest.tools, **tools},
+            default_variant=current.manifest.default_variant or next(iter(merged), None),
+            tools={**current.manifest.tools, **tools},
         )
         return _commit(bundle.folder, manifest)
 
@@ -368,10 +397,28 @@ def refuse_foreign(folder: Path) -> None:
     """Raise UsageError when `folder` is a file, or holds anything but a bundle."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file, not a folder", hint="choose another --out")
-    if folder.is_dir() and not (folder / MANIFEST).exists():
-        strangers = [item.name for item in folder.iterdir() if not _OURS.match(item.name)]
-        if strangers:
-            raise UsageError(f"{folder} holds other files ({strangers[0]}, ...)", hint="choose an empty --out")
+    if not folder.is_dir() or _is_our_manifest(folder / MANIFEST):
+        return
+    strangers = [item.name for item in folder.iterdir() if not _is_ours(item)]
+    if strangers:
+        raise UsageError(f"{folder} holds other files ({strangers[0]}, ...)", hint="choose an empty --out")
+
+
+def _is_our_manifest(path: Path) -> bool:
+    """Whether a manifest.json is a bundle's, in however bad a state, and not some web page's."""
+    try:
+        data = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(data, dict) and {"schema_version", "spec", "golden"} <= data.keys()
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether kit wrote a file: the beginning of its sha256 stands in its name. What only looks so is a stranger's."""
+    if path.name.startswith(_PARTIAL):
+        return True
+    hashed = _HASHED.match(path.name)
+    return hashed is not None and path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest().startswith(hashed[1])
 
 
 def file_ref(stem: str, suffix: str, data: bytes) -> FileRef:
@@ -401,7 +448,7 @@ def _collect(folder: Path, manifest: Manifest) -> None:
     """Remove files of ours that the manifest does not name; strangers stay."""
     named = {ref.file for ref in manifest.files()}
     for item in folder.iterdir():
-        if _OURS.match(item.name) and item.name not in named:
+        if item.name not in named and _is_ours(item):
             # Windows keeps a file that is open elsewhere; the next commit collects it.
             with contextlib.suppress(OSError):
                 item.unlink()
@@ -409,7 +456,7 @@ def _collect(folder: Path, manifest: Manifest) -> None:
 
 def _write_synced(path: Path, data: bytes) -> None:
     """Write a file so that its name holds either all of the bytes or what it held before."""
-    descriptor, partial = tempfile.mkstemp(prefix=".partial-", dir=path.parent)
+    descriptor, partial = tempfile.mkstemp(prefix=_PARTIAL, dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
@@ -431,6 +478,15 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Let one writer at a time change a bundle. The lock lies beside the folder, which holds only what the manifest names."""
+    filelock = packages.needed("filelock", distribution="filelock", purpose="writing a bundle", extra="train")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(folder.parent / f".{folder.name}.lock"):
+        yield
 
 
 @contextlib.contextmanager

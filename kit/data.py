@@ -156,11 +156,15 @@ def load(name: str, *, data_dir: Path | None = None, download: bool = False) -> 
             )
         _download(known, root)
     raw = root / known.folder / "raw"
-    train = Split(_read_idx(raw, "train-images-idx3-ubyte"), _read_labels(raw, "train-labels-idx1-ubyte"))
-    test = Split(_read_idx(raw, "t10k-images-idx3-ubyte"), _read_labels(raw, "t10k-labels-idx1-ubyte"))
+    train = Split(_read_idx(raw, "train-images-idx3-ubyte", 3), _read_labels(raw, "train-labels-idx1-ubyte"))
+    test = Split(_read_idx(raw, "t10k-images-idx3-ubyte", 3), _read_labels(raw, "t10k-labels-idx1-ubyte"))
     for split in (train, test):
-        if len(split.images) != len(split.labels):
+        if len(split.images) != len(split.labels) or len(split) == 0:
             raise DatasetInvalid(f"{raw} holds {len(split.images)} images but {len(split.labels)} labels")
+        if split.labels.max() >= len(known.labels):
+            raise DatasetInvalid(
+                f"{raw} holds the label {split.labels.max()}, {name!r} has {len(known.labels)} classes"
+            )
     return Dataset(info=known, train=train, test=test)
 
 
@@ -233,22 +237,22 @@ def _find_idx(raw: Path, stem: str) -> Path | None:
 
 
 def _read_labels(raw: Path, stem: str) -> NDArray[np.int64]:
-    return _read_idx(raw, stem).astype(np.int64)
+    return _read_idx(raw, stem, 1).astype(np.int64)
 
 
-def _read_idx(raw: Path, stem: str) -> NDArray[np.uint8]:
+def _read_idx(raw: Path, stem: str, dimensions: int) -> NDArray[np.uint8]:
     """Read one file in the IDX format (http://yann.lecun.com/exdb/mnist): magic 0x0000080D, D sizes, uint8 values."""
     path = _find_idx(raw, stem)
     if path is None:
         raise DatasetUnavailable(f"{raw / stem} is missing")
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        zeros, kind, dimensions = struct.unpack_from(">HBB", data)
+        magic = struct.unpack_from(">HBB", data)
         sizes = struct.unpack_from(f">{dimensions}I", data, 4)
         values = np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions)
     except (OSError, EOFError, zlib.error, struct.error, ValueError) as error:
         raise DatasetInvalid(f"{path} is corrupt: {error}", hint=f"remove {path} and fetch it again") from error
-    if zeros != 0 or kind != 0x08 or values.size != int(np.prod(sizes)):
+    if magic != (0, 0x08, dimensions) or values.size != int(np.prod(sizes)):
         raise DatasetInvalid(f"{path} is no complete IDX file", hint=f"remove {path} and fetch it again")
     return values.reshape(sizes)
 

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-from kit.errors import PictureInvalid, UsageError
+from kit.errors import BundleInvalid, PictureInvalid
 
 Pixels = NDArray[np.uint8]
 Source = str | os.PathLike[str] | bytes | Image.Image
@@ -45,12 +46,12 @@ def to_pixels(source: Source, *, pipeline: str, shape: tuple[int, ...]) -> Pixel
 
     Raises:
         PictureInvalid: Not a readable picture, or nothing is drawn on it.
-        UsageError: Unknown pipeline.
+        BundleInvalid: A pipeline this kit does not have.
     """
     if pipeline not in PIPELINES:
-        raise UsageError(f"unknown picture pipeline {pipeline!r}", hint="this bundle may need a newer kit")
+        raise BundleInvalid(f"unknown picture pipeline {pipeline!r}", hint="this bundle may need a newer kit")
     if len(shape) != 2:
-        raise UsageError(f"the pipeline {pipeline!r} makes grey pictures, the model takes {shape}")
+        raise BundleInvalid(f"the pipeline {pipeline!r} makes grey pictures, the model takes {shape}")
     return PIPELINES[pipeline](_open(source), (shape[0], shape[1]))
 
 
@@ -72,28 +73,52 @@ def _clip(offset: int, largest: int) -> int:
 
 
 def _open(source: Source) -> Image.Image:
-    if isinstance(source, Image.Image):
-        return source
-    name = "the picture" if isinstance(source, bytes) else os.fspath(source)
+    """Decode a picture, turned as its EXIF data says, into one of the modes L, RGB and RGBA."""
+    name = os.fspath(source) if isinstance(source, str | os.PathLike) else "the picture"
     try:
-        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else Path(source))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is stricter
+            image = source if isinstance(source, Image.Image) else Image.open(_readable(source))
         if image.width * image.height > MAX_PIXELS:
-            raise PictureInvalid(
-                f"{name} has {image.width}x{image.height} pixels, more than {MAX_PIXELS // 2**20} million",
-                hint="scale it down first",
-            )
-        image.load()
+            raise PictureInvalid(_too_large(name), hint="scale it down first")
+        return _plain(ImageOps.exif_transpose(image))
+    except Image.DecompressionBombError as error:
+        raise PictureInvalid(_too_large(name), hint="scale it down first") from error
     except FileNotFoundError as error:
         raise PictureInvalid(f"{name} does not exist") from error
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except PermissionError as error:
+        raise PictureInvalid(f"{name} may not be read") from error
+    except (OSError, ValueError, SyntaxError, IndexError) as error:  # what Pillow's decoders raise for bad data
         raise PictureInvalid(f"{name} is no readable picture", hint="PNG and JPEG always work") from error
-    return ImageOps.exif_transpose(image)
+
+
+def _readable(source: str | os.PathLike[str] | bytes) -> io.BytesIO | Path:
+    return io.BytesIO(source) if isinstance(source, bytes) else Path(source)
+
+
+def _too_large(name: str) -> str:
+    return f"{name} has more than {MAX_PIXELS // 2**20} million pixels"
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """Bring any mode to 8 bits: L, RGB, or RGBA where something is transparent."""
+    if image.width * image.height == 0:
+        raise PictureInvalid("the picture has no pixels")
+    if image.mode.startswith(("I", "F")):
+        # Pillow clips deeper greys to 255 instead of scaling them.
+        deep = np.asarray(image, np.float64)
+        top = 65535.0 if image.mode.startswith("I") and deep.max() <= 65535 else max(float(deep.max()), 1e-12)
+        return Image.fromarray(np.clip(deep * (255.0 / top), 0, 255).astype(np.uint8))
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.mode in {"RGBA", "LA", "PA", "RGBa"} or "transparency" in image.info:
+        return image.convert("RGBA")
+    return image.convert("L" if image.mode in {"1", "L"} else "RGB")
 
 
 def _grey(image: Image.Image) -> NDArray[np.float32]:
     """Return grey levels 0..255; what is transparent becomes the opposite of what is drawn."""
-    has_alpha = image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info
-    if not has_alpha:
+    if image.mode != "RGBA":
         return np.array(image.convert("L"), np.float32)
     layers = np.asarray(image.convert("LA"), np.float32)
     grey, alpha = layers[..., 0], layers[..., 1] / 255.0
@@ -138,9 +163,8 @@ def mnist_ink(image: Image.Image, shape: tuple[int, int]) -> Pixels:
 
 def resize(image: Image.Image, shape: tuple[int, int]) -> Pixels:
     """`resize@1`: grey, scaled to the shape; transparent ground becomes black, polarity stays."""
-    if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
-        layered = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layered.size, "black"), layered)
+    if image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
     scaled = image.convert("L").resize((shape[1], shape[0]), Image.Resampling.BICUBIC)
     return np.asarray(scaled, np.uint8)
 

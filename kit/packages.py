@@ -62,3 +62,14 @@ def needed(module: str, *, distribution: str, purpose: str, extra: str) -> Modul
             f"{purpose} needs {distribution}, which is not installed",
             hint=f"{install_line(distribution)}   (it is part of kit's extra `{extra}`)",
         ) from error
+
+
+def explain(error: ModuleNotFoundError) -> PackageMissing | None:
+    """Turn a failed import of one of kit's optional packages into words; None when it is no package of kit's."""
+    module = (error.name or "").split(".")[0]
+    distribution = {"sklearn": "scikit-learn", "streamlit_drawable_canvas": "streamlit-drawable-canvas"}.get(
+        module, module
+    )
+    if requirement(distribution) == distribution:
+        return None
+    return PackageMissing(f"this needs {distribution}, which is not installed", hint=install_line(distribution))

@@ -98,7 +98,10 @@ def _decode_scalar(kind: Any, data: Any, path: str) -> Any:
     if kind is Any:
         return data
     if kind is float and isinstance(data, int) and not isinstance(data, bool):
-        return float(data)
+        try:
+            return float(data)
+        except OverflowError as error:
+            raise DecodeError(f"{path}: {error}") from error
     if not isinstance(data, kind) or (kind is int and isinstance(data, bool)):
         raise DecodeError(f"{path}: expected {kind.__name__}, found {type(data).__name__}")
     return data

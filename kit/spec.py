@@ -6,6 +6,7 @@ about the task; strings from users become enums here, at the door.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -28,7 +29,7 @@ class _Choice(StrEnum):
             UsageError: There is no such member.
         """
         try:
-            return cls(text.lower())
+            return cls(str(text).lower())
         except ValueError:
             known = ", ".join(cls)
             raise UsageError(f"unknown {cls.__name__.lower()} {text!r}", hint=f"choose one of: {known}") from None
@@ -95,8 +96,8 @@ class Normalization:
 
     def __post_init__(self) -> None:
         """Refuse a standard deviation that cannot divide."""
-        if not self.std > 0:
-            raise ValueError(f"std must be positive, found {self.std}")
+        if not (self.std > 0 and math.isfinite(self.std) and math.isfinite(self.mean)):
+            raise ValueError(f"mean and std must be finite and std positive, found {self.mean} and {self.std}")
 
     @property
     def scale(self) -> float:
@@ -144,7 +145,7 @@ class ModelSpec:
             raise ValueError(f"{len(self.labels)} labels do not fit the output {self.output.describe()}")
         if self.input.dtype != "uint8":
             raise ValueError(f"the input must be raw uint8 pixels, found {self.input.dtype}")
-        if not self.temperature > 0:
+        if not (self.temperature > 0 and math.isfinite(self.temperature)):
             raise ValueError(f"temperature must be positive, found {self.temperature}")
 
 
@@ -213,6 +214,11 @@ class Accuracy:
     correct: int
     flips_to_wrong: int = 0
     flips_to_right: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse counts that do not fit together."""
+        if not 0 <= self.correct <= self.images or self.images == 0:
+            raise ValueError(f"{self.correct} correct of {self.images} images")
 
     @property
     def top1(self) -> float:

@@ -63,6 +63,26 @@ def test_deployment_commands_run_without_the_workshop(digits: Bundle, python: Ki
     assert found.returncode == 0, found.stdout + found.stderr
 
 
+@pytest.mark.parametrize(
+    ("blocked", "arguments"),
+    [
+        (("torch",), ("export", "BUNDLE")),
+        (("torch",), ("train", "--dataset", "digits")),
+        (("onnxruntime",), ("bench", "BUNDLE")),
+        (("onnxruntime",), ("verify", "BUNDLE")),
+        (("onnxruntime",), ("doctor",)),
+        (("sklearn",), ("train", "--dataset", "digits")),
+    ],
+)
+def test_a_missing_package_is_named_with_the_line_that_installs_it(
+    digits: Bundle, python: Kit, blocked: tuple[str, ...], arguments: tuple[str, ...]
+) -> None:
+    named = [str(digits.folder) if word == "BUNDLE" else word for word in arguments]
+    found = python(BLOCK.format(blocked=blocked) + f"from apps.cli import run; raise SystemExit(run({named!r}))")
+    assert found.returncode == 3, found.stdout + found.stderr
+    assert "pip install" in found.stdout + found.stderr
+
+
 def test_python_api_predicts_without_the_workshop(digits: Bundle, python: Kit) -> None:
     program = (
         BLOCK.format(blocked=WORKSHOP)

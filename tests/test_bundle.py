@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import os
 import signal
@@ -16,7 +18,7 @@ import pytest
 
 from kit import bundle as bundles
 from kit.bundle import Bundle
-from kit.errors import BundleInvalid, BundleNotFound, UsageError
+from kit.errors import BundleInvalid, BundleNotFound, CheckFailed, UsageError
 from tests.conftest import Kit
 
 
@@ -113,10 +115,67 @@ def test_a_folder_with_other_things_is_never_overwritten(tiny: Bundle, tmp_path:
     assert (foreign / "thesis.txt").read_text() == "mine"
 
 
+def test_files_that_only_look_like_ours_are_strangers(tiny: Bundle, tmp_path: Path) -> None:
+    for name, content in (("resnet-20240101.onnx", "mine"), ("manifest.json", '{"name": "web app"}')):
+        folder = tmp_path / name.replace(".", "_")
+        folder.mkdir()
+        (folder / name).write_text(content)
+        with pytest.raises(UsageError, match="other files"):
+            bundles.create(folder, spec=tiny.spec, golden=tiny.golden(), tools={})
+        assert (folder / name).read_text() == content
+
+
+def test_two_writers_at_once_lose_nothing(tiny: Bundle) -> None:
+    """Both opened the bundle before either wrote."""
+    seen = bundles.open_folder(tiny.folder)
+    base = tiny.variant("fp32")
+    bundles.publish(seen, ((dataclasses.replace(base, id="one"), b"1"),), tools={})
+    bundles.publish(seen, ((dataclasses.replace(base, id="two"), b"2"),), tools={})
+    after = bundles.open_folder(tiny.folder)
+    assert [variant.id for variant in after.variants] == ["fp32", "one", "two"]
+    for ref in after.manifest.files():
+        after.read(ref)
+
+
+def test_variants_of_replaced_weights_are_not_published(tiny: Bundle) -> None:
+    seen = bundles.open_folder(tiny.folder)
+    bundles.create(tiny.folder, spec=tiny.spec, golden=tiny.golden(), tools={}, weights=b"new")
+    with pytest.raises(CheckFailed, match="trained anew"):
+        bundles.publish(seen, ((seen.variant("fp32"), b"old"),), tools={})
+
+
+def test_an_unreadable_manifest_does_not_hide_the_other_bundles(
+    tiny: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "artifacts" / "bad" / "manifest.json").mkdir(parents=True)
+    (tmp_path / "artifacts" / "deep").mkdir()
+    (tmp_path / "artifacts" / "deep" / "manifest.json").write_text("[" * 100_000)
+    tiny.folder.rename(tmp_path / "artifacts" / "tiny")
+    found = bundles.scan()
+    assert isinstance(found["tiny"], Bundle)
+    assert {name for name, item in found.items() if isinstance(item, BundleInvalid)} == {"bad", "deep"}
+
+
+def test_manifests_that_contradict_themselves_are_refused(tiny: Bundle) -> None:
+    manifest = json.loads((tiny.folder / "manifest.json").read_text())
+    variant = manifest["variants"][0]
+    for changes in (
+        {"variants": [variant, variant]},
+        {"default_variant": "int4"},
+        {"spec": {**manifest["spec"], "temperature": 10**400}},
+        {"spec": {**manifest["spec"], "temperature": float("inf")}},
+        {"variants": [{**variant, "accuracy": {"dataset": "d", "split": "test", "images": 0, "correct": 0}}]},
+    ):
+        (tiny.folder / "manifest.json").write_text(json.dumps({**manifest, **changes}))
+        with pytest.raises(BundleInvalid):
+            bundles.find(tiny.folder)
+
+
 def test_publishing_collects_what_no_manifest_names_and_leaves_strangers(tiny: Bundle) -> None:
     (tiny.folder / "notes.txt").write_text("mine")
     (tiny.folder / ".partial-left").write_text("half")
-    (tiny.folder / "fp32-00000000.onnx").write_text("old")
+    (tiny.folder / f"fp32-{hashlib.sha256(b'old').hexdigest()[:8]}.onnx").write_bytes(b"old")
     bundles.publish(tiny, (), tools={})
     names = {item.name for item in tiny.folder.iterdir()}
     assert names == {"manifest.json", "notes.txt", *(ref.file for ref in tiny.manifest.files())}

@@ -48,6 +48,17 @@ def test_corrupt_files_are_named(small_mnist: Path) -> None:
         data.load("mnist", data_dir=small_mnist)
 
 
+def test_swapped_files_and_foreign_labels_are_refused(small_mnist: Path) -> None:
+    raw = small_mnist / "MNIST" / "raw"
+    labels = next(raw.glob("t10k-labels*"))
+    write_idx(raw / "t10k-labels-idx1-ubyte", np.full(10, 200), packed=labels.suffix == ".gz")
+    with pytest.raises(DatasetInvalid, match="label 200"):
+        data.load("mnist", data_dir=small_mnist)
+    labels.write_bytes(next(raw.glob("t10k-images*")).read_bytes())
+    with pytest.raises(DatasetInvalid, match="IDX"):
+        data.load("mnist", data_dir=small_mnist)
+
+
 def test_a_missing_data_set_is_an_error_with_the_next_step(tmp_path: Path) -> None:
     with pytest.raises(DatasetUnavailable) as caught:
         data.load("mnist", data_dir=tmp_path)

@@ -76,6 +76,13 @@ def test_what_is_neither_picture_nor_pixels_is_refused(tiny: Bundle) -> None:
         engine.predict([1, 2, 3])  # type: ignore[arg-type]
 
 
+def test_a_closed_engine_says_so(tiny: Bundle) -> None:
+    engine = kit.load(tiny.folder)
+    engine.close()
+    with pytest.raises(kit.UsageError, match="closed"):
+        engine.predict(tiny.golden().pixels)
+
+
 def test_unknown_names_are_errors_with_the_choices(tiny: Bundle) -> None:
     with pytest.raises(kit.BundleNotFound):
         kit.load("nothing-of-that-name")

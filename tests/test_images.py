@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from kit.errors import PictureInvalid, UsageError
+from kit.errors import BundleInvalid, PictureInvalid
 from kit.images import MAX_PIXELS, to_pixels
 
 
@@ -59,7 +59,7 @@ def test_transparent_ground_works_with_any_ink(colour: tuple[int, int, int]) -> 
     assert difference(ink(seven()), ink(layered)) < 2
 
 
-@pytest.mark.parametrize("mode", ["RGB", "P", "1", "LA", "CMYK"])
+@pytest.mark.parametrize("mode", ["RGB", "P", "1", "LA", "CMYK", "HSV", "YCbCr"])
 def test_every_colour_mode_is_read(mode: str) -> None:
     assert difference(ink(seven()), ink(seven().convert(mode))) < 4
 
@@ -67,6 +67,24 @@ def test_every_colour_mode_is_read(mode: str) -> None:
 def test_faint_ink_counts_as_ink() -> None:
     faint = Image.eval(seven(), lambda value: 100 + value // 5)
     assert difference(ink(seven()), ink(faint)) < 3
+
+
+def test_sixteen_bit_greys_are_scaled_and_not_clipped(tmp_path: Path) -> None:
+    deep = 60000 - np.asarray(seven(), np.uint16) * 200
+    Image.fromarray(deep.astype(np.uint16)).save(tmp_path / "scan.png")
+    found = to_pixels(tmp_path / "scan.png", pipeline="mnist-ink@1", shape=(28, 28)).astype(int)
+    assert difference(ink(seven()), found) < 3
+
+
+def test_colour_spaces_and_corrupt_extras_end_in_words(tmp_path: Path) -> None:
+    from PIL import ImageCms
+
+    rgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    transform = ImageCms.buildTransform(rgb, lab, "RGB", "LAB")
+    ImageCms.applyTransform(seven().convert("RGB"), transform).save(tmp_path / "lab.tif")
+    for source in (tmp_path / "lab.tif", Image.new("L", (0, 0))):
+        with pytest.raises(PictureInvalid):
+            to_pixels(source, pipeline="mnist-ink@1", shape=(28, 28))
 
 
 @pytest.mark.parametrize("level", [0, 128, 255])
@@ -118,5 +136,5 @@ def test_resize_keeps_polarity_and_fills_the_shape() -> None:
 
 
 def test_an_unknown_pipeline_is_refused() -> None:
-    with pytest.raises(UsageError, match="pipeline"):
+    with pytest.raises(BundleInvalid, match="pipeline"):
         to_pixels(seven(), pipeline="mnist-ink@9", shape=(28, 28))

@@ -20,7 +20,7 @@ from apps.cli.predict import predict
 from apps.cli.quickstart import quickstart
 from apps.cli.train import train
 from apps.cli.verify import verify
-from kit import __version__
+from kit import __version__, packages
 from kit.errors import KitError
 
 INTERRUPTED = 130
@@ -70,23 +70,31 @@ def run(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()  # the reader went away, as `kit list | head` does
         return 0
+    except ModuleNotFoundError as error:
+        missing = packages.explain(error)
+        if missing is None:
+            return _defect(error, state)
+        _say(f"Error: {missing}", missing.hint)
+        _trace(state)
+        return missing.exit_code
     except OSError as error:
         _say(f"Error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
         _trace(state)
         return _STORAGE
     except Exception as error:  # noqa: BLE001 - the border: whatever else comes is a defect, and is said to be one
-        _say(
-            f"Error: this is a defect of kit: {type(error).__name__}: {error}",
-            "run it again with --debug and report it",
-        )
-        _trace(state)
-        return _DEFECT
+        return _defect(error, state)
     return result if isinstance(result, int) else 0
 
 
 def main() -> None:
     """Entry point of the console script."""
     sys.exit(run())
+
+
+def _defect(error: Exception, state: dict[str, bool]) -> int:
+    _say(f"Error: this is a defect of kit: {type(error).__name__}: {error}", "run it again with --debug and report it")
+    _trace(state)
+    return _DEFECT
 
 
 def _say(message: str, hint: str = "") -> None:

@@ -44,7 +44,10 @@ _EXIT_CODES = {"unavailable": 3, "failed": 4}
 @options.threads
 @options.fallback
 @click.option(
-    "--json", "json_file", type=click.Path(path_type=Path, allow_dash=True), help="Write results; - is stdout."
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path, allow_dash=True, dir_okay=False),
+    help="Write results; - is stdout.",
 )
 @options.data_dir
 @options.debug

@@ -69,16 +69,17 @@ def export(
       kit export mnist-mlp
       kit export mnist-mlp --precision int8 --quantization dynamic
     """
-    from apps.cli import render
-    from exporters import ExportOptions
     from kit.bundle import find
 
     given = [name for name in _INT8_ONLY if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
     if given and Precision.INT8 not in precisions:
         flag = "--" + given[0].replace("_", "-")
         raise click.UsageError(f"{flag} changes nothing without --precision int8")
-    chosen = ExportOptions(precisions=precisions, quantization=quantization, opset=opset, max_drop_points=max_drop)
     found = find(bundle)
+    from apps.cli import render
+    from exporters import ExportOptions  # imports torch: after everything that can be refused without it
+
+    chosen = ExportOptions(precisions=precisions, quantization=quantization, opset=opset, max_drop_points=max_drop)
     report = run(found, chosen, data_dir=data_dir)
     if as_json:
         variants = [

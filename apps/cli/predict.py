@@ -87,7 +87,10 @@ def _pictures(sources: tuple[str, ...]) -> Iterator[tuple[str, Path | bytes]]:
         if source == _STDIN:
             yield _STDIN, sys.stdin.buffer.read()
         elif path.is_dir():
-            found = sorted(item for item in path.iterdir() if item.suffix.lower() in SUFFIXES)
+            try:
+                found = sorted(item for item in path.iterdir() if item.suffix.lower() in SUFFIXES)
+            except OSError as error:
+                raise PictureInvalid(f"{source} cannot be read: {error.strerror}") from error
             if not found:
                 raise PictureInvalid(f"{source} holds no pictures", hint="looked for " + ", ".join(sorted(SUFFIXES)))
             yield from ((str(item), item) for item in found)

@@ -19,6 +19,9 @@ from kit.errors import UsageError
 
 Call = Callable[[], object]
 
+LEAST_ROUNDS = 10
+"""Fewer say too little about their own spread for an interval to mean anything."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -40,8 +43,8 @@ class Plan:
 
     def __post_init__(self) -> None:
         """Refuse a plan with nothing in it."""
-        if self.rounds < 2 or self.least_calls < 1:
-            raise UsageError("a plan needs 2 rounds or more, with 1 call or more in each")
+        if self.rounds < LEAST_ROUNDS or self.least_calls < 1:
+            raise UsageError(f"a plan needs {LEAST_ROUNDS} rounds or more, with 1 call or more in each")
 
 
 @dataclass(frozen=True)

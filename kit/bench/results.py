@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 from enum import StrEnum
@@ -32,7 +33,7 @@ class Latency:
     """Latency of one call, whole batch, in microseconds; p99 only from 1,000 calls or more.
 
     Attributes:
-        low_us: Lower end of the 95 % interval of the per-round median.
+        low_us: Lower end of the 95 % interval of the median, over rounds.
         high_us: Upper end.
     """
 
@@ -120,12 +121,14 @@ class Results:
         Raises:
             StorageUnavailable: It cannot be written.
         """
+        partial = path.with_name(f".partial-{path.name}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f".partial-{path.name}")
             partial.write_text(self.to_json(), encoding="utf-8")
             partial.replace(path)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
             raise StorageUnavailable(f"cannot write {path}: {error.strerror or error}") from error
 
 

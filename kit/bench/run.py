@@ -108,6 +108,8 @@ def bench(bundle: Bundle, request: Request, *, on_progress: OnProgress = lambda 
     ids = dict.fromkeys(request.variants or (variant.id for variant in bundle.variants))
     variants = [bundle.variant(variant_id) for variant_id in ids] or [bundle.variant()]
     wanted = request.providers or providers.working(device_id=request.device_id)
+    if not wanted:
+        providers.require(Provider.CPU)
     on_progress("opening", 0.0)
     with contextlib.ExitStack() as stack:
         entries = [_open(bundle, variant, provider, request, stack) for provider in wanted for variant in variants]

@@ -53,8 +53,20 @@ class OnnxRuntimeRunner(ClosingRunner):
         self._check_placement()
 
     def run(self, pixels: Pixels) -> Logits:
-        """Compute logits float32 `[N, classes]` for pixels uint8 `[N, *input shape]`."""
-        logits: Logits = self._session.run(self._outputs, {self._input: pixels})[0]
+        """Compute logits float32 `[N, classes]` for pixels uint8 `[N, *input shape]`.
+
+        Raises:
+            ProviderUnavailable: CUDA failed while running, for want of memory for instance.
+            BundleInvalid: The graph does not run with these inputs.
+            UsageError: The runner was closed.
+        """
+        if self._session is None:
+            raise UsageError("this runner was closed")
+        try:
+            logits: Logits = self._session.run(self._outputs, {self._input: pixels})[0]
+        except _theirs() as error:
+            kind = BundleInvalid if self.provider is Provider.CPU else ProviderUnavailable
+            raise kind(f"ONNX Runtime could not run the model on {self.provider}: {_words(error)}") from error
         return logits
 
     def close(self) -> None:
@@ -155,8 +167,11 @@ def _session(model: bytes, options: RunnerOptions, providers: list[Any], *, stri
     settings.add_session_config_entry(_RECORD_PLACEMENT, "1")
     if strict:
         settings.add_session_config_entry(_CPU_FALLBACK, "1")
-    with _translated(ort), _quiet(ort):
-        return ort.InferenceSession(model, settings, providers=providers)
+    try:
+        with _quiet(ort):
+            return ort.InferenceSession(model, settings, providers=providers)
+    except _theirs() as error:
+        raise BundleInvalid(f"ONNX Runtime does not accept the model: {_words(error)}") from error
 
 
 @contextlib.contextmanager
@@ -169,10 +184,10 @@ def _quiet(ort: Any) -> Iterator[None]:
         ort.set_default_logger_severity(2)
 
 
-@contextlib.contextmanager
-def _translated(ort: Any) -> Iterator[None]:
-    """Turn ONNX Runtime's exceptions, which share no base class, into kit's."""
-    state = ort.capi.onnxruntime_pybind11_state
+@cache
+def _theirs() -> tuple[type[Exception], ...]:
+    """Return ONNX Runtime's exceptions, which share no base class."""
+    state = _onnxruntime().capi.onnxruntime_pybind11_state
     names = (
         "Fail",
         "InvalidArgument",
@@ -182,12 +197,12 @@ def _translated(ort: Any) -> Iterator[None]:
         "RuntimeException",
         "EPFail",
     )
-    theirs = tuple(getattr(state, name) for name in names)
-    try:
-        yield
-    except theirs as error:
-        words = str(error).split(" : ", maxsplit=3)[-1].strip()
-        raise BundleInvalid(f"ONNX Runtime does not accept the model: {words}") from error
+    return tuple(getattr(state, name) for name in names)
+
+
+def _words(error: Exception) -> str:
+    """Return the part of an ONNX Runtime message that is not its own numbering."""
+    return str(error).split(" : ", maxsplit=3)[-1].strip()
 
 
 def _placement(session: Any) -> Placement:
