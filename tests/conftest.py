@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import apps.cli
 from kit import data
 from kit.bundle import Bundle, open_folder
 from kit.runtime import providers
@@ -123,6 +124,22 @@ def kit(tmp_path: Path) -> Kit:
         )
 
     return run
+
+
+@pytest.fixture
+def kit_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Kit:
+    """Run `kit` in this process, where torch is imported already: for commands that would import it again."""
+
+    def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("COLUMNS", "140")
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        capsys.readouterr()
+        code = apps.cli.run(list(arguments))
+        return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
+
+    return call
 
 
 @pytest.fixture

@@ -76,24 +76,24 @@ def test_the_help_pages_in_the_docs_are_those_of_the_commands() -> None:
     ],
 )
 def test_what_goes_wrong_is_one_message_and_the_right_exit_code(
-    kit: Kit, arguments: tuple[str, ...], code: int, words: str
+    kit_inside: Kit, arguments: tuple[str, ...], code: int, words: str
 ) -> None:
     # A proxy that is not there stands for a machine without a network.
     offline = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
-    found = kit(*arguments, **offline)
+    found = kit_inside(*arguments, **offline)
     assert found.returncode == code, found.stderr
     assert words in found.stderr
     assert "Traceback" not in found.stderr
 
 
-def test_a_traceback_is_shown_when_asked_for(kit: Kit) -> None:
-    found = kit("verify", "missing", "--debug")
+def test_a_traceback_is_shown_when_asked_for(kit_inside: Kit) -> None:
+    found = kit_inside("verify", "missing", "--debug")
     assert found.returncode == 4
     assert "Traceback" in found.stderr
 
 
-def test_export_makes_variants_side_by_side(kit: Kit, digits: Bundle) -> None:
-    found = kit("export", str(digits.folder), "--precision", "int8", "--quantization", "dynamic", "--json")
+def test_export_makes_variants_side_by_side(kit_inside: Kit, digits: Bundle) -> None:
+    found = kit_inside("export", str(digits.folder), "--precision", "int8", "--quantization", "dynamic", "--json")
     assert found.returncode == 0, found.stderr
     published = json.loads(found.stdout)["published"]
     assert [one["variant"]["id"] for one in published] == ["fp32", "int8-dynamic"]
@@ -101,20 +101,20 @@ def test_export_makes_variants_side_by_side(kit: Kit, digits: Bundle) -> None:
     assert {variant.id for variant in find(digits.folder).variants} == {"fp32", "int8-qdq", "int8-dynamic"}
 
 
-def test_verify_prints_json_and_exits_1_for_a_bundle_that_was_altered(kit: Kit, digits: Bundle) -> None:
-    good = kit("verify", str(digits.folder), "--json")
+def test_verify_prints_json_and_exits_1_for_a_bundle_that_was_altered(kit_inside: Kit, digits: Bundle) -> None:
+    good = kit_inside("verify", str(digits.folder), "--json")
     assert good.returncode == 0
     assert json.loads(good.stdout)["ok"] is True
     path = digits.path(digits.variant().artifact)
     path.write_bytes(b"\0" * path.stat().st_size)
-    bad = kit("verify", str(digits.folder))
+    bad = kit_inside("verify", str(digits.folder))
     assert bad.returncode == 1
     assert "altered" in bad.stdout
 
 
 @pytest.mark.usefixtures("no_cuda")
-def test_bench_on_cuda_that_is_not_there_says_why_and_exits_3(kit: Kit, tiny: Bundle) -> None:
-    found = kit("bench", str(tiny.folder), "--provider", "cuda", "--batch-size", "1", "--json", "out.json")
+def test_bench_on_cuda_that_is_not_there_says_why_and_exits_3(kit_inside: Kit, tiny: Bundle) -> None:
+    found = kit_inside("bench", str(tiny.folder), "--provider", "cuda", "--batch-size", "1", "--json", "out.json")
     assert found.returncode == 3
     assert "CUDA cannot run here" in found.stdout
     assert "→" in found.stdout
@@ -124,21 +124,21 @@ def test_bench_on_cuda_that_is_not_there_says_why_and_exits_3(kit: Kit, tiny: Bu
 
 
 @pytest.mark.usefixtures("no_cuda")
-def test_an_allowed_fallback_is_marked_in_the_table(kit: Kit, tiny: Bundle) -> None:
-    found = kit("bench", str(tiny.folder), "--provider", "cuda", "--batch-size", "1", "--allow-fallback")
+def test_an_allowed_fallback_is_marked_in_the_table(kit_inside: Kit, tiny: Bundle) -> None:
+    found = kit_inside("bench", str(tiny.folder), "--provider", "cuda", "--batch-size", "1", "--allow-fallback")
     assert found.returncode == 0
     assert "FALLBACK" in found.stdout
 
 
-def test_bench_keeps_its_results_beside_the_bundle(kit: Kit, tiny: Bundle) -> None:
-    found = kit("bench", str(tiny.folder), "--provider", "cpu", "--batch-size", "2", "--json", "-")
+def test_bench_keeps_its_results_beside_the_bundle(kit_inside: Kit, tiny: Bundle) -> None:
+    found = kit_inside("bench", str(tiny.folder), "--provider", "cpu", "--batch-size", "2", "--json", "-")
     assert found.returncode == 0, found.stderr
     assert json.loads(found.stdout) == json.loads((tiny.folder.parent / "tiny.bench.json").read_text())
     assert [item.name for item in tiny.folder.iterdir() if item.name.endswith(".json")] == ["manifest.json"]
 
 
-def test_bench_refuses_a_variant_that_is_not_there(kit: Kit, tiny: Bundle) -> None:
-    found = kit("bench", str(tiny.folder), "--variant", "int4")
+def test_bench_refuses_a_variant_that_is_not_there(kit_inside: Kit, tiny: Bundle) -> None:
+    found = kit_inside("bench", str(tiny.folder), "--variant", "int4")
     assert found.returncode == 2
     assert "choose one of: fp32" in found.stderr
 
@@ -155,8 +155,8 @@ def pictures(digits: Bundle, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("form", ["json", "jsonl", "csv"])
-def test_predict_answers_a_folder_in_every_form(kit: Kit, digits: Bundle, pictures: Path, form: str) -> None:
-    found = kit("predict", str(digits.folder), str(pictures), f"--{form}")
+def test_predict_answers_a_folder_in_every_form(kit_inside: Kit, digits: Bundle, pictures: Path, form: str) -> None:
+    found = kit_inside("predict", str(digits.folder), str(pictures), f"--{form}")
     assert found.returncode == 0, found.stderr
     if form == "csv":
         rows = list(csv.DictReader(io.StringIO(found.stdout)))
@@ -169,9 +169,9 @@ def test_predict_answers_a_folder_in_every_form(kit: Kit, digits: Bundle, pictur
     assert rows[0]["label"] == digits.spec.labels[int(np.argmax(shares))]
 
 
-def test_predict_answers_what_it_can_and_reports_the_rest(kit: Kit, digits: Bundle, pictures: Path) -> None:
+def test_predict_answers_what_it_can_and_reports_the_rest(kit_inside: Kit, digits: Bundle, pictures: Path) -> None:
     (pictures / "broken.png").write_text("no picture")
-    found = kit("predict", str(digits.folder), str(pictures), "--jsonl")
+    found = kit_inside("predict", str(digits.folder), str(pictures), "--jsonl")
     assert found.returncode == 4
     assert len(found.stdout.splitlines()) == 3
     assert "broken.png" in found.stderr
@@ -188,25 +188,25 @@ def test_predict_reads_stdin(digits: Bundle, pictures: Path) -> None:
     assert b"%" in found.stdout
 
 
-def test_list_shows_bundles_and_broken_ones(kit: Kit, tiny: Bundle, tmp_path: Path) -> None:
+def test_list_shows_bundles_and_broken_ones(kit_inside: Kit, tiny: Bundle, tmp_path: Path) -> None:
     (tmp_path / "artifacts" / "broken").mkdir(parents=True)
     (tmp_path / "artifacts" / "broken" / "manifest.json").write_text("{")
     tiny.folder.rename(tmp_path / "artifacts" / "tiny")
-    found = kit("list", "--json")
+    found = kit_inside("list", "--json")
     rows = {row["name"]: row for row in json.loads(found.stdout)}
     assert rows["tiny"]["variants"] == ["fp32"]
     assert "no JSON" in rows["broken"]["broken"]
-    assert kit("list").returncode == 0
+    assert kit_inside("list").returncode == 0
 
 
-def test_info_tells_a_stranger_what_the_model_takes_and_gives(kit: Kit, digits: Bundle) -> None:
-    found = kit("info", str(digits.folder))
+def test_info_tells_a_stranger_what_the_model_takes_and_gives(kit_inside: Kit, digits: Bundle) -> None:
+    found = kit_inside("info", str(digits.folder))
     for words in ("uint8 [batch, 28, 28]", "float32 [batch, 10]", "mnist-ink@1", "int8-qdq", "onnxruntime 1.18+"):
         assert words in found.stdout
 
 
-def test_doctor_proves_the_cpu(kit: Kit) -> None:
-    found = kit("doctor", "--json")
+def test_doctor_proves_the_cpu(kit_inside: Kit) -> None:
+    found = kit_inside("doctor", "--json")
     assert found.returncode == 0
     report = json.loads(found.stdout)
     assert next(row for row in report["providers"] if row["provider"] == "cpu")["works"] is True

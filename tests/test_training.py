@@ -119,12 +119,3 @@ def test_predictions_of_torch_do_not_depend_on_the_batch(dataset: Dataset) -> No
         [reference_logits(result.module, result.spec, image[None]) for image in dataset.test.images[:8]]
     )
     assert np.allclose(together, alone, atol=1e-4)
-
-
-@pytest.mark.mnist
-@pytest.mark.slow
-def test_the_default_recipe_reaches_98_percent_on_mnist() -> None:
-    mnist = data.load("mnist")
-    result = train(mnist, recipe("default", dataset="mnist"), name="mnist-mlp")
-    logits = reference_logits(result.module, result.spec, mnist.test.images)
-    assert float((logits.argmax(axis=1) == mnist.test.labels).mean()) >= 0.98

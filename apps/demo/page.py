@@ -77,6 +77,8 @@ def try_it(bundle: Bundle) -> None:
             return
         _show_answers(bundle, answers)
     seen = next(iter(answers.values()))[0].pixels[0]
+    if isinstance(picture, bytes):
+        left.image(picture, width=CANVAS_PIXELS)  # only now: what the engine could read, the page can show
     left.image(Image.fromarray(seen).resize((112, 112), Image.Resampling.NEAREST), caption="what the model sees")
 
 
@@ -106,7 +108,6 @@ def _uploaded() -> bytes | None:
         st.warning(f"{file.name} is larger than {MAX_UPLOAD_MB} MB.")
         return None
     content: bytes = file.getvalue()
-    st.image(content, width=CANVAS_PIXELS)
     return content
 
 

@@ -65,7 +65,7 @@ def block_length(values: Rounds) -> int:
     rho = float((centred[1:] * centred[:-1]).sum()) / spread if spread > 0 else 0.0
     rho = min(max(rho, 0.0), 0.95)
     optimal = (math.sqrt(6) * rho / (1 - rho**2)) ** (2 / 3) * count ** (1 / 3)
-    return min(max(math.ceil(optimal), 1), max(count // 4, 1))
+    return int(min(max(math.ceil(optimal), 1), max(count // 4, 1)))
 
 
 def block_resamples(values: Rounds, *, seed: int = 0) -> Rounds:
@@ -95,7 +95,7 @@ def compare(baseline: Rounds, contestant: Rounds, *, seed: int = 0) -> Compariso
 
 
 def _student_quantile(share: float, freedom: float) -> float:
-    """Return Student's t for a share above one half (Wallace 1959, inverted; within 1 % from 2 degrees on)."""
+    """Return Student's t for a share above one half (Wallace 1959, inverted; within 1.5 % from 3 degrees on)."""
     z = NormalDist().inv_cdf(share) * (8 * freedom + 3) / (8 * freedom + 1)
     return math.sqrt(freedom * math.expm1(z * z / freedom))
 
