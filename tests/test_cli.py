@@ -22,6 +22,7 @@ from exporters.pipeline import ExportOptions
 from kit import data, models
 from kit.bundle import Bundle, find
 from tests.conftest import ROOT, Kit
+from tests.test_data import write_idx
 
 COMMANDS = sorted(cli.commands)
 
@@ -227,3 +228,23 @@ def test_ctrl_c_in_training_keeps_the_best_and_exits_130(tmp_path: Path) -> None
     record = find(tmp_path / "artifacts" / "digits-mlp").manifest.training
     assert record is not None
     assert record.interrupted
+
+
+def test_fashion_mnist_takes_the_same_path(kit_inside: Kit, tmp_path: Path) -> None:
+    """Made-up garments in the real file format: bright for one class, dark for another."""
+    rng = np.random.default_rng(0)
+    for stem, count in (("train", 2000), ("t10k", 400)):
+        labels = rng.integers(0, 10, count)
+        images = np.clip(labels[:, None, None] * 25 + rng.integers(0, 30, (count, 28, 28)), 0, 255)
+        raw = tmp_path / "FashionMNIST" / "raw"
+        write_idx(raw / f"{stem}-images-idx3-ubyte", images, packed=True)
+        write_idx(raw / f"{stem}-labels-idx1-ubyte", labels, packed=True)
+    here = ("--data-dir", str(tmp_path))
+    made = kit_inside("train", "--dataset", "fashion-mnist", "--model", "mlp-64-64", "--epochs", "12", *here)
+    assert made.returncode == 0, made.stderr
+    exported = kit_inside("export", "fashion-mnist-mlp-64-64", "--precision", "int8", "--max-drop", "5", *here)
+    assert exported.returncode == 0, exported.stderr
+    shown = kit_inside("info", "fashion-mnist-mlp-64-64")
+    assert "Ankle boot" in shown.stdout
+    assert "resize@1" in shown.stdout
+    assert kit_inside("verify", "fashion-mnist-mlp-64-64").returncode == 0

@@ -17,7 +17,9 @@ OFFLINE = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY
 
 
 @pytest.mark.slow
-def test_quickstart_without_data_and_network_does_the_whole_job_on_embedded_digits(kit_inside: Kit, tmp_path: Path) -> None:
+def test_quickstart_without_data_and_network_does_the_whole_job_on_embedded_digits(
+    kit_inside: Kit, tmp_path: Path
+) -> None:
     (tmp_path / "empty").mkdir()
     done = kit_inside("quickstart", KIT_DATA_DIR=str(tmp_path / "empty"), **OFFLINE)
     assert done.returncode == 0, done.stderr
