@@ -42,7 +42,9 @@ def photograph(address: str) -> None:
         canvas.wait_for()
         box = canvas.bounding_box()
         assert box is not None
-        upper = [(135 + 45 * math.sin(a), 90 - 45 * math.cos(a)) for a in (math.radians(d) for d in range(-60, 181, 10))]
+        upper = [
+            (135 + 45 * math.sin(a), 90 - 45 * math.cos(a)) for a in (math.radians(d) for d in range(-60, 181, 10))
+        ]
         lower = [(135 + 52 * math.sin(a), 187 - 52 * math.cos(a)) for a in (math.radians(d) for d in range(0, 241, 10))]
         page.mouse.move(box["x"] + upper[0][0], box["y"] + upper[0][1])
         page.mouse.down()
@@ -50,7 +52,9 @@ def photograph(address: str) -> None:
             page.mouse.move(box["x"] + x, box["y"] + y)
         page.mouse.up()
         page.get_by_test_id("stMetric").first.wait_for()
-        page.get_by_text("pictures go through").hover()  # away from the canvas, so that its tool bar does not stand in the way
+        page.get_by_text(
+            "pictures go through"
+        ).hover()  # away from the canvas, so that its tool bar does not stand in the way
         page.screenshot(path=PICTURE, clip={"x": 0, "y": 90, "width": 800, "height": 750})
         browser.close()
 

@@ -89,20 +89,7 @@ def quantize_static(
     _keep_logits_float(quantized)
     drop_unused_initializers(quantized)
     strip(quantized)
-    count, total = _count(model, quantized)
-    return Quantized(
-        model=quantized,
-        record=Quantization(
-            scheme=QuantizationScheme.STATIC,
-            activation_dtype="uint8",
-            weight_dtype="int8",
-            weight_bits=7,
-            per_channel=True,
-            layers_quantized=count,
-            layers_total=total,
-            calibration=calibration,
-        ),
-    )
+    return _counted(model, quantized, QuantizationScheme.STATIC, calibration)
 
 
 def quantize_dynamic(model: onnx.ModelProto) -> Quantized:
@@ -124,19 +111,25 @@ def quantize_dynamic(model: onnx.ModelProto) -> Quantized:
         )
         quantized = onnx.load(target)
     strip(quantized)
+    return _counted(model, quantized, QuantizationScheme.DYNAMIC, None)
+
+
+def _counted(
+    model: onnx.ModelProto, quantized: onnx.ModelProto, scheme: QuantizationScheme, calibration: Calibration | None
+) -> Quantized:
+    """Count the layers in the file that was made, and write the record."""
     count, total = _count(model, quantized)
-    return Quantized(
-        model=quantized,
-        record=Quantization(
-            scheme=QuantizationScheme.DYNAMIC,
-            activation_dtype="uint8",
-            weight_dtype="int8",
-            weight_bits=7,
-            per_channel=True,
-            layers_quantized=count,
-            layers_total=total,
-        ),
+    record = Quantization(
+        scheme=scheme,
+        activation_dtype="uint8",
+        weight_dtype="int8",
+        weight_bits=7,
+        per_channel=True,
+        layers_quantized=count,
+        layers_total=total,
+        calibration=calibration,
     )
+    return Quantized(model=quantized, record=record)
 
 
 def _door(model: onnx.ModelProto) -> str:

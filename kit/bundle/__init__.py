@@ -1,0 +1,39 @@
+"""The artifact folder: the only room that knows how one is written and read.
+
+```
+artifacts/NAME/
+    manifest.json             the only mutable name; replaced whole, last
+    weights-1a2b3c4d.safetensors
+    golden-5e6f7a8b.npz       inputs, labels and PyTorch's logits
+    fp32-9c0d1e2f.onnx        every other file carries part of its own sha256
+```
+
+A change writes and syncs its new files first; one `os.replace` of the manifest commits; files that no manifest names are
+collected afterwards. A kill at any moment leaves the old bundle or the new one. Nothing here imports onnx, torch or
+onnxruntime, and nothing is ever pickled.
+
+    bundle = find("mnist-mlp")
+    path = bundle.path(bundle.variant("fp32").artifact)
+"""
+
+from __future__ import annotations
+
+from kit.bundle.contents import GoldenSamples, Manifest
+from kit.bundle.read import ROOT, Bundle, available, find, is_bundle, open_folder, scan
+from kit.bundle.write import create, file_ref, publish, refuse_foreign
+
+__all__ = [
+    "ROOT",
+    "Bundle",
+    "GoldenSamples",
+    "Manifest",
+    "available",
+    "create",
+    "file_ref",
+    "find",
+    "is_bundle",
+    "open_folder",
+    "publish",
+    "refuse_foreign",
+    "scan",
+]

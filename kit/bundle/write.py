@@ -1,0 +1,198 @@
+"""Write bundles: new files first, synced; one replace of the manifest commits; what no manifest names is collected."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from kit import packages, serial
+from kit.bundle.contents import MANIFEST, SCHEMA_VERSION, GoldenSamples, Manifest, check_golden, golden_bytes
+from kit.bundle.read import Bundle, open_folder
+from kit.errors import CheckFailed, StorageUnavailable, UsageError
+from kit.spec import FileRef, ModelSpec, TrainingRecord, Variant
+
+_PARTIAL = ".partial-"
+_HASHED = re.compile(r"^[A-Za-z0-9-]+-([0-9a-f]{8})\.(?:onnx|npz|safetensors)$")
+
+
+def create(
+    folder: Path,
+    *,
+    spec: ModelSpec,
+    golden: GoldenSamples,
+    tools: Mapping[str, str],
+    weights: bytes | None = None,
+    training: TrainingRecord | None = None,
+    variants: tuple[tuple[Variant, bytes], ...] = (),
+) -> Bundle:
+    """Write a bundle from nothing, or replace the one in `folder` whole.
+
+    Args:
+        folder: Made if need be; refused when it holds anything but a bundle.
+        spec: What the model is.
+        golden: Samples with PyTorch's logits.
+        tools: Package names and versions that made it.
+        weights: A safetensors file's bytes.
+        training: Where the weights came from.
+        variants: Checked variants with their bytes; the first becomes the default.
+
+    Raises:
+        UsageError: The folder holds other things.
+        StorageUnavailable: It cannot be written.
+    """
+    check_golden(golden, spec)
+    refuse_foreign(folder)
+    with _storage(folder), _locked(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        manifest = Manifest(
+            schema_version=SCHEMA_VERSION,
+            spec=spec,
+            golden=_add(folder, "golden", ".npz", golden_bytes(golden)),
+            tools=dict(tools),
+            weights=_add(folder, "weights", ".safetensors", weights) if weights is not None else None,
+            training=training,
+            variants=tuple(_add_variant(folder, variant, data) for variant, data in variants),
+            default_variant=variants[0][0].id if variants else None,
+        )
+        return _commit(folder, manifest)
+
+
+def publish(bundle: Bundle, variants: tuple[tuple[Variant, bytes], ...], *, tools: Mapping[str, str]) -> Bundle:
+    """Add checked variants to a bundle, replacing those of the same id, in one step.
+
+    Raises:
+        CheckFailed: Its weights were replaced since `bundle` was opened, so that the variants are of another model.
+        StorageUnavailable: The folder cannot be written; the bundle is as it was.
+    """
+    with _storage(bundle.folder), _locked(bundle.folder):
+        current = open_folder(bundle.folder)  # another export may have published since
+        if current.manifest.weights != bundle.manifest.weights:
+            raise CheckFailed(
+                f"bundle {bundle.name!r} was trained anew meanwhile; nothing was published",
+                hint=f"kit export {bundle.name}",
+            )
+        merged = {variant.id: variant for variant in current.variants}
+        for variant, data in variants:
+            merged[variant.id] = _add_variant(bundle.folder, variant, data)
+        manifest = dataclasses.replace(
+            current.manifest,
+            variants=tuple(merged.values()),
+            default_variant=current.manifest.default_variant or next(iter(merged), None),
+            tools={**current.manifest.tools, **tools},
+        )
+        return _commit(bundle.folder, manifest)
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raise UsageError when `folder` is a file, or holds anything but a bundle."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file, not a folder", hint="choose another --out")
+    if not folder.is_dir() or _is_our_manifest(folder / MANIFEST):
+        return
+    strangers = [item.name for item in folder.iterdir() if not _is_ours(item)]
+    if strangers:
+        raise UsageError(f"{folder} holds other files ({strangers[0]}, ...)", hint="choose an empty --out")
+
+
+def _is_our_manifest(path: Path) -> bool:
+    """Whether a manifest.json is a bundle's, in however bad a state, and not some web page's."""
+    try:
+        data = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(data, dict) and {"schema_version", "spec", "golden"} <= data.keys()
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether kit wrote a file: the beginning of its sha256 stands in its name. What only looks so is a stranger's."""
+    if path.name.startswith(_PARTIAL):
+        return True
+    hashed = _HASHED.match(path.name)
+    return hashed is not None and path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest().startswith(hashed[1])
+
+
+def file_ref(stem: str, suffix: str, data: bytes) -> FileRef:
+    """Name a file after its content."""
+    digest = hashlib.sha256(data).hexdigest()
+    return FileRef(file=f"{stem}-{digest[:8]}{suffix}", sha256=digest, size_bytes=len(data))
+
+
+def _add_variant(folder: Path, variant: Variant, data: bytes) -> Variant:
+    return dataclasses.replace(variant, artifact=_add(folder, variant.id, ".onnx", data))
+
+
+def _add(folder: Path, stem: str, suffix: str, data: bytes) -> FileRef:
+    ref = file_ref(stem, suffix, data)
+    _write_synced(folder / ref.file, data)
+    return ref
+
+
+def _commit(folder: Path, manifest: Manifest) -> Bundle:
+    text = json.dumps(serial.encode(manifest), indent=2, ensure_ascii=False) + "\n"
+    _write_synced(folder / MANIFEST, text.encode())
+    _collect(folder, manifest)
+    return Bundle(folder, manifest)
+
+
+def _collect(folder: Path, manifest: Manifest) -> None:
+    """Remove files of ours that the manifest does not name; strangers stay."""
+    named = {ref.file for ref in manifest.files()}
+    for item in folder.iterdir():
+        if item.name not in named and _is_ours(item):
+            # Windows keeps a file that is open elsewhere; the next commit collects it.
+            with contextlib.suppress(OSError):
+                item.unlink()
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    """Write a file so that its name holds either all of the bytes or what it held before."""
+    descriptor, partial = tempfile.mkstemp(prefix=_PARTIAL, dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(partial).chmod(0o644)  # mkstemp's 0600 would hide the bundle from the service that loads it
+        Path(partial).replace(path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable, where the system lets a folder be opened."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Let one writer at a time change a bundle. The lock lies beside the folder, which holds only what the manifest names."""
+    filelock = packages.needed("filelock", distribution="filelock", purpose="writing a bundle", extra="train")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(folder.parent / f".{folder.name}.lock"):
+        yield
+
+
+@contextlib.contextmanager
+def _storage(folder: Path) -> Iterator[None]:
+    """Turn what the file system refuses into one clear error."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageUnavailable(
+            f"cannot write the bundle {folder}: {error.strerror or error}",
+            hint="free some space or choose another --out; the bundle is as it was before",
+        ) from error
