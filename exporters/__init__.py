@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-__all__ = ["ExportOptions", "ExportReport", "LabelledData", "export", "export_bundle"]
+__all__ = ["ExportOptions", "ExportReport", "LabelledData", "Split", "export", "export_bundle"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,3 +19,7 @@ def __getattr__(name: str) -> Any:
         # import_module, because the function `export` has the name of its room.
         return getattr(importlib.import_module("exporters.pipeline"), name)
     raise AttributeError(f"module 'exporters' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -6,7 +6,7 @@ the validation split before the test split is looked at.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
@@ -22,7 +22,7 @@ from kit.errors import GateFailed, KitError
 from kit.parity import Parity, Verdict
 from kit.runtime.base import logits_of
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
-from kit.spec import BATCH, Accuracy, Calibration, ModelSpec, Precision, Quantization, Variant, VariantFormat
+from kit.spec import BATCH, Accuracy, ModelSpec, Precision, Quantization, Variant, VariantFormat
 
 BATCHES = (1, 2, 17)
 """Batch sizes every graph is run at: one that was specialised to its example fails here."""
@@ -55,13 +55,13 @@ class LabelledData:
         dataset: Name, for the record.
         validation: Held out of the training data: where the gate decides.
         test: For the final figure alone; held to the same bar, chosen by nothing.
-        calibration: Training images for static ranges, and the record of their draw.
+        train: What static quantization draws its calibration images from; None where it is not wanted.
     """
 
     dataset: str
     validation: Split
     test: Split
-    calibration: tuple[Split, Calibration] | None = None
+    train: Split | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +83,11 @@ class Passed:
     """
 
     variant: Variant
-    data: bytes
+    data: bytes = field(repr=False)
     parity: Parity
     parity_images: str
     verdict: Verdict | None
-    logits: tuple[NDArray[np.float32], NDArray[np.float32]] | None
+    logits: tuple[NDArray[np.float32], NDArray[np.float32]] | None = field(repr=False)
 
 
 def examine(

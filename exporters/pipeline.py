@@ -20,8 +20,9 @@ from exporters.gate import Candidate, LabelledData, Passed, Reference, examine
 from exporters.onnx_graph import Graph
 from kit import bundle as bundles
 from kit import data as datasets
-from kit import machine, models
+from kit import images, machine, models
 from kit.bundle import Bundle, GoldenSamples
+from kit.data import Split
 from kit.errors import GateFailed, UsageError
 from kit.runtime.pytorch import reference_logits
 from kit.spec import Calibration, ModelSpec, Precision, QuantizationScheme, VariantFormat
@@ -38,7 +39,7 @@ class ExportOptions:
         quantization: How int8 finds its activation ranges.
         opset: ONNX operator set.
         max_drop_points: Largest loss of top-1 against fp32, in percentage points.
-        calibration_samples: Training images for static quantization.
+        calibration_samples: Training images that static quantization draws its ranges from.
         seed: Of the draw of those images.
     """
 
@@ -52,7 +53,9 @@ class ExportOptions:
     def __post_init__(self) -> None:
         """Refuse what cannot be made."""
         if not self.precisions:
-            raise UsageError("no precision was asked for")
+            raise UsageError("precisions must be a tuple of one or more", hint='such as ("fp32", "int8")')
+        object.__setattr__(self, "precisions", tuple(Precision.parse(item) for item in self.precisions))
+        object.__setattr__(self, "quantization", QuantizationScheme.parse(self.quantization))
         if self.opset not in onnx_graph.OPSETS:
             known = f"{onnx_graph.OPSETS[0]} to {onnx_graph.OPSETS[-1]}"
             raise UsageError(f"opset {self.opset} is not supported", hint=f"choose one of {known}")
@@ -87,7 +90,7 @@ def export_bundle(
     weights, record = bundle.manifest.weights, bundle.manifest.training
     if weights is None or record is None or not models.is_known(bundle.spec.architecture):
         raise UsageError(
-            f"bundle {bundle.name!r} holds no weights kit can rebuild",
+            f"bundle {bundle.name!r} was not made by kit train: kit cannot rebuild {bundle.spec.architecture!r}",
             hint="export its module from Python: exporters.export(module, spec, out=...)",
         )
     on_step("reading data")
@@ -97,20 +100,11 @@ def export_bundle(
     fitted, held_out = datasets.validation_indices(
         len(dataset.train), fraction=record.validation_fraction, seed=record.seed
     )
-    drawn = datasets.calibration_indices(fitted, samples=options.calibration_samples, seed=options.seed)
-    calibration = Calibration(
-        method="minmax",
-        dataset=dataset.name,
-        split="train",
-        samples=len(drawn),
-        indices_sha256=datasets.indices_sha256(drawn),
-        seed=options.seed,
-    )
     data = LabelledData(
         dataset=dataset.name,
+        train=dataset.train.take(fitted),
         validation=dataset.train.take(held_out),
         test=dataset.test,
-        calibration=(dataset.train.take(drawn), calibration),
     )
     passed = _make(module, bundle.spec, bundle.golden(), options, data, on_step)
     on_step("publishing")
@@ -132,12 +126,12 @@ def export(
     """Export any module into a bundle of its own.
 
     Args:
-        module: Takes normalised float32 `[N, *spec.input.shape]`, gives logits `[N, classes]`.
+        module: Takes normalised float32 `[N, *spec.input.shape]`, gives logits `[N, classes]`; set to evaluation mode.
         spec: What it is.
         out: Folder of the bundle; replaced if it is one.
         options: What to make.
-        data: Labelled data for the accuracy gate, and calibration samples for static INT8. Without it only parity with
-            PyTorch is checked, and the manifest says so by having no accuracy.
+        data: Labelled data for the accuracy gate; its training split gives static INT8 its calibration samples. Without
+            data only parity with PyTorch is checked, and the manifest says so by having no accuracy.
         golden: Samples that may be redistributed, and their source; seeded noise if None.
         on_step: Told what is being done.
 
@@ -148,6 +142,7 @@ def export(
     options = options or ExportOptions()
     folder = Path(out)
     bundles.refuse_foreign(folder)
+    images.check_pipeline(spec.pipeline, spec.input.shape)
     module.eval()
     samples = _golden(module, spec, golden)
     passed = _make(module, spec, samples, options, data, on_step)
@@ -172,6 +167,8 @@ def _make(
     on_step: OnStep,
 ) -> tuple[Passed, ...]:
     """Make the candidates that were asked for, fp32 first, and pass each through the gate."""
+    if data is not None:
+        _check_data(data, spec)
     on_step("PyTorch reference")
     reference = Reference(
         golden=golden,
@@ -201,14 +198,13 @@ def _make(
 def _quantize(graph: Graph, spec: ModelSpec, options: ExportOptions, data: LabelledData | None) -> Candidate:
     if options.quantization is QuantizationScheme.DYNAMIC:
         made, variant_id, form = int8.quantize_dynamic(graph.model), "int8-dynamic", VariantFormat.DYNAMIC
-    elif data is None or data.calibration is None:
+    elif data is None or data.train is None:
         raise UsageError(
-            "static INT8 needs calibration samples from the training data",
-            hint="pass data=LabelledData(calibration=...), or use dynamic quantization",
+            "static INT8 needs training data to draw its calibration samples from",
+            hint="pass data=LabelledData(train=Split(images, labels), ...), or use dynamic quantization",
         )
     else:
-        samples, record = data.calibration
-        made = int8.quantize_static(graph.model, spec, samples.images, record)
+        made = int8.quantize_static(graph.model, spec, *_calibration(data.dataset, data.train, options))
         variant_id, form = "int8-qdq", VariantFormat.QDQ
     return Candidate(
         id=variant_id,
@@ -218,6 +214,34 @@ def _quantize(graph: Graph, spec: ModelSpec, options: ExportOptions, data: Label
         normalization_folded=graph.normalization_folded,
         quantization=made.record,
     )
+
+
+def _calibration(name: str, train: Split, options: ExportOptions) -> tuple[NDArray[np.uint8], Calibration]:
+    """Draw the calibration images and record the draw."""
+    everything = np.arange(len(train), dtype=np.int64)
+    drawn = datasets.calibration_indices(everything, samples=options.calibration_samples, seed=options.seed)
+    record = Calibration(
+        method="minmax",
+        dataset=name,
+        split="train",
+        samples=len(drawn),
+        indices_sha256=datasets.indices_sha256(drawn),
+        seed=options.seed,
+    )
+    return train.images[drawn], record
+
+
+def _check_data(data: LabelledData, spec: ModelSpec) -> None:
+    """Raise UsageError unless images and labels fit the spec."""
+    for name, split in (("train", data.train), ("validation", data.validation), ("test", data.test)):
+        if split is None:
+            continue
+        found = f"{split.images.dtype} {split.images.shape}"
+        if split.images.dtype != np.uint8 or split.images.shape[1:] != spec.input.shape or len(split) == 0:
+            raise UsageError(f"{name} images must be {spec.input.describe()}, found {found}")
+        if split.labels.min() < 0 or split.labels.max() >= len(spec.labels):
+            span = f"{split.labels.min()}..{split.labels.max()}"
+            raise UsageError(f"{name} labels must lie in 0..{len(spec.labels) - 1}, found {span}")
 
 
 def _golden(module: nn.Module, spec: ModelSpec, given: tuple[datasets.Split, str] | None) -> GoldenSamples:

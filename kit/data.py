@@ -41,6 +41,11 @@ class Split:
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
 
+    def __post_init__(self) -> None:
+        """Refuse images and labels that are no pair of arrays."""
+        if getattr(self.images, "dtype", None) is None or np.shape(self.labels) != self.images.shape[:1]:
+            raise UsageError("a Split takes an array of images and an array with one label for each")
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -156,16 +161,7 @@ def load(name: str, *, data_dir: Path | None = None, download: bool = False) -> 
             )
         _download(known, root)
     raw = root / known.folder / "raw"
-    train = Split(_read_idx(raw, "train-images-idx3-ubyte", 3), _read_labels(raw, "train-labels-idx1-ubyte"))
-    test = Split(_read_idx(raw, "t10k-images-idx3-ubyte", 3), _read_labels(raw, "t10k-labels-idx1-ubyte"))
-    for split in (train, test):
-        if len(split.images) != len(split.labels) or len(split) == 0:
-            raise DatasetInvalid(f"{raw} holds {len(split.images)} images but {len(split.labels)} labels")
-        if split.labels.max() >= len(known.labels):
-            raise DatasetInvalid(
-                f"{raw} holds the label {split.labels.max()}, {name!r} has {len(known.labels)} classes"
-            )
-    return Dataset(info=known, train=train, test=test)
+    return Dataset(info=known, train=_read_split(raw, "train", known), test=_read_split(raw, "t10k", known))
 
 
 def is_here(name: str, *, data_dir: Path | None = None) -> bool:
@@ -236,8 +232,14 @@ def _find_idx(raw: Path, stem: str) -> Path | None:
     return next((path for path in (raw / f"{stem}.gz", raw / stem) if path.is_file()), None)
 
 
-def _read_labels(raw: Path, stem: str) -> NDArray[np.int64]:
-    return _read_idx(raw, stem, 1).astype(np.int64)
+def _read_split(raw: Path, stem: str, known: DatasetInfo) -> Split:
+    images = _read_idx(raw, f"{stem}-images-idx3-ubyte", 3)
+    labels = _read_idx(raw, f"{stem}-labels-idx1-ubyte", 1).astype(np.int64)
+    if len(images) != len(labels) or len(labels) == 0:
+        raise DatasetInvalid(f"{raw} holds {len(images)} {stem} images but {len(labels)} labels")
+    if labels.max() >= len(known.labels):
+        raise DatasetInvalid(f"{raw} holds the label {labels.max()}, {known.name!r} has {len(known.labels)} classes")
+    return Split(images, labels)
 
 
 def _read_idx(raw: Path, stem: str, dimensions: int) -> NDArray[np.uint8]:

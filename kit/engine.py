@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
@@ -52,7 +52,7 @@ class Prediction:
     provider: Provider
     variant: str
     latency_us: float
-    pixels: NDArray[np.uint8]
+    pixels: NDArray[np.uint8] = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.labels)

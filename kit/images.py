@@ -18,13 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from kit.errors import BundleInvalid, PictureInvalid
+from kit.errors import BundleInvalid, PictureInvalid, UsageError
 
 Pixels = NDArray[np.uint8]
 Source = str | os.PathLike[str] | bytes | Image.Image
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
 """What a folder of pictures is searched for."""
+
+PIXELS_ONLY = ""
+"""Pipeline of a model that takes no pictures."""
 
 MAX_PIXELS = 64 * 2**20
 """Largest picture read, in pixels: a phone's photograph fits, a decompression bomb does not."""
@@ -39,7 +42,7 @@ def to_pixels(source: Source, *, pipeline: str, shape: tuple[int, ...]) -> Pixel
     Args:
         source: Path, encoded bytes (PNG, JPEG, ...) or a Pillow image.
         pipeline: Name in PIPELINES.
-        shape: (height, width) of the result.
+        shape: (height, width) or (1, height, width) of the result.
 
     Returns:
         uint8 of that shape.
@@ -47,12 +50,32 @@ def to_pixels(source: Source, *, pipeline: str, shape: tuple[int, ...]) -> Pixel
     Raises:
         PictureInvalid: Not a readable picture, or nothing is drawn on it.
         BundleInvalid: A pipeline this kit does not have.
+        UsageError: The model takes pixels only.
     """
+    if pipeline == PIXELS_ONLY:
+        raise UsageError("this model takes pixels, not pictures", hint="give a uint8 array")
+    try:
+        check_pipeline(pipeline, shape)
+    except UsageError as error:
+        raise BundleInvalid(f"{error}; this bundle may need a newer kit") from error
+    return PIPELINES[pipeline](_open(source), (shape[-2], shape[-1])).reshape(shape)
+
+
+def check_pipeline(pipeline: str, shape: tuple[int, ...]) -> None:
+    """Raise UsageError unless `pipeline` exists and can fill `shape`: (height, width), or (1, height, width)."""
+    if pipeline == PIXELS_ONLY:
+        return
     if pipeline not in PIPELINES:
-        raise BundleInvalid(f"unknown picture pipeline {pipeline!r}", hint="this bundle may need a newer kit")
-    if len(shape) != 2:
-        raise BundleInvalid(f"the pipeline {pipeline!r} makes grey pictures, the model takes {shape}")
-    return PIPELINES[pipeline](_open(source), (shape[0], shape[1]))
+        known = ", ".join(PIPELINES)
+        raise UsageError(
+            f"unknown picture pipeline {pipeline!r}",
+            hint=f'choose one of: {known}; or "" for a model that takes pixels only',
+        )
+    if len(shape) not in {2, 3} or (len(shape) == 3 and shape[0] != 1):
+        raise UsageError(
+            f"the pipeline {pipeline!r} makes grey pictures, the model takes {shape}",
+            hint='use pipeline="" for a model that takes pixels only',
+        )
 
 
 def place_by_mass(ink: NDArray[np.uint8], shape: tuple[int, int]) -> Pixels:

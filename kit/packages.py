@@ -72,4 +72,7 @@ def explain(error: ModuleNotFoundError) -> PackageMissing | None:
     )
     if requirement(distribution) == distribution:
         return None
-    return PackageMissing(f"this needs {distribution}, which is not installed", hint=install_line(distribution))
+    return PackageMissing(
+        f"this needs {distribution}, which is not installed",
+        hint=f"{install_line(distribution)}   (training and exporting need all of kit's extra `train`)",
+    )

@@ -71,7 +71,7 @@ class VariantFormat(_Choice):
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
-    """Name, dtype (as numpy spells it) and shape of a tensor; the first dimension is the dynamic batch."""
+    """Name, dtype (as numpy spells it) and shape of a tensor, without the dynamic batch that stands before it."""
 
     name: str
     dtype: str
@@ -121,7 +121,7 @@ class ModelSpec:
         input: Raw pixels the graph takes.
         output: Raw scores (logits) the graph gives, one for each label.
         labels: Names of the classes, in the order of the output.
-        pipeline: Named, versioned pipeline of kit.images from a picture to pixels.
+        pipeline: Named, versioned pipeline of kit.images from a picture to pixels; empty for a model that takes pixels only.
         normalization: Folded into the graph.
         temperature: Divides the logits before softmax.
         abstain_below: Probability under which a prediction should be treated as "unsure"; None for never.

@@ -39,6 +39,8 @@ class VariantCheck:
     Attributes:
         golden_correct: How many of the labelled golden samples it reads correctly.
         golden_labelled: How many have labels.
+        reference_correct: How many of those the reference reads correctly: the same pictures need not be the ones the
+            accuracy in the manifest was counted on.
     """
 
     variant: str
@@ -49,6 +51,7 @@ class VariantCheck:
     verdict: Verdict | None
     golden_correct: int
     golden_labelled: int
+    reference_correct: int
     problem: str = ""
     unavailable: bool = False
 
@@ -138,6 +141,7 @@ def _check_variant(
     options: RunnerOptions,
 ) -> VariantCheck:
     labelled = golden.labels >= 0
+    reference_correct = int((reference.argmax(axis=1) == golden.labels)[labelled].sum())
     try:
         with OnnxRuntimeRunner(bundle.read(variant.artifact), options) as runner:
             logits = logits_of(runner, golden.pixels)
@@ -152,6 +156,7 @@ def _check_variant(
             verdict=None,
             golden_correct=0,
             golden_labelled=int(labelled.sum()),
+            reference_correct=reference_correct,
             problem=f"{error}. {error.hint}".rstrip(". "),
             unavailable=isinstance(error, Unavailable),
         )
@@ -166,5 +171,6 @@ def _check_variant(
         verdict=verdict,
         golden_correct=int((logits.argmax(axis=1) == golden.labels)[labelled].sum()),
         golden_labelled=int(labelled.sum()),
+        reference_correct=reference_correct,
         problem=verdict.reason,
     )

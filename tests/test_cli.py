@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from PIL import Image
@@ -49,8 +50,8 @@ def test_the_help_pages_in_the_docs_are_those_of_the_commands() -> None:
     page = ROOT / "docs" / "cli.md"
     parts = ["# The commands\n\nWritten from `kit COMMAND --help` by tests/test_cli.py.\n"]
     for name in cli.list_commands(None):  # type: ignore[arg-type]
-        with cli.commands[name].make_context(name, ["--help"], resilient_parsing=True) as context:
-            context.info_name = f"kit {name}"
+        above = click.Context(cli, info_name="kit", **cli.context_settings)
+        with cli.commands[name].make_context(name, [], parent=above, resilient_parsing=True) as context:
             context.max_content_width = 100
             context.terminal_width = 100
             parts.append(f"\n## kit {name}\n\n```text\n{cli.commands[name].get_help(context)}\n```\n")
@@ -70,7 +71,8 @@ def test_the_help_pages_in_the_docs_are_those_of_the_commands() -> None:
         (("export", "--opset", "3"), 2, "opset"),
         (("verify", "missing"), 4, "no bundle 'missing'"),
         (("info",), 4, "kit quickstart"),
-        (("predict", "missing.png"), 4, "neither a picture"),
+        (("predict", "missing.png"), 4, "no picture, folder or bundle"),
+        (("predict", "missing.png", "--json", "--csv"), 2, "exclude each other"),
         (("train", "--dataset", "mnist", "--data-dir", "empty"), 3, "--dataset digits"),
         (("train", "--dataset", "digits", "--val-fraction", "1"), 2, "val-fraction"),
         (("train", "--dataset", "digits", "--out", "bad name"), 2, "no bundle name"),
@@ -174,7 +176,8 @@ def test_predict_answers_what_it_can_and_reports_the_rest(kit_inside: Kit, digit
     (pictures / "broken.png").write_text("no picture")
     found = kit_inside("predict", str(digits.folder), str(pictures), "--jsonl")
     assert found.returncode == 4
-    assert len(found.stdout.splitlines()) == 3
+    rows = [json.loads(line) for line in found.stdout.splitlines()]
+    assert ["error" in row for row in rows] == [False, False, False, True]
     assert "broken.png" in found.stderr
 
 

@@ -70,3 +70,11 @@ def test_the_readme_map_names_every_room() -> None:
     for path in rooms:
         if path.suffix == ".py" or (path / "__init__.py").exists():
             assert re.search(rf"\b{re.escape(path.name)}\b", readme), path
+
+
+def test_the_readmes_export_example_runs_as_printed(python: Kit) -> None:
+    readme = (ROOT / "README.md").read_text()
+    example = re.search(r"<!-- example: export -->\n```python\n(.*?)```", readme, flags=re.DOTALL)
+    assert example is not None
+    found = python(example[1])
+    assert found.stdout.strip() == "['fp32', 'int8-qdq']", found.stderr

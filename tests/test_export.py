@@ -10,9 +10,11 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from PIL import Image
 from torch import nn
 
 import exporters
+import kit
 from exporters import ExportOptions, LabelledData, int8, onnx_graph
 from exporters.gate import check_batches, check_file
 from kit import models
@@ -56,15 +58,12 @@ def labelled(module: nn.Module, spec: ModelSpec, *, calibration: np.ndarray | No
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (600, *spec.input.shape), dtype=np.uint8)
     labels = reference_logits(module, spec, pixels).argmax(axis=1).astype(np.int64)
-    samples = pixels[:200] if calibration is None else calibration
-    record = Calibration(
-        method="minmax", dataset="noise", split="train", samples=len(samples), indices_sha256="0" * 64, seed=0
-    )
+    train = pixels[:200] if calibration is None else calibration
     return LabelledData(
         dataset="noise",
+        train=Split(train, np.zeros(len(train), np.int64)),
         validation=Split(pixels[200:400], labels[200:400]),
         test=Split(pixels[400:], labels[400:]),
-        calibration=(Split(samples, np.zeros(len(samples), np.int64)), record),
     )
 
 
@@ -167,8 +166,7 @@ def test_static_int8_is_right_whatever_range_calibration_shows(tiny_spec: ModelS
         module.layers[1].bias.uniform_(-3, 3)
     dim = np.random.default_rng(1).integers(0, 100, (200, 4, 4), dtype=np.uint8)
     graph = onnx_graph.to_onnx(module, tiny_spec)
-    _, record = labelled(module, tiny_spec).calibration or (None, None)
-    assert record is not None
+    record = Calibration(method="minmax", dataset="d", split="train", samples=200, indices_sha256="0" * 64, seed=0)
     quantized = int8.quantize_static(graph.model, tiny_spec, dim, record)
     expected = reference_logits(module, tiny_spec, dim)
     with OnnxRuntimeRunner(quantized.model.SerializeToString()) as runner:
@@ -292,6 +290,55 @@ def test_the_manifest_says_how_int8_was_made(digits: Bundle) -> None:
 
 
 def test_options_that_make_nothing_are_refused() -> None:
-    for wrong in ({"precisions": ()}, {"opset": 3}, {"calibration_samples": 0}, {"max_drop_points": -1.0}):
+    for wrong in (
+        {"precisions": ()},
+        {"precisions": ("int4",)},
+        {"precisions": "int8"},
+        {"opset": 3},
+        {"calibration_samples": 0},
+        {"max_drop_points": -1.0},
+    ):
         with pytest.raises(UsageError):
             ExportOptions(**wrong)
+
+
+def test_labels_and_images_that_do_not_fit_are_refused_before_anything_is_made(
+    tiny_spec: ModelSpec, tmp_path: Path
+) -> None:
+    module = models.build("mlp-8", inputs=16, outputs=3)
+    good = labelled(module, tiny_spec)
+    for split, words in (
+        (Split(good.test.images, good.test.labels + 1), r"labels must lie in 0\.\.2"),
+        (Split(good.test.images.astype(np.float32), good.test.labels), "must be uint8"),
+        (Split(good.test.images[:, :3], good.test.labels), "must be uint8"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            exporters.export(module, tiny_spec, out=tmp_path / "b", data=dataclasses.replace(good, test=split))
+    with pytest.raises(UsageError, match="Split takes"):
+        Split(good.test.images, good.test.labels[:3])
+
+
+def test_a_pipeline_that_cannot_serve_the_model_is_refused_at_export(tiny_spec: ModelSpec, tmp_path: Path) -> None:
+    module = models.build("mlp-8", inputs=16, outputs=3)
+    for changes in (
+        {"pipeline": "imagenet"},
+        {"input": TensorSpec(name="pixels", dtype="uint8", shape=(4, 2, 2))},
+    ):
+        with pytest.raises(UsageError, match="pipeline"):
+            exporters.export(module, dataclasses.replace(tiny_spec, **changes), out=tmp_path / "b")
+
+
+def test_a_model_with_a_channel_axis_reads_pictures(tiny_spec: ModelSpec, tmp_path: Path) -> None:
+    spec = dataclasses.replace(tiny_spec, input=TensorSpec(name="pixels", dtype="uint8", shape=(1, 4, 4)))
+    report = exporters.export(models.build("mlp-8", inputs=16, outputs=3), spec, out=tmp_path / "b")
+    with kit.load(report.bundle.folder) as engine:
+        assert engine.predict(Image.new("L", (9, 9), 80)).pixels.shape == (1, 1, 4, 4)
+
+
+def test_a_model_without_a_pipeline_takes_pixels_only(tiny_spec: ModelSpec, tmp_path: Path) -> None:
+    spec = dataclasses.replace(tiny_spec, pipeline="")
+    report = exporters.export(models.build("mlp-8", inputs=16, outputs=3), spec, out=tmp_path / "b")
+    with kit.load(report.bundle.folder) as engine:
+        assert len(engine.predict(np.zeros((2, 4, 4), np.uint8))) == 2
+        with pytest.raises(UsageError, match="pixels, not pictures"):
+            engine.predict(Image.new("L", (9, 9), 80))

@@ -20,7 +20,7 @@ _AUTO = "auto"
 _EXIT_CODES = {"unavailable": 3, "failed": 4}
 
 
-@click.command()
+@click.command(epilog=options.BUNDLE_HELP)
 @options.bundle_argument
 @click.option(
     "--provider",
@@ -47,7 +47,8 @@ _EXIT_CODES = {"unavailable": 3, "failed": 4}
     "--json",
     "json_file",
     type=click.Path(path_type=Path, allow_dash=True, dir_okay=False),
-    help="Write results; - is stdout.",
+    metavar="FILE|-",
+    help="Write the results there; - is stdout. The last are kept in BUNDLE.bench.json beside the bundle in any case.",
 )
 @options.data_dir
 @options.debug

@@ -36,7 +36,7 @@ def list_bundles(as_json: bool) -> None:
         render.next_steps(("kit quickstart", "make the first one"))
 
 
-@click.command()
+@click.command(epilog=options.BUNDLE_HELP)
 @options.bundle_argument
 @options.as_json
 @options.debug

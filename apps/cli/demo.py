@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -11,11 +12,12 @@ from pathlib import Path
 import click
 
 from apps.cli import options
+from kit.errors import PackageMissing, Unavailable
 
 _PAGE = Path(__file__).parent.parent / "demo" / "page.py"
 
 
-@click.command()
+@click.command(epilog=options.BUNDLE_HELP)
 @options.bundle_argument
 @click.option("--port", type=click.IntRange(1, 65535), default=8501, show_default=True)
 @click.option("--open/--no-open", "open_browser", default=True, show_default=True, help="Open the page in a browser.")
@@ -31,7 +33,6 @@ def demo(bundle: str | None, port: int, open_browser: bool, data_dir: Path | Non
       kit demo mnist-mlp
     """
     from kit.bundle import find
-    from kit.errors import PackageMissing
     from kit.packages import install_line
 
     found = find(bundle)
@@ -42,6 +43,7 @@ def demo(bundle: str | None, port: int, open_browser: bool, data_dir: Path | Non
             f"the demo page needs {' and '.join(missing)}",
             hint=f"{install_line(*missing)}   (it is kit's extra `demo`)",
         )
+    _check_port(port)
     environment = dict(os.environ)
     if data_dir is not None:
         environment["KIT_DATA_DIR"] = str(data_dir)
@@ -60,3 +62,9 @@ def demo(bundle: str | None, port: int, open_browser: bool, data_dir: Path | Non
         return subprocess.run([*line, "--", str(found.folder)], env=environment, check=False).returncode
     except KeyboardInterrupt:
         return 0
+
+
+def _check_port(port: int) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise Unavailable(f"port {port} is in use", hint=f"kit demo --port {port + 1}")

@@ -45,7 +45,8 @@ def _show(found: Diagnosis) -> None:
     console.print(f"[bold]machine[/]    {escape(found.machine.describe())}", soft_wrap=True)
     versions = ", ".join(f"{name} {version}" for name, version in found.tools.items())
     console.print(f"[bold]versions[/]   {escape(versions)}", soft_wrap=True)
-    console.print(f"[bold]runtime[/]    {escape(found.runtime or 'none')} is the one that is imported", soft_wrap=True)
+    imported = f"{found.runtime} is the one that is imported" if found.runtime else "no ONNX Runtime is installed"
+    console.print(f"[bold]runtime[/]    {escape(imported)}", soft_wrap=True)
     for report in found.providers:
         if report.works:
             console.print(

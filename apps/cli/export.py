@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _INT8_ONLY = ("quantization", "max_drop")
 
 
-@click.command()
+@click.command(epilog=options.BUNDLE_HELP)
 @options.bundle_argument
 @click.option(
     "--precision",

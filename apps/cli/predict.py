@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 _STDIN = "-"
 
 
-@click.command()
+@click.command(epilog=options.BUNDLE_HELP)
 @click.argument("arguments", nargs=-1, required=True, metavar="[BUNDLE] PICTURE...")
 @click.option("--variant", help="[default: the bundle's]")
 @options.one_provider
-@click.option("--json", "form", flag_value="json", help="One JSON list of files, labels and probabilities.")
-@click.option("--jsonl", "form", flag_value="jsonl", help="One JSON object on each line.")
-@click.option("--csv", "form", flag_value="csv", help="One line each, probabilities in columns.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON list of files, labels and probabilities.")
+@click.option("--jsonl", "as_jsonl", is_flag=True, help="One JSON object on each line.")
+@click.option("--csv", "as_csv", is_flag=True, help="One line each, probabilities in columns.")
 @options.debug
 def predict(
     arguments: tuple[str, ...],
@@ -36,7 +36,9 @@ def predict(
     provider: Provider,
     device_id: int,
     allow_fallback: bool,
-    form: str | None,
+    as_json: bool,
+    as_jsonl: bool,
+    as_csv: bool,
 ) -> int:
     """Read pictures: PNG or JPEG files of any size and polarity, folders of them, or - for one on stdin.
 
@@ -51,6 +53,9 @@ def predict(
     from kit import engine as engines
     from kit.bundle import is_bundle
 
+    forms = [name for name, chosen in (("json", as_json), ("jsonl", as_jsonl), ("csv", as_csv)) if chosen]
+    if len(forms) > 1:
+        raise UsageError(f"--{forms[0]} and --{forms[1]} exclude each other")
     names_bundle = arguments[0] != _STDIN and is_bundle(arguments[0])
     bundle, sources = (arguments[0], arguments[1:]) if names_bundle else (None, arguments)
     if not sources:
@@ -67,8 +72,9 @@ def predict(
                 if len(pictures) == 1:
                     raise
                 failed += 1
-                click.echo(f"Error: {error}", err=True)
-    _show(records, form, engine.spec.labels)
+                click.echo(f"Error: {name}: {error}", err=True)
+                records.append({"file": name, "error": str(error)})
+    _show(records, forms[0] if forms else "", engine.spec.labels)
     return PictureInvalid.exit_code if failed else 0
 
 
@@ -80,6 +86,7 @@ def _answer(engine: Engine, name: str, picture: Path | bytes) -> dict[str, Any]:
 
 def _pictures(sources: tuple[str, ...]) -> Iterator[tuple[str, Path | bytes]]:
     """Give each picture with its name; a folder gives those in it, sorted."""
+    from kit.bundle import scan
     from kit.images import SUFFIXES
 
     for source in sources:
@@ -97,12 +104,11 @@ def _pictures(sources: tuple[str, ...]) -> Iterator[tuple[str, Path | bytes]]:
         elif path.exists():
             yield source, path
         else:
-            raise PictureInvalid(
-                f"{source!r} is neither a picture, nor a folder, nor a bundle", hint="kit list shows bundles"
-            )
+            known = ", ".join(scan()) or "none"
+            raise PictureInvalid(f"there is no picture, folder or bundle {source!r}", hint=f"bundles here: {known}")
 
 
-def _show(records: list[dict[str, Any]], form: str | None, labels: tuple[str, ...]) -> None:
+def _show(records: list[dict[str, Any]], form: str, labels: tuple[str, ...]) -> None:
     if form == "json":
         click.echo(json.dumps(records, indent=2, ensure_ascii=False))
     elif form == "jsonl":
@@ -112,17 +118,19 @@ def _show(records: list[dict[str, Any]], form: str | None, labels: tuple[str, ..
         click.echo(_as_csv(records, labels), nl=False)
     else:
         for record in records:
-            click.echo(_line(record))
+            if "error" not in record:
+                click.echo(_line(record))
 
 
 def _as_csv(records: list[dict[str, Any]], labels: tuple[str, ...]) -> str:
     plain = ["file", "label", "probability", "unsure", "variant", "provider"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*plain, *(f"p({label})" for label in labels)])
+    writer.writerow([*plain, *(f"p({label})" for label in labels), "error"])
     for record in records:
-        shares = [f"{record['probabilities'][label]:.6f}" for label in labels]
-        writer.writerow([*(record[column] for column in plain), *shares])
+        found = record.get("probabilities", {})
+        shares = [f"{found[label]:.6f}" if found else "" for label in labels]
+        writer.writerow([*(record.get(column, "") for column in plain), *shares, record.get("error", "")])
     return text.getvalue()
 
 

@@ -185,7 +185,7 @@ def verify_table(result: Verification) -> None:
         "agreement",
         "tolerance",
         "needed",
-        "golden top-1",
+        "golden right (reference)",
         "verdict",
     )
     for header in headers:
@@ -202,7 +202,7 @@ def verify_table(result: Verification) -> None:
             f"{100 * row.parity.top1_agreement:.2f} %",
             f"{row.verdict.tolerance:.3g}",
             f"{row.verdict.needed:.3g}",
-            f"{row.golden_correct}/{row.golden_labelled}",
+            f"{row.golden_correct}/{row.golden_labelled} ({row.reference_correct})" if row.golden_labelled else NONE,
             "[green]PASS[/]" if row.ok else "[red]FAIL[/]",
         )
     if result.variants:
@@ -211,7 +211,10 @@ def verify_table(result: Verification) -> None:
         console.print(
             escape(f"{images} golden samples ({result.golden_source}), against {result.reference}."), soft_wrap=True
         )
-        console.print("Tolerance and needed: relative error for float variants, rms error for int8.", soft_wrap=True)
+        console.print(
+            "Tolerance and needed: relative error for float variants; for int8 rms error, up to 1.5 times that at export.",
+            soft_wrap=True,
+        )
     for row in result.variants:
         if row.problem:
             console.print(f"[yellow]{row.variant}: {escape(row.problem)}[/]", soft_wrap=True)
@@ -251,7 +254,7 @@ def bundle_info(bundle: Bundle) -> None:
             "gives",
             f"{spec.output.name}: {spec.output.describe()}, softmax at temperature {spec.temperature:g}{threshold}",
         ),
-        ("a picture", f"goes through {spec.pipeline}"),
+        ("a picture", f"goes through {spec.pipeline}" if spec.pipeline else "is not taken: pixels only"),
         ("normalises", f"(x/255 - {spec.normalization.mean:g}) / {spec.normalization.std:g}, inside the graph"),
         ("golden", f"{bundle.manifest.golden.file}"),
         ("made with", ", ".join(f"{name} {version}" for name, version in bundle.manifest.tools.items())),

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from kit.verify import Verification
 
 
-@click.command()
+@click.command(epilog=options.BUNDLE_HELP)
 @options.bundle_argument
 @options.one_provider
 @options.threads

@@ -31,8 +31,8 @@ class Bundle:
 
     @property
     def name(self) -> str:
-        """The model's name."""
-        return self.manifest.spec.name
+        """The folder's name, which finds the bundle again; the model's own is `spec.name`."""
+        return self.folder.resolve().name
 
     @property
     def spec(self) -> ModelSpec:
@@ -205,7 +205,7 @@ def _find_default() -> Bundle:
 
 
 def _found_hint() -> str:
-    names = [bundle.name for bundle in available()]
+    names = list(scan())
     if names:
         return "bundles here: " + ", ".join(names)
     return f"no bundles under ./{ROOT}; make one: kit quickstart, or: kit train"

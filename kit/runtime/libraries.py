@@ -57,7 +57,10 @@ def cuda_problem(*, compiled_in: bool, library_folder: Path, device_id: int = 0)
         device_id: Index of the GPU that is wanted.
     """
     if not compiled_in:
-        return _package_problem()
+        package, driver = _package_problem(), _driver_problem(device_id)
+        if driver is None or sys.platform == "darwin":
+            return package
+        return Problem(reason=f"{package.reason}, and {driver.reason}", fix=f"{driver.fix}; then: {package.fix}")
     return _driver_problem(device_id) or _library_problem(library_folder)
 
 

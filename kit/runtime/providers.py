@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from kit.errors import KitError, ProviderUnavailable
+from kit import packages
+from kit.errors import KitError, PackageMissing, ProviderUnavailable
+from kit.runtime import libraries
 from kit.runtime.base import RunnerOptions
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
 from kit.spec import Provider
@@ -31,6 +33,9 @@ def prove(provider: Provider, *, device_id: int = 0) -> ProviderReport:
     try:
         with OnnxRuntimeRunner(PROBE.read_bytes(), RunnerOptions(provider=provider, device_id=device_id)) as runner:
             answer = runner.run(np.array([[1, 1]], np.float32))
+    except PackageMissing as error:
+        wanted = libraries.GPU_PACKAGE if provider is Provider.CUDA else libraries.CPU_PACKAGE
+        return ProviderReport(provider=provider, works=False, reason=str(error), fix=packages.install_line(wanted))
     except KitError as error:
         return ProviderReport(provider=provider, works=False, reason=str(error), fix=error.hint)
     if not np.array_equal(answer, [[4.0, 6.0]]):
