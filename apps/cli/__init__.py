@@ -7,7 +7,6 @@ anything unforeseen is a defect of kit, exit code 5, with a traceback only under
 from __future__ import annotations
 
 import sys
-import traceback
 
 import click
 
@@ -20,7 +19,7 @@ from apps.cli.predict import predict
 from apps.cli.quickstart import quickstart
 from apps.cli.train import train
 from apps.cli.verify import verify
-from kit import __version__, packages
+from kit import __version__
 from kit.errors import KitError
 
 INTERRUPTED = 130
@@ -71,6 +70,8 @@ def run(arguments: list[str] | None = None) -> int:
         sys.stderr.close()  # the reader went away, as `kit list | head` does
         return 0
     except ModuleNotFoundError as error:
+        from kit import packages  # slow to import, as is traceback: only when something went wrong
+
         missing = packages.explain(error)
         if missing is None:
             return _defect(error, state)
@@ -105,4 +106,6 @@ def _say(message: str, hint: str = "") -> None:
 
 def _trace(state: dict[str, bool]) -> None:
     if state["debug"]:
+        import traceback
+
         traceback.print_exc()

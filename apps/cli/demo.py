@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,6 +30,8 @@ def demo(bundle: str | None, port: int, open_browser: bool, data_dir: Path | Non
     Example:
       kit demo mnist-mlp
     """
+    import subprocess  # `kit --help` imports this file, and must be quick
+
     from kit.bundle import find
     from kit.packages import install_line
 
@@ -65,6 +65,8 @@ def demo(bundle: str | None, port: int, open_browser: bool, data_dir: Path | Non
 
 
 def _check_port(port: int) -> None:
+    import socket
+
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
             raise Unavailable(f"port {port} is in use", hint=f"kit demo --port {port + 1}")

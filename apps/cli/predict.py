@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,6 +106,8 @@ def _pictures(sources: tuple[str, ...]) -> Iterator[tuple[str, Path | bytes]]:
 
 
 def _show(records: list[dict[str, Any]], form: str, labels: tuple[str, ...]) -> None:
+    import json
+
     if form == "json":
         click.echo(json.dumps(records, indent=2, ensure_ascii=False))
     elif form == "jsonl":
@@ -123,6 +122,9 @@ def _show(records: list[dict[str, Any]], form: str, labels: tuple[str, ...]) -> 
 
 
 def _as_csv(records: list[dict[str, Any]], labels: tuple[str, ...]) -> str:
+    import csv
+    import io
+
     plain = ["file", "label", "probability", "unsure", "variant", "provider"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
