@@ -12,6 +12,7 @@ import click
 
 from apps.cli.bench import bench
 from apps.cli.bundles import info, list_bundles
+from apps.cli.compare import compare
 from apps.cli.demo import demo
 from apps.cli.doctor import doctor
 from apps.cli.export import export
@@ -47,7 +48,7 @@ def cli() -> None:
     """
 
 
-for command in (quickstart, train, export, verify, bench, predict, demo, list_bundles, info, doctor):
+for command in (quickstart, train, export, verify, bench, compare, predict, demo, list_bundles, info, doctor):
     cli.add_command(command)
 
 

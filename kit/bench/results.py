@@ -35,6 +35,7 @@ class Latency:
     Attributes:
         low_us: Lower end of the 95 % interval of the median, over rounds.
         high_us: Upper end.
+        medians_us: Median of each round, in the order they ran: what another run is compared with.
     """
 
     calls: int
@@ -47,6 +48,7 @@ class Latency:
     low_us: float
     high_us: float
     images_per_second: float
+    medians_us: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,7 @@ class Row:
         placement: Nodes by provider, such as `cuda 6/6`.
         mode: `host`: inputs and outputs in host memory.
         accuracy_source: `live`, or `manifest` where no labelled data is at hand.
+        correct_images: Which test images were read correctly, packed as by numpy.packbits, base64; empty unless live.
     """
 
     bundle: str
@@ -95,6 +98,7 @@ class Row:
     latency: Latency | None = None
     accuracy: Accuracy | None = None
     accuracy_source: str = ""
+    correct_images: str = ""
     verdict: Verdict | None = None
 
 

@@ -7,6 +7,7 @@ counts accuracy where labelled data is at hand, then times all runners of one ba
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import dataclasses
 from collections.abc import Callable
@@ -198,10 +199,11 @@ def _fp32_logits(bundle: Bundle, test: Split) -> NDArray[np.float32] | None:
 def _with_accuracy(entry: _Entry, name: str, test: Split, baseline: NDArray[np.float32] | None) -> _Entry:
     if entry.runner is None:
         return entry
-    found: Accuracy = accuracy(
-        logits_of(entry.runner, test.images), test.labels, dataset=name, split="test", baseline=baseline
-    )
-    return _Entry(dataclasses.replace(entry.row, accuracy=found, accuracy_source="live"), entry.runner)
+    logits = logits_of(entry.runner, test.images)
+    found: Accuracy = accuracy(logits, test.labels, dataset=name, split="test", baseline=baseline)
+    right = base64.b64encode(np.packbits(logits.argmax(axis=1) == test.labels).tobytes()).decode()
+    row = dataclasses.replace(entry.row, accuracy=found, accuracy_source="live", correct_images=right)
+    return _Entry(row, entry.runner)
 
 
 def _pixels(bundle: Bundle, size: int) -> NDArray[np.uint8]:
@@ -241,6 +243,7 @@ def _latency(timings: Timings, batch_size: int) -> Latency:
         low_us=low,
         high_us=high,
         images_per_second=batch_size * 1e6 / p50,
+        medians_us=tuple(round(value, 3) for value in timings.medians_us().tolist()),
     )
 
 

@@ -77,21 +77,54 @@ def block_resamples(values: Rounds, *, seed: int = 0) -> Rounds:
     return drawn
 
 
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A mean with its standard error and Student's degrees of freedom."""
+
+    mean: float
+    error: float
+    freedom: float
+
+    def exceeds(self, limit: float) -> float:
+        """Return the one-sided p-value of the mean being no larger than `limit`."""
+        if self.error == 0:
+            return float(self.mean <= limit)
+        t = (self.mean - limit) / self.error
+        two_sided = _student_p_value(t, self.freedom)
+        return two_sided / 2 if t > 0 else 1 - two_sided / 2
+
+
+def estimate(values: Rounds, *, seed: int = 0) -> Estimate:
+    """Estimate the mean of a series `[rounds]` whose neighbours may resemble each other."""
+    count, block = len(values), block_length(values)
+    # A resampled mean varies less than a mean does, by the share of one block.
+    error = float(block_resamples(values, seed=seed).mean(axis=1).std()) * math.sqrt(count / max(count - block, 1))
+    return Estimate(mean=float(values.mean()), error=error, freedom=max(count / block - 1, 1.0))
+
+
+def difference(one: Estimate, other: Estimate) -> Estimate:
+    """Estimate `one - other` from two independent runs (Welch 1947)."""
+    variances = one.error**2, other.error**2
+    total = sum(variances)
+    spread = variances[0] ** 2 / one.freedom + variances[1] ** 2 / other.freedom
+    freedom = total**2 / spread if spread > 0 else one.freedom + other.freedom
+    return Estimate(mean=one.mean - other.mean, error=math.sqrt(total), freedom=max(freedom, 1.0))
+
+
+def as_speedup(logs: Estimate) -> Comparison:
+    """Read an estimate of log(baseline / contestant) as a speed-up with its 95 % interval."""
+    margin = _student_quantile(1 - ERROR_RATE / 2, logs.freedom) * logs.error
+    return Comparison(
+        speedup=math.exp(logs.mean),
+        low=math.exp(logs.mean - margin),
+        high=math.exp(logs.mean + margin),
+        p_value=_student_p_value(logs.mean / logs.error, logs.freedom) if logs.error > 0 else float(logs.mean == 0),
+    )
+
+
 def compare(baseline: Rounds, contestant: Rounds, *, seed: int = 0) -> Comparison:
     """Compare per-round medians `[rounds]` of the same rounds, in any unit of time."""
-    logs = np.log(baseline / contestant)
-    count, block = len(logs), block_length(logs)
-    mean = float(logs.mean())
-    # A resampled mean varies less than a mean does, by the share of one block.
-    error = float(block_resamples(logs, seed=seed).mean(axis=1).std()) * math.sqrt(count / max(count - block, 1))
-    freedom = max(count / block - 1, 1.0)
-    margin = _student_quantile(1 - ERROR_RATE / 2, freedom) * error
-    return Comparison(
-        speedup=math.exp(mean),
-        low=math.exp(mean - margin),
-        high=math.exp(mean + margin),
-        p_value=_student_p_value(mean / error, freedom) if error > 0 else float(mean == 0),
-    )
+    return as_speedup(estimate(np.log(baseline / contestant), seed=seed))
 
 
 def _student_quantile(share: float, freedom: float) -> float:
@@ -112,7 +145,7 @@ def judge(comparisons: list[Comparison]) -> list[Outcome]:
     SAME when the interval lies within 2 % of 1; FASTER or SLOWER when it excludes 1 and Holm's correction over the table
     agrees; else INCONCLUSIVE: measure longer.
     """
-    significant = _holm([comparison.p_value for comparison in comparisons])
+    significant = holm([comparison.p_value for comparison in comparisons])
     outcomes = []
     for comparison, sure in zip(comparisons, significant, strict=True):
         if comparison.low >= 1 / (1 + SAME_WITHIN) and comparison.high <= 1 + SAME_WITHIN:
@@ -133,7 +166,7 @@ def median_interval(medians: Rounds, *, seed: int = 0) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _holm(p_values: list[float]) -> list[bool]:
+def holm(p_values: list[float]) -> list[bool]:
     """Return which hypotheses fall at ERROR_RATE for the whole family, stepping down from the smallest p-value."""
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
     rejected = [False] * len(p_values)
@@ -142,3 +175,10 @@ def _holm(p_values: list[float]) -> list[bool]:
             break
         rejected[index] = True
     return rejected
+
+
+def lost_by_chance(lost: int, gained: int) -> float:
+    """Return the exact one-sided p-value of `lost` flips against `gained` ones if both were as likely (McNemar 1947)."""
+    flips = lost + gained
+    ways = sum(math.comb(flips, count) for count in range(lost, flips + 1))
+    return float(ways / 2**flips)

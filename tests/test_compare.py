@@ -1,0 +1,127 @@
+"""Compare: a loss that is more than noise fails, noise does not."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kit.bench import stats
+from kit.bench.compare import Limits, compare
+from kit.bench.measure import Plan
+from kit.bench.results import Results, Row, Status
+from kit.bench.run import Request, bench
+from kit.bundle import Bundle
+from kit.errors import UsageError
+from kit.spec import Provider
+from tests.conftest import Kit
+
+QUICK = Plan(rounds=10, turn_ms=0.5, warmup_ms=1.0)
+
+
+@pytest.fixture
+def run(digits: Bundle) -> Results:
+    """A real run whose noise is replaced by a fixed one, so that no test depends on this machine's mood."""
+    found = bench(
+        digits, Request(providers=(Provider.CPU,), variants=("fp32", "int8-qdq"), batch_sizes=(1,), plan=QUICK)
+    )
+    return scaled(found, 1.0, seed=0)
+
+
+def scaled(results: Results, factor: float, *, seed: int) -> Results:
+    rng = np.random.default_rng(seed)
+
+    def change(row: Row) -> Row:
+        assert row.latency is not None
+        medians = tuple((50.0 * factor * np.exp(rng.normal(0, 0.02, 30))).tolist())
+        return dataclasses.replace(row, latency=dataclasses.replace(row.latency, medians_us=medians))
+
+    return dataclasses.replace(results, rows=tuple(change(row) for row in results.rows))
+
+
+def flipped(results: Results, count: int) -> Results:
+    """Make `count` images wrong that were right."""
+
+    def change(row: Row) -> Row:
+        assert row.accuracy is not None
+        right = np.unpackbits(np.frombuffer(base64.b64decode(row.correct_images), np.uint8), count=row.accuracy.images)
+        right[np.flatnonzero(right)[:count]] = 0
+        bits = base64.b64encode(np.packbits(right).tobytes()).decode()
+        accuracy = dataclasses.replace(row.accuracy, correct=int(right.sum()))
+        return dataclasses.replace(row, correct_images=bits, accuracy=accuracy)
+
+    return dataclasses.replace(results, rows=tuple(change(row) for row in results.rows))
+
+
+def test_the_bench_keeps_what_a_comparison_needs(digits: Bundle) -> None:
+    found = bench(digits, Request(providers=(Provider.CPU,), variants=("fp32",), batch_sizes=(1,), plan=QUICK))
+    (row,) = found.rows
+    assert row.latency is not None
+    assert row.accuracy is not None
+    assert len(row.latency.medians_us) == 10
+    bits = np.unpackbits(np.frombuffer(base64.b64decode(row.correct_images), np.uint8), count=row.accuracy.images)
+    assert int(bits.sum()) == row.accuracy.correct
+
+
+def test_noise_is_no_loss(run: Results) -> None:
+    failures = sum(compare(run, scaled(run, 1.0, seed=seed), Limits(slower=0.0)).lost for seed in range(1, 101))
+    assert failures <= 5
+
+
+def test_a_slowdown_beyond_the_limit_is_a_loss_and_one_within_is_not(run: Results) -> None:
+    assert compare(run, scaled(run, 1.10, seed=1), Limits(slower=0.05)).lost
+    assert not compare(run, scaled(run, 1.03, seed=1), Limits(slower=0.05)).lost
+    faster = compare(run, scaled(run, 0.8, seed=1), Limits())
+    assert not faster.lost
+    assert {change.outcome for change in faster.changes} == {stats.Outcome.FASTER}
+
+
+def test_lost_images_are_counted_one_by_one(run: Results) -> None:
+    worse = compare(run, flipped(run, 8), Limits(drop_points=0.1))
+    assert worse.lost
+    assert {(c.flips.lost, c.flips.gained) for c in worse.changes if c.flips} == {(8, 0)}
+    assert not compare(run, flipped(run, 3), Limits(drop_points=0.1)).lost, "three flips can be chance"
+    assert not compare(run, flipped(run, 8), Limits(drop_points=5.0)).lost
+
+
+def test_the_sign_test_is_exact() -> None:
+    assert stats.lost_by_chance(0, 0) == 1.0
+    assert stats.lost_by_chance(5, 0) == pytest.approx(1 / 32)
+    assert stats.lost_by_chance(3, 3) == pytest.approx(42 / 64)
+
+
+def test_a_row_that_vanished_is_told_with_its_reason(run: Results) -> None:
+    first, second = run.rows
+    gone = dataclasses.replace(first, latency=None, status=Status.UNAVAILABLE, reason="no driver")
+    found = compare(run, dataclasses.replace(run, rows=(gone, second)), Limits())
+    assert found.incomplete
+    assert not found.lost
+    assert "no driver" in found.changes[0].missing
+    assert compare(run, dataclasses.replace(run, rows=(second,)), Limits()).changes[0].missing == "not in the newer run"
+
+
+def test_different_machines_are_refused_unless_told(run: Results) -> None:
+    elsewhere = dataclasses.replace(run, machine=dataclasses.replace(run.machine, cpu="another"))
+    with pytest.raises(UsageError, match="different machines"):
+        compare(run, elsewhere, Limits())
+    assert not compare(run, elsewhere, Limits(), any_machine=True).lost
+
+
+def test_exit_codes_of_the_command(kit_inside: Kit, run: Results, tmp_path: Path) -> None:
+    run.save(tmp_path / "base.json")
+    scaled(run, 1.0, seed=3).save(tmp_path / "same.json")
+    scaled(run, 1.3, seed=3).save(tmp_path / "slow.json")
+    dataclasses.replace(run, rows=run.rows[:1]).save(tmp_path / "less.json")
+    assert kit_inside("compare", "base.json", "same.json").returncode == 0
+    slow = kit_inside("compare", "base.json", "slow.json")
+    assert slow.returncode == 1
+    assert "LOST: SLOWER" in slow.stdout
+    assert kit_inside("compare", "base.json", "slow.json", "--fail-if-slower", "50%").returncode == 0
+    assert kit_inside("compare", "base.json", "less.json").returncode == 3
+    assert kit_inside("compare", "base.json", "missing.json").returncode == 4
+    assert kit_inside("compare", "base.json", "same.json", "--fail-if-slower", "fast").returncode == 2
+    assert json.loads(kit_inside("compare", "base.json", "slow.json", "--json").stdout)["lost"] is True
