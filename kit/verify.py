@@ -16,8 +16,8 @@ from kit import packages, parity
 from kit.bundle import Bundle, GoldenSamples
 from kit.errors import KitError, PackageMissing, Unavailable
 from kit.parity import Parity, Verdict
+from kit.runtime import registry
 from kit.runtime.base import RunnerOptions, logits_of
-from kit.runtime.onnxruntime import OnnxRuntimeRunner
 from kit.spec import FileRef, Provider, Variant
 
 OnStep = Callable[[str], None]
@@ -44,6 +44,7 @@ class VariantCheck:
     """
 
     variant: str
+    runtime: str
     provider: Provider
     placement: str
     reference: str
@@ -85,8 +86,19 @@ class Verification:
         return all(check.ok for check in self.files) and bool(failed) and all(check.unavailable for check in failed)
 
 
-def verify(bundle: Bundle, *, options: RunnerOptions | None = None, on_step: OnStep = lambda _: None) -> Verification:
-    """Check files, golden samples and every variant; what fails is in the result, not raised."""
+def verify(
+    bundle: Bundle,
+    *,
+    options: RunnerOptions | None = None,
+    runtimes: tuple[str, ...] = (registry.DEFAULT,),
+    on_step: OnStep = lambda _: None,
+) -> Verification:
+    """Check files, golden samples and every variant in every runtime; what fails is in the result, not raised.
+
+    Raises:
+        UsageError: A runtime that does not exist.
+    """
+    wanted = registry.chosen(runtimes)
     options = options or RunnerOptions()
     on_step("hashes")
     files = tuple(_check_file(bundle, ref) for ref in bundle.manifest.files())
@@ -97,9 +109,10 @@ def verify(bundle: Bundle, *, options: RunnerOptions | None = None, on_step: OnS
     on_step("reference")
     reference, source = _reference(bundle, golden, intact)
     checks = []
-    for variant in bundle.variants:
-        on_step(variant.id)
-        checks.append(_check_variant(bundle, variant, golden, reference, source, options))
+    for runtime in wanted:
+        for variant in (one for one in bundle.variants if registry.can_run(runtime, one)):
+            on_step(f"{variant.id} in {runtime}")
+            checks.append(_check_variant(bundle, variant, runtime, golden, reference, source, options))
     return Verification(
         bundle=bundle.name, files=files, variants=tuple(checks), golden_source=golden.source, reference=source
     )
@@ -135,6 +148,7 @@ def _reference(bundle: Bundle, golden: GoldenSamples, intact: set[str]) -> tuple
 def _check_variant(
     bundle: Bundle,
     variant: Variant,
+    runtime: str,
     golden: GoldenSamples,
     reference: NDArray[np.float32],
     source: str,
@@ -143,12 +157,14 @@ def _check_variant(
     labelled = golden.labels >= 0
     reference_correct = int((reference.argmax(axis=1) == golden.labels)[labelled].sum())
     try:
-        with OnnxRuntimeRunner(bundle.read(variant.artifact), options) as runner:
+        with registry.open_runner(runtime, bundle, variant, options) as runner:
             logits = logits_of(runner, golden.pixels)
-            provider, placement = runner.provider, runner.placement.describe()
+            provider = runner.provider
+            placement = runner.placement.describe() if runner.placement.total else provider.value
     except KitError as error:
         return VariantCheck(
             variant=variant.id,
+            runtime=runtime,
             provider=options.provider,
             placement="",
             reference=source,
@@ -164,6 +180,7 @@ def _check_variant(
     verdict = parity.judge_quantized(found, variant.parity) if variant.quantization else parity.judge_float(found)
     return VariantCheck(
         variant=variant.id,
+        runtime=runtime,
         provider=provider,
         placement=placement,
         reference=source,

@@ -123,7 +123,7 @@ def test_every_variant_and_batch_is_a_row_that_says_where_it_ran(digits: Bundle)
         assert row.latency.p50_us <= row.latency.p90_us <= row.latency.max_us
         assert row.latency.low_us <= row.latency.high_us
         assert row.verdict is not None
-        assert row.verdict.baseline == "fp32 cpu"
+        assert row.verdict.baseline == "fp32 onnxruntime cpu"
 
 
 def test_accuracy_is_counted_now_where_data_is_at_hand(digits: Bundle) -> None:

@@ -31,6 +31,7 @@ _EXIT_CODES = {"unavailable": 3, "failed": 4}
     show_default=True,
     help="May be repeated; auto is every provider that works here.",
 )
+@options.runtimes
 @click.option("--variant", "variants", multiple=True, help="May be repeated.  [default: all of the bundle]")
 @click.option(
     "--batch-size",
@@ -55,6 +56,7 @@ _EXIT_CODES = {"unavailable": 3, "failed": 4}
 def bench(
     bundle: str | None,
     providers: tuple[str, ...],
+    runtimes: tuple[str, ...],
     variants: tuple[str, ...],
     batch_sizes: tuple[int, ...],
     threads: int,
@@ -81,6 +83,7 @@ def bench(
         raise UsageError("--provider auto already means every provider that works here", hint="leave the others out")
     request = Request(
         providers=None if _AUTO in providers else tuple(Provider(name) for name in dict.fromkeys(providers)),
+        runtimes=runtimes,
         variants=variants or None,
         batch_sizes=tuple(dict.fromkeys(batch_sizes)),
         threads=threads,

@@ -69,6 +69,18 @@ def fallback(function: F) -> F:
     )
 
 
+def runtimes(function: F) -> F:
+    """Add `--runtime`."""
+    return click.option(
+        "--runtime",
+        "runtimes",
+        multiple=True,
+        default=("onnxruntime",),
+        show_default=True,
+        help="May be repeated: onnxruntime, openvino, pytorch, pytorch-compile, onnx-reference, an added one, or all.",
+    )(function)
+
+
 def threads(function: F) -> F:
     """Add `--threads`."""
     return click.option(

@@ -90,13 +90,19 @@ def bench_table(results: Results) -> None:
     wide = console.width >= _NARROW
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("variant")
+    several = len({row.runtime for row in results.rows}) > 1
+    if several:
+        table.add_column("runtime")
     table.add_column("nodes on", overflow="fold")
     headers = ("batch", "p50 µs", *(("p90",) if wide else ()), "p99", "images/s", *(("size",) if wide else ()), "top-1")
     for header in headers:
         table.add_column(header, justify="right")
     table.add_column("against fp32 on the CPU" if wide else "against fp32")
     for row in results.rows:
-        table.add_row(*_bench_cells(row, wide=wide), style="yellow" if row.status is not Status.OK else "")
+        cells = _bench_cells(row, wide=wide)
+        if several:
+            cells.insert(1, row.runtime)
+        table.add_row(*cells, style="yellow" if row.status is not Status.OK else "")
     console.print(table)
     _bench_notes(console, results)
 
@@ -190,12 +196,14 @@ def verify_table(result: Verification) -> None:
     )
     for header in headers:
         table.add_column(header, justify="left" if header in {"variant", "nodes on", "verdict"} else "right")
+    several = len({row.runtime for row in result.variants}) > 1
     for row in result.variants:
+        name = f"{row.variant} in {row.runtime}" if several else row.variant
         if row.parity is None or row.verdict is None:
-            table.add_row(row.variant, f"{row.provider}: not run", *[NONE] * 6, "[yellow]NOT RUN[/]")
+            table.add_row(name, f"{row.provider}: not run", *[NONE] * 6, "[yellow]NOT RUN[/]")
             continue
         table.add_row(
-            row.variant,
+            name,
             row.placement,
             f"{row.parity.max_abs_error:.3g}",
             f"{row.parity.max_rel_error:.3g}",
@@ -217,7 +225,7 @@ def verify_table(result: Verification) -> None:
         )
     for row in result.variants:
         if row.problem:
-            console.print(f"[yellow]{row.variant}: {escape(row.problem)}[/]", soft_wrap=True)
+            console.print(f"[yellow]{row.variant} in {row.runtime}: {escape(row.problem)}[/]", soft_wrap=True)
 
 
 def bundle_table(bundles: dict[str, Bundle | Exception]) -> None:

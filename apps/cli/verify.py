@@ -16,11 +16,18 @@ if TYPE_CHECKING:
 @click.command(epilog=options.BUNDLE_HELP)
 @options.bundle_argument
 @options.one_provider
+@options.runtimes
 @options.threads
 @options.as_json
 @options.debug
 def verify(
-    bundle: str | None, provider: Provider, device_id: int, allow_fallback: bool, threads: int, as_json: bool
+    bundle: str | None,
+    provider: Provider,
+    device_id: int,
+    allow_fallback: bool,
+    runtimes: tuple[str, ...],
+    threads: int,
+    as_json: bool,
 ) -> int:
     """Prove a BUNDLE on this machine: hashes, golden samples, parity.
 
@@ -39,7 +46,7 @@ def verify(
     found = find(bundle)
     chosen = RunnerOptions(provider=provider, threads=threads, device_id=device_id, allow_fallback=allow_fallback)
     with render.progress() as update:
-        result = check(found, options=chosen, on_step=update)
+        result = check(found, options=chosen, runtimes=runtimes, on_step=update)
     if as_json:
         render.print_json({"ok": result.ok, **_plain(result)})
     else:

@@ -28,7 +28,7 @@ from kit.bench.results import KIND, SCHEMA_VERSION, Latency, Results, Row, Statu
 from kit.bundle import Bundle
 from kit.data import Split
 from kit.errors import KitError, Unavailable, UsageError
-from kit.runtime import providers
+from kit.runtime import providers, registry
 from kit.runtime.base import Runner, RunnerOptions, logits_of
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
 from kit.spec import Accuracy, Precision, Provider, Variant
@@ -43,6 +43,7 @@ class Request:
     Attributes:
         providers: Where; None for every provider that works here.
         variants: Ids; None for all.
+        runtimes: Names of kit.runtime.registry, or `all`.
         batch_sizes: Images in one call.
         threads: Threads one operator may use.
         device_id: Index of the GPU.
@@ -53,6 +54,7 @@ class Request:
 
     providers: tuple[Provider, ...] | None = None
     variants: tuple[str, ...] | None = None
+    runtimes: tuple[str, ...] = (registry.DEFAULT,)
     batch_sizes: tuple[int, ...] = (1, 64)
     threads: int = 1
     device_id: int = 0
@@ -70,6 +72,7 @@ class Request:
         return {
             "providers": " ".join(self.providers) if self.providers else "auto",
             "variants": " ".join(self.variants) if self.variants else "all",
+            "runtimes": " ".join(self.runtimes),
             "batch_sizes": " ".join(map(str, self.batch_sizes)),
             "threads": str(self.threads),
             "device_id": str(self.device_id),
@@ -113,7 +116,13 @@ def bench(bundle: Bundle, request: Request, *, on_progress: OnProgress = lambda 
         providers.require(Provider.CPU)
     on_progress("opening", 0.0)
     with contextlib.ExitStack() as stack:
-        entries = [_open(bundle, variant, provider, request, stack) for provider in wanted for variant in variants]
+        entries = [
+            _open(bundle, variant, runtime, provider, request, stack)
+            for provider in wanted
+            for runtime in registry.chosen(request.runtimes)
+            for variant in variants
+            if registry.can_run(runtime, variant)
+        ]
         entries = _count_accuracy(bundle, entries, request, on_progress)
         measured: list[_Measured] = []
         for number, size in enumerate(request.batch_sizes):
@@ -136,7 +145,12 @@ def bench(bundle: Bundle, request: Request, *, on_progress: OnProgress = lambda 
 
 
 def _open(
-    bundle: Bundle, variant: Variant, provider: Provider, request: Request, stack: contextlib.ExitStack
+    bundle: Bundle,
+    variant: Variant,
+    runtime: str,
+    provider: Provider,
+    request: Request,
+    stack: contextlib.ExitStack,
 ) -> _Entry:
     """Open a runner, strict about its provider; what cannot run becomes a row that says why."""
     row = Row(
@@ -145,7 +159,7 @@ def _open(
         precision=variant.precision,
         sha256=variant.artifact.sha256,
         size_bytes=variant.artifact.size_bytes,
-        runtime=OnnxRuntimeRunner.runtime,
+        runtime=runtime,
         provider=provider,
         batch_size=0,
         threads=request.threads,
@@ -161,7 +175,7 @@ def _open(
         allow_fallback=request.allow_fallback,
     )
     try:
-        runner = stack.enter_context(OnnxRuntimeRunner(bundle.read(variant.artifact), options))
+        runner = stack.enter_context(registry.open_runner(runtime, bundle, variant, options))
     except KitError as error:
         status = Status.UNAVAILABLE if isinstance(error, Unavailable) else Status.FAILED
         return _Entry(dataclasses.replace(row, status=status, reason=str(error), fix=error.hint), None)
@@ -171,7 +185,7 @@ def _open(
         status=Status.FALLBACK if fell_back else Status.OK,
         reason=runner.fallback_reason,
         ran_on=runner.provider,
-        placement=runner.placement.describe(),
+        placement=runner.placement.describe() if runner.placement.total else runner.provider.value,
     )
     return _Entry(row, runner)
 
@@ -260,7 +274,7 @@ def _judge(measured: list[_Measured]) -> tuple[Row, ...]:
     for index, (one, base) in enumerate(pairs):
         verdict = None
         if base is not None and one.timings is not None:
-            name = f"{base.row.variant} {base.row.ran_on}"
+            name = f"{base.row.variant} {base.row.runtime} {base.row.ran_on}"
             outcome = outcomes.get(index, stats.Outcome.BASELINE)
             verdict = Verdict(outcome=outcome, baseline=name, comparison=comparisons.get(index))
         rows.append(dataclasses.replace(one.row, verdict=verdict))

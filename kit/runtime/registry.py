@@ -1,0 +1,129 @@
+"""The runtimes there are: built in, or added by other packages through the entry point group `kit.runtimes`.
+
+A plug is a function `open(bundle, variant, options) -> Runner`, and optionally an attribute `formats` on it, the variant
+formats it can run (all of them without it). A runtime that is missing or cannot run raises a kit.errors.Unavailable.
+
+```toml
+[project.entry-points."kit.runtimes"]
+mine = "my_package:open_mine"
+```
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import metadata
+
+from kit.bundle import Bundle
+from kit.errors import PackageMissing, Unavailable, UsageError
+from kit.packages import explain
+from kit.runtime.base import Runner, RunnerOptions
+from kit.runtime.onnxruntime import OnnxRuntimeRunner
+from kit.spec import Provider, Variant, VariantFormat
+
+GROUP = "kit.runtimes"
+ALL = "all"
+DEFAULT = "onnxruntime"
+
+Open = Callable[[Bundle, Variant, RunnerOptions], Runner]
+
+
+def _onnxruntime(bundle: Bundle, variant: Variant, options: RunnerOptions) -> Runner:
+    return OnnxRuntimeRunner(bundle.read(variant.artifact), options)
+
+
+def _pytorch(bundle: Bundle, _variant: Variant, options: RunnerOptions) -> Runner:
+    return _torch(bundle, options, compiled=False)
+
+
+def _pytorch_compile(bundle: Bundle, _variant: Variant, options: RunnerOptions) -> Runner:
+    return _torch(bundle, options, compiled=True)
+
+
+def _torch(bundle: Bundle, options: RunnerOptions, *, compiled: bool) -> Runner:
+    _cpu_only("pytorch", options)
+    from kit import models
+    from kit.runtime.pytorch import PyTorchRunner
+
+    weights = bundle.manifest.weights
+    if weights is None or not models.is_known(bundle.spec.architecture):
+        raise Unavailable(f"kit cannot rebuild {bundle.spec.architecture!r} for PyTorch")
+    bundle.read(weights)  # checks the sha256
+    module = models.load_trained(bundle.spec, bundle.path(weights))
+    return PyTorchRunner(module, bundle.spec, threads=options.threads, compiled=compiled)
+
+
+def _openvino(bundle: Bundle, variant: Variant, options: RunnerOptions) -> Runner:
+    _cpu_only("openvino", options)
+    from kit.runtime.openvino import OpenVinoRunner
+
+    return OpenVinoRunner(bundle.read(variant.artifact), options)
+
+
+def _reference(bundle: Bundle, variant: Variant, options: RunnerOptions) -> Runner:
+    _cpu_only("onnx-reference", options)
+    from kit.runtime.reference import ReferenceRunner
+
+    return ReferenceRunner(bundle.read(variant.artifact))
+
+
+def _cpu_only(name: str, options: RunnerOptions) -> None:
+    if options.provider is not Provider.CPU:
+        raise Unavailable(f"{name} runs on the CPU only here", hint="use --provider cpu for it")
+
+
+_BUILT_IN: dict[str, tuple[Open, frozenset[VariantFormat] | None]] = {
+    DEFAULT: (_onnxruntime, None),
+    "openvino": (_openvino, None),
+    "pytorch": (_pytorch, frozenset({VariantFormat.FLOAT})),
+    "pytorch-compile": (_pytorch_compile, frozenset({VariantFormat.FLOAT})),
+    "onnx-reference": (_reference, None),
+}
+
+
+def names() -> tuple[str, ...]:
+    """Return the runtimes by name, the default first, added ones last."""
+    added = sorted(entry.name for entry in metadata.entry_points(group=GROUP))
+    return (*_BUILT_IN, *(name for name in added if name not in _BUILT_IN))
+
+
+def chosen(wanted: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the runtimes that were asked for.
+
+    Raises:
+        UsageError: One of them does not exist.
+    """
+    if ALL in wanted:
+        return names()
+    for name in wanted:
+        if name not in names():
+            raise UsageError(f"unknown runtime {name!r}", hint="choose one of: " + ", ".join((ALL, *names())))
+    return tuple(dict.fromkeys(wanted))
+
+
+def can_run(name: str, variant: Variant) -> bool:
+    """Whether a runtime takes variants of this format at all; PyTorch has the fp32 weights and nothing else."""
+    formats = _plug(name)[1]
+    return formats is None or variant.format in formats
+
+
+def open_runner(name: str, bundle: Bundle, variant: Variant, options: RunnerOptions) -> Runner:
+    """Open a variant in a runtime.
+
+    Raises:
+        Unavailable: The runtime or its provider cannot run here.
+        BundleInvalid: It does not accept the model, or a file was altered.
+    """
+    try:
+        return _plug(name)[0](bundle, variant, options)
+    except ModuleNotFoundError as error:
+        missing = explain(error) or PackageMissing(f"the runtime {name!r} needs {error.name}, which is not installed")
+        raise missing from error
+
+
+def _plug(name: str) -> tuple[Open, frozenset[VariantFormat] | None]:
+    if name in _BUILT_IN:
+        return _BUILT_IN[name]
+    (entry,) = metadata.entry_points(group=GROUP, name=name)
+    opened: Open = entry.load()
+    return opened, getattr(opened, "formats", None)
