@@ -71,11 +71,6 @@ class Machine:
         parts = (self.architecture, self.cpu, *self.cpu_flags, str(self.usable_cpus), str(self.cpu_quota))
         return hashlib.sha256("|".join([*parts, *(gpu.name for gpu in self.gpus)]).encode()).hexdigest()[:12]
 
-    @property
-    def has_vnni(self) -> bool:
-        """Whether the CPU multiplies int8 without the saturation that needs a reduced weight range."""
-        return any("vnni" in flag or flag in {"amx_int8", "asimddp", "i8mm"} for flag in self.cpu_flags)
-
     def describe(self) -> str:
         """Return one line: CPU, cores, flags, GPUs, system."""
         cores = f"{self.usable_cpus} of {self.logical_cpus} CPUs"

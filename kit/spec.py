@@ -41,11 +41,6 @@ class Provider(_Choice):
     CPU = "cpu"
     CUDA = "cuda"
 
-    @property
-    def onnxruntime_name(self) -> str:
-        """The provider's name in ONNX Runtime, such as `CUDAExecutionProvider`."""
-        return f"{self.value.upper()}ExecutionProvider"
-
 
 class Precision(_Choice):
     """Number format of the weights a variant computes with."""
