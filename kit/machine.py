@@ -7,6 +7,7 @@ for something it cannot find out: the field is then None or empty.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import platform
 import shutil
@@ -20,11 +21,14 @@ from kit import packages
 
 # The instructions that decide how fast, and how exactly, integer kernels run (facts: microsoft/onnxruntime#14642).
 _TELLING_FLAGS = ("avx2", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16", "asimddp", "i8mm")
+_OWN_CGROUP = Path("/proc/self/cgroup")
+_CGROUPS = Path("/sys/fs/cgroup")
 _TOOLS = (
     "onnxruntime",
     "onnxruntime-gpu",
     "onnx",
     "onnxscript",
+    "openvino",
     "torch",
     "torchvision",
     "numpy",
@@ -64,6 +68,11 @@ class Machine:
     memory_bytes: int | None
     python: str
     gpus: tuple[Gpu, ...] = ()
+
+    @property
+    def cpus_to_use(self) -> int:
+        """How many threads can run at once: affinity and quota together, 1 at least."""
+        return max(1, min(self.usable_cpus, math.ceil(self.cpu_quota) if self.cpu_quota else self.usable_cpus))
 
     @property
     def fingerprint(self) -> str:
@@ -124,14 +133,33 @@ def _cpu_name(cpuinfo: dict[str, str]) -> str:
 
 
 def _cpu_quota() -> float | None:
-    """Return the cgroup's CPU limit in CPUs (version 2, then 1)."""
-    limit, _, period = _read("/sys/fs/cgroup/cpu.max").strip().partition(" ")
-    if not limit:
-        limit = _read("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").strip()
-        period = _read("/sys/fs/cgroup/cpu/cpu.cfs_period_us").strip()
-    if limit.isdigit() and period.isdigit():
-        return int(limit) / int(period)
-    return None
+    """Return the CPUs' worth of time the container may use: the tightest limit on the way up from its cgroup."""
+    limits = []
+    for folder in _cgroup_folders():
+        limit, _, period = _read(folder / "cpu.max").strip().partition(" ")  # version 2
+        if not limit:
+            limit = _read(folder / "cpu.cfs_quota_us").strip()  # version 1
+            period = _read(folder / "cpu.cfs_period_us").strip()
+        if limit.isdigit() and period.isdigit() and int(period):
+            limits.append(int(limit) / int(period))
+    return min(limits, default=None)
+
+
+def cgroup_file(name: str) -> str:
+    """Return the text of a CPU accounting file of this process's cgroup; empty where there is none."""
+    return next((text for folder in _cgroup_folders() if (text := _read(folder / name))), "")
+
+
+def _cgroup_folders() -> list[Path]:
+    """Return the folders of this process's cgroup and its parents, the innermost first (version 2, then 1)."""
+    folders = []
+    for line in _read(_OWN_CGROUP).splitlines():
+        _, controllers, path = line.split(":", maxsplit=2)
+        if controllers == "" or "cpu" in controllers.split(","):
+            root = _CGROUPS if controllers == "" else _CGROUPS / "cpu"
+            own = root / path.strip("/")
+            folders += [own, *(parent for parent in own.parents if parent.is_relative_to(root))]
+    return [*folders, _CGROUPS, _CGROUPS / "cpu"]  # a container may see its own folder as the root
 
 
 def _memory_bytes() -> int | None:
@@ -159,7 +187,7 @@ def _gpus() -> tuple[Gpu, ...]:
     )
 
 
-def _read(path: str) -> str:
+def _read(path: str | Path) -> str:
     try:
         return Path(path).read_text()
     except OSError:

@@ -41,6 +41,62 @@ def decode(kind: type[T], data: Any, *, path: str = "") -> T:
     return typing.cast("T", _decode(kind, data, path or kind.__name__))
 
 
+_NEVER_NEGATIVE = ("_us", "_uj", "_ms", "_seconds", "_bytes", "_per_second", "calls", "rounds", "batch_size", "threads")
+
+
+def json_schema(kind: type[Any], *, title: str) -> dict[str, Any]:
+    """Return the JSON Schema (draft 7) of what `encode` writes for a dataclass.
+
+    A field with a default may be left out, as `decode` allows. Fields whose name ends in a unit are never negative. Unknown
+    fields are allowed.
+    """
+    definitions: dict[str, Any] = {}
+    _schema(kind, definitions)
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": title,
+        "$ref": f"#/definitions/{kind.__name__}",
+        "definitions": definitions,
+    }
+
+
+def _schema(kind: Any, definitions: dict[str, Any], name: str = "") -> dict[str, Any]:
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        inner = next(arg for arg in typing.get_args(kind) if arg is not type(None))
+        return {"anyOf": [_schema(inner, definitions, name), {"type": "null"}]}
+    if origin is tuple:
+        return {"type": "array", "items": _schema(typing.get_args(kind)[0], definitions, name)}
+    if origin is dict:
+        return {"type": "object", "additionalProperties": _schema(typing.get_args(kind)[1], definitions)}
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return _schema_of_dataclass(kind, definitions)
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return {"enum": [member.value for member in kind]}
+    names = {str: "string", bool: "boolean", int: "integer", float: "number"}
+    found: dict[str, Any] = {"type": names[kind]}
+    if kind in (int, float) and name.endswith(_NEVER_NEGATIVE):
+        found["minimum"] = 0
+    return found
+
+
+def _schema_of_dataclass(kind: type[Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    if kind.__name__ not in definitions:
+        definitions[kind.__name__] = {}  # a place in the order
+        hints = typing.get_type_hints(kind)
+        fields = dataclasses.fields(kind)
+        definitions[kind.__name__] = {
+            "type": "object",
+            "properties": {field.name: _schema(hints[field.name], definitions, field.name) for field in fields},
+            "required": [
+                field.name
+                for field in fields
+                if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+            ],
+        }
+    return {"$ref": f"#/definitions/{kind.__name__}"}
+
+
 def _decode(kind: Any, data: Any, path: str) -> Any:
     origin = typing.get_origin(kind)
     if origin in (typing.Union, types.UnionType):

@@ -40,6 +40,7 @@ class Provider(_Choice):
 
     CPU = "cpu"
     CUDA = "cuda"
+    TENSORRT = "tensorrt"
 
 
 class Precision(_Choice):

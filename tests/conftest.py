@@ -1,6 +1,8 @@
 """Fixtures: small real bundles, made once, and the things a test may need that a machine may lack.
 
 What is named in KIT_TEST_REQUIRE (such as "mnist browser") must be there: its tests then fail instead of being skipped.
+Tests run in two worker processes; `pytest -n 0` runs them in this one. What is costly to make is made by the worker that
+needs it first, and the other waits for it.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 import apps.cli
 from kit import data
@@ -26,13 +29,26 @@ CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
 )
 
+# Threads of torch that wait for a busy core spin, and slow everyone down severalfold; small networks gain nothing from them.
+# The workers and what the tests start inherit this, and nothing above has imported torch.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 Kit = Callable[..., "subprocess.CompletedProcess[str]"]
+Once = Callable[[str, Callable[[Path], object]], Path]
 
 
 def _missing(what: str, reason: str) -> None:
     if what in os.environ.get("KIT_TEST_REQUIRE", "").split():
         pytest.fail(f"KIT_TEST_REQUIRE asks for {what}, but {reason}")
     pytest.skip(reason)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give the workers long tests first, so that none is left for the end, and those that need `_digits` last."""
+    if hasattr(config, "workerinput"):  # one worker then makes it while the other has something else to do
+        items.sort(
+            key=lambda item: (not item.get_closest_marker("slow"), "_digits" in getattr(item, "fixturenames", ()))
+        )
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -42,6 +58,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         _missing("mnist", f"MNIST is not in {data.default_dir()} (set KIT_DATA_DIR)")
     if item.get_closest_marker("browser") and CHROMIUM is None:
         _missing("browser", "Chromium is not installed")
+
+
+@pytest.fixture(autouse=True)
+def _same_weights_in_any_order() -> None:
+    """Seed torch, which draws the weights of untrained modules: no test may depend on those that ran before it."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
 
 
 @pytest.fixture
@@ -66,16 +89,35 @@ def tiny_spec() -> ModelSpec:
 
 
 @pytest.fixture(scope="session")
-def _tiny(tmp_path_factory: pytest.TempPathFactory, tiny_spec: ModelSpec) -> Path:
-    import torch
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """Make a folder once for all workers: `make` gets a folder to write, which takes its name when all is in it."""
+    here = tmp_path_factory.getbasetemp()
+    shared = here.parent if "PYTEST_XDIST_WORKER" in os.environ else here
 
-    import exporters
-    from kit import models
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        done = shared / f"once-{name}"
+        with FileLock(shared / f"once-{name}.lock"):
+            if not done.is_dir():
+                partial = tmp_path_factory.mktemp(name)
+                make(partial)
+                partial.rename(done)
+        return done
 
-    torch.manual_seed(1)
-    folder = tmp_path_factory.mktemp("tiny") / "tiny"
-    exporters.export(models.build("mlp-8", inputs=16, outputs=3), tiny_spec, out=folder)
-    return folder
+    return made
+
+
+@pytest.fixture(scope="session")
+def _tiny(once: Once, tiny_spec: ModelSpec) -> Path:
+    def make(folder: Path) -> None:
+        import torch
+
+        import exporters
+        from kit import models
+
+        torch.manual_seed(1)
+        exporters.export(models.build("mlp-8", inputs=16, outputs=3), tiny_spec, out=folder / "tiny")
+
+    return once("tiny", make) / "tiny"
 
 
 @pytest.fixture
@@ -85,20 +127,22 @@ def tiny(_tiny: Path, tmp_path: Path) -> Bundle:
 
 
 @pytest.fixture(scope="session")
-def _digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import exporters
-    from kit.training.loop import train
-    from kit.training.recipe import recipe
-    from kit.training.trained import save
+def _digits(once: Once) -> Path:
+    def make(folder: Path) -> None:
+        import exporters
+        from kit.training.loop import train
+        from kit.training.recipe import recipe
+        from kit.training.trained import save
 
-    folder = tmp_path_factory.mktemp("digits") / "digits-mlp"
-    dataset = data.load("digits")
-    short = dataclasses.replace(recipe("default", dataset="digits"), epochs=15)
-    bundle = save(train(dataset, short, name="digits-mlp"), folder)
-    both = (Precision.FP32, Precision.INT8)
-    for scheme in QuantizationScheme:
-        bundle = exporters.export_bundle(bundle, exporters.ExportOptions(precisions=both, quantization=scheme)).bundle
-    return folder
+        dataset = data.load("digits")
+        short = dataclasses.replace(recipe("default", dataset="digits"), epochs=15)
+        bundle = save(train(dataset, short, name="digits-mlp"), folder / "digits-mlp")
+        both = (Precision.FP32, Precision.INT8)
+        for scheme in QuantizationScheme:
+            options = exporters.ExportOptions(precisions=both, quantization=scheme)
+            bundle = exporters.export_bundle(bundle, options).bundle
+
+    return once("digits", make) / "digits-mlp"
 
 
 @pytest.fixture

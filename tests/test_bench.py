@@ -9,52 +9,23 @@ import numpy as np
 import pytest
 
 from kit.bench import results, stats
-from kit.bench.measure import Plan, measure
+from kit.bench.measure import Plan
 from kit.bench.results import Status
 from kit.bench.run import Request, bench
 from kit.bench.stats import Comparison, Outcome, compare, judge
 from kit.bundle import Bundle
 from kit.errors import BadInput, StorageUnavailable, UsageError
 from kit.spec import Provider
+from tests import noise
 
 QUICK = Plan(rounds=10, turn_ms=0.5, warmup_ms=1.0)
-
-
-def noise(seed: int, rounds: int = 30) -> np.ndarray:
-    """Per-round medians with drift and spikes, as a shared machine gives them."""
-    rng = np.random.default_rng(seed)
-    drift = np.cumsum(rng.normal(0, 0.01, rounds))
-    spikes = (rng.random(rounds) < 0.05) * rng.uniform(0.1, 0.5, rounds)
-    mood: np.ndarray = np.exp(drift + spikes)
-    return mood
-
-
-def measured(seed: int, mood: np.ndarray, factor: float = 1.0) -> np.ndarray:
-    return 50.0 * factor * mood * np.exp(np.random.default_rng(seed).normal(0, 0.02, len(mood)))
-
-
-def test_equal_contestants_are_rarely_called_different() -> None:
-    outcomes = []
-    for seed in range(400):
-        mood = noise(seed)
-        outcomes += judge([compare(measured(seed + 1000, mood), measured(seed + 2000, mood))])
-    wrong = sum(outcome in {Outcome.FASTER, Outcome.SLOWER} for outcome in outcomes)
-    assert wrong / len(outcomes) <= 0.05
-
-
-def test_a_real_difference_is_found_through_drift_and_spikes() -> None:
-    found = 0
-    for seed in range(100):
-        mood = noise(seed)
-        found += judge([compare(measured(seed + 1000, mood), measured(seed + 2000, mood, 0.95))]) == [Outcome.FASTER]
-    assert found >= 95
 
 
 def test_the_interval_covers_the_true_ratio() -> None:
     covered = 0
     for seed in range(200):
-        mood = noise(seed)
-        found = compare(measured(seed + 1000, mood), measured(seed + 2000, mood, 0.5))
+        logs = noise.series("all at once", seed, 100)
+        found = compare(np.exp(logs[:, 0]), 0.5 * np.exp(logs[:, 1]))
         covered += found.low <= 2.0 <= found.high
     assert covered / 200 > 0.92
 
@@ -74,8 +45,8 @@ def test_the_quantile_is_students(freedom: int, expected: float) -> None:
 
 
 def test_slower_is_the_mirror_of_faster() -> None:
-    mood = noise(0)
-    one, other = measured(1, mood), measured(2, mood, 0.8)
+    logs = noise.series("drift", 0, 30)
+    one, other = np.exp(logs[:, 0]), 0.8 * np.exp(logs[:, 1])
     assert judge([compare(one, other), compare(other, one)]) == [Outcome.FASTER, Outcome.SLOWER]
 
 
@@ -92,21 +63,6 @@ def test_a_table_shares_one_error_rate() -> None:
     assert stats.holm([]) == []
     close = [Comparison(speedup=1.1, low=1.01, high=1.2, p_value=0.04)] * 3
     assert judge(close) == [Outcome.INCONCLUSIVE] * 3
-
-
-def test_contestants_take_turns_in_every_round_in_changing_order() -> None:
-    seen: list[str] = []
-    found = measure([lambda: seen.append("a"), lambda: seen.append("b")], Plan(rounds=20, turn_ms=0.0, warmup_ms=0.0))
-    assert [len(timings.rounds_us) for timings in found] == [20, 20]
-    turns = [name for index, name in enumerate(seen) if index == 0 or seen[index - 1] != name]
-    assert "".join(turns).count("ab") > 2
-    assert "".join(turns).count("ba") > 2
-
-
-def test_a_turn_has_the_least_number_of_calls_however_slow() -> None:
-    (timings,) = measure([lambda: sum(range(10_000))], Plan(rounds=10, turn_ms=0.0, warmup_ms=0.0, least_calls=5))
-    assert timings.calls == 50
-    assert timings.medians_us().shape == (10,)
 
 
 def test_every_variant_and_batch_is_a_row_that_says_where_it_ran(digits: Bundle) -> None:

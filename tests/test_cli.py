@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -217,6 +218,15 @@ def test_doctor_proves_the_cpu(kit_inside: Kit) -> None:
     assert report["runtime"]
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A shell's background jobs ignore Ctrl-C and pass that on: without this, what a test starts would run forever."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_in_training_keeps_the_best_and_exits_130(tmp_path: Path) -> None:
     line = [str(Path(sys.executable).with_name("kit")), "train", "--dataset", "digits", "--epochs", "100000"]
     with subprocess.Popen(line, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -36,7 +37,7 @@ def page_address(digits: Bundle, tmp_path: Path) -> Iterator[str]:
             if "URL" in text:
                 break
         yield f"http://localhost:{port}"
-        os.killpg(server.pid, 15)
+        os.killpg(server.pid, signal.SIGKILL)  # told to end, streamlit may stay behind and keep its memory
 
 
 @pytest.fixture

@@ -17,7 +17,24 @@ if TYPE_CHECKING:
     from kit.bundle import Bundle
 
 _AUTO = "auto"
+_SWEEP = "sweep"
+_SCENARIOS = ("SingleStream", "MultiStream", "Offline", "Server")
 _EXIT_CODES = {"unavailable": 3, "failed": 4}
+
+
+class _BatchSize(click.ParamType[int | str]):
+    """A number of images, or `sweep`."""
+
+    name = "n|sweep"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """Return the number, or `sweep`."""
+        text = str(value).strip().lower()
+        if text == _SWEEP:
+            return text
+        if not text.isdecimal() or int(text) < 1:
+            self.fail(f"{text!r} is no batch size: a number from 1 on, or sweep", param, ctx)
+        return int(text)
 
 
 @click.command(epilog=options.BUNDLE_HELP)
@@ -36,11 +53,27 @@ _EXIT_CODES = {"unavailable": 3, "failed": 4}
 @click.option(
     "--batch-size",
     "batch_sizes",
-    type=click.IntRange(1),
+    type=_BatchSize(),
     multiple=True,
-    default=(1, 64),
+    help="Images in one call; may be repeated. sweep doubles it until throughput no longer grows.  [default: 1 and 64]",
+)
+@click.option(
+    "--budget",
+    "budget_seconds",
+    type=options.Duration(),
+    help="Time for the whole run, such as 30s or 5m: more time, more rounds.  [default: 100 rounds]",
+)
+@click.option(
+    "--scenario",
+    type=click.Choice(_SCENARIOS, case_sensitive=False),
+    default=_SCENARIOS[0],
     show_default=True,
-    help="Images in one call; may be repeated.",
+    help="How queries arrive, by MLPerf's names.",
+)
+@click.option("--rate", type=float, help="Queries a second that arrive, for Server.")
+@click.option("--cold", is_flag=True, help="Fresh processes: from their start to the first prediction, stage by stage.")
+@click.option(
+    "--profile", is_flag=True, help="Where the time goes, by node; writes traces for Perfetto beside the bundle."
 )
 @options.threads
 @options.fallback
@@ -58,7 +91,12 @@ def bench(
     providers: tuple[str, ...],
     runtimes: tuple[str, ...],
     variants: tuple[str, ...],
-    batch_sizes: tuple[int, ...],
+    batch_sizes: tuple[int | str, ...],
+    budget_seconds: float | None,
+    scenario: str,
+    rate: float | None,
+    cold: bool,
+    profile: bool,
     threads: int,
     device_id: int,
     allow_fallback: bool,
@@ -74,28 +112,41 @@ def bench(
     Examples:
       kit bench mnist-mlp --provider cuda --provider cpu
       kit bench mnist-mlp --batch-size 1 --batch-size 1024 --threads 2 --json results.json
+      kit bench mnist-mlp --runtime all --batch-size sweep --budget 2m
+      kit bench mnist-mlp --scenario Server --rate 2000
     """
-    from apps.cli import render
+    from apps.cli import bench_tables, render
+    from kit.bench.measure import Plan
     from kit.bench.run import Request
+    from kit.bench.scenarios import Load, Scenario
     from kit.bundle import find
 
     if _AUTO in providers and len(providers) > 1:
         raise UsageError("--provider auto already means every provider that works here", hint="leave the others out")
+    sizes = tuple(dict.fromkeys(batch_sizes))
+    if _SWEEP in sizes and len(sizes) > 1:
+        raise UsageError("a sweep chooses its batch sizes itself", hint="leave the others out")
+    found = find(bundle)
     request = Request(
         providers=None if _AUTO in providers else tuple(Provider(name) for name in dict.fromkeys(providers)),
         runtimes=runtimes,
         variants=variants or None,
-        batch_sizes=tuple(dict.fromkeys(batch_sizes)),
+        batch_sizes=None if _SWEEP in sizes else tuple(size for size in sizes if isinstance(size, int)) or None,
+        sweep=_SWEEP in sizes,
+        load=Load(scenario=Scenario(scenario), rate=rate),
+        plan=Plan(budget_seconds=budget_seconds),
+        cold=cold,
+        profile=found.folder.parent if profile else None,
         threads=threads,
         device_id=device_id,
         allow_fallback=allow_fallback,
         data_dir=data_dir,
     )
-    results = run(find(bundle), request)
+    results = run(found, request)
     if json_file is not None and str(json_file) == "-":
         click.echo(results.to_json(), nl=False)
     else:
-        render.bench_table(results)
+        bench_tables.show(results)
     if json_file is not None and str(json_file) != "-":
         results.save(json_file)
         render.remark(f"Results written to {json_file}.")
@@ -109,12 +160,20 @@ def run(bundle: Bundle, request: Request) -> Results:
     from kit.bench.run import bench as measure
 
     with render.progress(1.0) as update:
-        results = measure(bundle, request, on_progress=update)
+        results = measure(
+            bundle, request, on_progress=update, on_estimate=lambda seconds: update.say(_estimate(seconds))
+        )
+    if request.cold or request.profile is not None:
+        return results  # the page shows latencies
     try:
         results.save(last_path(bundle))
     except StorageUnavailable as error:  # a bundle on a read-only disk can still be measured
         render.remark(f"The results are not kept for the demo page: {error}")
     return results
+
+
+def _estimate(seconds: float) -> str:
+    return f"Measuring takes about {seconds:,.0f} s." if seconds >= 1 else "Measuring takes about a second."
 
 
 def exit_code(results: Results) -> int:

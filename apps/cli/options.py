@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import click
 
@@ -67,6 +68,20 @@ def fallback(function: F) -> F:
     return click.option("--device-id", type=click.IntRange(0), default=0, show_default=True, help="Index of the GPU.")(
         function
     )
+
+
+class Duration(click.ParamType[float]):
+    """A time typed as `30s`, `2m`, `1h` or `500ms`; seconds without a unit."""
+
+    name = "duration"
+    _UNITS: ClassVar[dict[str, float]] = {"": 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return seconds."""
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(value))
+        if found is None or found[2] not in self._UNITS or float(found[1]) == 0:
+            self.fail(f"{str(value)!r} is no duration such as 30s, 2m or 1h", param, ctx)
+        return float(found[1]) * self._UNITS[found[2]]
 
 
 def runtimes(function: F) -> F:

@@ -33,7 +33,7 @@ def quickstart(epochs: int | None, data_dir: Path | None) -> int:
     Example:
       kit quickstart
     """
-    from apps.cli import render
+    from apps.cli import bench_tables, render
     from exporters import ExportOptions
     from kit.bench.run import Request
     from kit.verify import verify
@@ -58,7 +58,7 @@ def quickstart(epochs: int | None, data_dir: Path | None) -> int:
         return code
     render.remark("4/4  bench on every provider that works here")
     results = run_bench(report.bundle, Request(data_dir=data_dir))
-    render.bench_table(results)
+    bench_tables.show(results)
     name = bundle.name
     render.next_steps(
         (f"kit demo {name}", "draw a digit and watch both variants read it"),

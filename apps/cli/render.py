@@ -11,11 +11,10 @@ import click
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from apps.format import NONE, microseconds, percent, size
-from kit.bench.results import Results, Row, Status
+from apps.format import NONE, percent, size
 from kit.bundle import Bundle
 from kit.serial import encode
 from kit.verify import Verification
@@ -30,9 +29,11 @@ class Update(Protocol):
     def __call__(self, what: str, done: float | None = None, /) -> None:
         """Show it."""
 
+    def say(self, text: str, /) -> None:
+        """Print a line above the bar."""
+
 
 _PIPE_WIDTH = 140  # a file or pipe has no width of its own: do not fold its lines
-_NARROW = 104
 
 
 def stdout() -> Console:
@@ -76,69 +77,22 @@ def progress(total: float | None = None) -> Iterator[Update]:
     if total is None:
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())  # type: ignore[assignment]
     with Progress(*columns, console=stderr(), transient=True) as bar:
-        task = bar.add_task("", total=total)
-
-        def update(what: str, done: float | None = None) -> None:
-            bar.update(task, description=escape(what), completed=done)
-
-        yield update
+        yield _Bar(bar, bar.add_task("", total=total))
 
 
-def bench_table(results: Results) -> None:
-    """Print a bench run: one row each, then where it ran and what could not."""
-    console = stdout()
-    wide = console.width >= _NARROW
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("variant")
-    several = len({row.runtime for row in results.rows}) > 1
-    if several:
-        table.add_column("runtime")
-    table.add_column("nodes on", overflow="fold")
-    headers = ("batch", "p50 µs", *(("p90",) if wide else ()), "p99", "images/s", *(("size",) if wide else ()), "top-1")
-    for header in headers:
-        table.add_column(header, justify="right")
-    table.add_column("against fp32 on the CPU" if wide else "against fp32")
-    for row in results.rows:
-        cells = _bench_cells(row, wide=wide)
-        if several:
-            cells.insert(1, row.runtime)
-        table.add_row(*cells, style="yellow" if row.status is not Status.OK else "")
-    console.print(table)
-    _bench_notes(console, results)
+class _Bar:
+    """The progress bar of `progress`."""
 
+    def __init__(self, bar: Progress, task: TaskID) -> None:
+        self._bar, self._task = bar, task
 
-def _bench_cells(row: Row, *, wide: bool) -> list[str]:
-    latency = row.latency
-    where = row.placement or f"{row.provider}: {row.status}"
-    if row.status is Status.FALLBACK:
-        where = f"{row.placement} (FALLBACK, asked for {row.provider})"
-    cells = [row.variant, where, str(row.batch_size), microseconds(latency.p50_us if latency else None)]
-    if wide:
-        cells.append(microseconds(latency.p90_us if latency else None))
-    cells += [
-        microseconds(latency.p99_us if latency else None),
-        f"{latency.images_per_second:,.0f}" if latency else NONE,
-    ]
-    if wide:
-        cells.append(size(row.size_bytes))
-    return [*cells, percent(row.accuracy, row.accuracy_source), escape(row.verdict.describe() if row.verdict else NONE)]
+    def __call__(self, what: str, done: float | None = None, /) -> None:
+        """Show it."""
+        self._bar.update(self._task, description=escape(what), completed=done)
 
-
-def _bench_notes(console: Console, results: Results) -> None:
-    measured = next((row.latency for row in results.rows if row.latency), None)
-    threads = results.arguments.get("threads", "1")
-    plan = f"{measured.rounds} interleaved rounds, " if measured else ""
-    console.print(f"{plan}{threads} thread(s), input and output in host memory.", soft_wrap=True)
-    console.print(escape(f"Ran on {results.machine.describe()}."), soft_wrap=True)
-    counted = next((row for row in results.rows if row.accuracy), None)
-    if counted is not None and counted.accuracy is not None:
-        found = counted.accuracy
-        where = "counted now" if counted.accuracy_source == "live" else "* from the manifest, not counted here"
-        console.print(f"top-1: {found.dataset} {found.split}, {found.images:,} images; {where}.", soft_wrap=True)
-    if any(row.latency and row.latency.p99_us is None for row in results.rows):
-        console.print("p99 is shown from 1,000 calls on.", soft_wrap=True)
-    for reason, fix in dict.fromkeys((row.reason, row.fix) for row in results.rows if row.reason):
-        console.print(f"[yellow]{escape(reason)}[/]" + (f"\n  → {escape(fix)}" if fix else ""), soft_wrap=True)
+    def say(self, text: str, /) -> None:
+        """Print a line above the bar."""
+        self._bar.console.print(escape(text), soft_wrap=True)
 
 
 def export_table(report: ExportReport) -> None:

@@ -1,6 +1,8 @@
-"""Clocks: contestants timed call by call, in interleaved rounds of random order. Knows callables, not models.
+"""Clocks: contestants that take turns in interleaved rounds of random order. Knows callables, not models.
 
-Interleaving spreads the machine's drift over all contestants alike; the garbage collector is off while a call is timed.
+Interleaving spreads the machine's drift over all contestants alike; the garbage collector is off while the clock runs.
+Who calls whom: `measure` warms each contestant up until its latency has settled, asks the load shape for a turn of each in
+every round (`interleave`), and stops after `Plan.rounds` rounds, or where a deadline is set, before it.
 """
 
 from __future__ import annotations
@@ -10,17 +12,26 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kit.errors import UsageError
 
+T = TypeVar("T")
 Call = Callable[[], object]
+Clock = Callable[[], int]
+"""Nanoseconds since some fixed moment, as `time.perf_counter_ns` gives them."""
 
 LEAST_ROUNDS = 10
 """Fewer say too little about their own spread for an interval to mean anything."""
+
+MOST_ROUNDS = 5000
+_SETTLED_WITHIN = 0.02
+_WARMUP_SHARE = 0.2  # of a budget; the rest is for rounds
+_ROUNDS_IN_BUDGET = 30  # turns are cut short until this many rounds fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,89 +41,262 @@ class Plan:
     Attributes:
         rounds: How often each contestant has its turn.
         turn_ms: Time of one turn; at least `least_calls` calls are made however long they take.
-        warmup_ms: Time each contestant runs before anything is recorded.
+        warmup_ms: Time each contestant runs at least before anything is recorded.
+        warmup_limit_ms: And at most, where its latency does not settle.
         least_calls: In a turn.
-        seed: Of the order within each round.
+        budget_seconds: Time for everything, in place of a number of rounds; None: as many rounds as `rounds` says.
+        seed: Of the order within each round, and of the arrivals in the Server scenario.
     """
 
-    rounds: int = 30
-    turn_ms: float = 20.0
-    warmup_ms: float = 200.0
-    least_calls: int = 3
+    rounds: int = 100
+    turn_ms: float = 6.0
+    warmup_ms: float = 100.0
+    warmup_limit_ms: float = 1000.0
+    least_calls: int = 2
+    budget_seconds: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse a plan with nothing in it."""
         if self.rounds < LEAST_ROUNDS or self.least_calls < 1:
             raise UsageError(f"a plan needs {LEAST_ROUNDS} rounds or more, with 1 call or more in each")
+        if self.budget_seconds is not None and not self.budget_seconds > 0:
+            raise UsageError(f"a budget must be longer than nothing, found {self.budget_seconds:g} s")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one turn gave.
+
+    Attributes:
+        latencies_us: Of each call by itself, float64 `[calls]`.
+        mean_us: Of calls timed in one go, without a clock between them.
+        calls: All calls that were made.
+        energy_uj: Drawn meanwhile; None where the machine does not tell.
+    """
+
+    latencies_us: NDArray[np.float64]
+    mean_us: float
+    calls: int
+    energy_uj: float | None = None
+
+
+@dataclass(frozen=True)
+class Warmup:
+    """How a contestant was brought to speed.
+
+    Attributes:
+        call_us: Typical latency at its end.
+        spent_ms: Time it took.
+        settled: Whether the latency had stopped falling.
+    """
+
+    call_us: float
+    spent_ms: float
+    settled: bool
 
 
 @dataclass(frozen=True)
 class Timings:
-    """Latencies in microseconds, float64 `[calls]`, one array for each round."""
+    """All turns of one contestant, in the order of the rounds."""
 
-    rounds_us: tuple[NDArray[np.float64], ...]
+    turns: tuple[Turn, ...]
+    warmup: Warmup
 
     @property
     def calls(self) -> int:
-        """Recorded calls in all."""
-        return sum(len(turn) for turn in self.rounds_us)
+        """Calls that have a latency of their own, in all."""
+        return sum(len(turn.latencies_us) for turn in self.turns)
 
     def pooled_us(self) -> NDArray[np.float64]:
         """Return all latencies, `[calls]`."""
-        return np.concatenate(self.rounds_us)
+        return np.concatenate([turn.latencies_us for turn in self.turns])
 
     def medians_us(self) -> NDArray[np.float64]:
         """Return the median of each round, `[rounds]`."""
-        return np.array([np.median(turn) for turn in self.rounds_us])
+        return np.array([np.median(turn.latencies_us) for turn in self.turns])
+
+    def mean_us(self) -> float:
+        """Return the mean of a call timed in one go, the median over rounds."""
+        return float(np.median([turn.mean_us for turn in self.turns]))
+
+    def energy_uj(self) -> float | None:
+        """Return the energy of one call; None where the machine does not tell."""
+        drawn = [turn.energy_uj for turn in self.turns if turn.energy_uj is not None]
+        calls = sum(turn.calls for turn in self.turns if turn.energy_uj is not None)
+        return sum(drawn) / calls if calls else None
+
+
+class LoadShape(Protocol):
+    """How calls follow each other within a turn."""
+
+    def calls(self, plan: Plan, call_us: float) -> int:
+        """Return how many calls fill a turn, when one takes that long."""
+
+    def seconds(self, calls: int, call_us: float) -> float:
+        """Return how long a turn of so many calls lasts."""
+
+    def turn(self, call: Call, calls: int, number: int, clock: Clock) -> Turn:
+        """Make about that many calls in round `number` and time them."""
+
+
+@dataclass(frozen=True)
+class ClosedLoop:
+    """Each call starts when the one before has ended.
+
+    A turn times half of its calls one by one, and the other half in one go, where the clock is read only twice. Where a turn
+    has room for a few calls only, they are timed one by one: two readings of the clock are nothing beside them.
+    """
+
+    few: int = 8
+
+    def calls(self, plan: Plan, call_us: float) -> int:
+        """Return as many as fit, but no fewer than the plan's least."""
+        return max(plan.least_calls, round(plan.turn_ms * 1e3 / max(call_us, 1e-3)))
+
+    def seconds(self, calls: int, call_us: float) -> float:
+        """Return the time of the calls."""
+        return calls * call_us / 1e6
+
+    def turn(self, call: Call, calls: int, number: int, clock: Clock) -> Turn:  # noqa: ARG002 - every round is alike
+        """Make `calls` calls."""
+        if calls < self.few:
+            latencies = _one_by_one(call, calls, clock)
+            return Turn(latencies, float(latencies.mean()), calls)
+        call()  # brings back the weights that the contestant before pushed out of the caches
+        latencies = _one_by_one(call, calls // 2, clock)
+        rest = range(calls - len(latencies))
+        started = clock()
+        for _ in rest:
+            call()
+        return Turn(latencies, (clock() - started) / 1e3 / len(rest), calls)
 
 
 def measure(
-    contestants: Sequence[Call], plan: Plan, *, on_round: Callable[[int], None] = lambda _: None
+    contestants: Sequence[Call],
+    plan: Plan,
+    *,
+    shape: LoadShape | None = None,
+    deadline_ns: int | None = None,
+    meters: Sequence[Callable[[], float | None]] = (),
+    on_round: Callable[[float], None] = lambda _: None,
+    clock: Clock = time.perf_counter_ns,
 ) -> tuple[Timings, ...]:
     """Time each contestant over the same rounds.
 
     Args:
         contestants: What to call; each call is one latency.
         plan: How long.
-        on_round: Told how many rounds are done.
+        shape: How calls follow each other; ClosedLoop without it.
+        deadline_ns: When to stop, by `clock`, however many rounds are done (one at least); None: after `plan.rounds`.
+        meters: Of each contestant, read the energy drawn so far in microjoules, or give None; no energy without them.
+        on_round: Told the share that is done, 0 to 1.
+        clock: Reads the time.
     """
-    counts = [_calls_for(call, plan) for call in contestants]
-    turns: list[list[NDArray[np.float64]]] = [[] for _ in contestants]
+    shape = shape or ClosedLoop()
+    available_ms = None if deadline_ns is None else max((deadline_ns - clock()) / 1e6, 0.0) / max(len(contestants), 1)
+    warmups = [warm_up(call, plan, available_ms, clock) for call in contestants]
+    turns_plan = plan
+    if deadline_ns is not None:
+        left_ms = max((deadline_ns - clock()) / 1e6, 0.0)
+        share_ms = left_ms / _ROUNDS_IN_BUDGET / max(len(contestants), 1)
+        turns_plan = replace(plan, turn_ms=min(plan.turn_ms, share_ms))
+    counts = [shape.calls(turns_plan, one.call_us) for one in warmups]
+
+    def turn_of(index: int, number: int) -> Turn:
+        meter = meters[index] if meters else _no_meter
+        before = meter()
+        done = shape.turn(contestants[index], counts[index], number, clock)
+        after = meter()
+        if before is None or after is None:
+            return done
+        return Turn(done.latencies_us, done.mean_us, done.calls, after - before)
+
+    turns = interleave(turn_of, len(contestants), plan, deadline_ns=deadline_ns, on_round=on_round, clock=clock)
+    return tuple(Timings(tuple(own), warmup) for own, warmup in zip(turns, warmups, strict=True))
+
+
+def _no_meter() -> None:
+    """Stand in where no energy is wanted."""
+
+
+def expected_seconds(call_us: Sequence[float], plan: Plan, shape: LoadShape) -> float:
+    """Return how long `measure` will take for contestants whose calls take that long."""
+    rounds = sum(shape.seconds(shape.calls(plan, one), one) for one in call_us) * plan.rounds
+    # Half as much again: a window of the warm-up ends after the call that exceeds it, and latency has to settle.
+    return rounds + len(call_us) * 1.5 * plan.warmup_ms / 1e3
+
+
+def interleave(
+    turn_of: Callable[[int, int], T],
+    contestants: int,
+    plan: Plan,
+    *,
+    deadline_ns: int | None,
+    on_round: Callable[[float], None],
+    clock: Clock,
+) -> list[list[T]]:
+    """Give each contestant a turn in every round, in random order; `turn_of(contestant, round)` takes it."""
+    turns: list[list[T]] = [[] for _ in range(contestants)]
     shuffle = random.Random(plan.seed).shuffle
-    order = list(range(len(contestants)))
+    order = list(range(contestants))
+    rounds = plan.rounds if deadline_ns is None else MOST_ROUNDS
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()
+    started = clock()
+    longest = 0
     try:
-        for done in range(1, plan.rounds + 1):
+        for number in range(rounds):
+            began = clock()
+            if deadline_ns is not None and number > 0 and began + longest > deadline_ns:
+                break
             shuffle(order)
             for index in order:
-                turns[index].append(_turn(contestants[index], counts[index]))
-            on_round(done)
+                turns[index].append(turn_of(index, number))
+            longest = max(longest, clock() - began)
+            by_time = 0.0 if deadline_ns is None else (clock() - started) / max(deadline_ns - started, 1)
+            on_round(min(max((number + 1) / rounds, by_time), 1.0))
     finally:
         if collecting:
             gc.enable()
-    return tuple(Timings(tuple(rounds)) for rounds in turns)
+    return turns
 
 
-def _calls_for(call: Call, plan: Plan) -> int:
-    """Warm a contestant up and return how many of its calls fill a turn."""
-    clock = time.perf_counter_ns
+def warm_up(call: Call, plan: Plan, available_ms: float | None, clock: Clock) -> Warmup:
+    """Call until the latency has stopped falling: the median of a window is within 2 % of the window before it.
+
+    A window is a quarter of `warmup_ms`. First calls compile kernels, fill caches and raise the clock; how long that takes
+    differs by orders of magnitude between runtimes.
+    """
+    limit_ms = plan.warmup_limit_ms
+    if available_ms is not None:
+        limit_ms = min(limit_ms, _WARMUP_SHARE * available_ms)
+    least_ms = min(plan.warmup_ms, limit_ms)
+    started = clock()
+    window = _window(call, least_ms / 4, clock)
+    while True:
+        following = _window(call, least_ms / 4, clock)
+        spent_ms = (clock() - started) / 1e6
+        settled = following >= window * (1 - _SETTLED_WITHIN)
+        if (settled and spent_ms >= least_ms) or spent_ms >= limit_ms:
+            return Warmup(call_us=following / 1e3, spent_ms=spent_ms, settled=settled)
+        window = following
+
+
+def _window(call: Call, milliseconds: float, clock: Clock) -> float:
+    """Return the median latency, in nanoseconds, of the calls that fit into that time; of one at least."""
     latencies: list[int] = []
-    deadline = clock() + int(plan.warmup_ms * 1e6)
-    while len(latencies) < plan.least_calls or clock() < deadline:
+    deadline = clock() + int(milliseconds * 1e6)
+    while not latencies or clock() < deadline:
         started = clock()
         call()
         latencies.append(clock() - started)
-    typical = statistics.median(latencies[len(latencies) // 2 :])
-    return max(plan.least_calls, round(plan.turn_ms * 1e6 / max(typical, 1)))
+    return statistics.median(latencies)
 
 
-def _turn(call: Call, count: int) -> NDArray[np.float64]:
-    clock = time.perf_counter_ns
+def _one_by_one(call: Call, count: int, clock: Clock) -> NDArray[np.float64]:
     latencies = np.empty(count, np.int64)
-    call()  # brings back the weights that the contestant before pushed out of the caches
     for index in range(count):
         started = clock()
         call()

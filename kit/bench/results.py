@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
+from typing import Any
+
+import fastjsonschema
 
 from kit import serial
+from kit.bench.conditions import Conditions
+from kit.bench.scenarios import Scenario
 from kit.bench.stats import Comparison, Outcome
 from kit.bundle import Bundle
 from kit.errors import BadInput, StorageUnavailable
 from kit.machine import Machine
 from kit.spec import Accuracy, Precision, Provider
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 KIND = "kit-bench"
+SCHEMA_FILE = Path(__file__).with_name("results.schema.json")
+"""JSON Schema of a results file, for programs that are not kit. Made from the classes below, and a test keeps it so."""
+
+_DRIFTED = 0.1
 
 
 class Status(StrEnum):
@@ -30,12 +41,18 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """Latency of one call, whole batch, in microseconds; p99 only from 1,000 calls or more.
+    """Latency of one query, whole batch, in microseconds; p99 only from 1,000 calls or more.
 
     Attributes:
         low_us: Lower end of the 95 % interval of the median, over rounds.
         high_us: Upper end.
+        images_per_second: From calls timed in one go; in the Server scenario, from first to last answer.
         medians_us: Median of each round, in the order they ran: what another run is compared with.
+        mean_us: Of calls timed in one go, without a clock between them.
+        noise: Spread of the rounds' medians: median absolute deviation, as a share of their median, times 1.4826.
+        percentiles_us: Percentiles 0 to 100 of all calls, 101 values.
+        warmup_ms: Time spent before the first recorded call.
+        settled: Whether the latency had stopped falling by then.
     """
 
     calls: int
@@ -49,6 +66,78 @@ class Latency:
     high_us: float
     images_per_second: float
     medians_us: tuple[float, ...] = ()
+    mean_us: float | None = None
+    noise: float | None = None
+    percentiles_us: tuple[float, ...] = ()
+    warmup_ms: float | None = None
+    settled: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColdStart:
+    """From the start of a fresh process to its first prediction, files in the system's cache.
+
+    Attributes:
+        processes: How many were started.
+        total_ms: Median, from the start of the process to its first answer.
+        low_ms: Lower end of its 95 % interval, over processes.
+        high_ms: Upper end.
+        stages_ms: What takes the time, the medians of each stage in order.
+        peak_memory_bytes: The most such a process held, the median; None where the system does not tell.
+        totals_ms: Of each process, in the order they ran.
+    """
+
+    processes: int
+    total_ms: float
+    low_ms: float
+    high_ms: float
+    stages_ms: dict[str, float]
+    peak_memory_bytes: int | None = None
+    totals_ms: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeTime:
+    """One node of the final graph, as the runtime's profiler saw it; `share` is of the whole call."""
+
+    node: str
+    operator: str
+    provider: str
+    mean_us: float
+    share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """The baseline against itself, in the same rounds as the others: the noise of the run.
+
+    Attributes:
+        contestant: The baseline that stood in twice.
+        outcome: SAME in a run that can be trusted; FASTER or SLOWER say that it cannot.
+        drift: Change of the baseline's latency from the first third of the rounds to the last, as a share.
+    """
+
+    contestant: str
+    batch_size: int
+    outcome: Outcome
+    comparison: Comparison | None
+    drift: float | None = None
+
+    def remarks(self) -> tuple[str, ...]:
+        """Return what a reader of the figures must know, in sentences."""
+        said = []
+        if self.outcome in {Outcome.FASTER, Outcome.SLOWER} and self.comparison is not None:
+            found = self.comparison
+            said.append(
+                f"batch {self.batch_size}: the baseline differed from itself, {found.speedup:.2f}x "
+                f"[{found.low:.2f}, {found.high:.2f}]; do not trust differences of that size in this run"
+            )
+        if self.drift is not None and abs(self.drift) > _DRIFTED:
+            said.append(
+                f"batch {self.batch_size}: the machine became {abs(self.drift):.0%} {'slower' if self.drift > 0 else 'faster'} "
+                "meanwhile; comparisons are paired and stand, latencies are of both halves"
+            )
+        return tuple(said)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +152,7 @@ class Verdict:
         """Return `FASTER 1.74x [1.70, 1.78]`, or `baseline`."""
         found = self.comparison
         if found is None:
-            return "baseline"
+            return "baseline" if self.outcome is Outcome.BASELINE else str(self.outcome)
         return f"{self.outcome} {found.speedup:.2f}x [{found.low:.2f}, {found.high:.2f}]"
 
 
@@ -72,12 +161,21 @@ class Row:
     """One variant on one provider at one batch size.
 
     Attributes:
+        batch_size: Samples in one call of the runtime.
         provider: What was asked for.
         ran_on: Where it truly ran; None when it did not.
         placement: Nodes by provider, such as `cuda 6/6`.
         mode: `host`: inputs and outputs in host memory.
         accuracy_source: `live`, or `manifest` where no labelled data is at hand.
         correct_images: Which test images were read correctly, packed as by numpy.packbits, base64; empty unless live.
+        scenario: How queries arrived.
+        query_samples: Samples in one query; 0 where a call is a query.
+        offered_rate: Queries a second that arrived, in the Server scenario.
+        memory_bytes: The most that opening it and running this batch added to the process.
+        energy_uj: Of one call, the whole chip's, idle power and neighbours included.
+        profile: Where the time goes, by node; empty unless asked for.
+        kernels: Final kernels by provider, where profiled.
+        trace_file: Name of the trace for Perfetto, where profiled.
     """
 
     bundle: str
@@ -100,6 +198,22 @@ class Row:
     accuracy_source: str = ""
     correct_images: str = ""
     verdict: Verdict | None = None
+    scenario: Scenario = Scenario.SINGLE_STREAM
+    query_samples: int = 0
+    offered_rate: float | None = None
+    memory_bytes: int | None = None
+    energy_uj: float | None = None
+    cold: ColdStart | None = None
+    profile: tuple[NodeTime, ...] = ()
+    kernels: str = ""
+    trace_file: str = ""
+
+    @property
+    def saturated(self) -> bool:
+        """Whether queries arrived faster than they were answered, so that latency grows with the length of the run."""
+        if self.offered_rate is None or self.latency is None or not self.latency.mean_us:
+            return False
+        return 1e6 / self.latency.mean_us < 0.9 * self.offered_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +228,28 @@ class Results:
     seed: int
     arguments: dict[str, str]
     rows: tuple[Row, ...]
+    controls: tuple[Control, ...] = ()
+    conditions: Conditions | None = None
+
+    def remarks(self) -> tuple[str, ...]:
+        """Return what a reader of the figures must know about the run, in sentences."""
+        said = list(self.conditions.remarks()) if self.conditions else []
+        said += [remark for control in self.controls for remark in control.remarks()]
+        for row in self.rows:
+            name = f"{row.variant} in {row.runtime}, batch {row.batch_size}"
+            if row.saturated and row.latency is not None and row.latency.mean_us:
+                answered = 1e6 / row.latency.mean_us
+                said.append(
+                    f"{name}: {row.offered_rate:,.0f} queries a second arrived and {answered:,.0f} were answered; "
+                    "its latency grows as long as that lasts"
+                )
+            if row.latency is not None and not row.latency.settled:
+                said.append(f"{name}: still became faster when its warm-up ended")
+        if any(row.threads > self.machine.cpus_to_use for row in self.rows):
+            said.append(
+                f"more threads than the {self.machine.cpus_to_use} CPUs that may be used here: they wait for each other"
+            )
+        return tuple(said)
 
     def to_json(self) -> str:
         """Return the results as JSON text."""
@@ -160,7 +296,24 @@ def load(path: Path) -> Results:
             f"{path} has schema version {data['schema_version']}, this kit reads up to {SCHEMA_VERSION}",
             hint="install a newer kit",
         )
+    # Version 1 lacks fields that have defaults now; nothing in it has another meaning.
     try:
+        _validator()(data)
         return serial.decode(Results, data, path="results")
-    except serial.DecodeError as error:
+    except (serial.DecodeError, fastjsonschema.JsonSchemaValueException) as error:
         raise BadInput(f"{path} is no valid results file: {error}") from error
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema of a results file, as SCHEMA_FILE holds it."""
+    return serial.json_schema(Results, title=f"kit bench results, schema version {SCHEMA_VERSION}")
+
+
+@cache
+def _validator() -> Callable[[Any], Any]:
+    compiled: Callable[[Any], Any] = fastjsonschema.compile(json.loads(SCHEMA_FILE.read_text(encoding="utf-8")))
+    return compiled
+
+
+if __name__ == "__main__":
+    SCHEMA_FILE.write_text(json.dumps(schema(), indent=2) + "\n", encoding="utf-8")

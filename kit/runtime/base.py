@@ -51,9 +51,10 @@ class Placement:
         """Nodes in all."""
         return sum(self.nodes.values())
 
-    def is_all_on(self, provider: Provider) -> bool:
-        """Whether every node runs on `provider`."""
-        return self.total > 0 and self.nodes.get(provider.value, 0) == self.total
+    def is_all_on(self, provider: Provider, *helpers: Provider) -> bool:
+        """Whether every node runs on `provider`, or on one of its helpers, and some do run on `provider`."""
+        here = self.nodes.get(provider.value, 0)
+        return here > 0 and here + sum(self.nodes.get(helper.value, 0) for helper in helpers) == self.total
 
     def describe(self) -> str:
         """Return `cuda 6/6`, or `cuda 4/6, cpu 2/6`."""

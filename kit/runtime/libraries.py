@@ -18,6 +18,7 @@ from kit import packages
 CPU_PACKAGE = "onnxruntime"
 GPU_PACKAGE = "onnxruntime-gpu"
 _LEAST_CUDA = 13  # onnxruntime-gpu 1.27 and later are built for CUDA 13 and cuDNN 9
+_TENSORRT_LINE = "pip install tensorrt-cu13   (kit loads its libraries itself)"
 _DRIVER_LINE = "install an NVIDIA driver of series 580 or newer; in a container start it with `--gpus all`"
 
 
@@ -62,6 +63,18 @@ def cuda_problem(*, compiled_in: bool, library_folder: Path, device_id: int = 0)
             return package
         return Problem(reason=f"{package.reason}, and {driver.reason}", fix=f"{driver.fix}; then: {package.fix}")
     return _driver_problem(device_id) or _library_problem(library_folder)
+
+
+def tensorrt_problem(*, compiled_in: bool, library_folder: Path, device_id: int = 0) -> Problem | None:
+    """Return what keeps the TensorRT provider from running, or None; it needs all that CUDA needs, and TensorRT's own."""
+    if not compiled_in and sys.platform != "darwin" and GPU_PACKAGE in installed_packages():
+        return Problem(reason="the installed onnxruntime-gpu has no TensorRT provider", fix="use --provider cuda")
+    problem = cuda_problem(compiled_in=compiled_in, library_folder=library_folder, device_id=device_id)
+    if problem is not None:
+        return problem
+    name = "onnxruntime_providers_tensorrt.dll" if sys.platform == "win32" else "libonnxruntime_providers_tensorrt.so"
+    error = _load_error(str(library_folder / name))
+    return Problem(reason=f"TensorRT does not load: {error}", fix=_TENSORRT_LINE) if error else None
 
 
 def _package_problem() -> Problem:

@@ -3,13 +3,20 @@
 Asked for CUDA, ONNX Runtime gives a CPU session and a warning where CUDA cannot load. Here three locks forbid that: only
 the wanted provider is listed, `session.disable_cpu_ep_fallback` refuses nodes it cannot run, and the placement of every
 node is read back and checked. TF32, on by default in the CUDA provider, is switched off, so that CPU and GPU agree.
+TensorRT is held to the same, with CUDA beside it for the nodes it does not know.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import importlib.util
 import io
+import json
+import tempfile
+from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +31,14 @@ from kit.spec import Provider
 
 _CPU_FALLBACK = "session.disable_cpu_ep_fallback"
 _RECORD_PLACEMENT = "session.record_ep_graph_assignment_info"
+_EXECUTION_PROVIDERS = {
+    Provider.CPU: "CPUExecutionProvider",
+    Provider.CUDA: "CUDAExecutionProvider",
+    Provider.TENSORRT: "TensorrtExecutionProvider",
+}
+_NAMES = {Provider.CUDA: "CUDA", Provider.TENSORRT: "TensorRT"}
+_HELPERS = {Provider.TENSORRT: (Provider.CUDA,)}
+"""Providers that may run some of the nodes without its being a fallback; the placement says how many."""
 _QUIET = 4  # fatal only: what matters is raised, with words of our own
 
 
@@ -33,6 +48,7 @@ class OnnxRuntimeRunner(ClosingRunner):
     Args:
         model: The ONNX file's bytes; external data is not followed.
         options: Provider, threads, device.
+        profile_into: Folder for the profiler's trace, which `end_profiling` returns; None: no profiler.
 
     Raises:
         PackageMissing: No ONNX Runtime is installed.
@@ -42,8 +58,9 @@ class OnnxRuntimeRunner(ClosingRunner):
 
     runtime = "onnxruntime"
 
-    def __init__(self, model: bytes, options: RunnerOptions | None = None) -> None:
+    def __init__(self, model: bytes, options: RunnerOptions | None = None, *, profile_into: Path | None = None) -> None:
         self._options = options or RunnerOptions()
+        self._profile_into = profile_into
         self.provider = self._options.provider
         self.fallback_reason = ""
         self._session: Any = self._open(model)
@@ -69,36 +86,44 @@ class OnnxRuntimeRunner(ClosingRunner):
             raise kind(f"ONNX Runtime could not run the model on {self.provider}: {_words(error)}") from error
         return logits
 
+    def end_profiling(self) -> bytes:
+        """Stop the profiler and return its trace, in Chrome's format."""
+        return Path(self._session.end_profiling()).read_bytes()
+
     def close(self) -> None:
         """Free the session."""
         self._session = None
 
     def _open(self, model: bytes) -> Any:
         if self.provider is Provider.CPU:
-            return _session(model, self._options, ["CPUExecutionProvider"], strict=False)
-        problem = cuda_problem(self._options.device_id)
+            return _session(
+                model, self._options, ["CPUExecutionProvider"], strict=False, profile_into=self._profile_into
+            )
+        problem = gpu_problem(self.provider, self._options.device_id)
         if problem is None:
-            return self._open_cuda(model)
+            return self._open_gpu(model)
         if not self._options.allow_fallback:
-            raise ProviderUnavailable(f"CUDA cannot run here: {problem.reason}", hint=problem.fix)
+            raise ProviderUnavailable(f"{_NAMES[self.provider]} cannot run here: {problem.reason}", hint=problem.fix)
         self.provider, self.fallback_reason = Provider.CPU, problem.reason
-        return _session(model, self._options, ["CPUExecutionProvider"], strict=False)
+        return _session(model, self._options, ["CPUExecutionProvider"], strict=False, profile_into=self._profile_into)
 
-    def _open_cuda(self, model: bytes) -> Any:
-        cuda = ("CUDAExecutionProvider", {"device_id": self._options.device_id, "use_tf32": 0})
+    def _open_gpu(self, model: bytes) -> Any:
+        gpu = _gpu_providers(self._options)
         if self._options.allow_fallback:
-            return _session(model, self._options, [cuda, "CPUExecutionProvider"], strict=False)
+            return _session(
+                model, self._options, [*gpu, "CPUExecutionProvider"], strict=False, profile_into=self._profile_into
+            )
         try:
-            return _session(model, self._options, [cuda], strict=True)
+            return _session(model, self._options, gpu, strict=True, profile_into=self._profile_into)
         except BundleInvalid as error:
             raise ProviderUnavailable(
-                f"CUDA cannot run this model: {self._nodes_left_behind(model, cuda) or error}",
+                f"{_NAMES[self.provider]} cannot run this model: {self._nodes_left_behind(model, gpu) or error}",
                 hint="use --provider cpu, or --allow-fallback to let those nodes run on the CPU",
             ) from error
 
-    def _nodes_left_behind(self, model: bytes, cuda: tuple[str, dict[str, int]]) -> str:
-        """Name the nodes for which CUDA has no kernel, by opening the model once more with the CPU allowed."""
-        session = _session(model, self._options, [cuda, "CPUExecutionProvider"], strict=False)
+    def _nodes_left_behind(self, model: bytes, gpu: list[Any]) -> str:
+        """Name the nodes for which the GPU has no kernel, by opening the model once more with the CPU allowed."""
+        session = _session(model, self._options, [*gpu, "CPUExecutionProvider"], strict=False)
         left = [
             f"{node.name or '?'} ({node.op_type})"
             for graph in session.get_provider_graph_assignment_info()
@@ -110,7 +135,7 @@ class OnnxRuntimeRunner(ClosingRunner):
 
     def _check_placement(self) -> None:
         """Believe what the session did, not what it was asked to do."""
-        if self.placement.is_all_on(self.provider):
+        if self.placement.is_all_on(self.provider, *_HELPERS.get(self.provider, ())):
             return
         if not self._options.allow_fallback:
             raise ProviderUnavailable(
@@ -122,14 +147,25 @@ class OnnxRuntimeRunner(ClosingRunner):
             self.provider = Provider.CPU
 
 
-def cuda_problem(device_id: int = 0) -> libraries.Problem | None:
-    """Return what keeps the CUDA provider from running here, or None. Loads the CUDA libraries to find out."""
+def gpu_problem(provider: Provider, device_id: int = 0) -> libraries.Problem | None:
+    """Return what keeps CUDA or TensorRT from running here, or None. Loads their libraries to find out."""
     ort = _onnxruntime()
-    compiled_in = "CUDAExecutionProvider" in ort.get_available_providers()
+    compiled_in = _EXECUTION_PROVIDERS[provider] in ort.get_available_providers()
     if compiled_in:
         _preload()
+    if compiled_in and provider is Provider.TENSORRT:
+        _preload_tensorrt()
+    problem = libraries.tensorrt_problem if provider is Provider.TENSORRT else libraries.cuda_problem
     folder = Path(ort.__file__).parent / "capi"
-    return libraries.cuda_problem(compiled_in=compiled_in, library_folder=folder, device_id=device_id)
+    return problem(compiled_in=compiled_in, library_folder=folder, device_id=device_id)
+
+
+def _gpu_providers(options: RunnerOptions) -> list[Any]:
+    """Return the wanted provider and its helper, each with its settings."""
+    cuda = ("CUDAExecutionProvider", {"device_id": options.device_id, "use_tf32": 0})
+    if options.provider is Provider.CUDA:
+        return [cuda]
+    return [("TensorrtExecutionProvider", {"device_id": options.device_id}), cuda]
 
 
 def compiled_package() -> str:
@@ -158,9 +194,94 @@ def _preload() -> None:
         _onnxruntime().preload_dlls()
 
 
-def _session(model: bytes, options: RunnerOptions, providers: list[Any], *, strict: bool) -> Any:
+@cache
+def _preload_tensorrt() -> None:
+    """Load the libraries of the tensorrt-* wheels, where they are installed; what fails is found by `libraries`."""
+    found = importlib.util.find_spec("tensorrt_libs")
+    for folder in (found.submodule_search_locations or ()) if found else ():
+        for library in sorted(Path(folder).glob("libnv*.so*")):
+            with contextlib.suppress(OSError):
+                ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+
+
+@dataclass(frozen=True)
+class ProfiledNode:
+    """One node of the final graph, after the providers fused it; `mean_us` of one call."""
+
+    name: str
+    operator: str
+    provider: str
+    mean_us: float
+
+
+@dataclass(frozen=True)
+class Profiled:
+    """What ONNX Runtime's profiler saw.
+
+    Attributes:
+        nodes: The longest first.
+        run_us: Mean of a whole call, without Python.
+        kernels: Final nodes by provider.
+        placement: Nodes by provider before fusion.
+        trace: In Chrome's trace format, which Perfetto opens.
+    """
+
+    nodes: tuple[ProfiledNode, ...]
+    run_us: float
+    kernels: Placement
+    placement: Placement
+    provider: Provider
+    trace: bytes
+
+
+def profile(model: bytes, options: RunnerOptions, pixels: Pixels, *, calls: int, warmup: int = 20) -> Profiled:
+    """Run a model under the profiler; `warmup` calls are in the trace but not in the means.
+
+    Raises:
+        ProviderUnavailable: The provider cannot run here.
+        BundleInvalid: ONNX Runtime does not accept the model.
+    """
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        OnnxRuntimeRunner(model, options, profile_into=Path(folder)) as runner,
+    ):
+        for _ in range(warmup + calls):
+            runner.run(pixels)
+        trace = runner.end_profiling()
+        events = json.loads(trace)
+        nodes: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+        for event in events:
+            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+                provider = event["args"]["provider"].removesuffix("ExecutionProvider").lower()
+                name = event["name"].removesuffix("_kernel_time")
+                nodes[name, event["args"]["op_name"], provider].append(float(event["dur"]))
+        runs = [float(event["dur"]) for event in events if event["name"] == "model_run"]
+        kernels: dict[str, int] = defaultdict(int)
+        for _, _, provider in nodes:
+            kernels[provider] += 1
+        seen = [ProfiledNode(*key, mean_us=_mean(durations[warmup:])) for key, durations in nodes.items()]
+        return Profiled(
+            nodes=tuple(sorted(seen, key=lambda node: -node.mean_us)),
+            run_us=_mean(runs[warmup:]),
+            kernels=Placement(dict(kernels)),
+            placement=runner.placement,
+            provider=runner.provider,
+            trace=trace,
+        )
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / max(len(values), 1)
+
+
+def _session(
+    model: bytes, options: RunnerOptions, providers: list[Any], *, strict: bool, profile_into: Path | None = None
+) -> Any:
     ort = _onnxruntime()
     settings = ort.SessionOptions()
+    if profile_into is not None:
+        settings.enable_profiling = True
+        settings.profile_file_prefix = str(profile_into / "trace")
     settings.intra_op_num_threads = options.threads
     settings.inter_op_num_threads = 1
     settings.log_severity_level = _QUIET

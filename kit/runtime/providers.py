@@ -34,7 +34,7 @@ def prove(provider: Provider, *, device_id: int = 0) -> ProviderReport:
         with OnnxRuntimeRunner(PROBE.read_bytes(), RunnerOptions(provider=provider, device_id=device_id)) as runner:
             answer = runner.run(np.array([[1, 1]], np.float32))
     except PackageMissing as error:
-        wanted = libraries.GPU_PACKAGE if provider is Provider.CUDA else libraries.CPU_PACKAGE
+        wanted = libraries.CPU_PACKAGE if provider is Provider.CPU else libraries.GPU_PACKAGE
         return ProviderReport(provider=provider, works=False, reason=str(error), fix=packages.install_line(wanted))
     except KitError as error:
         return ProviderReport(provider=provider, works=False, reason=str(error), fix=error.hint)
@@ -55,5 +55,5 @@ def require(provider: Provider, *, device_id: int = 0) -> None:
 
 
 def working(*, device_id: int = 0) -> tuple[Provider, ...]:
-    """Return the providers that run here, the CPU first."""
-    return tuple(provider for provider in Provider if prove(provider, device_id=device_id).works)
+    """Return the providers that run here, the CPU first; TensorRT, which builds an engine for every shape, only by name."""
+    return tuple(one for one in (Provider.CPU, Provider.CUDA) if prove(one, device_id=device_id).works)

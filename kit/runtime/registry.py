@@ -41,7 +41,8 @@ def _pytorch_compile(bundle: Bundle, _variant: Variant, options: RunnerOptions) 
 
 
 def _torch(bundle: Bundle, options: RunnerOptions, *, compiled: bool) -> Runner:
-    _cpu_only("pytorch", options)
+    if options.provider is Provider.TENSORRT:
+        raise Unavailable("kit runs PyTorch on the CPU and on CUDA", hint="use --provider cuda for it")
     from kit import models
     from kit.runtime.pytorch import PyTorchRunner
 
@@ -50,7 +51,7 @@ def _torch(bundle: Bundle, options: RunnerOptions, *, compiled: bool) -> Runner:
         raise Unavailable(f"kit cannot rebuild {bundle.spec.architecture!r} for PyTorch")
     bundle.read(weights)  # checks the sha256
     module = models.load_trained(bundle.spec, bundle.path(weights))
-    return PyTorchRunner(module, bundle.spec, threads=options.threads, compiled=compiled)
+    return PyTorchRunner(module, bundle.spec, options=options, compiled=compiled)
 
 
 def _openvino(bundle: Bundle, variant: Variant, options: RunnerOptions) -> Runner:

@@ -1,0 +1,221 @@
+"""What `kit bench` prints: the table of latencies, cold starts, node times or a sweep, and what a reader must know of them."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from apps.cli.render import stdout
+from apps.format import NONE, microseconds, percent, size
+from kit.bench import sweep
+from kit.bench.measure import LEAST_ROUNDS
+from kit.bench.results import Results, Row, Status
+from kit.bench.scenarios import Scenario
+from kit.bench.stats import Outcome
+
+_NARROW = 104
+_WIDE = 126
+
+
+def show(results: Results) -> None:
+    """Print the tables that suit what was measured."""
+    console = stdout()
+    kind = results.arguments.get("kind", "warm")
+    if kind == "cold":
+        _cold_table(console, results)
+    elif kind == "profile":
+        _profile_tables(console, results)
+    else:
+        _latency_table(console, results)
+        _sweep_lines(console, results)
+    _notes(console, results)
+    for said in results.remarks():
+        console.print(f"[yellow]Note: {escape(said)}.[/]", soft_wrap=True)
+
+
+def _latency_table(console: Console, results: Results) -> None:
+    wide, very_wide = console.width >= _NARROW, console.width >= _WIDE
+    several = len({row.runtime for row in results.rows}) > 1
+    energy = any(row.energy_uj is not None for row in results.rows)
+    headers = [
+        "variant",
+        *(["runtime"] if several else []),
+        "nodes on",
+        "batch",
+        "p50 µs",
+        *(["p90"] if wide else []),
+        "p99",
+        "images/s",
+        *(["size"] if wide else []),
+        *(["memory"] if very_wide else []),
+        *(["µJ/image"] if energy else []),
+        "top-1",
+        "against fp32 on the CPU" if wide else "against fp32",
+    ]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for header in headers:
+        left = header in {"variant", "runtime", "nodes on"} or header.startswith("against")
+        table.add_column(header, justify="left" if left else "right", overflow="fold")
+    for row in results.rows:
+        cells = _cells(row)
+        table.add_row(*(cells[header] for header in headers), style="yellow" if row.status is not Status.OK else "")
+    console.print(table)
+
+
+def _cells(row: Row) -> dict[str, str]:
+    """Return every cell a latency table may show, by header."""
+    found = row.latency
+    where = row.placement or f"{row.provider}: {row.status}"
+    if row.status is Status.FALLBACK:
+        where = f"{row.placement} (FALLBACK, asked for {row.provider})"
+    verdict = escape(row.verdict.describe() if row.verdict else NONE)
+    energy = row.energy_uj / max(row.query_samples, row.batch_size) if row.energy_uj is not None else None
+    return {
+        "variant": row.variant,
+        "runtime": row.runtime,
+        "nodes on": escape(where),
+        "batch": str(row.batch_size),
+        "p50 µs": microseconds(found.p50_us if found else None),
+        "p90": microseconds(found.p90_us if found else None),
+        "p99": microseconds(found.p99_us if found else None),
+        "images/s": f"{found.images_per_second:,.0f}" if found else NONE,
+        "size": size(row.size_bytes),
+        "memory": size(row.memory_bytes) if row.memory_bytes is not None else NONE,
+        "µJ/image": microseconds(energy),
+        "top-1": percent(row.accuracy, row.accuracy_source),
+        "against fp32 on the CPU": verdict,
+        "against fp32": verdict,
+    }
+
+
+def _sweep_lines(console: Console, results: Results) -> None:
+    """Say in words where throughput bends and who overtakes whom."""
+    if results.arguments.get("batch_sizes") != "sweep":
+        return
+    for knee in sweep.knees(results):
+        console.print(
+            f"[bold]{escape(knee.contestant)}[/]: knee at batch {knee.batch_size}, {knee.images_per_second:,.0f} images/s, "
+            f"{knee.share:.0%} of the best ({knee.best_images_per_second:,.0f} at batch {knee.best_batch}).",
+            soft_wrap=True,
+        )
+    for one in sweep.crossovers(results):
+        unsure = f"; it is slower up to batch {one.last_slower}" if one.last_slower else ""
+        console.print(
+            f"[bold]{escape(one.overtakes)}[/] overtakes {escape(one.overtaken)} at batch {one.batch_size}{unsure}.",
+            soft_wrap=True,
+        )
+
+
+def _cold_table(console: Console, results: Results) -> None:
+    stages = next((list(row.cold.stages_ms) for row in results.rows if row.cold), [])
+    several = len({row.runtime for row in results.rows}) > 1
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for header in ("variant", *(["runtime"] if several else []), "nodes on"):
+        table.add_column(header)
+    for header in ("in all, ms", "95 % interval", *stages, "peak memory"):
+        table.add_column(header, justify="right")
+    for row in results.rows:
+        cold = row.cold
+        cells = [row.variant, *([row.runtime] if several else []), row.placement or f"{row.provider}: {row.status}"]
+        if cold is None:
+            cells += [NONE] * (len(stages) + 3)
+        else:
+            interval = f"[{cold.low_ms:,.0f}, {cold.high_ms:,.0f}]" if cold.processes >= LEAST_ROUNDS else NONE
+            cells += [f"{cold.total_ms:,.0f}", escape(interval)]
+            cells += [f"{cold.stages_ms[stage]:,.1f}" for stage in stages]
+            cells.append(size(cold.peak_memory_bytes) if cold.peak_memory_bytes else NONE)
+        table.add_row(*cells, style="yellow" if row.status is not Status.OK else "")
+    console.print(table)
+    counted = next((row.cold.processes for row in results.rows if row.cold), 0)
+    console.print(
+        f"From the start of a process to its first prediction: {counted} fresh processes each, in interleaved order; "
+        "medians in ms, files in the system's cache.",
+        soft_wrap=True,
+    )
+
+
+def _profile_tables(console: Console, results: Results) -> None:
+    for row in results.rows:
+        name = f"{row.variant} on {row.ran_on or row.provider}, batch {row.batch_size}"
+        if not row.profile:
+            console.print(f"[yellow]{escape(name)} in {row.runtime}: {row.status}[/]", soft_wrap=True)
+            continue
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=escape(name), title_justify="left")
+        for header in ("node", "operator", "provider", "µs", "share of the call"):
+            table.add_column(header, justify="right" if header in {"µs", "share of the call"} else "left")
+        for node in row.profile:
+            table.add_row(node.node, node.operator, node.provider, f"{node.mean_us:,.1f}", f"{node.share:.0%}")
+        rest = max(1 - sum(node.share for node in row.profile), 0.0)
+        call_us = row.profile[0].mean_us / row.profile[0].share if row.profile[0].share else 0.0
+        table.add_row("between the nodes", "", "", f"{rest * call_us:,.1f}", f"{rest:.0%}", style="dim")
+        console.print(table)
+        console.print(
+            f"Kernels: {row.kernels} (nodes before fusion: {row.placement}). Trace: {row.trace_file}\n", soft_wrap=True
+        )
+    console.print(
+        "The profiler slows down what it watches, and counts whole microseconds: these are shares, kit bench measures latency. "
+        "The traces open in Perfetto (ui.perfetto.dev) and chrome://tracing.",
+        soft_wrap=True,
+    )
+
+
+def _notes(console: Console, results: Results) -> None:
+    warm = [row.latency for row in results.rows if row.latency]
+    if warm:
+        rounds = sorted({latency.rounds for latency in warm})
+        spread = str(rounds[0]) if len(rounds) == 1 else f"{rounds[0]} to {rounds[-1]}"
+        threads = results.arguments.get("threads", "1")
+        console.print(
+            f"{_load(results)}, {spread} interleaved rounds, {threads} thread(s), input and output in host memory.",
+            soft_wrap=True,
+        )
+    console.print(escape(f"Ran on {results.machine.describe()}."), soft_wrap=True)
+    _noise(console, results)
+    counted = next((row for row in results.rows if row.accuracy), None)
+    if (
+        counted is not None
+        and counted.accuracy is not None
+        and not any(row.cold or row.profile for row in results.rows)
+    ):
+        found = counted.accuracy
+        where = "counted now" if counted.accuracy_source == "live" else "* from the manifest, not counted here"
+        console.print(f"top-1: {found.dataset} {found.split}, {found.images:,} images; {where}.", soft_wrap=True)
+    if any(latency.p99_us is None for latency in warm):
+        console.print("p99 is shown from 1,000 calls on.", soft_wrap=True)
+    if any(row.verdict and row.verdict.outcome is Outcome.INCONCLUSIVE for row in results.rows):
+        budget = max(60, 4 * round(results.conditions.seconds if results.conditions else 15))
+        console.print(
+            f"INCONCLUSIVE: the interval is too wide to tell; run longer, such as --budget {budget}s.", soft_wrap=True
+        )
+    for reason, fix in dict.fromkeys((row.reason, row.fix) for row in results.rows if row.reason):
+        console.print(f"[yellow]{escape(reason)}[/]" + (f"\n  → {escape(fix)}" if fix else ""), soft_wrap=True)
+
+
+def _load(results: Results) -> str:
+    row = next(row for row in results.rows if row.latency)
+    if row.scenario is Scenario.SERVER:
+        return f"Server: {row.offered_rate:,.0f} queries/s arrive at random, latency from when each was due"
+    if row.scenario is Scenario.OFFLINE:
+        return f"Offline: {row.query_samples:,} samples at once, served in batches; p50 is of all of them"
+    return str(row.scenario)
+
+
+def _noise(console: Console, results: Results) -> None:
+    """Print the baseline against itself: what this run can tell apart."""
+    found = [control for control in results.controls if control.comparison]
+    if not found:
+        return
+    widest = max(
+        found, key=lambda control: control.comparison.high - control.comparison.low if control.comparison else 0
+    )
+    assert widest.comparison is not None  # filtered above
+    low, high = widest.comparison.low, widest.comparison.high
+    console.print(
+        escape(
+            f"Noise of the run: the baseline against itself {widest.comparison.speedup:.2f}x [{low:.2f}, {high:.2f}] "
+            f"at batch {widest.batch_size}, where it was widest."
+        ),
+        soft_wrap=True,
+    )

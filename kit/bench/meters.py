@@ -1,0 +1,143 @@
+"""What a contestant takes besides time: memory and energy, where the machine tells."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import psutil
+
+from kit.spec import Provider
+
+_POWERCAP = Path("/sys/class/powercap")
+_STATUS = Path("/proc/self/status")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+
+
+class PeakMemory:
+    """The most that a block of code adds to this process's resident memory, in bytes.
+
+    Linux keeps a high-water mark, which is reset at the start (proc(5), clear_refs); elsewhere it is what the block has added
+    at its end. Memory that was freed before and is used again does not count: the figure is a lower bound.
+
+    ```python
+    with PeakMemory() as memory:
+        ...
+    print(memory.added_bytes)
+    ```
+    """
+
+    def __init__(self) -> None:
+        self.added_bytes = 0
+
+    def __enter__(self) -> Self:
+        _give_back()
+        with contextlib.suppress(OSError):
+            _CLEAR_REFS.write_text("5")
+        self._before = psutil.Process().memory_info().rss
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        now = max(psutil.Process().memory_info().rss, high_water_bytes() or 0)
+        self.added_bytes = max(now - self._before, 0)
+
+
+def _give_back() -> None:
+    """Have the C library return freed memory to the system, so that its use by the block counts (glibc, malloc_trim(3))."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def high_water_bytes() -> int | None:
+    """Return the most memory this process ever held; None where the system does not tell.
+
+    `getrusage` would do on most systems, but on Linux a child inherits its parent's maximum across exec.
+    """
+    try:
+        line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        peak = getattr(psutil.Process().memory_info(), "peak_wset", None)  # Windows
+        return int(peak) if peak is not None else None
+    return int(line.split()[1]) * 1024
+
+
+EnergyMeter = Callable[[], float | None]
+
+
+def energy_meter(provider: Provider, device_id: int = 0) -> EnergyMeter:
+    """Return a function that reads the energy drawn so far, in microjoules; it gives None where the machine does not tell.
+
+    On the CPU: all packages by Intel's RAPL, which Linux shows for AMD as well (usually to root only). On a GPU: NVML's
+    counter, from Volta on. Both count the whole chip, idle power and neighbours included.
+    """
+    return Rapl.here() if provider is Provider.CPU else _nvml_meter(device_id)
+
+
+class Rapl:
+    """The energy counters of the CPU packages, unwrapped: each starts anew at a maximum of its own."""
+
+    def __init__(self, counters: tuple[tuple[Path, int], ...]) -> None:
+        self._counters = counters
+        self._last = [0] * len(counters)
+        self._total = 0.0
+        self._started = False
+
+    @classmethod
+    def here(cls, root: Path = _POWERCAP) -> Rapl:
+        """Find the packages under the kernel's powercap folder."""
+        found = []
+        for zone in sorted(root.glob("intel-rapl:[0-9]*")):
+            if zone.name.count(":") == 1:  # a package; deeper zones are parts of one
+                with contextlib.suppress(OSError, ValueError):
+                    found.append((zone / "energy_uj", int((zone / "max_energy_range_uj").read_text())))
+        return cls(tuple(found))
+
+    def __call__(self) -> float | None:
+        """Return microjoules since the first reading."""
+        try:
+            now = [int(path.read_text()) for path, _ in self._counters]
+        except (OSError, ValueError):
+            return None
+        if not now:
+            return None
+        if self._started:
+            spans = (span for _, span in self._counters)
+            self._total += sum(
+                new - old if new >= old else new - old + span
+                for new, old, span in zip(now, self._last, spans, strict=True)
+            )
+        self._last, self._started = now, True
+        return self._total
+
+
+def _nvml_meter(device_id: int) -> EnergyMeter:
+    handle = nvml_handle(device_id)
+    if handle is None:
+        return lambda: None
+    nvml, device = handle
+
+    def read() -> float | None:
+        try:
+            return float(nvml.nvmlDeviceGetTotalEnergyConsumption(device)) * 1e3  # it counts millijoules
+        except nvml.NVMLError:
+            return None
+
+    return read
+
+
+def nvml_handle(device_id: int) -> tuple[Any, Any] | None:
+    """Return NVML and its handle of a GPU; None where there is no NVML or no such GPU."""
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+        return pynvml, pynvml.nvmlDeviceGetHandleByIndex(device_id)
+    except pynvml.NVMLError:
+        return None

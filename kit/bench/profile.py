@@ -1,0 +1,71 @@
+"""Where the time goes: each variant run under its runtime's own profiler, node by node.
+
+A profiler slows down what it watches, so that these figures are shares, not latencies: `kit bench` measures those.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from kit.bench.entries import Entry, Field, OnProgress, entries, pixels
+from kit.bench.results import NodeTime, Row
+from kit.bundle import Bundle
+from kit.errors import KitError, StorageUnavailable, Unavailable
+from kit.runtime import onnxruntime, registry
+
+CALLS = 100
+
+
+def rows(bundle: Bundle, field: Field, sizes: Sequence[int], folder: Path, on_progress: OnProgress) -> tuple[Row, ...]:
+    """Profile every variant at every batch size and write a trace for each into `folder`.
+
+    Raises:
+        StorageUnavailable: A trace cannot be written.
+    """
+    found = []
+    stand = entries(bundle, field)
+    for number, (size, entry) in enumerate((size, entry) for size in sizes for entry in stand):
+        on_progress(f"{entry.row.variant}, batch {size}", number / max(len(sizes) * len(stand), 1))
+        entry = Entry(dataclasses.replace(entry.row, batch_size=size), None)  # noqa: PLW2901 - the same one, sized
+        try:
+            found.append(_row(bundle, field, entry, size, folder))
+        except StorageUnavailable:
+            raise
+        except KitError as error:
+            found.append(entry.failed(error).row)
+    return tuple(found)
+
+
+def _row(bundle: Bundle, field: Field, entry: Entry, size: int, folder: Path) -> Row:
+    row = entry.row
+    if row.runtime != registry.DEFAULT:
+        raise Unavailable(f"kit has no profiler for {row.runtime}", hint="profile --runtime onnxruntime")
+    variant = bundle.variant(row.variant)
+    profiled = onnxruntime.profile(
+        bundle.read(variant.artifact), field.options(row.provider), pixels(bundle, size), calls=CALLS
+    )
+    name = f"{bundle.folder.name}.{row.variant}.{profiled.provider}.batch{size}.trace.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(profiled.trace)
+    except OSError as error:
+        raise StorageUnavailable(f"cannot write {folder / name}: {error.strerror or error}") from error
+    return dataclasses.replace(
+        row,
+        ran_on=profiled.provider,
+        placement=profiled.placement.describe(),
+        profile=tuple(
+            NodeTime(
+                node=node.name,
+                operator=node.operator,
+                provider=node.provider,
+                mean_us=node.mean_us,
+                share=node.mean_us / profiled.run_us,
+            )
+            for node in profiled.nodes
+        ),
+        kernels=profiled.kernels.describe(),
+        trace_file=name,
+    )

@@ -1,0 +1,228 @@
+"""Cold starts, profiles, sweeps and load shapes of a real bundle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kit.bench import sweep
+from kit.bench.measure import Plan
+from kit.bench.results import SCHEMA_FILE, Latency, Results, Row, Status, schema
+from kit.bench.run import Request, bench
+from kit.bench.scenarios import Load, Scenario
+from kit.bundle import Bundle
+from kit.errors import StorageUnavailable, UsageError
+from kit.machine import this_machine
+from kit.spec import Precision, Provider
+from tests.conftest import Kit
+
+QUICK = Plan(rounds=10, turn_ms=0.5, warmup_ms=1.0)
+CPU = (Provider.CPU,)
+
+
+def test_a_cold_start_is_split_into_its_stages(tiny: Bundle) -> None:
+    plan = Plan(budget_seconds=1.0)
+    (row,) = bench(tiny, Request(providers=CPU, cold=True, plan=plan)).rows
+    assert row.status is Status.OK, row.reason
+    assert row.latency is None
+    assert row.cold is not None
+    assert row.cold.processes == len(row.cold.totals_ms) >= 1
+    assert row.cold.low_ms <= row.cold.total_ms <= row.cold.high_ms
+    assert list(row.cold.stages_ms) == [
+        "start Python",
+        "import kit",
+        "read bundle",
+        "open model",
+        "first run",
+    ]
+    assert all(value > 0 for value in row.cold.stages_ms.values())
+    assert row.placement.startswith("cpu ")
+
+
+@pytest.mark.usefixtures("no_cuda")
+def test_a_cold_start_that_fails_is_a_row_that_says_why(tiny: Bundle) -> None:
+    tiny.path(tiny.variant().artifact).write_bytes(b"")
+    found = bench(tiny, Request(providers=(Provider.CPU, Provider.CUDA), cold=True, plan=Plan(budget_seconds=0.1)))
+    assert [row.status for row in found.rows] == [Status.FAILED, Status.FAILED]
+    assert all("altered" in row.reason or "bytes" in row.reason for row in found.rows)
+
+
+def test_a_profile_names_the_nodes_and_writes_a_trace(digits: Bundle, tmp_path: Path) -> None:
+    found = bench(digits, Request(providers=CPU, batch_sizes=(1, 4), profile=tmp_path / "traces"))
+    assert [(row.variant, row.batch_size) for row in found.rows[:3]] == [
+        ("fp32", 1),
+        ("int8-qdq", 1),
+        ("int8-dynamic", 1),
+    ]
+    for row in found.rows:
+        assert row.status is Status.OK, row.reason
+        assert 0 < sum(node.share for node in row.profile) <= 1.01
+        assert row.kernels.startswith("cpu ")
+        events = json.loads((tmp_path / "traces" / row.trace_file).read_text())
+        assert {"ph", "ts", "dur", "name", "pid", "tid"} <= set(events[0])
+    assert [node.operator for node in found.rows[1].profile].count("QGemm") == 4
+
+
+def test_a_runtime_without_a_profiler_is_a_row_that_says_so(tiny: Bundle, tmp_path: Path) -> None:
+    (row,) = bench(tiny, Request(providers=CPU, runtimes=("openvino",), batch_sizes=(1,), profile=tmp_path)).rows
+    assert row.status is Status.UNAVAILABLE
+    assert "profiler" in row.reason
+
+
+def test_a_trace_that_cannot_be_written_is_an_error(tiny: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageUnavailable):
+        bench(tiny, Request(providers=CPU, batch_sizes=(1,), profile=tmp_path / "file"))
+
+
+def test_offline_serves_all_samples_in_batches(tiny: Bundle) -> None:
+    load = Load(scenario=Scenario.OFFLINE, samples=100)
+    (row,) = bench(tiny, Request(providers=CPU, load=load, batch_sizes=(64,), plan=QUICK)).rows
+    assert (row.scenario, row.query_samples, row.batch_size) == (Scenario.OFFLINE, 100, 64)
+    assert row.latency is not None
+    assert row.latency.images_per_second == pytest.approx(100e6 / (row.latency.mean_us or 0))
+
+
+def test_multistream_puts_eight_samples_into_a_query(tiny: Bundle) -> None:
+    (row,) = bench(tiny, Request(providers=CPU, load=Load(scenario=Scenario.MULTI_STREAM), plan=QUICK)).rows
+    assert (row.scenario, row.batch_size) == (Scenario.MULTI_STREAM, 8)
+
+
+def test_the_server_scenario_records_the_rate_it_was_offered(tiny: Bundle) -> None:
+    load = Load(scenario=Scenario.SERVER, rate=2000.0)
+    found = bench(tiny, Request(providers=CPU, load=load, plan=Plan(budget_seconds=0.3)))
+    (row,) = found.rows
+    assert row.offered_rate == 2000.0
+    assert found.arguments["rate"] == "2000"
+
+
+def test_a_flood_of_queries_is_said_to_be_one(tiny: Bundle) -> None:
+    load = Load(scenario=Scenario.SERVER, rate=1e7)
+    found = bench(tiny, Request(providers=CPU, load=load, plan=Plan(budget_seconds=0.1)))
+    assert found.rows[0].saturated
+    assert any("arrived" in remark for remark in found.remarks())
+
+
+def test_a_sweep_measures_growing_batches_and_finds_the_knee(tiny: Bundle) -> None:
+    found = bench(tiny, Request(providers=CPU, sweep=True, plan=Plan(budget_seconds=1.5)))
+    batches = [row.batch_size for row in found.rows]
+    assert batches == [2**power for power in range(len(batches))]
+    assert len(batches) >= 3
+    (knee,) = sweep.knees(found)
+    assert knee.batch_size in batches
+    assert 0.9 <= knee.share <= 1
+
+
+def test_a_sweep_stops_where_throughput_no_longer_grows() -> None:
+    assert sweep.sizes(lambda size: [10.0 + size]) == (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+    assert sweep.sizes(lambda size: [10.0 * size]) == (1, 2, 4)
+    assert sweep.sizes(lambda size: [10.0 * size, 10.0]) == tuple(2**power for power in range(15))
+    assert sweep.sizes(lambda _: []) == (1,)
+
+
+def timed(provider: Provider, batch: int, microseconds: float) -> Row:
+    return Row(
+        bundle="b",
+        variant="fp32",
+        precision=Precision.FP32,
+        sha256="",
+        size_bytes=1,
+        runtime="onnxruntime",
+        provider=provider,
+        ran_on=provider,
+        batch_size=batch,
+        threads=1,
+        mode="host",
+        status=Status.OK,
+        latency=Latency(
+            calls=100,
+            rounds=20,
+            p50_us=microseconds,
+            p90_us=microseconds,
+            p95_us=microseconds,
+            p99_us=None,
+            max_us=microseconds,
+            low_us=microseconds,
+            high_us=microseconds,
+            images_per_second=batch * 1e6 / microseconds,
+            medians_us=tuple(microseconds * (1 + 0.001 * (number % 3)) for number in range(20)),
+        ),
+    )
+
+
+def swept(*rows: Row) -> Results:
+    return Results(
+        schema_version=2,
+        kind="kit-bench",
+        created="",
+        machine=this_machine(),
+        tools={},
+        seed=0,
+        arguments={},
+        rows=rows,
+    )
+
+
+def test_the_batch_from_which_a_gpu_overtakes_the_cpu_is_found() -> None:
+    batches = (1, 2, 4, 8, 16)
+    found = swept(
+        *(timed(Provider.CPU, batch, 10.0 * batch) for batch in batches),
+        *(timed(Provider.CUDA, batch, 39.9 + 0.1 * batch) for batch in batches),
+    )
+    (crossing,) = sweep.crossovers(found)
+    assert (crossing.overtakes, crossing.overtaken) == ("fp32 onnxruntime cuda", "fp32 onnxruntime cpu")
+    assert (crossing.last_slower, crossing.batch_size) == (4 - 2, 8)
+
+
+def test_nobody_overtakes_who_is_ahead_all_along() -> None:
+    found = swept(
+        *(timed(Provider.CPU, batch, 10.0) for batch in (1, 2, 4)),
+        *(timed(Provider.CUDA, batch, 5.0) for batch in (1, 2, 4)),
+    )
+    assert sweep.crossovers(found) == ()
+
+
+def test_flags_that_would_change_nothing_are_refused() -> None:
+    server = Load(scenario=Scenario.SERVER, rate=5.0)
+    for wrong in (
+        {"cold": True, "batch_sizes": (8,)},
+        {"cold": True, "sweep": True},
+        {"cold": True, "profile": Path()},
+        {"cold": True, "load": server},
+        {"profile": Path(), "sweep": True},
+        {"sweep": True, "batch_sizes": (1,)},
+        {"sweep": True, "load": server},
+    ):
+        with pytest.raises(UsageError):
+            Request(**wrong)
+
+
+def test_the_schema_in_the_package_is_that_of_the_classes() -> None:
+    assert json.loads(SCHEMA_FILE.read_text()) == schema(), "python -m kit.bench.results writes it anew"
+
+
+def test_the_command_line_asks_for_each_kind(tiny: Bundle, kit_inside: Kit) -> None:
+    here = ("bench", str(tiny.folder), "--provider", "cpu")
+    cold = kit_inside(*here, "--cold", "--budget", "500ms")
+    assert cold.returncode == 0, cold.stderr
+    assert "open model" in cold.stdout
+    profile = kit_inside(*here, "--profile", "--batch-size", "1")
+    assert profile.returncode == 0, profile.stderr
+    assert "between the nodes" in profile.stdout
+    assert list(tiny.folder.parent.glob("tiny.*.trace.json"))
+    swept_line = kit_inside(*here, "--batch-size", "sweep", "--budget", "1s")
+    assert swept_line.returncode == 0, swept_line.stderr
+    assert "knee at batch" in swept_line.stdout
+    assert "Measuring takes about" in swept_line.stderr
+    server = kit_inside(*here, "--scenario", "server", "--rate", "1000", "--budget", "300ms")
+    assert server.returncode == 0, server.stderr
+    assert "1,000 queries/s arrive" in server.stdout
+    for wrong in (
+        ("--budget", "soon"),
+        ("--batch-size", "0"),
+        ("--batch-size", "1", "--batch-size", "sweep"),
+        ("--rate", "5"),
+    ):
+        assert kit_inside(*here, *wrong).returncode == 2
