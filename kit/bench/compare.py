@@ -20,7 +20,7 @@ from kit.bench.stats import Comparison, Outcome
 from kit.errors import UsageError
 from kit.spec import Provider
 
-Key = tuple[str, str, Provider, int, int, str]
+Key = tuple[str, str, Provider, int, int, str, str, float | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +152,9 @@ def compare(base: Results, new: Results, limits: Limits, *, any_machine: bool = 
 
 
 def _key(row: Row) -> Key:
-    return row.variant, row.runtime, row.ran_on or row.provider, row.batch_size, row.threads, row.mode
+    where = row.ran_on or row.provider
+    how = (row.mode, row.scenario, row.offered_rate)
+    return row.variant, row.runtime, where, row.batch_size, row.threads, *how
 
 
 def _difference(base: Latency | None, new: Latency | None) -> stats.Estimate | None:

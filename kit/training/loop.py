@@ -20,6 +20,7 @@ from kit import models
 from kit.accuracy import accuracy
 from kit.data import Dataset, Split, validation_indices
 from kit.errors import KitError
+from kit.machine import this_machine
 from kit.spec import Accuracy, ModelSpec, Normalization, TensorSpec, TrainingRecord
 from kit.training.augment import random_affine
 from kit.training.recipe import Recipe
@@ -78,6 +79,8 @@ def train(
     """
     spec = spec_for(dataset, recipe, name=name)
     fitted, held_out = validation_indices(len(dataset.train), fraction=recipe.val_fraction, seed=recipe.seed)
+    # torch counts the CPUs it may run on, but not the share of them that a container's quota allows
+    torch.set_num_threads(min(torch.get_num_threads(), this_machine().cpus_to_use))
     torch.manual_seed(recipe.seed)
     module = models.build(recipe.model, inputs=dataset.train.images[0].size, outputs=len(dataset.info.labels))
     session = _Session(module, spec, recipe, dataset.train.take(fitted), dataset.train.take(held_out), on_step)
