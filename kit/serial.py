@@ -64,7 +64,8 @@ def _schema(kind: Any, definitions: dict[str, Any], name: str = "") -> dict[str,
     origin = typing.get_origin(kind)
     if origin in (typing.Union, types.UnionType):
         inner = next(arg for arg in typing.get_args(kind) if arg is not type(None))
-        return {"anyOf": [_schema(inner, definitions, name), {"type": "null"}]}
+        # and not anyOf, whose errors name no field
+        return {"if": {"not": {"type": "null"}}, "then": _schema(inner, definitions, name)}
     if origin is tuple:
         return {"type": "array", "items": _schema(typing.get_args(kind)[0], definitions, name)}
     if origin is dict:

@@ -15,6 +15,7 @@ from kit.bench.run import Request, bench
 from kit.bench.stats import Comparison, Outcome, compare, judge
 from kit.bundle import Bundle
 from kit.errors import BadInput, StorageUnavailable, UsageError
+from kit.machine import this_machine
 from kit.spec import Provider
 from tests import noise
 
@@ -128,6 +129,70 @@ def test_results_read_back_as_they_were_written(digits: Bundle, tmp_path: Path) 
     found.save(tmp_path / "results.json")
     assert results.load(tmp_path / "results.json") == found
     assert [item.name for item in tmp_path.glob("*.json")] == ["results.json"]
+
+
+def test_results_of_the_first_version_are_read(digits: Bundle, tmp_path: Path) -> None:
+    data = json.loads(bench(digits, Request(providers=(Provider.CPU,), batch_sizes=(1,), plan=QUICK)).to_json())
+    data["schema_version"] = 1
+    for name in ("controls", "conditions"):
+        del data[name]
+    for row in data["rows"]:
+        for name in ("scenario", "query_samples", "memory_bytes", "energy_uj", "cold", "profile", "kernels"):
+            del row[name]
+        for name in ("mean_us", "noise", "percentiles_us", "warmup_ms", "settled"):
+            del row["latency"][name]
+    (tmp_path / "old.json").write_text(json.dumps(data))
+    found = results.load(tmp_path / "old.json")
+    assert [row.variant for row in found.rows] == [row["variant"] for row in data["rows"]]
+    assert found.remarks() == ()
+
+
+def test_results_with_impossible_figures_are_refused(tiny: Bundle, tmp_path: Path) -> None:
+    good = bench(tiny, Request(providers=(Provider.CPU,), batch_sizes=(1,), plan=QUICK)).to_json()
+    for place, value in (("p50_us", -1.0), ("calls", "many"), ("rounds", 1.5), ("status", "splendid")):
+        data = json.loads(good)
+        (data["rows"][0] if place == "status" else data["rows"][0]["latency"])[place] = value
+        (tmp_path / "bad.json").write_text(json.dumps(data))
+        with pytest.raises(BadInput, match=place):
+            results.load(tmp_path / "bad.json")
+
+
+def test_the_baseline_stands_in_twice_and_shows_the_noise_of_the_run(digits: Bundle) -> None:
+    found = bench(digits, Request(providers=(Provider.CPU,), batch_sizes=(1, 4), plan=QUICK))
+    assert [(control.contestant, control.batch_size) for control in found.controls] == [
+        ("fp32 onnxruntime cpu", 1),
+        ("fp32 onnxruntime cpu", 4),
+    ]
+    assert all(control.comparison for control in found.controls)
+    assert found.conditions is not None
+
+
+def test_a_run_too_short_for_ten_rounds_gives_no_verdict(digits: Bundle) -> None:
+    plan = Plan(budget_seconds=0.001)
+    found = bench(digits, Request(providers=(Provider.CPU,), batch_sizes=(1,), plan=plan))
+    outcomes = [row.verdict.outcome for row in found.rows if row.verdict]
+    assert outcomes == [Outcome.BASELINE, Outcome.INCONCLUSIVE, Outcome.INCONCLUSIVE]
+    assert found.rows[1].verdict is not None
+    assert found.rows[1].verdict.describe() == "INCONCLUSIVE"
+
+
+def test_it_says_how_long_it_will_take_before_it_measures(tiny: Bundle) -> None:
+    said: list[object] = []
+    bench(
+        tiny,
+        Request(providers=(Provider.CPU,), batch_sizes=(1,), plan=QUICK),
+        on_estimate=said.append,
+        on_progress=lambda what, _share: said.append(what),
+    )
+    estimate = next(index for index, one in enumerate(said) if isinstance(one, float))
+    assert "batch 1" not in said[:estimate]
+    assert "batch 1" in said[estimate:]
+
+
+def test_more_threads_than_cpus_are_said(tiny: Bundle) -> None:
+    many = this_machine().cpus_to_use + 1
+    found = bench(tiny, Request(providers=(Provider.CPU,), batch_sizes=(1,), threads=many, plan=QUICK))
+    assert any("more threads" in remark for remark in found.remarks())
 
 
 def test_what_is_no_results_file_is_refused(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from kit.bench.results import Status
 from kit.bench.run import Request, bench
 from kit.bundle import Bundle
 from kit.errors import Unavailable, UsageError
-from kit.runtime import registry
+from kit.runtime import providers, registry
 from kit.runtime.base import RunnerOptions
 from kit.spec import Provider
 from kit.verify import verify
@@ -98,9 +98,45 @@ def test_a_missing_runtime_is_a_row_with_the_line_that_installs_it(tiny: Bundle,
 
 
 def test_a_runtime_for_the_cpu_is_not_measured_under_cudas_name(tiny: Bundle) -> None:
-    for runtime in ("openvino", "pytorch", "onnx-reference"):
+    for runtime in ("openvino", "onnx-reference"):
         with pytest.raises(Unavailable, match="CPU only"):
             registry.open_runner(runtime, tiny, tiny.variant(), RunnerOptions(provider=Provider.CUDA))
+
+
+@pytest.mark.usefixtures("no_cuda")
+def test_pytorch_on_cuda_is_strict_and_falls_back_only_when_allowed(tiny: Bundle) -> None:
+    with pytest.raises(Unavailable, match="sees no GPU"):
+        registry.open_runner("pytorch", tiny, tiny.variant(), RunnerOptions(provider=Provider.CUDA))
+    allowed = RunnerOptions(provider=Provider.CUDA, allow_fallback=True)
+    with registry.open_runner("pytorch", tiny, tiny.variant(), allowed) as runner:
+        assert runner.provider is Provider.CPU
+        assert "sees no GPU" in runner.fallback_reason
+
+
+@pytest.mark.usefixtures("no_cuda")
+def test_tensorrt_that_cannot_run_is_a_row_that_says_why(tiny: Bundle) -> None:
+    found = bench(tiny, Request(providers=(Provider.TENSORRT,), runtimes=("onnxruntime", "pytorch"), plan=QUICK))
+    assert {row.status for row in found.rows} == {Status.UNAVAILABLE}
+    assert all(row.reason and row.fix for row in found.rows)
+
+
+@pytest.mark.gpu
+def test_pytorch_on_cuda_answers_as_on_the_cpu(tiny: Bundle) -> None:
+    golden = tiny.golden()
+    with registry.open_runner("pytorch", tiny, tiny.variant(), RunnerOptions(provider=Provider.CUDA)) as runner:
+        assert runner.provider is Provider.CUDA
+        assert np.allclose(runner.run(golden.pixels), golden.logits, atol=1e-3)
+
+
+@pytest.mark.gpu
+def test_tensorrt_answers_as_the_cpu_does_where_it_works(tiny: Bundle) -> None:
+    report = providers.prove(Provider.TENSORRT)
+    if not report.works:
+        pytest.skip(report.reason)
+    golden = tiny.golden()
+    with registry.open_runner("onnxruntime", tiny, tiny.variant(), RunnerOptions(provider=Provider.TENSORRT)) as runner:
+        assert runner.placement.nodes.get("tensorrt", 0) > 0
+        assert np.allclose(runner.run(golden.pixels), golden.logits, atol=1e-2)
 
 
 def test_an_unknown_runtime_lists_those_there_are() -> None:
