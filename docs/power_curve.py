@@ -20,7 +20,7 @@ DIFFERENCES = (0.0, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.07, 0.1
 KINDS = {
     "quiet": "a quiet machine",
     "all at once": "drift, spikes and two modes at once",
-    "own autocorrelation 0.5": "2 % noise of each one's own, half of it stays",
+    "places in memory": "the place in memory costs 2.8 % more or less",
     "own autocorrelation 0.8": "2 % noise of each one's own, four fifths stay",
 }
 SAID = {Outcome.FASTER: "FASTER", Outcome.SAME: "SAME"}

@@ -41,7 +41,19 @@ def decode(kind: type[T], data: Any, *, path: str = "") -> T:
     return typing.cast("T", _decode(kind, data, path or kind.__name__))
 
 
-_NEVER_NEGATIVE = ("_us", "_uj", "_ms", "_seconds", "_bytes", "_per_second", "calls", "rounds", "batch_size", "threads")
+_NEVER_NEGATIVE = (
+    "_us",
+    "_uj",
+    "_ms",
+    "_seconds",
+    "_bytes",
+    "_per_second",
+    "openings",
+    "calls",
+    "rounds",
+    "batch_size",
+    "threads",
+)
 
 
 def json_schema(kind: type[Any], *, title: str) -> dict[str, Any]:

@@ -63,7 +63,12 @@ MOODS: dict[str, Callable[[Rng, int], Series]] = {
 OWN: dict[str, float] = {"own noise": 0.0, "own autocorrelation 0.5": 0.5, "own autocorrelation 0.8": 0.8}
 """Noise that interleaving cannot share out: 2 % for each contestant by itself, and how much of it stays from round to round."""
 
-KINDS = (*MOODS, *OWN)
+_PLACES = "places in memory"
+_OPENING = 4  # rounds
+_PLACE = 0.028
+"""Spread of what the place in memory costs, drawn anew at each opening: fp32 of 2.3 MB on a second-level cache of 2 MB."""
+
+KINDS = (*MOODS, *OWN, _PLACES)
 
 
 def series(kind: str, seed: int, rounds: int) -> Series:
@@ -72,6 +77,8 @@ def series(kind: str, seed: int, rounds: int) -> Series:
     own = rng.normal(0, 0.004, (rounds, 2))
     if kind in OWN:
         return own + np.stack([_autocorrelated(rng, rounds, OWN[kind]) for _ in range(2)], axis=1)
+    if kind == _PLACES:
+        return own + rng.normal(0, _PLACE, (-(-rounds // _OPENING), 2)).repeat(_OPENING, axis=0)[:rounds]
     mood = MOODS[kind](rng, 2 * rounds).reshape(rounds, 2)
     swapped = rng.random(rounds) < 0.5
     return own + np.where(swapped[:, np.newaxis], mood[:, ::-1], mood)

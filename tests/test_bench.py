@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from kit.bench import results, stats
+from kit.bench.contestants import Contestant
+from kit.bench.entries import Field, open_entries
 from kit.bench.measure import Plan
 from kit.bench.results import Status
 from kit.bench.run import Request, bench
+from kit.bench.scenarios import Load
 from kit.bench.stats import Comparison, Outcome, compare, judge
 from kit.bundle import Bundle
 from kit.errors import BadInput, StorageUnavailable, UsageError
@@ -165,6 +170,28 @@ def test_the_baseline_stands_in_twice_and_shows_the_noise_of_the_run(digits: Bun
     ]
     assert all(control.comparison for control in found.controls)
     assert found.conditions is not None
+
+
+def test_models_are_opened_anew_but_for_those_that_take_long(digits: Bundle) -> None:
+    found = bench(digits, Request(providers=(Provider.CPU,), batch_sizes=(1,), plan=replace(QUICK, rounds=12)))
+    assert [row.latency.openings for row in found.rows if row.latency] == [3, 3, 3]
+
+
+def test_a_slow_opener_and_one_that_fails_to_open_again_stay_as_they_are(tiny: Bundle) -> None:
+    field = Field(variants=(tiny.variant(),), runtimes=("onnxruntime",), providers=(Provider.CPU,))
+    with ExitStack() as stack:
+        (entry,) = open_entries(tiny, field, stack)
+        contestant = Contestant(tiny, field, entry, 2, Load())
+        first = contestant.call
+        assert contestant.renew() is not first
+        tiny.path(tiny.variant().artifact).write_bytes(b"")  # it cannot be opened again
+        assert contestant.renew() is first
+        assert contestant.renew() is first
+        contestant.call()
+        entry.runner.slow_to_open = True
+        slow = Contestant(tiny, field, entry, 2, Load(), own=True)
+        assert slow.renew() is slow.renew()
+        assert slow.openings == 1
 
 
 def test_a_run_too_short_for_ten_rounds_gives_no_verdict(digits: Bundle) -> None:

@@ -7,7 +7,7 @@ import gc
 import numpy as np
 import pytest
 
-from kit.bench.measure import ClosedLoop, Plan, expected_seconds, measure
+from kit.bench.measure import ROUNDS_PER_OPENING, ClosedLoop, Plan, expected_seconds, measure
 from kit.bench.scenarios import LEAST_QUERIES, Load, OpenLoop, Scenario
 from kit.errors import UsageError
 
@@ -118,6 +118,26 @@ def test_a_budget_too_short_for_two_rounds_still_gives_one() -> None:
     world = World()
     (found,) = measure([world.works("a", 100_000)], Plan(), deadline_ns=1000, clock=world.clock)
     assert len(found.turns) == 1
+
+
+def test_contestants_are_renewed_every_few_rounds_and_all_of_them_at_the_same_ones() -> None:
+    world = World()
+    opened = {"a": 0, "b": 0}
+
+    def renewal(name: str):
+        def renew():
+            opened[name] += 1
+            return world.works(name, 100 * (1 + opened[name]))
+
+        return renew
+
+    plan = Plan(rounds=20, turn_ms=5.0, warmup_ms=4.0)
+    calls = [world.works("a", 100), world.works("b", 100)]
+    one, other = measure(calls, plan, renewals=[renewal("a"), renewal("b")], clock=world.clock)
+    assert opened == {"a": 4, "b": 4}
+    expected = np.repeat([100, 200, 300, 400, 500], ROUNDS_PER_OPENING)
+    assert one.medians_us() == pytest.approx(expected, abs=0.1)
+    assert other.medians_us() == pytest.approx(expected, abs=0.1)
 
 
 def test_it_says_how_long_it_will_take() -> None:

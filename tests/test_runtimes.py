@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from kit.bench.measure import Plan
 from kit.bench.results import Status
@@ -137,6 +138,18 @@ def test_tensorrt_answers_as_the_cpu_does_where_it_works(tiny: Bundle) -> None:
     with registry.open_runner("onnxruntime", tiny, tiny.variant(), RunnerOptions(provider=Provider.TENSORRT)) as runner:
         assert runner.placement.nodes.get("tensorrt", 0) > 0
         assert np.allclose(runner.run(golden.pixels), golden.logits, atol=1e-2)
+
+
+def test_the_reference_evaluator_keeps_to_its_threads_and_gives_them_back(tiny: Bundle) -> None:
+    """It computes with numpy, whose matrix library takes all CPUs unless told."""
+
+    def threads() -> set[int]:
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+    with threadpool_limits(limits=2, user_api="blas"):
+        with registry.open_runner("onnx-reference", tiny, tiny.variant(), RunnerOptions(threads=1)):
+            assert threads() == {1}
+        assert threads() == {2}
 
 
 def test_an_unknown_runtime_lists_those_there_are() -> None:

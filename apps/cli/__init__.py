@@ -18,6 +18,7 @@ from apps.cli.doctor import doctor
 from apps.cli.export import export
 from apps.cli.predict import predict
 from apps.cli.quickstart import quickstart
+from apps.cli.report import report
 from apps.cli.train import train
 from apps.cli.verify import verify
 from kit import __version__
@@ -48,7 +49,7 @@ def cli() -> None:
     """
 
 
-for command in (quickstart, train, export, verify, bench, compare, predict, demo, list_bundles, info, doctor):
+for command in (quickstart, train, export, verify, bench, report, compare, predict, demo, list_bundles, info, doctor):
     cli.add_command(command)
 
 

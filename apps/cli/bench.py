@@ -12,8 +12,8 @@ from kit.errors import StorageUnavailable, UsageError
 from kit.spec import Provider
 
 if TYPE_CHECKING:
+    from kit.bench.request import Request
     from kit.bench.results import Results
-    from kit.bench.run import Request
     from kit.bundle import Bundle
 
 _AUTO = "auto"
@@ -117,7 +117,7 @@ def bench(
     """
     from apps.cli import bench_tables, render
     from kit.bench.measure import Plan
-    from kit.bench.run import Request
+    from kit.bench.request import Request
     from kit.bench.scenarios import Load, Scenario
     from kit.bundle import find
 

@@ -8,8 +8,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from apps.cli.render import stdout
-from apps.format import NONE, microseconds, percent, size
 from kit.bench import sweep
+from kit.bench.format import NONE, microseconds, percent, size
 from kit.bench.measure import LEAST_ROUNDS
 from kit.bench.results import Results, Row, Status
 from kit.bench.scenarios import Scenario
@@ -17,6 +17,7 @@ from kit.bench.stats import Outcome
 
 _NARROW = 104
 _WIDE = 126
+_RUNTIME = 20  # columns that the name of the runtime takes
 
 
 def show(results: Results) -> None:
@@ -36,8 +37,9 @@ def show(results: Results) -> None:
 
 
 def _latency_table(console: Console, results: Results) -> None:
-    wide, very_wide = console.width >= _NARROW, console.width >= _WIDE
     several = len({row.runtime for row in results.rows}) > 1
+    room = console.width - (_RUNTIME if several else 0)
+    wide, very_wide = room >= _NARROW, room >= _WIDE
     energy = any(row.energy_uj is not None for row in results.rows)
     headers = [
         "variant",
@@ -196,7 +198,7 @@ def _notes(console: Console, results: Results) -> None:
 def _load(results: Results) -> str:
     row = next(row for row in results.rows if row.latency)
     if row.scenario is Scenario.SERVER:
-        return f"Server: {row.offered_rate:,.0f} queries/s arrive at random, latency from when each was due"
+        return f"Server: {row.offered_rate:,.0f} queries/s arrive at random, latency from when it was due, verdicts by medians"
     if row.scenario is Scenario.OFFLINE:
         return f"Offline: {row.query_samples:,} samples at once, served in batches; p50 is of all of them"
     return str(row.scenario)

@@ -35,7 +35,7 @@ def quickstart(epochs: int | None, data_dir: Path | None) -> int:
     """
     from apps.cli import bench_tables, render
     from exporters import ExportOptions
-    from kit.bench.run import Request
+    from kit.bench.request import Request
     from kit.verify import verify
 
     dataset = _choose_dataset(data_dir)

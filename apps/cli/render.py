@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from apps.format import NONE, percent, size
+from kit.bench.format import NONE, percent, size
 from kit.bundle import Bundle
 from kit.serial import encode
 from kit.verify import Verification
@@ -33,7 +33,7 @@ class Update(Protocol):
         """Print a line above the bar."""
 
 
-_PIPE_WIDTH = 140  # a file or pipe has no width of its own: do not fold its lines
+_PIPE_WIDTH = 160  # a file or pipe has no width of its own: do not fold its lines
 
 
 def stdout() -> Console:

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from streamlit_drawable_canvas import st_canvas
 
-from apps.format import NONE, microseconds, percent, size
 from kit import bundle as bundles
 from kit import data
 from kit.accuracy import accuracy
 from kit.bench import results
+from kit.bench.format import NONE, microseconds, percent, size
 from kit.bundle import Bundle
 from kit.engine import Engine, Prediction, open_engine
 from kit.errors import BadInput, KitError, PictureInvalid

@@ -162,7 +162,8 @@ def _difference(base: Latency | None, new: Latency | None) -> stats.Estimate | N
     if base is None or new is None or not base.medians_us or not new.medians_us:
         return None
     return stats.difference(
-        stats.estimate(np.log(np.array(base.medians_us))), stats.estimate(np.log(np.array(new.medians_us)))
+        stats.estimate(stats.by_opening(np.log(np.array(base.medians_us)))),
+        stats.estimate(stats.by_opening(np.log(np.array(new.medians_us)))),
     )
 
 

@@ -52,7 +52,7 @@ def baseline_index(entries: Sequence[Entry]) -> int | None:
     return next(on_cpu, next(iter(running), None))
 
 
-def latency(timings: Timings, samples: int) -> Latency:
+def latency(timings: Timings, samples: int, *, openings: int = 1) -> Latency:
     """Summarise the turns of one contestant whose calls answer `samples` samples each."""
     pooled, medians = timings.pooled_us(), timings.medians_us()
     percentiles = np.percentile(pooled, np.arange(101))
@@ -74,6 +74,7 @@ def latency(timings: Timings, samples: int) -> Latency:
         mean_us=mean_us,
         noise=1.4826 * float(np.median(np.abs(medians - centre))) / max(centre, 1e-3),
         percentiles_us=tuple(round(value, 3) for value in percentiles.tolist()),
+        openings=openings,
         warmup_ms=round(timings.warmup.spent_ms, 1),
         # A noisy machine may look unsettled; what counts is whether the rounds went on falling.
         settled=timings.warmup.settled or (_drift(timings) or 0.0) > -_FALLING,

@@ -22,13 +22,18 @@ from kit.errors import UsageError
 
 T = TypeVar("T")
 Call = Callable[[], object]
+Renew = Callable[[], Call]
 Clock = Callable[[], int]
 """Nanoseconds since some fixed moment, as `time.perf_counter_ns` gives them."""
 
 LEAST_ROUNDS = 10
 """Fewer say too little about their own spread for an interval to mean anything."""
 
+ROUNDS_PER_OPENING = 4
+"""After so many rounds contestants are renewed, where they can be."""
+
 MOST_ROUNDS = 5000
+_FRESH_SHARE = 0.5  # of a turn: how long a renewed contestant runs before its next turn
 _SETTLED_WITHIN = 0.02
 _WARMUP_SHARE = 0.2  # of a budget; the rest is for rounds
 _ROUNDS_IN_BUDGET = 30  # turns are cut short until this many rounds fit
@@ -176,6 +181,7 @@ def measure(
     contestants: Sequence[Call],
     plan: Plan,
     *,
+    renewals: Sequence[Renew] = (),
     shape: LoadShape | None = None,
     deadline_ns: int | None = None,
     meters: Sequence[Callable[[], float | None]] = (),
@@ -187,6 +193,7 @@ def measure(
     Args:
         contestants: What to call; each call is one latency.
         plan: How long.
+        renewals: Of each contestant, give a call for the next ROUNDS_PER_OPENING rounds; without them all stay as they are.
         shape: How calls follow each other; ClosedLoop without it.
         deadline_ns: When to stop, by `clock`, however many rounds are done (one at least); None: after `plan.rounds`.
         meters: Of each contestant, read the energy drawn so far in microjoules, or give None; no energy without them.
@@ -202,11 +209,15 @@ def measure(
         share_ms = left_ms / _ROUNDS_IN_BUDGET / max(len(contestants), 1)
         turns_plan = replace(plan, turn_ms=min(plan.turn_ms, share_ms))
     counts = [shape.calls(turns_plan, one.call_us) for one in warmups]
+    calls = list(contestants)
 
     def turn_of(index: int, number: int) -> Turn:
+        if renewals and number > 0 and number % ROUNDS_PER_OPENING == 0:
+            calls[index] = renewals[index]()
+            _window(calls[index], _FRESH_SHARE * turns_plan.turn_ms, clock)
         meter = meters[index] if meters else _no_meter
         before = meter()
-        done = shape.turn(contestants[index], counts[index], number, clock)
+        done = shape.turn(calls[index], counts[index], number, clock)
         after = meter()
         if before is None or after is None:
             return done
@@ -220,9 +231,13 @@ def _no_meter() -> None:
     """Stand in where no energy is wanted."""
 
 
-def expected_seconds(call_us: Sequence[float], plan: Plan, shape: LoadShape) -> float:
-    """Return how long `measure` will take for contestants whose calls take that long."""
+def expected_seconds(
+    call_us: Sequence[float], plan: Plan, shape: LoadShape, *, renewal_us: Sequence[float] = ()
+) -> float:
+    """Return how long `measure` will take for contestants whose calls, and renewals, take that long."""
     rounds = sum(shape.seconds(shape.calls(plan, one), one) for one in call_us) * plan.rounds
+    for one in renewal_us:
+        rounds += (one / 1e6 + _FRESH_SHARE * plan.turn_ms / 1e3) * (plan.rounds // ROUNDS_PER_OPENING)
     # Half as much again: a window of the warm-up ends after the call that exceeds it, and latency has to settle.
     return rounds + len(call_us) * 1.5 * plan.warmup_ms / 1e3
 

@@ -35,7 +35,7 @@ class PeakMemory:
         self.added_bytes = 0
 
     def __enter__(self) -> Self:
-        _give_back()
+        return_freed_memory()
         with contextlib.suppress(OSError):
             _CLEAR_REFS.write_text("5")
         self._before = psutil.Process().memory_info().rss
@@ -46,8 +46,8 @@ class PeakMemory:
         self.added_bytes = max(now - self._before, 0)
 
 
-def _give_back() -> None:
-    """Have the C library return freed memory to the system, so that its use by the block counts (glibc, malloc_trim(3))."""
+def return_freed_memory() -> None:
+    """Have the C library give freed memory back to the system (glibc, malloc_trim(3)): what is used next is new memory."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)

@@ -51,6 +51,7 @@ class Latency:
         mean_us: Of calls timed in one go, without a clock between them.
         noise: Spread of the rounds' medians: median absolute deviation, as a share of their median, times 1.4826.
         percentiles_us: Percentiles 0 to 100 of all calls, 101 values.
+        openings: How often the model was opened anew, so that the luck of one place in memory does not decide.
         warmup_ms: Time spent before the first recorded call.
         settled: Whether the latency had stopped falling by then.
     """
@@ -69,6 +70,7 @@ class Latency:
     mean_us: float | None = None
     noise: float | None = None
     percentiles_us: tuple[float, ...] = ()
+    openings: int = 1
     warmup_ms: float | None = None
     settled: bool = True
 

@@ -1,10 +1,11 @@
 """Intervals and verdicts from interleaved rounds. Pure functions of arrays; no clocks here.
 
 Rounds are the unit: within one, calls share the machine's mood of the moment. Two contestants are compared by the log-ratio
-of their medians in the same round, averaged over rounds without the most extreme fifth on either side (Tukey's trimmed mean):
-a neighbour that wakes up in the middle of a round slows one of the two by a third, and must not decide.
-Its standard error comes from a moving-block bootstrap over rounds (Kuensch 1989), which keeps what neighbouring rounds have
-in common; blocks are longer the more neighbours resemble each other (Carlstein 1986). The interval is Student's, with one
+of their medians in the same round. The median of the few rounds for which a model stays open stands for that opening, and
+the openings are averaged without the most extreme fifth on either side (Tukey's trimmed mean): a neighbour that wakes up in
+the middle of a round slows one of the two by a third, and must not decide.
+Its standard error comes from a moving-block bootstrap over openings (Kuensch 1989), which keeps what neighbours have in
+common; blocks are longer the more neighbours resemble each other (Carlstein 1986). The interval is Student's, with one
 degree of freedom less than there are blocks. A table's verdicts share one error rate by Holm's correction (Holm 1979).
 
 How often this errs, and what it finds, is simulated in tests/test_trust.py and drawn in docs/benchmarking.md.
@@ -19,6 +20,8 @@ from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
+
+from kit.bench.measure import LEAST_ROUNDS, ROUNDS_PER_OPENING
 
 Rounds = NDArray[np.float64]
 
@@ -144,7 +147,13 @@ def as_speedup(logs: Estimate) -> Comparison:
 
 def compare(baseline: Rounds, contestant: Rounds, *, seed: int = 0) -> Comparison:
     """Compare per-round medians `[rounds]` of the same rounds, in any unit of time."""
-    return as_speedup(estimate(np.log(baseline / contestant), seed=seed))
+    return as_speedup(estimate(by_opening(np.log(baseline / contestant)), seed=seed))
+
+
+def by_opening(values: Rounds) -> Rounds:
+    """Return the median of each opening's rounds; in a short run of fewer rounds together, so that ten remain."""
+    together = max(min(ROUNDS_PER_OPENING, len(values) // LEAST_ROUNDS), 1)
+    return np.array([np.median(values[start : start + together]) for start in range(0, len(values), together)])
 
 
 def _student_quantile(share: float, freedom: float) -> float:
@@ -181,7 +190,7 @@ def judge(comparisons: list[Comparison]) -> list[Outcome]:
 
 def median_interval(medians: Rounds, *, seed: int = 0) -> tuple[float, float]:
     """Return the 95 % interval of the median of per-round medians `[rounds]`."""
-    drawn = np.median(block_resamples(medians, seed=seed), axis=1)
+    drawn = np.median(block_resamples(by_opening(medians), seed=seed), axis=1)
     low, high = np.quantile(drawn, [ERROR_RATE / 2, 1 - ERROR_RATE / 2])
     return float(low), float(high)
 

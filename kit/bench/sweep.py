@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kit.bench import stats
-from kit.bench.results import Results, Row
+from kit.bench.results import Results, Row, Status
 
 LARGEST = 16384
 SLOWEST_CALL_US = 500_000.0
@@ -151,9 +151,9 @@ def _crossing(one: str, rows: Sequence[Row], other: str, others: Sequence[Row]) 
 
 
 def _contestants(results: Results) -> dict[str, list[Row]]:
-    """Return the measured rows of each contestant, by growing batch size."""
+    """Return the measured rows of each contestant, by growing batch size; a fallback is not what it was asked to be."""
     found: dict[str, list[Row]] = {}
     for row in sorted(results.rows, key=lambda row: row.batch_size):
-        if row.latency is not None:
+        if row.latency is not None and row.status is Status.OK:
             found.setdefault(f"{row.variant} {row.runtime} {row.ran_on or row.provider}", []).append(row)
     return found

@@ -63,7 +63,10 @@ class Placement:
 
 
 class Runner(Protocol):
-    """A model opened on one provider. Not for two threads at once: open one for each."""
+    """A model opened on one provider. Not for two threads at once: open one for each.
+
+    A runner may have an attribute `slow_to_open`: the bench then keeps it open and does not open it anew every few rounds.
+    """
 
     @property
     def runtime(self) -> str:

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kit.errors import BundleInvalid, UsageError
 from kit.runtime.base import ClosingRunner, Logits, Pixels, Placement, RunnerOptions
 from kit.spec import Provider
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """A request whose input and output lie where they are: an input passed to each call costs 30 to 50 us in Python."""
+
+    request: Any
+    pixels: NDArray[np.uint8]
+    logits: NDArray[np.float32]
 
 
 class OpenVinoRunner(ClosingRunner):
@@ -34,7 +45,7 @@ class OpenVinoRunner(ClosingRunner):
             "INFERENCE_PRECISION_HINT": "f32",
         }
         self._model = model
-        self._requests: dict[tuple[int, ...], Any] = {}
+        self._requests: dict[tuple[int, ...], _Bound] = {}
         self.placement = Placement({})
         self._read()
 
@@ -42,11 +53,12 @@ class OpenVinoRunner(ClosingRunner):
         """Compute logits float32 `[N, classes]` for pixels uint8 `[N, *input shape]`; the first of a batch size compiles."""
         if self._core is None:
             raise UsageError("this runner was closed")
-        request = self._requests.get(pixels.shape)
-        if request is None:
-            request = self._requests[pixels.shape] = self._compile(pixels.shape)
-        (logits,) = request.infer([pixels], share_inputs=True, share_outputs=True).values()
-        return np.array(logits, np.float32)  # a copy: the shared buffer is overwritten by the next call
+        bound = self._requests.get(pixels.shape)
+        if bound is None:
+            bound = self._requests[pixels.shape] = self._compile(pixels.shape)
+        np.copyto(bound.pixels, pixels)
+        bound.request.infer(share_outputs=True)
+        return bound.logits.copy()  # the next call overwrites the buffer
 
     def _read(self) -> Any:
         try:
@@ -54,10 +66,15 @@ class OpenVinoRunner(ClosingRunner):
         except RuntimeError as error:
             raise BundleInvalid(f"OpenVINO does not accept the model: {str(error).splitlines()[0]}") from error
 
-    def _compile(self, shape: tuple[int, ...]) -> Any:
+    def _compile(self, shape: tuple[int, ...]) -> _Bound:
+        import openvino
+
         model = self._read()
         model.reshape(shape)  # static shapes are several times faster at batch 1 than a dynamic batch
-        return self._core.compile_model(model, "CPU", self._settings).create_infer_request()
+        request = self._core.compile_model(model, "CPU", self._settings).create_infer_request()
+        buffer = np.empty(shape, np.uint8)
+        request.set_input_tensor(openvino.Tensor(buffer, shared_memory=True))
+        return _Bound(request=request, pixels=buffer, logits=request.get_output_tensor(0).data)
 
     def close(self) -> None:
         """Free the compiled models."""

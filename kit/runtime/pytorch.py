@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import numpy as np
@@ -34,11 +35,14 @@ class PyTorchRunner(ClosingRunner):
         if options is not None:
             torch.set_num_threads(options.threads)
         self.fallback_reason = ""
+        self.slow_to_open = compiled
         self.provider, self._device = self._where(options or RunnerOptions())
         self.runtime = "pytorch-compile" if compiled else "pytorch"
         self.placement = Placement({})
         self._module: Callable[[torch.Tensor], torch.Tensor] = FromPixels(module, spec).eval().to(self._device)
         if compiled:
+            # it warns on every machine that has CUDA's compiler and no GPU
+            logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
             self._module = torch.compile(self._module, dynamic=True)
             try:
                 self.run(np.zeros((2, *spec.input.shape), np.uint8))

@@ -65,7 +65,7 @@ def _reference(bundle: Bundle, variant: Variant, options: RunnerOptions) -> Runn
     _cpu_only("onnx-reference", options)
     from kit.runtime.reference import ReferenceRunner
 
-    return ReferenceRunner(bundle.read(variant.artifact))
+    return ReferenceRunner(bundle.read(variant.artifact), options)
 
 
 def _cpu_only(name: str, options: RunnerOptions) -> None:

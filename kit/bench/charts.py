@@ -1,0 +1,381 @@
+"""Results as charts: Vega specifications in JSON that fill whatever width they are given, and the script that draws them.
+
+Altair and vl-convert are imported here and nowhere else, when a chart is made. Charts are compiled from Vega-Lite to Vega here,
+so that a page carries Vega alone (580 kB) and not its compiler as well (900 kB).
+
+A colour is a variant, and a shape or dash is a place, a runtime on a provider: colour alone never tells two apart.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from kit import packages
+from kit.bench.results import Row, Status
+from kit.bench.sweep import Knee
+
+if TYPE_CHECKING:
+    import altair as alt
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5B5B5B", "#8C6D1F")
+"""Told apart by colour-blind readers and in grey print (Okabe and Ito 2008), the darker ones first."""
+
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
+DASHES = ((1, 0), (7, 3), (2, 2), (9, 3, 2, 3), (4, 4), (12, 4))
+
+_INK, _FAINT = "#1f2933", "#7b8794"
+_MOST_NODES = 10
+_CONFIG = {
+    "font": "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif",
+    "background": None,
+    "padding": {"left": 2, "right": 10, "top": 6, "bottom": 2},
+    "view": {"stroke": None},
+    "axis": {
+        "labelFontSize": 12,
+        "titleFontSize": 12,
+        "titleFontWeight": "normal",
+        "labelColor": "#3e4c59",
+        "titleColor": "#52606d",
+        "gridColor": "#e4e7eb",
+        "domainColor": "#9aa5b1",
+        "tickColor": "#9aa5b1",
+        "labelLimit": 160,
+    },
+    "axisY": {"titleAnchor": "end"},
+    "text": {"fontSize": 12, "color": _INK},
+}
+
+
+_DRAW = """window.draw = (container, spec) =>
+  new View(parse(spec), { container, renderer: "svg", logLevel: Warn }).runAsync();"""
+_DRAW_WITH_EMBED = """window.draw = (container, spec) =>
+  vegaEmbed(container, spec, { mode: "vega", renderer: "svg", actions: false });"""
+
+
+@dataclass(frozen=True)
+class Style:
+    """What the colours and shapes of a run stand for, in the order they are given out."""
+
+    variants: tuple[str, ...]
+    places: tuple[str, ...]
+
+    @classmethod
+    def of(cls, rows: Iterable[Row]) -> Style:
+        """Give every variant a colour and every place a shape."""
+        rows = tuple(rows)
+        return cls(tuple(dict.fromkeys(row.variant for row in rows)), tuple(dict.fromkeys(map(place, rows))))
+
+    def colour(self, variant: str) -> str:
+        """Return the colour of a variant."""
+        return COLOURS[self.variants.index(variant) % len(COLOURS)]
+
+    def shape(self, where: str) -> str:
+        """Return the shape of a place."""
+        return SHAPES[self.places.index(where) % len(SHAPES)]
+
+    def dash(self, where: str) -> tuple[int, ...]:
+        """Return the dash of a place."""
+        return DASHES[self.places.index(where) % len(DASHES)]
+
+
+def place(row: Row) -> str:
+    """Return `onnxruntime cpu`; where a fallback ran, what was asked for as well."""
+    asked = f" for {row.provider}" if row.status is Status.FALLBACK else ""
+    return f"{row.runtime} {row.ran_on or row.provider}{asked}"
+
+
+def require() -> None:
+    """Import what draws.
+
+    Raises:
+        PackageMissing: It is not installed; the hint is the line that installs it.
+    """
+    packages.needed("altair", distribution="altair", purpose="drawing a report", extra="report")
+    packages.needed("vl_convert", distribution="vl-convert-python", purpose="drawing a report", extra="report")
+
+
+@cache
+def script() -> str:
+    """Return a script that sets `draw(element, spec)`, which returns a promise; it asks no network for anything.
+
+    It is Vega alone where vl-convert can be asked for that, else Vega with all that vl-convert has, half as large again.
+    """
+    import vl_convert
+
+    address = (
+        f"https://cdn.jsdelivr.net/npm/vega@{vl_convert.get_vega_version()}/+esm"  # vl-convert's own copy has this name
+    )
+    try:
+        found = vl_convert.javascript_bundle(f'import {{ parse, View, Warn }} from "{address}"; {_DRAW}')
+    except ValueError:
+        found = vl_convert.javascript_bundle(_DRAW_WITH_EMBED)
+    return str(found).replace("</script", "<\\/script")
+
+
+def latency_domain(rows: Iterable[Row]) -> tuple[float, float]:
+    """Return the range in microseconds that holds the 5th to 99th percentiles of all rows, with some room."""
+    found = [row.latency.percentiles_us for row in rows if row.latency and len(row.latency.percentiles_us) == 101]
+    if not found:
+        return 1.0, 10.0
+    return max(min(one[5] for one in found), 1e-3) / 1.2, max(one[99] for one in found) * 1.2
+
+
+def latency(rows: Sequence[Row], style: Style, domain: tuple[float, float]) -> str:
+    """Draw the distributions of one batch size: 5th to 95th percentile, quartiles, median, and p99 from 1,000 calls on."""
+    import altair as alt
+
+    values = [
+        {"name": _name(row, style), "colour": style.colour(row.variant), **_percentiles(row)}
+        for row in rows
+        if row.latency and len(row.latency.percentiles_us) == 101
+    ]
+    base = _chart(values).encode(
+        y=alt.Y("name:N", sort=None, title=None, axis=_name_axis()), color=alt.Color("colour:N", scale=None)
+    )
+    tooltip = [alt.Tooltip(f"{key}:Q", format=",.1f") for key in ("p5", "p25", "p50", "p75", "p95", "p99")]
+    whisker = base.mark_rule(strokeWidth=3, opacity=0.45).encode(
+        x=_micros("p5", "latency, µs (log scale)", domain), x2="p95:Q"
+    )
+    box = base.mark_bar(height=14, opacity=0.85).encode(x=_micros("p25", None, domain), x2="p75:Q", tooltip=tooltip)
+    median = base.mark_tick(thickness=2.5, size=22).encode(x=_micros("p50", None, domain), color=alt.value(_INK))
+    tail = (
+        base.transform_filter("datum.p99 !== null")
+        .mark_point(filled=True, size=45, opacity=1)
+        .encode(x=_micros("p99", None, domain))
+    )
+    return _compiled(alt.layer(whisker, box, median, tail), height=alt.Step(38))
+
+
+def accuracy(rows: Sequence[Row], front: Sequence[Row], style: Style) -> str:
+    """Draw top-1 against the median latency of one batch size; filled points are on the Pareto front."""
+    import altair as alt
+
+    values = [
+        {
+            "name": f"{row.variant}, {place(row)}",
+            "p50": row.latency.p50_us,
+            "low": row.latency.low_us,
+            "high": row.latency.high_us,
+            "top1": 100 * row.accuracy.top1,
+            "colour": style.colour(row.variant),
+            "fill": style.colour(row.variant) if row in front else "white",
+            "shape": style.shape(place(row)),
+            "front": row in front,
+        }
+        for row in rows
+        if row.latency and row.accuracy
+    ]
+    tops = [float(str(value["top1"])) for value in values]
+    room = max(0.05, 0.25 * (max(tops) - min(tops)))
+    low = min(float(str(value["low"])) for value in values) / 1.25
+    high = max(float(str(value["high"])) for value in values) * 1.25
+    base = _chart(values).encode(
+        y=alt.Y(
+            "top1:Q",
+            title="top-1, %",
+            scale=alt.Scale(domain=[max(min(tops) - room, 0), min(max(tops) + room, 100)], nice=False, zero=False),
+            axis=alt.Axis(tickCount=4, format=".2f", titleAngle=0, titleAlign="left", titleY=-8, titleX=0),
+        )
+    )
+    axis = _micros("p50", "p50, µs (log scale)", (low, high))
+    line = (
+        base.transform_filter("datum.front")
+        .mark_line(interpolate="step-after", color=_FAINT, strokeDash=[4, 3], strokeWidth=1.5)
+        .encode(x=axis)
+    )
+    error = base.mark_rule(strokeWidth=1.5, opacity=0.5).encode(
+        x=_micros("low", None, (low, high)), x2="high:Q", color=alt.Color("colour:N", scale=None)
+    )
+    points = base.mark_point(size=110, strokeWidth=2, opacity=1, filled=False).encode(
+        x=_micros("p50", None, (low, high)),
+        stroke=alt.Stroke("colour:N", scale=None),
+        fill=alt.Fill("fill:N", scale=None),
+        shape=alt.Shape("shape:N", scale=None),
+        tooltip=["name:N", alt.Tooltip("p50:Q", format=",.1f"), alt.Tooltip("top1:Q", format=".2f")],
+    )
+    return _compiled(alt.layer(line, error, points), height=210)
+
+
+def sweep(rows: Sequence[Row], knees: Sequence[Knee], style: Style, *, field: str, title: str) -> str:
+    """Draw `images_per_second` or `p50_us` against the batch size, both on log scales; rings mark the knees."""
+    import altair as alt
+
+    bends = {(knee.contestant, knee.batch_size) for knee in knees}
+    values = [
+        {
+            "name": f"{row.variant}, {place(row)}",
+            "batch": row.batch_size,
+            "value": getattr(row.latency, field),
+            "colour": style.colour(row.variant),
+            "shape": style.shape(place(row)),
+            "dash": list(style.dash(place(row))),
+            "knee": (f"{row.variant} {row.runtime} {row.ran_on or row.provider}", row.batch_size) in bends,
+        }
+        for row in rows
+        if row.latency
+    ]
+    batches = sorted({row.batch_size for row in rows if row.latency})
+    found = [float(str(value["value"])) for value in values]
+    base = _chart(values).encode(
+        x=alt.X(
+            "batch:Q",
+            title="batch size (log scale)",
+            scale=alt.Scale(type="log", base=2, nice=False, domain=[batches[0] / 1.15, batches[-1] * 1.15]),
+            axis=alt.Axis(values=batches, format=",~f", labelOverlap="greedy", labelSeparation=6),
+        ),
+        y=alt.Y(
+            "value:Q",
+            title=title,
+            scale=alt.Scale(type="log", nice=False, domain=[min(found) / 1.2, max(found) * 1.2]),
+            axis=alt.Axis(
+                values=_ticks(min(found), max(found)),
+                format=",~f",
+                titleAngle=0,
+                titleAlign="left",
+                titleY=-8,
+                titleX=0,
+            ),
+        ),
+        color=alt.Color("colour:N", scale=None),
+    )
+    # One layer for each line: Vega-Lite draws a dash from data with the legend's scale only.
+    lines = [
+        base.transform_filter(alt.datum.name == name)
+        .mark_line(strokeWidth=2, strokeDash=list(next(v["dash"] for v in values if v["name"] == name)))
+        .encode()
+        for name in dict.fromkeys(str(value["name"]) for value in values)
+    ]
+    points = base.mark_point(filled=True, size=40, opacity=1).encode(
+        shape=alt.Shape("shape:N", scale=None),
+        tooltip=["name:N", alt.Tooltip("batch:Q", format=",~f"), alt.Tooltip("value:Q", format=",.1f", title=title)],
+    )
+    rings = base.transform_filter("datum.knee").mark_point(filled=False, size=260, strokeWidth=2.5, opacity=1).encode()
+    return _compiled(alt.layer(*lines, points, rings), height=270)
+
+
+def cold(rows: Sequence[Row], style: Style, stages: Sequence[str]) -> str:
+    """Draw the stages from the start of a process to its first answer, stacked, with the total and its interval."""
+    import altair as alt
+
+    colours = dict(zip(stages, COLOURS * len(stages), strict=False))
+    values, totals = [], []
+    for row in rows:
+        if row.cold is None:
+            continue
+        start = 0.0
+        for stage, spent in row.cold.stages_ms.items():
+            one = {"stage": stage, "start": start, "end": start + spent, "ms": spent, "colour": colours[stage]}
+            values.append({"name": _name(row, style), **one})
+            start += spent
+        ends = {"low": row.cold.low_ms, "high": row.cold.high_ms, "total": row.cold.total_ms}
+        totals.append({"name": _name(row, style), **ends, "label": f"{row.cold.total_ms:,.0f} ms"})
+    room = 1.22 * max(float(str(one["high"])) for one in totals)
+    scale = alt.Scale(domain=[0, room], nice=False)
+    y = alt.Y("name:N", sort=None, title=None, axis=_name_axis())
+    bars = (
+        _chart(values)
+        .mark_bar(height=22)
+        .encode(
+            x=alt.X(
+                "start:Q",
+                title="milliseconds since the process started",
+                scale=scale,
+                axis=alt.Axis(tickCount=6, format=",~f"),
+            ),
+            x2="end:Q",
+            y=y,
+            color=alt.Color("colour:N", scale=None),
+            tooltip=["stage:N", alt.Tooltip("ms:Q", format=",.1f")],
+        )
+    )
+    total = _chart(totals).encode(y=y)
+    interval = total.mark_rule(strokeWidth=2, color=_INK).encode(x=alt.X("low:Q", scale=scale), x2="high:Q")
+    label = total.mark_text(align="left", dx=6, fontWeight="bold").encode(
+        x=alt.X("high:Q", scale=scale), text="label:N"
+    )
+    return _compiled(alt.layer(bars, interval, label), height=alt.Step(44))
+
+
+def profile(row: Row, providers: Sequence[str]) -> str:
+    """Draw the nodes that take the most time in a call; what the others take is one bar more."""
+    import altair as alt
+
+    nodes = sorted(row.profile, key=lambda node: node.mean_us, reverse=True)
+    values = [
+        {"node": f"{node.operator}\n{node.node}", "us": node.mean_us, "share": node.share, "provider": node.provider}
+        for node in nodes[:_MOST_NODES]
+    ]
+    if rest := nodes[_MOST_NODES:]:
+        us, share = sum(node.mean_us for node in rest), sum(node.share for node in rest)
+        values.append({"node": f"{len(rest)} more nodes", "us": us, "share": share, "provider": ""})
+    for value in values:
+        value["label"] = f"{value['us']:,.3g} µs, {100 * float(str(value['share'])):.0f} %"
+        index = providers.index(str(value["provider"])) if value["provider"] else -2
+        value["colour"] = COLOURS[index]
+    base = _chart(values).encode(
+        x=alt.X(
+            "us:Q",
+            title="mean time in one call, µs",
+            scale=alt.Scale(domain=[0, 1.6 * max(float(str(value["us"])) for value in values)], nice=False),
+            axis=alt.Axis(tickCount=4, format=",~f"),
+        ),
+        y=alt.Y("node:N", sort=None, title=None, axis=_name_axis()),
+    )
+    bars = base.mark_bar(height=18).encode(color=alt.Color("colour:N", scale=None))
+    label = base.mark_text(align="left", dx=5).encode(text="label:N")
+    return _compiled(alt.layer(bars, label), height=alt.Step(38))
+
+
+def _chart(values: Sequence[Mapping[str, object]]) -> alt.Chart:
+    import altair as alt
+
+    return alt.Chart(alt.InlineData(values=[dict(value) for value in values]))
+
+
+def _compiled(layers: alt.LayerChart | alt.FacetChart, *, height: int | alt.Step) -> str:
+    """Return a chart as a Vega specification in JSON, safe inside a script element."""
+    import vl_convert
+
+    spec: dict[str, Any] = layers.properties(width="container", height=height).to_dict() | {"config": _CONFIG}
+    vega = vl_convert.vegalite_to_vega(spec)
+    vega.pop("$schema", None)
+    vega.pop("usermeta", None)
+    return json.dumps(vega, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
+
+
+def _name(row: Row, style: Style) -> str:
+    """Return the label of a row: its variant, and below it where it ran if that tells rows apart."""
+    return row.variant if len(style.places) == 1 else f"{row.variant}\n{place(row)}"
+
+
+def _name_axis() -> alt.Axis:
+    import altair as alt
+
+    return alt.Axis(labelExpr="split(datum.label, '\\n')", domain=False, ticks=False, labelPadding=8, grid=False)
+
+
+def _percentiles(row: Row) -> dict[str, float | None]:
+    if row.latency is None:
+        return {}
+    found: dict[str, float | None] = {f"p{at}": row.latency.percentiles_us[at] for at in (5, 25, 50, 75, 95)}
+    return found | {"p99": row.latency.p99_us}
+
+
+def _micros(field: str, title: str | None, domain: tuple[float, float]) -> alt.X:
+    import altair as alt
+
+    axis = alt.Axis(values=_ticks(*domain), format=",~f", labelOverlap="greedy", labelSeparation=6)
+    scale = alt.Scale(type="log", domain=list(domain), nice=False)
+    return alt.X(f"{field}:Q", title=title, scale=scale, axis=axis) if title else alt.X(f"{field}:Q", scale=scale)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Return round values between two ends of a log scale: 1, 2, 5, 10, or powers of ten alone over many decades."""
+    first, last = math.floor(math.log10(max(low, 1e-6))), math.ceil(math.log10(max(high, 1e-6)))
+    digits = (1, 2, 5) if last - first <= 3 else (1,)
+    return [digit * 10.0**power for power in range(first, last + 1) for digit in digits]

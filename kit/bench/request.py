@@ -1,0 +1,90 @@
+"""What is asked of the bench, checked before anything is opened."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from kit.bench.measure import Plan
+from kit.bench.scenarios import Load, Scenario
+from kit.errors import UsageError
+from kit.runtime import registry
+from kit.spec import Provider
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to measure.
+
+    Attributes:
+        providers: Where; None for every provider that works here.
+        variants: Ids; None for all.
+        runtimes: Names of kit.runtime.registry, or `all`.
+        batch_sizes: Samples in one call; None for what suits the scenario.
+        sweep: Double the batch size until throughput no longer grows.
+        load: How queries arrive.
+        threads: Threads one operator may use.
+        device_id: Index of the GPU.
+        allow_fallback: Measure on the CPU what cannot run where it was asked to, and mark those rows.
+        data_dir: Where labelled data lies.
+        plan: How long.
+        cold: Measure fresh processes, from their start to the first prediction, and nothing else.
+        profile: Measure where the time goes, by node, and write traces into this folder; nothing else.
+    """
+
+    providers: tuple[Provider, ...] | None = None
+    variants: tuple[str, ...] | None = None
+    runtimes: tuple[str, ...] = (registry.DEFAULT,)
+    batch_sizes: tuple[int, ...] | None = None
+    sweep: bool = False
+    load: Load = dataclasses.field(default_factory=Load)
+    threads: int = 1
+    device_id: int = 0
+    allow_fallback: bool = False
+    data_dir: Path | None = None
+    plan: Plan = dataclasses.field(default_factory=Plan)
+    cold: bool = False
+    profile: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be measured, or would change nothing."""
+        if self.batch_sizes is not None and (not self.batch_sizes or min(self.batch_sizes) < 1):
+            raise UsageError("batch sizes must be 1 or more")
+        if self.sweep and self.batch_sizes is not None:
+            raise UsageError("a sweep chooses its batch sizes itself", hint="leave the others out")
+        special = [name for name, wanted in (("cold", self.cold), ("profile", self.profile is not None)) if wanted]
+        if len(special) > 1:
+            raise UsageError("--cold and --profile are two kinds of figures", hint="ask for one at a time")
+        if special and self.load.scenario is not Scenario.SINGLE_STREAM:
+            raise UsageError(f"--{special[0]} knows no load shape", hint="leave --scenario out")
+        if self.cold and (self.sweep or self.batch_sizes not in {None, (1,)}):
+            raise UsageError("--cold measures the first prediction, of one sample", hint="leave --batch-size out")
+        if self.profile is not None and self.sweep:
+            raise UsageError("--profile needs batch sizes by name", hint="use --batch-size 1 or another")
+        if self.sweep and self.load.scenario is Scenario.SERVER:
+            raise UsageError("a sweep looks for throughput; the Server scenario has the rate it is given")
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Batch sizes by name, or those of the scenario."""
+        return self.batch_sizes or self.load.default_batch_sizes()
+
+    def described(self) -> dict[str, str]:
+        """Return what was asked, as the results keep it; without folders, which are this machine's."""
+        budget = self.plan.budget_seconds
+        return {
+            "providers": " ".join(self.providers) if self.providers else "auto",
+            "variants": " ".join(self.variants) if self.variants else "all",
+            "runtimes": " ".join(self.runtimes),
+            "batch_sizes": "sweep" if self.sweep else " ".join(map(str, self.sizes)),
+            "scenario": str(self.load.scenario),
+            "rate": f"{self.load.rate:g}" if self.load.rate else "",
+            "threads": str(self.threads),
+            "device_id": str(self.device_id),
+            "allow_fallback": str(self.allow_fallback),
+            "rounds": str(self.plan.rounds),
+            "turn_ms": f"{self.plan.turn_ms:g}",
+            "budget_seconds": f"{budget:g}" if budget else "",
+            "kind": "cold" if self.cold else "profile" if self.profile is not None else "warm",
+        }

@@ -1,0 +1,295 @@
+"""Results as tables: CSV for programs, Markdown for people. Reads results files and knows nothing of how they came about."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from kit.bench.format import NONE, microseconds, percent, size
+from kit.bench.results import Results, Row, Status
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column of a table for people; `cell` gives its text for a row."""
+
+    header: str
+    cell: Callable[[Row], str]
+    numeric: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    """Why rows did not run as asked, and what to type."""
+
+    number: int
+    reason: str
+    fix: str
+
+
+def columns(results: Results) -> tuple[Column, ...]:
+    """Return the columns that a run fills: latency, cold start or profile, with size and accuracy."""
+    found = [
+        Column(header="variant", cell=lambda row: row.variant, numeric=False),
+        Column(header="runtime", cell=lambda row: row.runtime, numeric=False),
+        Column(header="ran on (nodes)", cell=where, numeric=False),
+    ]
+    cold = any(row.cold for row in results.rows)
+    profiled = any(row.profile for row in results.rows)
+    warm = any(row.latency for row in results.rows) or not (cold or profiled)
+    if warm or profiled:
+        found.append(Column(header="batch", cell=lambda row: f"{row.batch_size:,}"))
+    if warm:
+        found += _LATENCY
+    if cold:
+        found += _COLD
+    if profiled:
+        found += _PROFILE
+    if any(row.energy_uj is not None for row in results.rows):
+        found.append(Column(header="µJ a call", cell=lambda row: microseconds(row.energy_uj)))
+    found += [
+        Column(header="size", cell=lambda row: size(row.size_bytes)),
+        Column(header="top-1", cell=lambda row: percent(row.accuracy, row.accuracy_source)),
+    ]
+    if warm:
+        found.append(Column(header="against the baseline", cell=verdict, numeric=False))
+    return tuple(found)
+
+
+def where(row: Row) -> str:
+    """Return where a row ran, such as `cpu 9/9`; what was asked for and the status where that is not where it ran."""
+    ran = row.placement or str(row.ran_on or row.provider)
+    if row.status is Status.OK:
+        return ran
+    if row.status is Status.FALLBACK:
+        return f"{ran} (FALLBACK, asked for {row.provider})"
+    return f"{row.provider}: {row.status}"
+
+
+def verdict(row: Row) -> str:
+    """Return `FASTER 1.74x [1.70, 1.78]`, `baseline`, or a dash."""
+    return row.verdict.describe() if row.verdict else NONE
+
+
+def notes(results: Results) -> tuple[Note, ...]:
+    """Return the reasons of the rows that did not run as asked, each once, numbered from 1."""
+    reasons = dict.fromkeys((row.reason, row.fix) for row in results.rows if row.reason)
+    return tuple(Note(number=number, reason=reason, fix=fix) for number, (reason, fix) in enumerate(reasons, start=1))
+
+
+def measured(results: Results) -> str:
+    """Return in one sentence how the rows were measured."""
+    rows = [row for row in results.rows if row.latency or row.cold or row.profile]
+    if not rows:
+        return "Nothing was measured."
+    latencies = [row.latency for row in rows if row.latency]
+    said = []
+    if latencies:
+        said.append(f"{_range([one.rounds for one in latencies])} interleaved rounds in random order")
+        said.append(f"{_range([one.calls for one in latencies])} calls for each row")
+    if processes := [row.cold.processes for row in rows if row.cold]:
+        said.append(f"{_range(processes)} fresh processes for each row, files in the system's cache")
+    if any(row.profile for row in rows):
+        said.append("nodes timed by the runtime's profiler, whose own cost is in their times")
+    threads = _range([row.threads for row in rows])
+    said.append(f"{threads} thread" + ("" if threads == "1" else "s"))
+    said.append(f"input and output in {' and '.join(dict.fromkeys(row.mode for row in rows))} memory")
+    if latencies:
+        said.append(f"scenario {', '.join(dict.fromkeys(row.scenario for row in rows))}")
+    if rates := dict.fromkeys(f"{row.offered_rate:,.0f}" for row in rows if row.offered_rate is not None):
+        said.append(f"{', '.join(rates)} queries a second")
+    sentence = ", ".join(said) + "."
+    return sentence[0].upper() + sentence[1:]
+
+
+def legend(results: Results) -> tuple[str, ...]:
+    """Return what a reader of the table must know: the data set, stars, missing percentiles, the baseline."""
+    said = []
+    sources = {(row.accuracy.dataset, row.accuracy.split, row.accuracy.images) for row in results.rows if row.accuracy}
+    for dataset, split, images in sorted(sources):
+        said.append(f"top-1: {dataset} {split}, {images:,} images.")
+    if any(row.accuracy and row.accuracy_source == "manifest" for row in results.rows):
+        said.append("* from the bundle's manifest, not counted in this run.")
+    if any(row.latency and row.latency.p99_us is None for row in results.rows):
+        said.append("p99 is given from 1,000 calls on.")
+    baselines = dict.fromkeys(row.verdict.baseline for row in results.rows if row.verdict)
+    if baselines:
+        said.append(
+            f"Baseline: {' or '.join(baselines)}, same batch; 95 % intervals of the paired rounds, "
+            "Holm's correction over the table."
+        )
+    return tuple(said)
+
+
+def to_markdown(results: Sequence[Results], *, names: Sequence[str] = ()) -> str:
+    """Return a GitHub table for each run, with the machine, how it was measured, and what must be known below it.
+
+    Args:
+        results: Each has a table of its own: verdicts hold within a run only.
+        names: Headings, one for each; needed only for more than one.
+    """
+    headings = list(names) or [f"results {number}" for number, _ in enumerate(results, start=1)]
+    tables = []
+    for one, name in zip(results, headings, strict=True):
+        lines = [f"### {_escape(name)}", ""] if len(results) > 1 else []
+        tables.append("\n".join([*lines, *_markdown(one)]) + "\n")
+    return "\n".join(tables)
+
+
+def to_csv(results: Sequence[Results], *, names: Sequence[str] = ()) -> str:
+    """Return one flat line for each row of each run; a cell is empty where there is no figure.
+
+    Args:
+        results: What to write; latencies in microseconds, sizes in bytes, as the headers say.
+        names: Go into the column `file`, one for each.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["file", *_RUN, *_ROW])
+    for index, one in enumerate(results):
+        run = [names[index] if names else "", *(cell(one) for cell in _RUN.values())]
+        writer.writerows([*run, *(_plain(cell(row)) for cell in _ROW.values())] for row in one.rows)
+    return text.getvalue()
+
+
+def _markdown(results: Results) -> list[str]:
+    shown, numbered = columns(results), {(note.reason, note.fix): note.number for note in notes(results)}
+    lines = [
+        f"| {' | '.join(_escape(column.header) for column in shown)} |",
+        f"|{'|'.join('---:' if column.numeric else '---' for column in shown)}|",
+    ]
+    for row in results.rows:
+        cells = [_escape(column.cell(row)) for column in shown]
+        if number := numbered.get((row.reason, row.fix)):
+            cells[2] += f", note {number}"
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", f"Ran on {_escape(results.machine.describe())}.", ""]
+    lines += [_escape(" ".join([measured(results), *legend(results)]))]
+    if numbered:
+        lines += ["", "Notes:", ""]
+        lines += [
+            f"{note.number}. {_escape(note.reason)}" + (f" → {_escape(note.fix)}" if note.fix else "")
+            for note in notes(results)
+        ]
+    if remarks := results.remarks():
+        lines += ["", "Read with care:", "", *(f"- {_escape(remark)}" for remark in remarks)]
+    return lines
+
+
+def _escape(text: str) -> str:
+    """Return text that Markdown shows as it is, on one line; code between backticks stays code."""
+    return re.sub(r"([\\|*])", r"\\\1", " ".join(text.split())).replace("<", "&lt;")
+
+
+def _range(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _plain(value: object) -> str:
+    """Return a figure with 10 digits, and nothing for None."""
+    if value is None:
+        return ""
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
+
+
+def _cold(row: Row) -> str:
+    if row.cold is None:
+        return NONE
+    return f"{row.cold.total_ms:,.0f} [{row.cold.low_ms:,.0f}, {row.cold.high_ms:,.0f}]"
+
+
+def _most(row: Row) -> str:
+    """Return the operator that takes the most time, with its share of the call."""
+    if not row.profile:
+        return NONE
+    most = max(row.profile, key=lambda node: node.share)
+    return f"{most.operator} {100 * most.share:.0f} %"
+
+
+_LATENCY = (
+    Column(header="p50 µs", cell=lambda row: microseconds(row.latency.p50_us if row.latency else None)),
+    Column(header="p90", cell=lambda row: microseconds(row.latency.p90_us if row.latency else None)),
+    Column(header="p99", cell=lambda row: microseconds(row.latency.p99_us if row.latency else None)),
+    Column(header="images/s", cell=lambda row: f"{row.latency.images_per_second:,.0f}" if row.latency else NONE),
+)
+_COLD = (
+    Column(header="first answer ms", cell=_cold),
+    Column(
+        header="peak memory",
+        cell=lambda row: size(row.cold.peak_memory_bytes) if row.cold and row.cold.peak_memory_bytes else NONE,
+    ),
+)
+_PROFILE = (
+    Column(header="final kernels", cell=lambda row: row.kernels or NONE, numeric=False),
+    Column(header="takes most", cell=_most, numeric=False),
+    Column(header="trace", cell=lambda row: row.trace_file or NONE, numeric=False),
+)
+
+_RUN: dict[str, Callable[[Results], str]] = {
+    "machine": lambda run: run.machine.cpu,
+    "fingerprint": lambda run: run.machine.fingerprint,
+    "created": lambda run: run.created,
+}
+_ROW: dict[str, Callable[[Row], object]] = {
+    "bundle": lambda row: row.bundle,
+    "variant": lambda row: row.variant,
+    "sha256": lambda row: row.sha256,
+    "precision": lambda row: row.precision,
+    "runtime": lambda row: row.runtime,
+    "provider_asked": lambda row: row.provider,
+    "ran_on": lambda row: row.ran_on,
+    "placement": lambda row: row.placement,
+    "kernels": lambda row: row.kernels,
+    "mode": lambda row: row.mode,
+    "scenario": lambda row: row.scenario,
+    "offered_rate": lambda row: row.offered_rate,
+    "query_samples": lambda row: row.query_samples or row.batch_size,
+    "batch_size": lambda row: row.batch_size,
+    "threads": lambda row: row.threads,
+    "status": lambda row: row.status,
+    "reason": lambda row: row.reason,
+    "fix": lambda row: row.fix,
+    "calls": lambda row: row.latency and row.latency.calls,
+    "rounds": lambda row: row.latency and row.latency.rounds,
+    "p50_us": lambda row: row.latency and row.latency.p50_us,
+    "p50_low_us": lambda row: row.latency and row.latency.low_us,
+    "p50_high_us": lambda row: row.latency and row.latency.high_us,
+    "p90_us": lambda row: row.latency and row.latency.p90_us,
+    "p95_us": lambda row: row.latency and row.latency.p95_us,
+    "p99_us": lambda row: row.latency and row.latency.p99_us,
+    "max_us": lambda row: row.latency and row.latency.max_us,
+    "mean_us": lambda row: row.latency and row.latency.mean_us,
+    "noise": lambda row: row.latency and row.latency.noise,
+    "settled": lambda row: row.latency and str(row.latency.settled).lower(),
+    "images_per_second": lambda row: row.latency and row.latency.images_per_second,
+    "size_bytes": lambda row: row.size_bytes,
+    "memory_bytes": lambda row: row.memory_bytes,
+    "energy_uj": lambda row: row.energy_uj,
+    "dataset": lambda row: row.accuracy and row.accuracy.dataset,
+    "split": lambda row: row.accuracy and row.accuracy.split,
+    "images": lambda row: row.accuracy and row.accuracy.images,
+    "correct": lambda row: row.accuracy and row.accuracy.correct,
+    "top1": lambda row: row.accuracy and row.accuracy.top1,
+    "flips_to_wrong": lambda row: row.accuracy and row.accuracy.flips_to_wrong,
+    "flips_to_right": lambda row: row.accuracy and row.accuracy.flips_to_right,
+    "accuracy_source": lambda row: row.accuracy_source,
+    "verdict": lambda row: row.verdict and row.verdict.outcome,
+    "baseline": lambda row: row.verdict and row.verdict.baseline,
+    "speedup": lambda row: row.verdict and row.verdict.comparison and row.verdict.comparison.speedup,
+    "speedup_low": lambda row: row.verdict and row.verdict.comparison and row.verdict.comparison.low,
+    "speedup_high": lambda row: row.verdict and row.verdict.comparison and row.verdict.comparison.high,
+    "p_value": lambda row: row.verdict and row.verdict.comparison and row.verdict.comparison.p_value,
+    "cold_processes": lambda row: row.cold and row.cold.processes,
+    "cold_total_ms": lambda row: row.cold and row.cold.total_ms,
+    "cold_low_ms": lambda row: row.cold and row.cold.low_ms,
+    "cold_high_ms": lambda row: row.cold and row.cold.high_ms,
+    "cold_stages_ms": lambda row: (
+        row.cold and "; ".join(f"{stage}={_plain(spent)}" for stage, spent in row.cold.stages_ms.items())
+    ),
+    "cold_peak_memory_bytes": lambda row: row.cold and row.cold.peak_memory_bytes,
+    "trace_file": lambda row: row.trace_file,
+}
