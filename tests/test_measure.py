@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import threading
+import time
 
 import numpy as np
 import pytest
 
-from kit.bench.measure import ROUNDS_PER_OPENING, ClosedLoop, Plan, expected_seconds, measure
+from kit.bench.measure import ROUNDS_PER_OPENING, ClosedLoop, Plan, expected_seconds, measure, wait_until_quiet
 from kit.bench.scenarios import LEAST_QUERIES, Load, OpenLoop, Scenario
 from kit.errors import UsageError
 
@@ -138,6 +140,15 @@ def test_contestants_are_renewed_every_few_rounds_and_all_of_them_at_the_same_on
     expected = np.repeat([100, 200, 300, 400, 500], ROUNDS_PER_OPENING)
     assert one.medians_us() == pytest.approx(expected, abs=0.1)
     assert other.medians_us() == pytest.approx(expected, abs=0.1)
+
+
+def test_a_turn_begins_when_the_threads_of_the_last_one_have_stopped_spinning() -> None:
+    stop = time.perf_counter() + 0.05
+    spinning = [threading.Thread(target=lambda: [None for _ in iter(lambda: time.perf_counter() < stop, False)])]
+    for thread in spinning:
+        thread.start()
+    wait_until_quiet()
+    assert not any(thread.is_alive() for thread in spinning)
 
 
 def test_it_says_how_long_it_will_take() -> None:

@@ -33,6 +33,9 @@ ROUNDS_PER_OPENING = 4
 """After so many rounds contestants are renewed, where they can be."""
 
 MOST_ROUNDS = 5000
+_GLANCE_SECONDS = 0.002
+_QUIET_SHARE = 0.25
+_SPIN_SECONDS = 0.025  # how long a pool of ONNX Runtime was seen to spin after its last call
 _FRESH_SHARE = 0.5  # of a turn: how long a renewed contestant runs before its next turn
 _SETTLED_WITHIN = 0.02
 _WARMUP_SHARE = 0.2  # of a budget; the rest is for rounds
@@ -185,6 +188,7 @@ def measure(
     shape: LoadShape | None = None,
     deadline_ns: int | None = None,
     meters: Sequence[Callable[[], float | None]] = (),
+    lead_ms: float = 0.0,
     on_round: Callable[[float], None] = lambda _: None,
     clock: Clock = time.perf_counter_ns,
 ) -> tuple[Timings, ...]:
@@ -197,6 +201,8 @@ def measure(
         shape: How calls follow each other; ClosedLoop without it.
         deadline_ns: When to stop, by `clock`, however many rounds are done (one at least); None: after `plan.rounds`.
         meters: Of each contestant, read the energy drawn so far in microjoules, or give None; no energy without them.
+        lead_ms: With more than one thread: before each turn wait until the threads of the last one are quiet, and then let the
+            contestant run for so long, so that its own have found their CPUs; 0 for neither.
         on_round: Told the share that is done, 0 to 1.
         clock: Reads the time.
     """
@@ -215,6 +221,9 @@ def measure(
         if renewals and number > 0 and number % ROUNDS_PER_OPENING == 0:
             calls[index] = renewals[index]()
             _window(calls[index], _FRESH_SHARE * turns_plan.turn_ms, clock)
+        if lead_ms > 0:
+            wait_until_quiet()
+            _window(calls[index], lead_ms, clock)
         meter = meters[index] if meters else _no_meter
         before = meter()
         done = shape.turn(calls[index], counts[index], number, clock)
@@ -227,17 +236,37 @@ def measure(
     return tuple(Timings(tuple(own), warmup) for own, warmup in zip(turns, warmups, strict=True))
 
 
+def wait_until_quiet() -> None:
+    """Sleep until the other threads of this process have stopped working, 0.2 s at most.
+
+    Pools of threads go on spinning when their work is done, for fear that more may come: those of one contestant would take
+    the CPUs from the next.
+    """
+    for _ in range(100):
+        before = time.process_time_ns()
+        time.sleep(_GLANCE_SECONDS)
+        if time.process_time_ns() - before < _QUIET_SHARE * _GLANCE_SECONDS * 1e9:
+            return
+
+
 def _no_meter() -> None:
     """Stand in where no energy is wanted."""
 
 
 def expected_seconds(
-    call_us: Sequence[float], plan: Plan, shape: LoadShape, *, renewal_us: Sequence[float] = ()
+    call_us: Sequence[float],
+    plan: Plan,
+    shape: LoadShape,
+    *,
+    renewal_us: Sequence[float] = (),
+    lead_ms: float = 0.0,
 ) -> float:
     """Return how long `measure` will take for contestants whose calls, and renewals, take that long."""
     rounds = sum(shape.seconds(shape.calls(plan, one), one) for one in call_us) * plan.rounds
     for one in renewal_us:
         rounds += (one / 1e6 + _FRESH_SHARE * plan.turn_ms / 1e3) * (plan.rounds // ROUNDS_PER_OPENING)
+    if lead_ms > 0:
+        rounds += plan.rounds * sum(_SPIN_SECONDS + max(lead_ms / 1e3, one / 1e6) for one in call_us)
     # Half as much again: a window of the warm-up ends after the call that exceeds it, and latency has to settle.
     return rounds + len(call_us) * 1.5 * plan.warmup_ms / 1e3
 

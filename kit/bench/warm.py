@@ -21,6 +21,7 @@ from kit.bundle import Bundle
 from kit.errors import KitError
 from kit.spec import Provider
 
+_LEAD_MS = 10.0
 _SERVER_TURN_MS = 100.0  # queries must have time to queue
 
 
@@ -32,6 +33,11 @@ class _Setting:
     shape: LoadShape
     load: Load
     field: Field
+
+    @property
+    def lead_ms(self) -> float:
+        """How long a contestant runs before its turn: a single thread is the caller's own, and has its CPU."""
+        return _LEAD_MS if self.field.threads > 1 else 0.0
 
     def samples(self, batch_size: int) -> int:
         return self.load.samples if self.load.scenario is Scenario.OFFLINE else batch_size
@@ -61,7 +67,13 @@ def groups(
             sizes = sweep.sizes(partial(_best_calls, bundle, opened), deadline)
         opened, probes = _probe(bundle, opened, sizes, setting)
         expected = sum(
-            expected_seconds([one.call_us for one in group], plan, shape, renewal_us=[one.renewal_us for one in group])
+            expected_seconds(
+                [one.call_us for one in group],
+                plan,
+                shape,
+                renewal_us=[one.renewal_us for one in group],
+                lead_ms=setting.lead_ms,
+            )
             for group in probes
         )
         left = expected if deadline is None else max((deadline - time.perf_counter_ns()) / 1e9, 0.0)
@@ -173,6 +185,7 @@ def _group(
             shape=setting.shape,
             deadline_ns=deadline,
             meters=[energy_meter(one.entry.row.ran_on or Provider.CPU, setting.field.device_id) for one in stand],
+            lead_ms=setting.lead_ms,
             on_round=on_round,
         )
     found = iter(zip(timings, stand, strict=True))
