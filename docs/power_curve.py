@@ -60,7 +60,7 @@ def main() -> None:
             "verdict:N",
             title="says",
             scale=alt.Scale(domain=["FASTER", "SAME"]),
-            legend=alt.Legend(symbolType="stroke"),
+            legend=alt.Legend(symbolType="stroke", symbolStrokeColor="black", symbolSize=300),
         ),
     ).properties(width=300, height=170)
     facets = chart.facet(facet=alt.Facet("kind:N", title=None, sort=list(KINDS.values())), columns=2)
