@@ -36,6 +36,15 @@ def test_the_interval_covers_the_true_ratio() -> None:
     assert covered / 200 > 0.92
 
 
+def test_an_opening_counts_once_however_many_rounds_it_lasts() -> None:
+    assert stats.by_opening(np.arange(100.0)).tolist() == [4 * opening + 1.5 for opening in range(25)]
+    assert len(stats.by_opening(np.arange(20.0))) == 10  # a short run keeps ten
+    assert len(stats.by_opening(np.arange(10.0))) == 10
+    lucky = np.repeat(np.random.default_rng(0).normal(0, 0.03, 25), 4)
+    found = compare(np.exp(lucky), np.ones(100))
+    assert found.high / found.low > 1.02  # 25 draws, not 100
+
+
 def test_resembling_neighbours_are_kept_together() -> None:
     rng = np.random.default_rng(0)
     independent = rng.normal(0, 1, 400)

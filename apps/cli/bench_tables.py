@@ -131,6 +131,8 @@ def _cold_table(console: Console, results: Results) -> None:
         table.add_row(*cells, style="yellow" if row.status is not Status.OK else "")
     console.print(table)
     counted = next((row.cold.processes for row in results.rows if row.cold), 0)
+    if not counted:
+        return
     console.print(
         f"From the start of a process to its first prediction: {counted} fresh processes each, in interleaved order; "
         "medians in ms, files in the system's cache.",
@@ -156,6 +158,8 @@ def _profile_tables(console: Console, results: Results) -> None:
         console.print(
             f"Kernels: {row.kernels} (nodes before fusion: {row.placement}). Trace: {row.trace_file}\n", soft_wrap=True
         )
+    if not any(row.profile for row in results.rows):
+        return
     console.print(
         "The profiler slows down what it watches, and counts whole microseconds: these are shares, kit bench measures latency. "
         "The traces open in Perfetto (ui.perfetto.dev) and chrome://tracing.",
