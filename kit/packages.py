@@ -41,7 +41,7 @@ def install_line(*distributions: str) -> str:
     return "pip install " + " ".join(f'"{requirement(name)}"' for name in distributions)
 
 
-def needed(module: str, *, distribution: str, purpose: str, extra: str) -> ModuleType:
+def needed(module: str, *, distribution: str, purpose: str, extra: str, beside: tuple[str, ...] = ()) -> ModuleType:
     """Import an optional module or say how to get it.
 
     Args:
@@ -49,6 +49,7 @@ def needed(module: str, *, distribution: str, purpose: str, extra: str) -> Modul
         distribution: Package that provides it, such as `scikit-learn`.
         purpose: What it is needed for, as in "training needs torch".
         extra: kit's extra that holds it.
+        beside: Packages that are needed with it, for the line that installs it.
 
     Raises:
         PackageMissing: The package is not installed.
@@ -60,7 +61,7 @@ def needed(module: str, *, distribution: str, purpose: str, extra: str) -> Modul
             raise
         raise PackageMissing(
             f"{purpose} needs {distribution}, which is not installed",
-            hint=f"{install_line(distribution)}   (it is part of kit's extra `{extra}`)",
+            hint=f"{install_line(distribution, *beside)}   (it is part of kit's extra `{extra}`)",
         ) from error
 
 

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from apps.cli.report import report
-from kit.bench import headline, results, tables
+from kit.bench import results
 from kit.bench.conditions import Conditions
-from kit.bench.report import pareto, render
 from kit.bench.results import ColdStart, Control, Latency, NodeTime, Results, Row, Status, Verdict
 from kit.bench.stats import Comparison, Outcome
 from kit.errors import BadInput, StorageUnavailable, UsageError
 from kit.machine import Machine
+from kit.report import headline, tables
+from kit.report.page import pareto, render
 from kit.spec import Accuracy, Precision, Provider
 from tests.conftest import CHROMIUM, ROOT, Kit
 

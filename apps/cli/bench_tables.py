@@ -9,11 +9,11 @@ from rich.table import Table
 
 from apps.cli.render import stdout
 from kit.bench import sweep
-from kit.bench.format import NONE, microseconds, percent, size
 from kit.bench.measure import LEAST_ROUNDS
 from kit.bench.results import Results, Row, Status
 from kit.bench.scenarios import Scenario
 from kit.bench.stats import Outcome
+from kit.report.format import NONE, microseconds, percent, size
 
 _NARROW = 104
 _WIDE = 126

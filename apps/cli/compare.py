@@ -103,7 +103,7 @@ def _show(found: Regression) -> None:
 def _cells(change: Change) -> list[str]:
     from rich.markup import escape
 
-    from kit.bench.format import NONE, microseconds
+    from kit.report.format import NONE, microseconds
 
     speed, flips = change.speed, change.flips
     lost = [word for word, is_lost in (("SLOWER", change.slower), ("LESS ACCURATE", change.worse)) if is_lost]

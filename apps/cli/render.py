@@ -14,8 +14,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from kit.bench.format import NONE, percent, size
 from kit.bundle import Bundle
+from kit.report.format import NONE, percent, size
 from kit.serial import encode
 from kit.verify import Verification
 

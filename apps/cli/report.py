@@ -52,11 +52,11 @@ def report(results: tuple[Path, ...], output: Path, form: str | None) -> int:
     chosen = form or _by_suffix(output)
     loaded, names = [load(path) for path in results], _names(results)
     if chosen == "html":
-        from kit.bench.report import render
+        from kit.report.page import render
 
         text = render(loaded, names=names)
     else:
-        from kit.bench import tables
+        from kit.report import tables
 
         text = tables.to_csv(loaded, names=names) if chosen == "csv" else tables.to_markdown(loaded, names=names)
     if output == _STDOUT:
@@ -64,7 +64,7 @@ def report(results: tuple[Path, ...], output: Path, form: str | None) -> int:
         return 0
     _write(output, text)
     from apps.cli import render as terminal
-    from kit.bench.format import size
+    from kit.report.format import size
 
     files = "1 results file" if len(loaded) == 1 else f"{len(loaded)} results files"
     terminal.remark(f"Wrote {output} ({chosen}, {size(len(text.encode()))}) from {files}.")

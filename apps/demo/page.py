@@ -22,10 +22,10 @@ from kit import bundle as bundles
 from kit import data
 from kit.accuracy import accuracy
 from kit.bench import results
-from kit.bench.format import NONE, microseconds, percent, size
 from kit.bundle import Bundle
 from kit.engine import Engine, Prediction, open_engine
 from kit.errors import BadInput, KitError, PictureInvalid
+from kit.report.format import NONE, microseconds, percent, size
 from kit.runtime.base import logits_of
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
 

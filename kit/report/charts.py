@@ -57,6 +57,10 @@ _DRAW_WITH_EMBED = """window.draw = (container, spec) =>
   vegaEmbed(container, spec, { mode: "vega", renderer: "svg", actions: false });"""
 
 
+MODULES = {"altair": "altair", "vl_convert": "vl-convert-python", "jinja2": "jinja2"}
+"""What a page is made with, and the packages that hold it."""
+
+
 @dataclass(frozen=True)
 class Style:
     """What the colours and shapes of a run stand for, in the order they are given out."""
@@ -95,8 +99,9 @@ def require() -> None:
     Raises:
         PackageMissing: It is not installed; the hint is the line that installs it.
     """
-    packages.needed("altair", distribution="altair", purpose="drawing a report", extra="report")
-    packages.needed("vl_convert", distribution="vl-convert-python", purpose="drawing a report", extra="report")
+    for module, distribution in MODULES.items():
+        beside = tuple(other for other in MODULES.values() if other != distribution)
+        packages.needed(module, distribution=distribution, purpose="drawing a report", extra="report", beside=beside)
 
 
 @cache

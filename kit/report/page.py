@@ -13,18 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kit import packages
-from kit.bench import charts, sweep, tables
-from kit.bench.charts import Style
-from kit.bench.format import NONE, microseconds, percent
-from kit.bench.headline import Headline, called, headline
+from kit.bench import sweep
 from kit.bench.results import Results, Row, Status
 from kit.errors import UsageError
+from kit.report import charts, tables
+from kit.report.charts import Style
+from kit.report.format import NONE, microseconds, percent
+from kit.report.headline import Headline, called, headline
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-TEMPLATE = Path(__file__).with_name("report.html.j2")
+TEMPLATE = Path(__file__).with_name("page.html.j2")
 _MOST_PLOTS = 4
 _LEAST_SIZES = 3
 
@@ -96,7 +96,6 @@ def render(results: Sequence[Results], *, names: Sequence[str]) -> str:
     """
     if not results or len(results) != len(names) or len(set(names)) < len(names):
         raise UsageError(f"a report needs results, each with a name of its own; found {len(results)} and {len(names)}")
-    packages.needed("jinja2", distribution="jinja2", purpose="writing a report", extra="report")
     charts.require()
     import jinja2
     from markupsafe import Markup

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kit.bench.format import microseconds, size
 from kit.bench.results import Results, Row, Status, Verdict
 from kit.bench.stats import Outcome
+from kit.report.format import microseconds, size
 from kit.spec import Precision
 
 _MOST_OTHERS = 4

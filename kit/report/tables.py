@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from kit.bench.format import NONE, microseconds, percent, size
 from kit.bench.results import Results, Row, Status
+from kit.report.format import NONE, microseconds, percent, size
 
 
 @dataclass(frozen=True, kw_only=True)
