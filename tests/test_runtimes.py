@@ -49,6 +49,7 @@ def test_every_runtime_answers_as_pytorch_does(digits: Bundle, runtime: str, var
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0")
 @pytest.mark.skipif(not HAS_COMPILER, reason="torch.compile needs a C++ compiler")
 def test_compiled_pytorch_answers_as_eager_does(tiny: Bundle) -> None:
     with registry.open_runner("pytorch-compile", tiny, tiny.variant(), RunnerOptions()) as runner:
