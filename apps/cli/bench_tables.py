@@ -69,15 +69,12 @@ def _latency_table(console: Console, results: Results) -> None:
 def _cells(row: Row) -> dict[str, str]:
     """Return every cell a latency table may show, by header."""
     found = row.latency
-    where = row.placement or f"{row.provider}: {row.status}"
-    if row.status is Status.FALLBACK:
-        where = f"{row.placement} (FALLBACK, asked for {row.provider})"
     verdict = escape(row.verdict.describe() if row.verdict else NONE)
     energy = row.energy_uj / max(row.query_samples, row.batch_size) if row.energy_uj is not None else None
     return {
         "variant": row.variant,
         "runtime": row.runtime,
-        "nodes on": escape(where),
+        "nodes on": escape(_where(row)),
         "batch": str(row.batch_size),
         "p50 µs": microseconds(found.p50_us if found else None),
         "p90": microseconds(found.p90_us if found else None),
@@ -90,6 +87,13 @@ def _cells(row: Row) -> dict[str, str]:
         "against fp32 on the CPU": verdict,
         "against fp32": verdict,
     }
+
+
+def _where(row: Row) -> str:
+    """Return where it ran, and that this is not where it was asked to."""
+    if row.status is Status.FALLBACK:
+        return f"{row.placement} (FALLBACK, asked for {row.provider})"
+    return row.placement or f"{row.provider}: {row.status}"
 
 
 def _sweep_lines(console: Console, results: Results) -> None:
@@ -120,7 +124,7 @@ def _cold_table(console: Console, results: Results) -> None:
         table.add_column(header, justify="right")
     for row in results.rows:
         cold = row.cold
-        cells = [row.variant, *([row.runtime] if several else []), row.placement or f"{row.provider}: {row.status}"]
+        cells = [row.variant, *([row.runtime] if several else []), escape(_where(row))]
         if cold is None:
             cells += [NONE] * (len(stages) + 3)
         else:
