@@ -10,7 +10,8 @@ KitError                    5  a defect of kit, when raised bare
 │   ├── ProviderUnavailable    an execution provider that cannot run on this machine
 │   ├── PackageMissing         an optional package that is not installed
 │   ├── DatasetUnavailable     a data set that is neither here nor downloadable
-│   └── StorageUnavailable     a full disk, a folder that cannot be written
+│   ├── StorageUnavailable     a full disk, a folder that cannot be written
+│   └── MemoryShort            more than the memory that is free
 └── BadInput                4  missing, corrupt or refused input
     ├── BundleNotFound         no bundle of that name
     ├── BundleInvalid          a manifest or file that is corrupt, altered or too new
@@ -81,6 +82,10 @@ class DatasetUnavailable(Unavailable):
 
 class StorageUnavailable(Unavailable):
     """A full disk or a folder that cannot be written."""
+
+
+class MemoryShort(Unavailable):
+    """More was asked for than fits into the memory that is free."""
 
 
 class BadInput(KitError):  # noqa: N818

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 
 from kit.bench import sweep
-from kit.bench.measure import Plan
+from kit.bench.measure import LEAST_ROUNDS, Plan
 from kit.bench.results import SCHEMA_FILE, Latency, Results, Row, Status, schema
 from kit.bench.run import Request, bench
 from kit.bench.scenarios import Load, Scenario
@@ -29,7 +30,7 @@ def test_a_cold_start_is_split_into_its_stages(tiny: Bundle) -> None:
     assert row.latency is None
     assert row.cold is not None
     assert row.cold.processes == len(row.cold.totals_ms) >= 1
-    assert row.cold.low_ms <= row.cold.total_ms <= row.cold.high_ms
+    assert row.cold.processes >= LEAST_ROUNDS or row.cold.low_ms is None
     assert list(row.cold.stages_ms) == [
         "start Python",
         "import kit",
@@ -116,10 +117,23 @@ def test_a_sweep_measures_growing_batches_and_finds_the_knee(tiny: Bundle) -> No
 
 
 def test_a_sweep_stops_where_throughput_no_longer_grows() -> None:
-    assert sweep.sizes(lambda size: [10.0 + size]) == (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-    assert sweep.sizes(lambda size: [10.0 * size]) == (1, 2, 4)
-    assert sweep.sizes(lambda size: [10.0 * size, 10.0]) == tuple(2**power for power in range(15))
-    assert sweep.sizes(lambda _: []) == (1,)
+    bends, flat, free = (lambda size: 10.0 + size), (lambda size: 10.0 * size), (lambda _: 10.0)
+    assert sweep.sizes([bends]) == ((1, 2, 4, 8, 16, 32, 64, 128, 256, 512),)
+    assert sweep.sizes([flat]) == ((1, 2, 4),)
+    assert sweep.sizes([flat, free]) == (tuple(2**power for power in range(15)),) * 2
+    assert sweep.sizes([free], largest=64) == ((1, 2, 4, 8, 16, 32, 64),)
+    assert sweep.sizes([]) == ()
+
+
+def test_one_that_fails_or_crawls_ends_its_own_sweep_and_nobody_elses() -> None:
+    def fails(size: int) -> float:
+        return 10.0 if size < 8 else math.inf
+
+    def crawls(size: int) -> float:
+        return 200_000.0 * size
+
+    bends = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+    assert sweep.sizes([fails, lambda size: 10.0 + size, crawls]) == ((1, 2, 4, 8), bends, (1, 2, 4))
 
 
 def timed(provider: Provider, batch: int, microseconds: float) -> Row:
@@ -176,6 +190,17 @@ def test_the_batch_from_which_a_gpu_overtakes_the_cpu_is_found() -> None:
     assert (crossing.last_slower, crossing.batch_size) == (4 - 2, 8)
 
 
+def test_a_lead_that_larger_batches_leave_open_is_not_called_sure() -> None:
+    cpu, cuda = (10.0, 20.0, 40.0, 80.0), (30.0, 10.0, 20.0, 80.0)
+    found = swept(
+        *(timed(Provider.CPU, 2**power, spent) for power, spent in enumerate(cpu)),
+        *(timed(Provider.CUDA, 2**power, spent) for power, spent in enumerate(cuda)),
+    )
+    (crossing,) = sweep.crossovers(found)
+    assert (crossing.batch_size, crossing.ahead_at, crossing.last_slower) == (None, (2, 4), 1)
+    assert "too small to tell" in crossing.describe()
+
+
 def test_nobody_overtakes_who_is_ahead_all_along() -> None:
     found = swept(
         *(timed(Provider.CPU, batch, 10.0) for batch in (1, 2, 4)),
@@ -191,6 +216,9 @@ def test_flags_that_would_change_nothing_are_refused() -> None:
         {"cold": True, "sweep": True},
         {"cold": True, "profile": Path()},
         {"cold": True, "load": server},
+        {"cold": True, "data_dir": Path()},
+        {"profile": Path(), "data_dir": Path()},
+        {"profile": Path(), "plan": Plan(budget_seconds=1.0)},
         {"profile": Path(), "sweep": True},
         {"sweep": True, "batch_sizes": (1,)},
         {"sweep": True, "load": server},

@@ -104,6 +104,53 @@ def test_a_row_that_vanished_is_told_with_its_reason(run: Results) -> None:
     assert compare(run, dataclasses.replace(run, rows=(second,)), Limits()).changes[0].missing == "not in the newer run"
 
 
+def with_rounds(results: Results, count: int) -> Results:
+    def change(row: Row) -> Row:
+        assert row.latency is not None
+        return dataclasses.replace(
+            row, latency=dataclasses.replace(row.latency, medians_us=row.latency.medians_us[:count])
+        )
+
+    return dataclasses.replace(results, rows=tuple(change(row) for row in results.rows))
+
+
+def test_a_few_rounds_decide_nothing(run: Results) -> None:
+    slow = scaled(run, 2.0, seed=1)
+    for base, new in ((run, with_rounds(slow, 1)), (with_rounds(run, 1), slow), (run, with_rounds(slow, 9))):
+        found = compare(base, new, Limits())
+        assert not found.lost
+        assert found.incomplete
+        assert "too few rounds" in found.changes[0].missing
+    assert compare(run, with_rounds(slow, 10), Limits()).lost
+
+
+def test_a_fallback_is_not_compared_with_what_it_stands_in_for(run: Results) -> None:
+    def moved(results: Results, *, fell_back: bool) -> Results:
+        rows = [
+            dataclasses.replace(
+                row,
+                provider=Provider.CUDA,
+                ran_on=Provider.CPU if fell_back else Provider.CUDA,
+                status=Status.FALLBACK if fell_back else Status.OK,
+                reason="no driver" if fell_back else "",
+            )
+            for row in results.rows
+        ]
+        return dataclasses.replace(results, rows=(*results.rows, *rows))
+
+    found = compare(moved(run, fell_back=False), moved(run, fell_back=True), Limits())
+    assert [bool(change.missing) for change in found.changes] == [False, False, True, True]
+    assert "no driver" in found.changes[2].missing
+    assert not compare(moved(run, fell_back=True), moved(run, fell_back=True), Limits()).incomplete
+
+
+def test_different_bundles_are_refused_unless_told(run: Results) -> None:
+    other = dataclasses.replace(run, rows=tuple(dataclasses.replace(row, bundle="another") for row in run.rows))
+    with pytest.raises(UsageError, match="different bundles"):
+        compare(run, other, Limits())
+    assert not compare(run, other, Limits(), any_bundle=True).lost
+
+
 def test_different_machines_are_refused_unless_told(run: Results) -> None:
     elsewhere = dataclasses.replace(run, machine=dataclasses.replace(run.machine, cpu="another"))
     with pytest.raises(UsageError, match="different machines"):
@@ -124,4 +171,7 @@ def test_exit_codes_of_the_command(kit_inside: Kit, run: Results, tmp_path: Path
     assert kit_inside("compare", "base.json", "less.json").returncode == 3
     assert kit_inside("compare", "base.json", "missing.json").returncode == 4
     assert kit_inside("compare", "base.json", "same.json", "--fail-if-slower", "fast").returncode == 2
+    forgotten = kit_inside("compare", "base.json", "slow.json", "--fail-if-slower", "5")
+    assert forgotten.returncode == 2
+    assert "did you mean 5%" in forgotten.stderr
     assert json.loads(kit_inside("compare", "base.json", "slow.json", "--json").stdout)["lost"] is True

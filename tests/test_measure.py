@@ -9,9 +9,18 @@ import time
 import numpy as np
 import pytest
 
-from kit.bench.measure import ROUNDS_PER_OPENING, ClosedLoop, Plan, expected_seconds, measure, wait_until_quiet
+from kit.bench.measure import (
+    MOST_ROUNDS,
+    ROUNDS_PER_OPENING,
+    ClosedLoop,
+    Plan,
+    expected_seconds,
+    measure,
+    wait_until_quiet,
+)
+from kit.bench.meters import steady_energy_uj
 from kit.bench.scenarios import LEAST_QUERIES, Load, OpenLoop, Scenario
-from kit.errors import UsageError
+from kit.errors import BadInput, KitError, UsageError
 
 MICROSECOND = 1_000
 
@@ -163,9 +172,58 @@ def test_energy_is_that_of_each_contestants_own_calls() -> None:
     calls = [world.works("a", 100), world.works("b", 300)]
     read = [lambda: world.now / 1000.0, lambda: None]  # one microjoule a microsecond
     one, other = measure(calls, QUICK, meters=read, clock=world.clock)
-    # the call that warms the caches at the start of a turn draws power too
-    assert one.energy_uj() == pytest.approx(110, rel=0.02)
+    # the call that warms the caches at the start of a turn draws power too, and is counted
+    assert one.energy_uj() == pytest.approx(100, rel=0.02)
     assert other.energy_uj() is None
+    (served,) = measure(
+        [world.works("a", 100)],
+        QUICK,
+        shape=OpenLoop(rate=1e6, sleep=world.sleep),
+        meters=[lambda: world.now / 1000.0],
+        clock=world.clock,
+    )
+    assert served.energy_uj() == pytest.approx(100, rel=0.02)
+
+
+def test_a_slow_counter_is_read_around_a_second_of_calls() -> None:
+    world = World()
+    call = world.works("a", 100)
+
+    def coarse() -> float:
+        return world.now // 100_000_000 * 100_000.0  # one microjoule a microsecond, told ten times a second
+
+    assert steady_energy_uj(call, coarse, clock=world.clock) == pytest.approx(100, rel=0.11)
+    assert steady_energy_uj(call, lambda: None, clock=world.clock) is None
+
+
+def test_one_that_fails_takes_no_further_turns_and_the_others_go_on() -> None:
+    world = World()
+    works = world.works("a", 100)
+    calls = iter(range(200))
+
+    def breaks() -> None:
+        world.now += 100_000
+        if next(calls, None) is None:
+            raise BadInput("no more")
+
+    failures: dict[int, KitError] = {}
+    found = measure([breaks, works, broken_at_once], QUICK, clock=world.clock, on_failure=failures.__setitem__)
+    assert {index: str(error) for index, error in failures.items()} == {0: "no more", 2: "never ran"}
+    assert [len(one.turns) for one in found][1:] == [QUICK.rounds, 0]
+    assert 0 < len(found[0].turns) < QUICK.rounds
+    with pytest.raises(BadInput, match="never ran"):
+        measure([works, broken_at_once], QUICK, clock=world.clock)
+
+
+def broken_at_once() -> None:
+    raise BadInput("never ran")
+
+
+def test_a_long_budget_is_used_up_by_longer_turns() -> None:
+    world = World()
+    (found,) = measure([world.works("a", 100_000)], Plan(), deadline_ns=3600 * 10**9, clock=world.clock)
+    assert world.now / 1e9 == pytest.approx(3600, rel=0.05)
+    assert 1000 < len(found.turns) <= MOST_ROUNDS
 
 
 def arrived(rate: float, *service_us: float, calls: int = 1000) -> np.ndarray:

@@ -6,6 +6,7 @@ anything unforeseen is a defect of kit, exit code 5, with a traceback only under
 
 from __future__ import annotations
 
+import io
 import sys
 
 import click
@@ -91,6 +92,10 @@ def run(arguments: list[str] | None = None) -> int:
 
 def main() -> None:
     """Entry point of the console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Files and pipes get UTF-8 wherever they are made; a terminal shows what it can.
+            stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="replace")
     sys.exit(run())
 
 

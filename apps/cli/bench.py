@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from apps.cli import options
+from kit import files
 from kit.errors import StorageUnavailable, UsageError
 from kit.spec import Provider
 
@@ -126,6 +127,8 @@ def bench(
     sizes = tuple(dict.fromkeys(batch_sizes))
     if _SWEEP in sizes and len(sizes) > 1:
         raise UsageError("a sweep chooses its batch sizes itself", hint="leave the others out")
+    if json_file is not None and str(json_file) != "-":
+        files.check_writable(json_file)
     found = find(bundle)
     request = Request(
         providers=None if _AUTO in providers else tuple(Provider(name) for name in dict.fromkeys(providers)),

@@ -9,11 +9,11 @@ from rich.table import Table
 
 from apps.cli.render import stdout
 from kit.bench import sweep
-from kit.bench.measure import LEAST_ROUNDS
+from kit.bench.judging import USUAL_BASELINE
 from kit.bench.results import Results, Row, Status
 from kit.bench.scenarios import Scenario
 from kit.bench.stats import Outcome
-from kit.report.format import NONE, microseconds, percent, size
+from kit.report.format import NONE, interval, microseconds, percent, size
 
 _NARROW = 104
 _WIDE = 126
@@ -41,6 +41,7 @@ def _latency_table(console: Console, results: Results) -> None:
     room = console.width - (_RUNTIME if several else 0)
     wide, very_wide = room >= _NARROW, room >= _WIDE
     energy = any(row.energy_uj is not None for row in results.rows)
+    against = _against(results, wide=wide)
     headers = [
         "variant",
         *(["runtime"] if several else []),
@@ -54,7 +55,7 @@ def _latency_table(console: Console, results: Results) -> None:
         *(["memory"] if very_wide else []),
         *(["µJ/image"] if energy else []),
         "top-1",
-        "against fp32 on the CPU" if wide else "against fp32",
+        against,
     ]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for header in headers:
@@ -62,15 +63,26 @@ def _latency_table(console: Console, results: Results) -> None:
         table.add_column(header, justify="left" if left else "right", overflow="fold")
     for row in results.rows:
         cells = _cells(row)
+        cells[against] = escape(row.verdict.describe() if row.verdict else NONE)
         table.add_row(*(cells[header] for header in headers), style="yellow" if row.status is not Status.OK else "")
     console.print(table)
 
 
+def _against(results: Results, *, wide: bool) -> str:
+    """Return the header of the verdicts, which names what they are against, where that is short enough."""
+    if _baselines(results) <= {USUAL_BASELINE}:
+        return "against fp32 on the CPU" if wide else "against fp32"
+    return "against the baseline"
+
+
+def _baselines(results: Results) -> set[str]:
+    return {row.verdict.baseline for row in results.rows if row.verdict}
+
+
 def _cells(row: Row) -> dict[str, str]:
-    """Return every cell a latency table may show, by header."""
+    """Return every cell a latency table may show but the verdict, by header."""
     found = row.latency
-    verdict = escape(row.verdict.describe() if row.verdict else NONE)
-    energy = row.energy_uj / max(row.query_samples, row.batch_size) if row.energy_uj is not None else None
+    energy = row.energy_uj / (row.query_samples or row.batch_size) if row.energy_uj is not None else None
     return {
         "variant": row.variant,
         "runtime": row.runtime,
@@ -84,8 +96,6 @@ def _cells(row: Row) -> dict[str, str]:
         "memory": size(row.memory_bytes) if row.memory_bytes is not None else NONE,
         "µJ/image": microseconds(energy),
         "top-1": percent(row.accuracy, row.accuracy_source),
-        "against fp32 on the CPU": verdict,
-        "against fp32": verdict,
     }
 
 
@@ -93,6 +103,8 @@ def _where(row: Row) -> str:
     """Return where it ran, and that this is not where it was asked to."""
     if row.status is Status.FALLBACK:
         return f"{row.placement} (FALLBACK, asked for {row.provider})"
+    if row.status is not Status.OK:
+        return f"{row.provider}: {row.status}"
     return row.placement or f"{row.provider}: {row.status}"
 
 
@@ -107,11 +119,7 @@ def _sweep_lines(console: Console, results: Results) -> None:
             soft_wrap=True,
         )
     for one in sweep.crossovers(results):
-        unsure = f"; it is slower up to batch {one.last_slower}" if one.last_slower else ""
-        console.print(
-            f"[bold]{escape(one.overtakes)}[/] overtakes {escape(one.overtaken)} at batch {one.batch_size}{unsure}.",
-            soft_wrap=True,
-        )
+        console.print(f"{escape(one.describe())}.", soft_wrap=True)
 
 
 def _cold_table(console: Console, results: Results) -> None:
@@ -128,8 +136,7 @@ def _cold_table(console: Console, results: Results) -> None:
         if cold is None:
             cells += [NONE] * (len(stages) + 3)
         else:
-            interval = f"[{cold.low_ms:,.0f}, {cold.high_ms:,.0f}]" if cold.processes >= LEAST_ROUNDS else NONE
-            cells += [f"{cold.total_ms:,.0f}", escape(interval)]
+            cells += [f"{cold.total_ms:,.0f}", escape(interval(cold.low_ms, cold.high_ms).strip() or NONE)]
             cells += [f"{cold.stages_ms[stage]:,.1f}" for stage in stages]
             cells.append(size(cold.peak_memory_bytes) if cold.peak_memory_bytes else NONE)
         table.add_row(*cells, style="yellow" if row.status is not Status.OK else "")
@@ -146,7 +153,8 @@ def _cold_table(console: Console, results: Results) -> None:
 
 def _profile_tables(console: Console, results: Results) -> None:
     for row in results.rows:
-        name = f"{row.variant} on {row.ran_on or row.provider}, batch {row.batch_size}"
+        fell_back = f" (FALLBACK, asked for {row.provider})" if row.status is Status.FALLBACK else ""
+        name = f"{row.variant} on {row.ran_on or row.provider}{fell_back}, batch {row.batch_size}"
         if not row.profile:
             console.print(f"[yellow]{escape(name)} in {row.runtime}: {row.status}[/]", soft_wrap=True)
             continue
@@ -181,6 +189,9 @@ def _notes(console: Console, results: Results) -> None:
             f"{_load(results)}, {spread} interleaved rounds, {threads} thread(s), input and output in host memory.",
             soft_wrap=True,
         )
+    baselines = _baselines(results)
+    if not baselines <= {USUAL_BASELINE}:
+        console.print(f"Baseline: {escape(', '.join(sorted(baselines)))}.", soft_wrap=True)
     console.print(escape(f"Ran on {results.machine.describe()}."), soft_wrap=True)
     _noise(console, results)
     counted = next((row for row in results.rows if row.accuracy), None)

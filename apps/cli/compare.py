@@ -27,6 +27,8 @@ class _Share(click.ParamType[float]):
             found = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
         except ValueError:
             found = -1.0
+        if found >= 1 and not text.endswith("%"):
+            self.fail(f"{text!r} would allow a run {1 + found:g} times as slow; did you mean {text}%?", param, ctx)
         if not 0 <= found < float("inf"):
             self.fail(f"{text!r} is no share such as 5% or 0.05", param, ctx)
         return found
@@ -40,12 +42,22 @@ class _Share(click.ParamType[float]):
     "--fail-if-drop", type=click.FloatRange(0), default=0.1, show_default=True, help="Points of top-1 it may lose."
 )
 @click.option("--any-machine", is_flag=True, help="Compare runs of different machines all the same.")
+@click.option("--any-bundle", is_flag=True, help="Compare runs of bundles of different names all the same.")
 @options.as_json
 @options.debug
-def compare(base: Path, new: Path, fail_if_slower: float, fail_if_drop: float, any_machine: bool, as_json: bool) -> int:
+def compare(
+    base: Path,
+    new: Path,
+    fail_if_slower: float,
+    fail_if_drop: float,
+    any_machine: bool,
+    any_bundle: bool,
+    as_json: bool,
+) -> int:
     """Compare two results files of kit bench, BASE the older and NEW the newer one.
 
-    Exit code 1 only for a significant loss of speed or accuracy beyond what is allowed, 3 when NEW lacks a row of BASE.
+    Exit code 1 only for a significant loss of speed or accuracy beyond what is allowed, 3 when a row of BASE has none in NEW
+    to be compared with.
 
     \b
     Example:
@@ -59,7 +71,8 @@ def compare(base: Path, new: Path, fail_if_slower: float, fail_if_drop: float, a
     from kit.bench.compare import compare as hold_against
 
     limits = Limits(slower=fail_if_slower, drop_points=fail_if_drop)
-    found = hold_against(results.load(base), results.load(new), limits, any_machine=any_machine)
+    before, after = results.load(base), results.load(new)
+    found = hold_against(before, after, limits, any_machine=any_machine, any_bundle=any_bundle)
     if as_json:
         render.print_json({"lost": found.lost, "incomplete": found.incomplete, "changes": found.changes})
     else:
@@ -68,7 +81,7 @@ def compare(base: Path, new: Path, fail_if_slower: float, fail_if_drop: float, a
         render.remark("Lost: more than noise and more than allowed.")
         return 1
     if found.incomplete:
-        render.remark("Nothing measured was lost, but the newer run lacks rows of the older one.")
+        render.remark("Nothing measured was lost, but some rows could not be compared.")
         return 3
     render.remark("Nothing was lost beyond what is allowed.")
     return 0
@@ -81,8 +94,10 @@ def _show(found: Regression) -> None:
     from apps.cli import render
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    several = len({change.runtime for change in found.changes}) > 1
     for header in (
         "variant",
+        *(["runtime"] if several else []),
         "provider",
         "batch",
         "base p50 µs",
@@ -93,7 +108,8 @@ def _show(found: Regression) -> None:
     ):
         table.add_column(header, justify="right" if "p50" in header or header == "batch" else "left")
     for change in found.changes:
-        table.add_row(*_cells(change))
+        cells = _cells(change)
+        table.add_row(cells[0], *([change.runtime] if several else []), *cells[1:])
     console = render.stdout()
     console.print(table)
     allowed = f"{100 * found.limits.slower:g} % slower, {found.limits.drop_points:g} points of top-1"

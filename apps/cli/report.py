@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from apps.cli import options
-from kit.errors import StorageUnavailable, UsageError
+from kit import files
+from kit.errors import UsageError
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _STDOUT = Path("-")
@@ -50,6 +50,8 @@ def report(results: tuple[Path, ...], output: Path, form: str | None) -> int:
     from kit.bench.results import load
 
     chosen = form or _by_suffix(output)
+    if output != _STDOUT:
+        files.check_writable(output)
     loaded, names = [load(path) for path in results], _names(results)
     if chosen == "html":
         from kit.report.page import render
@@ -62,12 +64,12 @@ def report(results: tuple[Path, ...], output: Path, form: str | None) -> int:
     if output == _STDOUT:
         click.echo(text, nl=False)
         return 0
-    _write(output, text)
+    files.write(output, text)
     from apps.cli import render as terminal
     from kit.report.format import size
 
-    files = "1 results file" if len(loaded) == 1 else f"{len(loaded)} results files"
-    terminal.remark(f"Wrote {output} ({chosen}, {size(len(text.encode()))}) from {files}.")
+    sources = "1 results file" if len(loaded) == 1 else f"{len(loaded)} results files"
+    terminal.remark(f"Wrote {output} ({chosen}, {size(len(text.encode()))}) from {sources}.")
     return 0
 
 
@@ -90,15 +92,3 @@ def _names(paths: Sequence[Path]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     return [f"{number}: {name}" for number, name in enumerate(names, start=1)]
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".partial-{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise StorageUnavailable(f"cannot write {path}: {error.strerror or error}") from error

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kit.bench import stats
+from kit.bench.measure import LEAST_ROUNDS
 from kit.bench.results import Latency, Results, Row
 from kit.bench.stats import Comparison, Outcome
 from kit.errors import UsageError
@@ -38,7 +39,7 @@ class Limits:
     def __post_init__(self) -> None:
         """Refuse limits below nothing."""
         if self.slower < 0 or self.drop_points < 0:
-            raise UsageError("a limit must not be negative")
+            raise UsageError("a limit must not be negative", hint="give 0 to allow no loss at all")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +67,11 @@ class Change:
         flips: None where the two runs did not count the same images.
         slower: A significant loss of speed beyond the limit.
         worse: A significant loss of accuracy beyond the limit.
-        missing: The older run measured it and the newer did not; the reason.
+        missing: Why there is no speed: the newer run did not measure it, or not in a way that can be compared.
     """
 
     variant: str
+    runtime: str
     provider: Provider
     batch_size: int
     threads: int
@@ -101,7 +103,9 @@ class Regression:
         return any(change.missing for change in self.changes)
 
 
-def compare(base: Results, new: Results, limits: Limits, *, any_machine: bool = False) -> Regression:
+def compare(
+    base: Results, new: Results, limits: Limits, *, any_machine: bool = False, any_bundle: bool = False
+) -> Regression:
     """Compare a newer run to an older one, row by row.
 
     Args:
@@ -109,32 +113,44 @@ def compare(base: Results, new: Results, limits: Limits, *, any_machine: bool = 
         new: The newer run.
         limits: What it may lose.
         any_machine: Compare figures of different machines all the same.
+        any_bundle: Compare figures of bundles of different names all the same.
 
     Raises:
-        UsageError: The machines differ, or nothing in the older run can be compared.
+        UsageError: The machines or the bundles differ, or nothing in the older run can be compared.
     """
     if base.machine.fingerprint != new.machine.fingerprint and not any_machine:
         raise UsageError(
             f"the runs are from different machines: {base.machine.describe()}  and  {new.machine.describe()}",
             hint="measure both on one machine, or accept it with --any-machine",
         )
+    names = [sorted({row.bundle for row in results.rows}) for results in (base, new)]
+    if names[0] != names[1] and all(names) and not any_bundle:
+        raise UsageError(
+            f"the runs are of different bundles: {', '.join(names[0])}  and  {', '.join(names[1])}",
+            hint="measure the same one, or accept it with --any-bundle",
+        )
     before = {_key(row): row for row in base.rows if row.latency is not None}
     after = {_key(row): row for row in new.rows}
     if not before:
-        raise UsageError("the older run measured nothing that could be compared")
+        raise UsageError(
+            "the older run measured no latency that could be compared",
+            hint="make one: kit bench BUNDLE --json base.json",
+        )
     pairs = [(row, after.get(key)) for key, row in before.items()]
-    logs = [_difference(row.latency, other.latency if other else None) for row, other in pairs]
+    problems = [_problem(row, other) for row, other in pairs]
+    logs = [None if problem else _difference(*pair) for pair, problem in zip(pairs, problems, strict=True)]
     # log(base / new) is below -log(1 + limit) when the newer is slower beyond the limit: turn both round.
     limit = math.log1p(limits.slower)
     sure = iter(stats.holm([_turned(log).exceeds(limit) for log in logs if log]))
     speeds = [stats.as_speedup(log) if log else None for log in logs]
     outcomes = iter(stats.judge([speed for speed in speeds if speed]))
     changes = []
-    for (row, other), speed in zip(pairs, speeds, strict=True):
+    for (row, other), speed, problem in zip(pairs, speeds, problems, strict=True):
         flips = _flips(row, other)
         changes.append(
             Change(
                 variant=row.variant,
+                runtime=row.runtime,
                 provider=row.provider,
                 batch_size=row.batch_size,
                 threads=row.threads,
@@ -145,36 +161,47 @@ def compare(base: Results, new: Results, limits: Limits, *, any_machine: bool = 
                 flips=flips,
                 slower=next(sure) if speed else False,
                 worse=bool(flips and flips.drop_points > limits.drop_points and flips.p_value < stats.ERROR_RATE),
-                missing="" if speed else _missing(other),
+                missing=problem,
             )
         )
     return Regression(changes=tuple(changes), limits=limits)
 
 
 def _key(row: Row) -> Key:
-    where = row.ran_on or row.provider
     how = (row.mode, row.scenario, row.offered_rate)
-    return row.variant, row.runtime, where, row.batch_size, row.threads, *how
+    return row.variant, row.runtime, row.provider, row.batch_size, row.threads, *how
 
 
-def _difference(base: Latency | None, new: Latency | None) -> stats.Estimate | None:
+def _difference(base: Row, new: Row | None) -> stats.Estimate:
     """Estimate log(base / new) of two independent runs."""
-    if base is None or new is None or not base.medians_us or not new.medians_us:
-        return None
-    return stats.difference(
-        stats.estimate(stats.by_opening(np.log(np.array(base.medians_us)))),
-        stats.estimate(stats.by_opening(np.log(np.array(new.medians_us)))),
-    )
+    assert base.latency is not None  # `_problem` looked
+    assert new is not None
+    assert new.latency is not None
+    return stats.difference(_log_median(base.latency), _log_median(new.latency))
+
+
+def _log_median(latency: Latency) -> stats.Estimate:
+    return stats.estimate(stats.by_opening(np.log(np.array(latency.medians_us))))
 
 
 def _turned(log: stats.Estimate) -> stats.Estimate:
     return stats.Estimate(mean=-log.mean, error=log.error, freedom=log.freedom)
 
 
-def _missing(other: Row | None) -> str:
+def _problem(row: Row, other: Row | None) -> str:
+    """Return why the speed of two rows cannot be compared; empty when it can."""
     if other is None:
         return "not in the newer run"
-    return f"{other.status}: {other.reason}" if other.latency is None else "measured without rounds"
+    if other.latency is None:
+        return f"{other.status}: {other.reason}"
+    if row.ran_on is not other.ran_on:
+        return f"it ran on {other.ran_on}, in the older run on {row.ran_on}" + (
+            f": {other.reason}" * bool(other.reason)
+        )
+    rounds = min(len(one.latency.medians_us) for one in (row, other) if one.latency)
+    if rounds < LEAST_ROUNDS:
+        return f"too few rounds ({rounds}) to tell: measure longer"
+    return ""
 
 
 def _flips(base: Row, new: Row | None) -> Flips | None:

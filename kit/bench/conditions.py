@@ -6,6 +6,7 @@ Compares the system's counters before and after. What a system does not tell is 
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,11 +83,22 @@ class Watch:
 
     Args:
         gpu: Index of the GPU to ask about, if one is used.
+        children: Whether the work is done in child processes, whose time only some systems tell.
     """
 
-    def __init__(self, gpu: int | None = None) -> None:
-        self._gpu = gpu
+    def __init__(self, gpu: int | None = None, *, children: bool = False) -> None:
+        self._gpu = None if gpu is None else nvml_handle(gpu)
+        self._gpu_reasons = 0
+        self._knows_own = not children or sys.platform == "linux"
         self._start = _read()
+
+    def sample(self) -> None:
+        """Look whether the GPU is held back now; it has nothing to say once it is idle again."""
+        if self._gpu is None:
+            return
+        nvml, device = self._gpu
+        with contextlib.suppress(nvml.NVMLError):
+            self._gpu_reasons |= int(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(device))
 
     def conditions(self) -> Conditions:
         """Return what went on since the watch was made."""
@@ -97,16 +109,17 @@ class Watch:
         if now.throttled_seconds is not None and start.throttled_seconds is not None:
             throttled = now.throttled_seconds - start.throttled_seconds
         others = now.busy - start.busy - (now.own - start.own)
+        knows_others = self._knows_own and capacity > 0 and spent > 0
         return Conditions(
             seconds=round(spent, 3),
-            other_cpus=round(max(others, 0.0) / spent, 3) if capacity > 0 and spent > 0 else None,
+            other_cpus=round(max(others, 0.0) / spent, 3) if knows_others else None,
             stolen_share=round((now.stolen - start.stolen) / capacity, 4) if capacity > 0 else None,
             quota_throttled_seconds=throttled,
             thermal_throttles=now.thermal - start.thermal
             if now.thermal is not None and start.thermal is not None
             else None,
             on_battery=_on_battery(),
-            gpu_throttled=_gpu_throttled(self._gpu),
+            gpu_throttled=tuple(words for bit, words in _NVML_REASONS.items() if self._gpu_reasons & bit),
         )
 
 
@@ -153,15 +166,3 @@ def _on_battery() -> bool | None:
     except (OSError, RuntimeError, ValueError):  # what odd firmware makes of it
         return None
     return None if battery is None or battery.power_plugged is None else not battery.power_plugged
-
-
-def _gpu_throttled(gpu: int | None) -> tuple[str, ...]:
-    handle = None if gpu is None else nvml_handle(gpu)
-    if handle is None:
-        return ()
-    nvml, device = handle
-    try:
-        reasons = int(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(device))
-    except nvml.NVMLError:
-        return ()
-    return tuple(words for bit, words in _NVML_REASONS.items() if reasons & bit)

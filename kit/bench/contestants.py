@@ -62,6 +62,7 @@ class Contestant:
         if not self._renewable:
             return self.call
         self.close()
+        self.call = self._first
         return_freed_memory()
         # The system hands out the pages that were freed last: some of them, now here, now there, are kept from the model.
         ballast = np.ones(self._random.randrange(_MOST_BALLAST_BYTES), np.uint8)
@@ -70,13 +71,15 @@ class Contestant:
         variant, options = self._bundle.variant(row.variant), self._field.options(row.provider)
         try:
             self._own = registry.open_runner(row.runtime, self._bundle, variant, options)
+            query = self._query(self._own)
+            query()
         except KitError:  # memory has run out, for instance
-            self._renewable, self.call = False, self._first
+            self._renewable = False
+            self.close()
             return self.call
         finally:
             del ballast
-        self.call = self._query(self._own)
-        self.call()
+        self.call = query
         self._renewable = time.perf_counter() - started < _SLOW_SECONDS
         self.openings += 1
         return self.call

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from kit import data as datasets
@@ -22,13 +23,16 @@ from kit.bench.meters import PeakMemory
 from kit.bench.results import Row, Status
 from kit.bundle import Bundle
 from kit.data import Split
-from kit.errors import KitError, Unavailable
+from kit.errors import KitError, MemoryShort, Unavailable
 from kit.runtime import registry
 from kit.runtime.base import Runner, RunnerOptions, logits_of
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
 from kit.spec import Accuracy, Precision, Provider, Variant
 
 OnProgress = Callable[[str, float], None]
+
+_NO_TIME = Unavailable("the time was up before it was opened", hint="give more: --budget, or leave other runtimes out")
+_BYTES_A_PIXEL = 5  # the pixel itself, and the float32 that the graph makes of it: more is sure to follow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +74,8 @@ class Entry:
     def failed(self, error: KitError) -> Entry:
         """Return the entry without its runner, its row saying why."""
         status = Status.UNAVAILABLE if isinstance(error, Unavailable) else Status.FAILED
-        return Entry(dataclasses.replace(self.row, status=status, reason=str(error), fix=error.hint), None)
+        fix = error.hint or f"see what runs here: kit verify {self.row.bundle} --runtime all"
+        return Entry(dataclasses.replace(self.row, status=status, reason=str(error), fix=fix), None)
 
 
 def entries(bundle: Bundle, field: Field) -> list[Entry]:
@@ -84,9 +89,21 @@ def entries(bundle: Bundle, field: Field) -> list[Entry]:
     ]
 
 
-def open_entries(bundle: Bundle, field: Field, stack: contextlib.ExitStack) -> list[Entry]:
-    """Open all that can run, strict about the provider; `stack` closes them."""
-    return [_open(bundle, entry, field.options(entry.row.provider), stack) for entry in entries(bundle, field)]
+def open_entries(
+    bundle: Bundle, field: Field, stack: contextlib.ExitStack, *, time_is_up: Callable[[], bool] = lambda: False
+) -> list[Entry]:
+    """Open all that can run, strict about the provider; `stack` closes them.
+
+    What takes long is a runtime's first opening, which may import PyTorch: when the time is up no further one is begun.
+    """
+    opened: list[Entry] = []
+    for entry in entries(bundle, field):
+        runtimes = {one.row.runtime for one in opened if one.runner}
+        if runtimes and entry.row.runtime not in runtimes and time_is_up():
+            opened.append(entry.failed(_NO_TIME))
+        else:
+            opened.append(_open(bundle, entry, field.options(entry.row.provider), stack))
+    return opened
 
 
 def _row(bundle: Bundle, variant: Variant, runtime: str, provider: Provider, threads: int) -> Row:
@@ -121,6 +138,7 @@ def _open(bundle: Bundle, entry: Entry, options: RunnerOptions, stack: contextli
             row,
             status=Status.FALLBACK if runner.fallback_reason else Status.OK,
             reason=runner.fallback_reason,
+            fix=getattr(runner, "fallback_fix", ""),
             ran_on=runner.provider,
             placement=runner.placement.describe() if runner.placement.total else runner.provider.value,
             memory_bytes=memory.added_bytes,
@@ -129,15 +147,22 @@ def _open(bundle: Bundle, entry: Entry, options: RunnerOptions, stack: contextli
     )
 
 
-def count_accuracy(bundle: Bundle, opened: list[Entry], data_dir: Path | None, on_progress: OnProgress) -> list[Entry]:
-    """Replace the manifest's accuracy by one counted now, where the test images are at hand."""
+def count_accuracy(
+    bundle: Bundle,
+    opened: list[Entry],
+    data_dir: Path | None,
+    on_progress: OnProgress,
+    *,
+    time_is_up: Callable[[], bool] = lambda: False,
+) -> list[Entry]:
+    """Replace the manifest's accuracy by one counted now, where the test images are at hand and the time is."""
     training = bundle.manifest.training
     dataset = datasets.at_hand(training.dataset, data_dir=data_dir) if training else None
-    if dataset is None or not any(entry.runner for entry in opened):
+    if dataset is None or time_is_up() or not any(entry.runner for entry in opened):
         return opened
     on_progress(f"accuracy on {len(dataset.test):,} images", 0.0)
     baseline = _fp32_logits(bundle, dataset.test)
-    return [_with_accuracy(entry, dataset.name, dataset.test, baseline) for entry in opened]
+    return [entry if time_is_up() else _with_accuracy(entry, dataset.name, dataset.test, baseline) for entry in opened]
 
 
 def _fp32_logits(bundle: Bundle, test: Split) -> NDArray[np.float32] | None:
@@ -163,6 +188,16 @@ def _with_accuracy(entry: Entry, name: str, test: Split, baseline: NDArray[np.fl
 
 
 def pixels(bundle: Bundle, size: int) -> NDArray[np.uint8]:
-    """Return real inputs, the golden samples repeated: a batch uint8 `[size, *input shape]`."""
+    """Return real inputs, the golden samples repeated: a batch uint8 `[size, *input shape]`.
+
+    Raises:
+        MemoryShort: So many do not fit into the memory that is free.
+    """
     golden = bundle.golden().pixels
+    needed, free = size * golden[0].size * _BYTES_A_PIXEL, psutil.virtual_memory().available
+    if needed > free:
+        raise MemoryShort(
+            f"a batch of {size:,} needs {needed / 1e9:,.1f} GB at least, and {free / 1e9:,.1f} GB are free",
+            hint="use a smaller --batch-size",
+        )
     return np.ascontiguousarray(golden[np.arange(size) % len(golden)])

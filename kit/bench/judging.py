@@ -14,6 +14,9 @@ from kit.bench.measure import LEAST_ROUNDS, Timings
 from kit.bench.results import Control, Latency, Row, Verdict
 from kit.spec import Precision, Provider
 
+USUAL_BASELINE = "fp32 onnxruntime cpu"
+"""By name: what the others are held against, where it is measured."""
+
 _FALLING = 0.03
 
 
@@ -75,6 +78,7 @@ def latency(timings: Timings, samples: int, *, openings: int = 1) -> Latency:
         noise=1.4826 * float(np.median(np.abs(medians - centre))) / max(centre, 1e-3),
         percentiles_us=tuple(round(value, 3) for value in percentiles.tolist()),
         openings=openings,
+        service_us=timings.service_us(),
         warmup_ms=round(timings.warmup.spent_ms, 1),
         # A noisy machine may look unsettled; what counts is whether the rounds went on falling.
         settled=timings.warmup.settled or (_drift(timings) or 0.0) > -_FALLING,

@@ -18,7 +18,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from kit.errors import UsageError
+from kit.errors import KitError, UsageError
 
 T = TypeVar("T")
 Call = Callable[[], object]
@@ -79,14 +79,16 @@ class Turn:
     Attributes:
         latencies_us: Of each call by itself, float64 `[calls]`.
         mean_us: Of calls timed in one go, without a clock between them.
-        calls: All calls that were made.
+        calls: All calls that were made, those that were not timed included.
         energy_uj: Drawn meanwhile; None where the machine does not tell.
+        service_us: Mean time from the start of an answer to its end, where latency is counted from an earlier moment.
     """
 
     latencies_us: NDArray[np.float64]
     mean_us: float
     calls: int
     energy_uj: float | None = None
+    service_us: float | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,11 @@ class Timings:
     def mean_us(self) -> float:
         """Return the mean of a call timed in one go, the median over rounds."""
         return float(np.median([turn.mean_us for turn in self.turns]))
+
+    def service_us(self) -> float | None:
+        """Return the time an answer takes once it has begun, the median over rounds; None where latency is just that."""
+        found = [turn.service_us for turn in self.turns if turn.service_us is not None]
+        return float(np.median(found)) if found else None
 
     def energy_uj(self) -> float | None:
         """Return the energy of one call; None where the machine does not tell."""
@@ -177,7 +184,7 @@ class ClosedLoop:
         started = clock()
         for _ in rest:
             call()
-        return Turn(latencies, (clock() - started) / 1e3 / len(rest), calls)
+        return Turn(latencies, (clock() - started) / 1e3 / len(rest), calls + 1)
 
 
 def measure(
@@ -190,6 +197,7 @@ def measure(
     meters: Sequence[Callable[[], float | None]] = (),
     lead_ms: float = 0.0,
     on_round: Callable[[float], None] = lambda _: None,
+    on_failure: Callable[[int, KitError], None] | None = None,
     clock: Clock = time.perf_counter_ns,
 ) -> tuple[Timings, ...]:
     """Time each contestant over the same rounds.
@@ -204,36 +212,75 @@ def measure(
         lead_ms: With more than one thread: before each turn wait until the threads of the last one are quiet, and then let the
             contestant run for so long, so that its own have found their CPUs; 0 for neither.
         on_round: Told the share that is done, 0 to 1.
+        on_failure: Told who raised a KitError, and which: that contestant takes no further turns, its timings end there, and
+            the others go on. Without it the error is raised.
         clock: Reads the time.
     """
     shape = shape or ClosedLoop()
+    stand = _Stand(list(contestants), plan, clock, on_failure)
     available_ms = None if deadline_ns is None else max((deadline_ns - clock()) / 1e6, 0.0) / max(len(contestants), 1)
-    warmups = [warm_up(call, plan, available_ms, clock) for call in contestants]
-    turns_plan = plan
+    warmups = [stand.warm_up(index, available_ms) for index in range(len(contestants))]
+    turn_ms = plan.turn_ms
     if deadline_ns is not None:
-        left_ms = max((deadline_ns - clock()) / 1e6, 0.0)
-        share_ms = left_ms / _ROUNDS_IN_BUDGET / max(len(contestants), 1)
-        turns_plan = replace(plan, turn_ms=min(plan.turn_ms, share_ms))
-    counts = [shape.calls(turns_plan, one.call_us) for one in warmups]
-    calls = list(contestants)
+        share_ms = max((deadline_ns - clock()) / 1e6, 0.0) / max(len(contestants), 1)
+        # Short budgets shorten the turns, and those that have room for more than MOST_ROUNDS lengthen them.
+        turn_ms = max(min(turn_ms, share_ms / _ROUNDS_IN_BUDGET), share_ms / MOST_ROUNDS)
+    counts = [shape.calls(replace(plan, turn_ms=turn_ms), one.call_us) for one in warmups]
 
     def turn_of(index: int, number: int) -> Turn:
         if renewals and number > 0 and number % ROUNDS_PER_OPENING == 0:
-            calls[index] = renewals[index]()
-            _window(calls[index], _FRESH_SHARE * turns_plan.turn_ms, clock)
+            stand.calls[index] = renewals[index]()
+            _window(stand.calls[index], _FRESH_SHARE * turn_ms, clock)
+        call = stand.calls[index]
         if lead_ms > 0:
             wait_until_quiet()
-            _window(calls[index], lead_ms, clock)
+            _window(call, lead_ms, clock)
         meter = meters[index] if meters else _no_meter
         before = meter()
-        done = shape.turn(calls[index], counts[index], number, clock)
+        done = shape.turn(call, counts[index], number, clock)
         after = meter()
-        if before is None or after is None:
-            return done
-        return Turn(done.latencies_us, done.mean_us, done.calls, after - before)
+        return done if before is None or after is None else replace(done, energy_uj=after - before)
 
-    turns = interleave(turn_of, len(contestants), plan, deadline_ns=deadline_ns, on_round=on_round, clock=clock)
-    return tuple(Timings(tuple(own), warmup) for own, warmup in zip(turns, warmups, strict=True))
+    turns = interleave(
+        lambda index, number: stand.unless_failed(index, lambda: turn_of(index, number)),
+        len(contestants),
+        plan,
+        deadline_ns=deadline_ns,
+        on_round=on_round,
+        clock=clock,
+    )
+    return tuple(
+        Timings(tuple(turn for turn in own if turn is not None), warmup)
+        for own, warmup in zip(turns, warmups, strict=True)
+    )
+
+
+class _Stand:
+    """The contestants of one measurement, as long as they do not fail."""
+
+    def __init__(
+        self, calls: list[Call], plan: Plan, clock: Clock, on_failure: Callable[[int, KitError], None] | None
+    ) -> None:
+        self.calls = calls
+        self._plan, self._clock, self._on_failure = plan, clock, on_failure
+        self._failed: set[int] = set()
+
+    def warm_up(self, index: int, available_ms: float | None) -> Warmup:
+        found = self.unless_failed(index, lambda: warm_up(self.calls[index], self._plan, available_ms, self._clock))
+        return found or Warmup(call_us=0.0, spent_ms=0.0, settled=False)
+
+    def unless_failed(self, index: int, task: Callable[[], T]) -> T | None:
+        """Do something for a contestant; None once it has failed, which is told once."""
+        if index in self._failed:
+            return None
+        try:
+            return task()
+        except KitError as error:
+            if self._on_failure is None:
+                raise
+            self._failed.add(index)
+            self._on_failure(index, error)
+            return None
 
 
 def wait_until_quiet() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
@@ -16,13 +18,15 @@ from kit.spec import Provider
 _POWERCAP = Path("/sys/class/powercap")
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
+_STEADY_NS = 1_000_000_000
 
 
 class PeakMemory:
     """The most that a block of code adds to this process's resident memory, in bytes.
 
-    Linux keeps a high-water mark, which is reset at the start (proc(5), clear_refs); elsewhere it is what the block has added
-    at its end. Memory that was freed before and is used again does not count: the figure is a lower bound.
+    Linux keeps a high-water mark, which is reset at the start (proc(5), clear_refs); where it cannot be reset, and elsewhere,
+    it is what the block has added at its end. Memory that was freed before and is used again does not count: the figure is a
+    lower bound.
 
     ```python
     with PeakMemory() as memory:
@@ -36,14 +40,24 @@ class PeakMemory:
 
     def __enter__(self) -> Self:
         return_freed_memory()
-        with contextlib.suppress(OSError):
-            _CLEAR_REFS.write_text("5")
+        self._marks = _reset_high_water()
         self._before = psutil.Process().memory_info().rss
         return self
 
     def __exit__(self, *_: object) -> None:
-        now = max(psutil.Process().memory_info().rss, high_water_bytes() or 0)
+        now = psutil.Process().memory_info().rss
+        if self._marks:
+            now = max(now, high_water_bytes() or 0)
         self.added_bytes = max(now - self._before, 0)
+
+
+def _reset_high_water() -> bool:
+    """Lower the high-water mark to what is held now; whether the system let us."""
+    try:
+        _CLEAR_REFS.write_text("5")
+    except OSError:
+        return False
+    return True
 
 
 def return_freed_memory() -> None:
@@ -73,9 +87,26 @@ def energy_meter(provider: Provider, device_id: int = 0) -> EnergyMeter:
     """Return a function that reads the energy drawn so far, in microjoules; it gives None where the machine does not tell.
 
     On the CPU: all packages by Intel's RAPL, which Linux shows for AMD as well (usually to root only). On a GPU: NVML's
-    counter, from Volta on. Both count the whole chip, idle power and neighbours included.
+    counter, from Volta on, which is brought up to date only some ten times a second (`steady_energy_uj`). Both count the
+    whole chip, idle power and neighbours included.
     """
     return Rapl.here() if provider is Provider.CPU else _nvml_meter(device_id)
+
+
+def steady_energy_uj(
+    call: Callable[[], object], meter: EnergyMeter, *, clock: Callable[[], int] = time.perf_counter_ns
+) -> float | None:
+    """Return the energy of one call, in microjoules, from calls for a second on end: for counters too slow for a turn."""
+    before = meter()
+    if before is None:
+        return None
+    until = clock() + _STEADY_NS
+    calls = 0
+    while calls == 0 or clock() < until:
+        call()
+        calls += 1
+    after = meter()
+    return None if after is None else (after - before) / calls
 
 
 class Rapl:
@@ -131,13 +162,34 @@ def _nvml_meter(device_id: int) -> EnergyMeter:
 
 
 def nvml_handle(device_id: int) -> tuple[Any, Any] | None:
-    """Return NVML and its handle of a GPU; None where there is no NVML or no such GPU."""
+    """Return NVML and its handle of a GPU, counted as CUDA counts; None where there is no NVML or no such GPU."""
     try:
         import pynvml
     except ImportError:
         return None
+    name = physical_gpu(device_id, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    if name is None:
+        return None
     try:
         pynvml.nvmlInit()
-        return pynvml, pynvml.nvmlDeviceGetHandleByIndex(device_id)
+        if isinstance(name, int):
+            return pynvml, pynvml.nvmlDeviceGetHandleByIndex(name)
+        return pynvml, pynvml.nvmlDeviceGetHandleByUUID(name)
     except pynvml.NVMLError:
         return None
+
+
+def physical_gpu(device_id: int, visible: str | None) -> int | str | None:
+    """Return the index or the UUID by which the system knows CUDA's device `device_id`; None where it is hidden.
+
+    Args:
+        device_id: As CUDA counts.
+        visible: CUDA_VISIBLE_DEVICES; None where it is not set. CUDA stops reading it at the first entry it cannot use.
+    """
+    if visible is None:
+        return device_id
+    names = [name.strip() for name in visible.split(",")]
+    if device_id >= len(names) or not all(name.isdecimal() or "-" in name[1:] for name in names[: device_id + 1]):
+        return None
+    name = names[device_id]
+    return int(name) if name.isdecimal() else name

@@ -9,8 +9,9 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from kit import files
 from kit.bench.entries import Entry, Field, OnProgress, entries, pixels
-from kit.bench.results import NodeTime, Row
+from kit.bench.results import NodeTime, Row, Status
 from kit.bundle import Bundle
 from kit.errors import KitError, StorageUnavailable, Unavailable
 from kit.runtime import onnxruntime, registry
@@ -46,14 +47,14 @@ def _row(bundle: Bundle, field: Field, entry: Entry, size: int, folder: Path) ->
     profiled = onnxruntime.profile(
         bundle.read(variant.artifact), field.options(row.provider), pixels(bundle, size), calls=CALLS
     )
-    name = f"{bundle.folder.name}.{row.variant}.{profiled.provider}.batch{size}.trace.json"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(profiled.trace)
-    except OSError as error:
-        raise StorageUnavailable(f"cannot write {folder / name}: {error.strerror or error}") from error
+    where = row.provider if profiled.provider is row.provider else f"{row.provider}-fell-back-to-{profiled.provider}"
+    name = f"{bundle.folder.name}.{row.variant}.{where}.batch{size}.trace.json"
+    files.write(folder / name, profiled.trace)
     return dataclasses.replace(
         row,
+        status=Status.FALLBACK if profiled.fallback_reason else Status.OK,
+        reason=profiled.fallback_reason,
+        fix=profiled.fallback_fix,
         ran_on=profiled.provider,
         placement=profiled.placement.describe(),
         profile=tuple(

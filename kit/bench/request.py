@@ -50,20 +50,38 @@ class Request:
     def __post_init__(self) -> None:
         """Refuse what cannot be measured, or would change nothing."""
         if self.batch_sizes is not None and (not self.batch_sizes or min(self.batch_sizes) < 1):
-            raise UsageError("batch sizes must be 1 or more")
+            raise UsageError("batch sizes must be 1 or more", hint="use --batch-size 1 for single samples")
         if self.sweep and self.batch_sizes is not None:
             raise UsageError("a sweep chooses its batch sizes itself", hint="leave the others out")
-        special = [name for name, wanted in (("cold", self.cold), ("profile", self.profile is not None)) if wanted]
-        if len(special) > 1:
+        if self.cold or self.profile is not None:
+            self._check_special()
+        offline = self.load.scenario is Scenario.OFFLINE
+        if offline and self.batch_sizes is not None and max(self.batch_sizes) > self.load.samples:
+            raise UsageError(
+                f"Offline serves {self.load.samples:,} samples: no batch of them can be larger",
+                hint=f"use --batch-size {self.load.samples} or less",
+            )
+        if self.sweep and self.load.scenario is Scenario.SERVER:
+            raise UsageError(
+                "a sweep looks for throughput; the Server scenario has the rate it is given",
+                hint="use --batch-size 1 or another, or --scenario Offline",
+            )
+
+    def _check_special(self) -> None:
+        """Refuse what says nothing to fresh processes or to a profiler."""
+        if self.cold and self.profile is not None:
             raise UsageError("--cold and --profile are two kinds of figures", hint="ask for one at a time")
-        if special and self.load.scenario is not Scenario.SINGLE_STREAM:
-            raise UsageError(f"--{special[0]} knows no load shape", hint="leave --scenario out")
+        name = "--cold" if self.cold else "--profile"
+        if self.load.scenario is not Scenario.SINGLE_STREAM:
+            raise UsageError(f"{name} knows no load shape", hint="leave --scenario out")
+        if self.data_dir is not None:
+            raise UsageError(f"{name} counts no accuracy and reads no data", hint="leave --data-dir out")
         if self.cold and (self.sweep or self.batch_sizes not in {None, (1,)}):
             raise UsageError("--cold measures the first prediction, of one sample", hint="leave --batch-size out")
         if self.profile is not None and self.sweep:
             raise UsageError("--profile needs batch sizes by name", hint="use --batch-size 1 or another")
-        if self.sweep and self.load.scenario is Scenario.SERVER:
-            raise UsageError("a sweep looks for throughput; the Server scenario has the rate it is given")
+        if self.profile is not None and self.plan.budget_seconds is not None:
+            raise UsageError("--profile makes a fixed number of calls, whatever the budget", hint="leave --budget out")
 
     @property
     def sizes(self) -> tuple[int, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,12 +12,13 @@ from typing import Any
 
 import fastjsonschema
 
-from kit import serial
+from kit import files, serial
 from kit.bench.conditions import Conditions
+from kit.bench.measure import LEAST_ROUNDS
 from kit.bench.scenarios import Scenario
 from kit.bench.stats import Comparison, Outcome
 from kit.bundle import Bundle
-from kit.errors import BadInput, StorageUnavailable
+from kit.errors import BadInput
 from kit.machine import Machine
 from kit.spec import Accuracy, Precision, Provider
 
@@ -28,6 +28,7 @@ SCHEMA_FILE = Path(__file__).with_name("results.schema.json")
 """JSON Schema of a results file, for programs that are not kit. Made from the classes below, and a test keeps it so."""
 
 _DRIFTED = 0.1
+_OVER_BUDGET = 1.1
 
 
 class Status(StrEnum):
@@ -44,7 +45,7 @@ class Latency:
     """Latency of one query, whole batch, in microseconds; p99 only from 1,000 calls or more.
 
     Attributes:
-        low_us: Lower end of the 95 % interval of the median, over rounds.
+        low_us: Lower end of the 95 % interval of the median, over rounds; None where there were fewer than 10.
         high_us: Upper end.
         images_per_second: From calls timed in one go; in the Server scenario, from first to last answer.
         medians_us: Median of each round, in the order they ran: what another run is compared with.
@@ -54,6 +55,7 @@ class Latency:
         openings: How often the model was opened anew, so that the luck of one place in memory does not decide.
         warmup_ms: Time spent before the first recorded call.
         settled: Whether the latency had stopped falling by then.
+        service_us: In the Server scenario: time of an answer once it has begun, without waiting.
     """
 
     calls: int
@@ -63,8 +65,8 @@ class Latency:
     p95_us: float
     p99_us: float | None
     max_us: float
-    low_us: float
-    high_us: float
+    low_us: float | None
+    high_us: float | None
     images_per_second: float
     medians_us: tuple[float, ...] = ()
     mean_us: float | None = None
@@ -73,6 +75,7 @@ class Latency:
     openings: int = 1
     warmup_ms: float | None = None
     settled: bool = True
+    service_us: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +85,7 @@ class ColdStart:
     Attributes:
         processes: How many were started.
         total_ms: Median, from the start of the process to its first answer.
-        low_ms: Lower end of its 95 % interval, over processes.
+        low_ms: Lower end of its 95 % interval, over processes; None where there were fewer than 10.
         high_ms: Upper end.
         stages_ms: What takes the time, the medians of each stage in order.
         peak_memory_bytes: The most such a process held, the median; None where the system does not tell.
@@ -91,8 +94,8 @@ class ColdStart:
 
     processes: int
     total_ms: float
-    low_ms: float
-    high_ms: float
+    low_ms: float | None
+    high_ms: float | None
     stages_ms: dict[str, float]
     peak_memory_bytes: int | None = None
     totals_ms: tuple[float, ...] = ()
@@ -212,10 +215,10 @@ class Row:
 
     @property
     def saturated(self) -> bool:
-        """Whether queries arrived faster than they were answered, so that latency grows with the length of the run."""
-        if self.offered_rate is None or self.latency is None or not self.latency.mean_us:
+        """Whether queries arrived faster than they can be answered, so that latency grows with the length of the run."""
+        if self.offered_rate is None or self.latency is None or self.latency.service_us is None:
             return False
-        return 1e6 / self.latency.mean_us < 0.9 * self.offered_rate
+        return self.latency.service_us * self.offered_rate >= 1e6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,19 +242,34 @@ class Results:
         said += [remark for control in self.controls for remark in control.remarks()]
         for row in self.rows:
             name = f"{row.variant} in {row.runtime}, batch {row.batch_size}"
-            if row.saturated and row.latency is not None and row.latency.mean_us:
-                answered = 1e6 / row.latency.mean_us
+            if row.saturated and row.latency is not None and row.latency.service_us:
                 said.append(
-                    f"{name}: {row.offered_rate:,.0f} queries a second arrived and {answered:,.0f} were answered; "
-                    "its latency grows as long as that lasts"
+                    f"{name}: {row.offered_rate:,.0f} queries a second arrived and {1e6 / row.latency.service_us:,.0f} can be "
+                    "answered; its latency grows as long as that lasts"
                 )
             if row.latency is not None and not row.latency.settled:
                 said.append(f"{name}: still became faster when its warm-up ended")
+        said += self._budget_remarks()
         if any(row.threads > self.machine.cpus_to_use for row in self.rows):
             said.append(
                 f"more threads than the {self.machine.cpus_to_use} CPUs that may be used here: they wait for each other"
             )
         return tuple(said)
+
+    def _budget_remarks(self) -> list[str]:
+        """Say where a budget was too short, or could not be kept."""
+        said = []
+        rounds = [row.latency.rounds for row in self.rows if row.latency]
+        if rounds and min(rounds) < LEAST_ROUNDS:
+            said.append(f"{min(rounds)} rounds are too few for intervals and verdicts: measure longer")
+        budget = float(self.arguments.get("budget_seconds") or 0)
+        spent = self.conditions.seconds if self.conditions else 0.0
+        if budget and spent > _OVER_BUDGET * budget + 1:
+            said.append(
+                f"it took {spent:,.0f} s, more than the budget of {budget:g} s: opening, first calls and one round take what "
+                "they take"
+            )
+        return said
 
     def to_json(self) -> str:
         """Return the results as JSON text."""
@@ -263,15 +281,7 @@ class Results:
         Raises:
             StorageUnavailable: It cannot be written.
         """
-        partial = path.with_name(f".partial-{path.name}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(self.to_json(), encoding="utf-8")
-            partial.replace(path)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
-            raise StorageUnavailable(f"cannot write {path}: {error.strerror or error}") from error
+        files.write(path, self.to_json())
 
 
 def last_path(bundle: Bundle) -> Path:

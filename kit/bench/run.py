@@ -46,7 +46,8 @@ def bench(
     budget = request.plan.budget_seconds
     deadline = None if budget is None else time.perf_counter_ns() + int(budget * 1e9)
     field = _field(bundle, request)
-    watch = Watch(request.device_id if Provider.CPU not in field.providers or len(field.providers) > 1 else None)
+    on_gpu = any(provider is not Provider.CPU for provider in field.providers)
+    watch = Watch(request.device_id if on_gpu else None, children=request.cold)
     on_progress("opening", 0.0)
     held: tuple[Control, ...] = ()
     if request.cold:
@@ -54,7 +55,7 @@ def bench(
     elif request.profile is not None:
         rows = profile.rows(bundle, field, request.sizes, request.profile, on_progress)
     else:
-        groups = warm.groups(bundle, field, request, deadline, on_progress, on_estimate)
+        groups = warm.groups(bundle, field, request, deadline, on_progress, on_estimate, watch.sample)
         rows, held = judging.judge(groups), judging.controls(groups)
     return Results(
         schema_version=SCHEMA_VERSION,

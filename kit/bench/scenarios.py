@@ -98,14 +98,18 @@ class OpenLoop:
         """Answer that many queries; `mean_us` is the time from one answer to the next."""
         due = self.arrivals(calls, number)
         latencies = np.empty(len(due), np.int64)
+        serving = 0
         call()  # warms the caches, as in the closed loop
         started = clock()
         for index, moment in enumerate(due):
             self._wait(started + int(moment), clock)
+            began = clock()
             call()
-            latencies[index] = clock() - started - int(moment)
+            ended = clock()
+            serving += ended - began
+            latencies[index] = ended - started - int(moment)
         spent = clock() - started
-        return Turn(latencies / 1e3, spent / 1e3 / len(due), len(due))
+        return Turn(latencies / 1e3, spent / 1e3 / len(due), len(due) + 1, service_us=serving / 1e3 / len(due))
 
     def arrivals(self, count: int, number: int) -> NDArray[np.float64]:
         """Draw the moments in nanoseconds, `[count]`, at which the queries of round `number` are due."""

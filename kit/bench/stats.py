@@ -117,7 +117,12 @@ class Estimate:
 
 
 def estimate(values: Rounds, *, seed: int = 0) -> Estimate:
-    """Estimate the trimmed mean of a series `[rounds]` whose neighbours may resemble each other."""
+    """Estimate the trimmed mean of a series `[rounds]` whose neighbours may resemble each other.
+
+    One value says nothing about its own spread: the error is infinite then.
+    """
+    if len(values) < 2:
+        return Estimate(mean=float(values[0]), error=math.inf, freedom=1.0)
     count, block = len(values), block_length(values)
     # A resampled mean varies less than a mean does, by the share of one block, and more where the block is too short.
     lost = math.sqrt(count / max(count - 1.5 * block, 1))
@@ -188,8 +193,10 @@ def judge(comparisons: list[Comparison]) -> list[Outcome]:
     return outcomes
 
 
-def median_interval(medians: Rounds, *, seed: int = 0) -> tuple[float, float]:
-    """Return the 95 % interval of the median of per-round medians `[rounds]`."""
+def median_interval(medians: Rounds, *, seed: int = 0) -> tuple[float, float] | tuple[None, None]:
+    """Return the 95 % interval of the median of per-round medians `[rounds]`; None for both ends of too few of them."""
+    if len(medians) < LEAST_ROUNDS:
+        return None, None
     drawn = np.median(block_resamples(by_opening(medians), seed=seed), axis=1)
     low, high = np.quantile(drawn, [ERROR_RATE / 2, 1 - ERROR_RATE / 2])
     return float(low), float(high)

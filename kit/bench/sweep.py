@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -41,42 +42,66 @@ class Crossover:
     Attributes:
         overtakes: Who is faster from `batch_size` on.
         overtaken: Who is faster below.
-        batch_size: The smallest batch from which on `overtakes` is faster at every size; None: it never is.
-        last_slower: The largest batch at which it is slower; between the two the difference is not sure.
+        batch_size: The smallest batch from which on `overtakes` is surely faster at every size measured; None where larger
+            ones are undecided.
+        ahead_at: The batches above `last_slower` at which it is surely faster.
+        last_slower: The largest batch at which it is surely slower.
     """
 
     overtakes: str
     overtaken: str
     batch_size: int | None
-    last_slower: int | None
+    ahead_at: tuple[int, ...]
+    last_slower: int
+
+    def describe(self) -> str:
+        """Return it as a sentence without its full stop."""
+        if self.batch_size is not None:
+            return (
+                f"{self.overtakes} overtakes {self.overtaken} at batch {self.batch_size}; "
+                f"it is slower up to batch {self.last_slower}"
+            )
+        ahead = ", ".join(map(str, self.ahead_at))
+        return (
+            f"{self.overtakes} is ahead of {self.overtaken} at batch {ahead} and slower up to batch {self.last_slower}; "
+            "beyond, the difference is too small to tell"
+        )
 
 
-def sizes(calls_us: Callable[[int], Sequence[float]], deadline_ns: int | None = None) -> tuple[int, ...]:
-    """Return the powers of two worth measuring: until no contestant's throughput has grown for two doublings.
+def sizes(
+    callers: Sequence[Callable[[int], float]], *, largest: int = LARGEST, deadline_ns: int | None = None
+) -> tuple[tuple[int, ...], ...]:
+    """Return the powers of two worth measuring, for each contestant: until nobody's throughput has grown for two doublings.
+
+    One whose call fails, or takes SLOWEST_CALL_US, goes no further; the others do.
 
     Args:
-        calls_us: Returns the time of one call of each contestant at a batch size, in microseconds.
+        callers: Of each contestant, return the time of one call at a batch size, in microseconds; infinite where it fails.
+        largest: No batch is larger.
         deadline_ns: A third of the time until then may be spent looking.
     """
-    found: list[int] = []
-    best: list[float] = []
+    found: list[list[int]] = [[] for _ in callers]
+    best = [0.0] * len(callers)
+    out = [False] * len(callers)
     flat = 0
     started = time.perf_counter_ns()
     size = 1
-    while size <= LARGEST and flat < 2:
-        times = calls_us(size)
-        found.append(size)
-        rates = [size / max(one, 1e-3) for one in times]
-        best = best or [0.0] * len(rates)
-        grown = any(rate > _GROWS * known for rate, known in zip(rates, best, strict=False))
-        best = [max(pair) for pair in zip(rates, best, strict=False)]
+    while size <= largest and flat < 2 and not all(out):
+        grown = False
+        for index, call_us in enumerate(callers):
+            if out[index]:
+                continue
+            spent = call_us(size)
+            found[index].append(size)
+            out[index] = spent >= SLOWEST_CALL_US
+            rate = 0.0 if math.isinf(spent) else size / max(spent, 1e-3)
+            grown = grown or rate > _GROWS * best[index]
+            best[index] = max(rate, best[index])
         flat = 0 if grown else flat + 1
-        if max(times, default=SLOWEST_CALL_US) >= SLOWEST_CALL_US:
-            break
         if deadline_ns is not None and time.perf_counter_ns() - started > (deadline_ns - started) / 3:
             break
         size *= 2
-    return tuple(found)
+    return tuple(tuple(own) for own in found)
 
 
 def knees(results: Results) -> tuple[Knee, ...]:
@@ -137,16 +162,18 @@ def _crossing(one: str, rows: Sequence[Row], other: str, others: Sequence[Row]) 
     winning = [outcome for outcome in outcomes if outcome][-1]
     overtakes, overtaken = (other, one) if winning is stats.Outcome.FASTER else (one, other)
     lost = [batch for batch, outcome in zip(batches, outcomes, strict=True) if outcome and outcome is not winning]
-    won = [
+    won = [batch for batch, outcome in zip(batches, outcomes, strict=True) if outcome is winning and batch > max(lost)]
+    sure = [
         batch
-        for batch, outcome in zip(batches, outcomes, strict=True)
-        if outcome is winning and batch > max(lost, default=0)
+        for index, batch in enumerate(batches)
+        if batch > max(lost) and all(outcome is winning for outcome in outcomes[index:])
     ]
     return Crossover(
         overtakes=overtakes,
         overtaken=overtaken,
-        batch_size=min(won, default=None),
-        last_slower=max(lost, default=None),
+        batch_size=min(sure, default=None),
+        ahead_at=tuple(won),
+        last_slower=max(lost),
     )
 
 

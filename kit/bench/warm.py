@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,16 +14,20 @@ from kit.bench import judging, sweep
 from kit.bench.contestants import Contestant
 from kit.bench.entries import Entry, Field, OnProgress, count_accuracy, open_entries, pixels
 from kit.bench.judging import Group, Measured
-from kit.bench.measure import Call, ClosedLoop, LoadShape, Plan, Timings, expected_seconds, measure
-from kit.bench.meters import PeakMemory, energy_meter
+from kit.bench.measure import LEAST_ROUNDS, Call, ClosedLoop, LoadShape, Plan, expected_seconds, measure
+from kit.bench.meters import PeakMemory, energy_meter, steady_energy_uj
 from kit.bench.request import Request
+from kit.bench.results import Row
 from kit.bench.scenarios import Load, OpenLoop, Scenario
 from kit.bundle import Bundle
-from kit.errors import KitError
+from kit.errors import KitError, UsageError
 from kit.spec import Provider
 
 _LEAD_MS = 10.0
 _SERVER_TURN_MS = 100.0  # queries must have time to queue
+_OPENING_SHARE = 0.4  # of a budget, after which nothing more is opened
+_ACCURACY_SHARE = 0.5
+_PATIENCE_SECONDS = 1.0  # by which one round may exceed a budget
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ def groups(
     deadline: int | None,
     on_progress: OnProgress,
     on_estimate: Callable[[float], None],
+    on_round: Callable[[], None] = lambda: None,
 ) -> list[Group]:
     """Measure every batch size in turn, all contestants of one in the same rounds."""
     plan, load = request.plan, request.load
@@ -58,38 +64,68 @@ def groups(
         plan = dataclasses.replace(plan, turn_ms=max(plan.turn_ms, _SERVER_TURN_MS))
         shape = OpenLoop(rate=load.rate, seed=plan.seed)
     setting = _Setting(plan, shape, load, field)
+    clock = _Clock(deadline)
     with contextlib.ExitStack() as stack:
-        opened = open_entries(bundle, field, stack)
-        opened = count_accuracy(bundle, opened, request.data_dir, on_progress)
-        on_progress("first calls", 0.0)
-        sizes = request.sizes
-        if request.sweep:
-            sizes = sweep.sizes(partial(_best_calls, bundle, opened), deadline)
-        opened, probes = _probe(bundle, opened, sizes, setting)
-        expected = sum(
-            expected_seconds(
-                [one.call_us for one in group],
-                plan,
-                shape,
-                renewal_us=[one.renewal_us for one in group],
-                lead_ms=setting.lead_ms,
-            )
-            for group in probes
+        opened = open_entries(bundle, field, stack, time_is_up=clock.is_past(_OPENING_SHARE))
+        opened = count_accuracy(
+            bundle, opened, request.data_dir, on_progress, time_is_up=clock.is_past(_ACCURACY_SHARE)
         )
-        left = expected if deadline is None else max((deadline - time.perf_counter_ns()) / 1e9, 0.0)
-        on_estimate(left)
+        on_progress("first calls", 0.0)
+        fields = [(size, opened) for size in request.sizes]
+        if request.sweep:
+            fields = _swept(bundle, opened, setting, deadline)
+        probed = [(size, *_probe(bundle, standing, size, setting)) for size, standing in fields]
+        expected = [_expected(probes, setting) for _, _, probes in probed]
+        if deadline is not None:
+            _check_budget(_least_round(probed, setting), clock.left(), setting)
+        on_estimate(sum(expected) if deadline is None else max(clock.left(), _least_round(probed, setting)))
         found = []
-        for number, size in enumerate(sizes):
+        for number, (size, standing, _) in enumerate(probed):
 
             def report(share: float, number: int = number, size: int = size) -> None:
-                on_progress(f"batch {size}", (number + share) / len(sizes))
+                on_round()
+                on_progress(f"batch {size}", (number + share) / len(probed))
 
             until = None
             if deadline is not None:
-                now = time.perf_counter_ns()
-                until = now + max(deadline - now, 0) // (len(sizes) - number)
-            found.append(_group(bundle, opened, size, setting, until, report))
+                share = expected[number] / max(sum(expected[number:]), 1e-9)
+                until = time.perf_counter_ns() + int(clock.left() * 1e9 * share)
+            found.append(_group(bundle, standing, size, setting, until, report))
     return found
+
+
+class _Clock:
+    """What is left of a budget."""
+
+    def __init__(self, deadline_ns: int | None) -> None:
+        self._deadline = deadline_ns
+        self._whole = self.left()
+
+    def left(self) -> float:
+        """Return the seconds until the deadline, 0 at least; endless without one."""
+        if self._deadline is None:
+            return math.inf
+        return max((self._deadline - time.perf_counter_ns()) / 1e9, 0.0)
+
+    def is_past(self, share: float) -> Callable[[], bool]:
+        """Return a function that tells whether that share of the budget is spent."""
+        return lambda: self._deadline is not None and self.left() <= (1 - share) * self._whole
+
+
+def _least_round(probed: Sequence[tuple[int, list[Entry], list[_Probe]]], setting: _Setting) -> float:
+    """Return the seconds of one round of all batch sizes, its turns as short as they can be."""
+    plan = dataclasses.replace(setting.plan, turn_ms=0.0)
+    calls_us = [probe.call_us for _, _, probes in probed for probe in probes]
+    return sum(setting.shape.seconds(setting.shape.calls(plan, one), one) for one in calls_us)
+
+
+def _check_budget(round_seconds: float, left: float, setting: _Setting) -> None:
+    """Refuse a budget that waiting alone would exceed by far: queries that come so slowly cannot be hurried."""
+    if setting.load.rate is not None and round_seconds > left + _PATIENCE_SECONDS:
+        raise UsageError(
+            f"one round takes {round_seconds:,.0f} s at {setting.load.rate:g} queries a second, and {left:,.1f} s are left",
+            hint=f"use --budget {math.ceil(LEAST_ROUNDS * round_seconds)}s or more, or a higher --rate",
+        )
 
 
 @dataclass(frozen=True)
@@ -100,38 +136,41 @@ class _Probe:
     renewal_us: float
 
 
-def _probe(
-    bundle: Bundle, opened: list[Entry], sizes: Sequence[int], setting: _Setting
-) -> tuple[list[Entry], list[list[_Probe]]]:
-    """Run each contestant at each batch size; return the entries, and for each size how long they take.
+def _probe(bundle: Bundle, opened: Sequence[Entry], size: int, setting: _Setting) -> tuple[list[Entry], list[_Probe]]:
+    """Run each contestant at a batch size; return the entries as they stand there, and how long those that run take.
 
-    The first call of a batch size may compile, allocate, or fail; one that fails leaves the field.
+    The first call of a batch size may compile, allocate, or fail; one that fails is out at this size.
     """
-    probed: list[Entry] = []
-    probes: list[list[_Probe]] = [[] for _ in sizes]
+    standing: list[Entry] = []
+    probes: list[_Probe] = []
     for entry in opened:
         if entry.runner is None:
-            probed.append(entry)
+            standing.append(entry)
             continue
         try:
             with PeakMemory() as memory:
-                times = [
-                    _second_call_us(Contestant(bundle, setting.field, entry, size, setting.load).call) for size in sizes
-                ]
-            renewals = [_renewal_us(bundle, entry, size, setting) for size in sizes]
+                call_us = _second_call_us(Contestant(bundle, setting.field, entry, size, setting.load).call)
+            probes.append(_Probe(call_us, _renewal_us(bundle, entry, size, setting)))
         except KitError as error:
-            probed.append(entry.failed(error))
+            standing.append(entry.failed(error))
             continue
-        for group, call_us, renewal_us in zip(probes, times, renewals, strict=True):
-            group.append(_Probe(call_us, renewal_us))
         used = (entry.row.memory_bytes or 0) + memory.added_bytes
-        probed.append(Entry(dataclasses.replace(entry.row, memory_bytes=used), entry.runner))
-    base = judging.baseline_index(probed)
+        standing.append(Entry(dataclasses.replace(entry.row, memory_bytes=used), entry.runner))
+    base = judging.baseline_index(standing)
     if base is not None:  # its twin takes as long
-        place = sum(entry.runner is not None for entry in probed[:base])
-        for group in probes:
-            group.append(group[place])
-    return probed, probes
+        probes.append(probes[sum(entry.runner is not None for entry in standing[:base])])
+    return standing, probes
+
+
+def _expected(probes: Sequence[_Probe], setting: _Setting) -> float:
+    """Return the seconds that all rounds of a batch size take."""
+    return expected_seconds(
+        [one.call_us for one in probes],
+        setting.plan,
+        setting.shape,
+        renewal_us=[one.renewal_us for one in probes],
+        lead_ms=setting.lead_ms,
+    )
 
 
 def _renewal_us(bundle: Bundle, entry: Entry, size: int, setting: _Setting) -> float:
@@ -149,65 +188,95 @@ def _second_call_us(call: Call) -> float:
     return (time.perf_counter_ns() - started) / 1e3
 
 
-def _best_calls(bundle: Bundle, opened: list[Entry], size: int) -> list[float]:
-    """Return the best of three calls of each contestant that runs, in microseconds."""
-    batch = pixels(bundle, size)
-    found = []
-    for entry in opened:
-        if entry.runner is not None:
-            with contextlib.suppress(KitError):  # a batch it cannot run is found out, and said, when it is measured
-                run = partial(entry.runner.run, batch)
-                found.append(min(_second_call_us(run) for _ in range(3)))
-    return found
+def _swept(
+    bundle: Bundle, opened: Sequence[Entry], setting: _Setting, deadline: int | None
+) -> list[tuple[int, list[Entry]]]:
+    """Return the batch sizes of a sweep, each with those that are worth measuring there."""
+    running = [entry for entry in opened if entry.runner is not None]
+    offline = setting.load.scenario is Scenario.OFFLINE
+    largest = min(sweep.LARGEST, setting.load.samples) if offline else sweep.LARGEST
+    callers = [partial(_best_call_us, bundle, entry) for entry in running]
+    found = sweep.sizes(callers, largest=largest, deadline_ns=deadline)
+    own = dict(zip((id(entry) for entry in running), found, strict=True))
+    every = sorted({size for sizes in found for size in sizes}) or [1]
+    # One that does not run at all says so once, at the smallest batch.
+    return [(size, [entry for entry in opened if size in own.get(id(entry), (every[0],))]) for size in every]
+
+
+def _best_call_us(bundle: Bundle, entry: Entry, size: int) -> float:
+    """Return the best of three calls, in microseconds; infinite where it fails, which is said when it is measured."""
+    assert entry.runner is not None  # the caller looked
+    try:
+        run = partial(entry.runner.run, pixels(bundle, size))
+        return min(_second_call_us(run) for _ in range(3))
+    except KitError:
+        return math.inf
 
 
 def _group(
     bundle: Bundle,
-    opened: list[Entry],
+    standing: Sequence[Entry],
     size: int,
     setting: _Setting,
     deadline: int | None,
     on_round: Callable[[float], None],
 ) -> Group:
-    """Measure all contestants of one batch size, and the baseline once more."""
-    running = [entry for entry in opened if entry.runner is not None]
-    base = judging.baseline_index(opened)
-    stand = [Contestant(bundle, setting.field, entry, size, setting.load) for entry in running]
-    if base is not None:
-        stand.append(Contestant(bundle, setting.field, opened[base], size, setting.load, own=True))
+    """Measure all contestants of one batch size, and the baseline once more; who fails meanwhile leaves the field."""
+    running = [index for index, entry in enumerate(standing) if entry.runner is not None]
+    base = judging.baseline_index(standing)
+    failures: dict[int, KitError] = {}
     with contextlib.ExitStack() as stack:
-        for one in stand:
-            stack.callback(one.close)
+        contestants: list[Contestant] = []
+        for index in [*running, *([base] if base is not None else [])]:
+            twin = len(contestants) == len(running)
+            contestants.append(Contestant(bundle, setting.field, standing[index], size, setting.load, own=twin))
+            stack.callback(contestants[-1].close)
+        slow = [one.entry.row.ran_on not in {None, Provider.CPU} for one in contestants]
+        meters = [energy_meter(one.entry.row.ran_on or Provider.CPU, setting.field.device_id) for one in contestants]
         timings = measure(
-            [one.call for one in stand],
+            [one.call for one in contestants],
             setting.plan,
-            renewals=[one.renew for one in stand],
+            renewals=[one.renew for one in contestants],
             shape=setting.shape,
             deadline_ns=deadline,
-            meters=[energy_meter(one.entry.row.ran_on or Provider.CPU, setting.field.device_id) for one in stand],
+            meters=[_no_meter if is_slow else meter for meter, is_slow in zip(meters, slow, strict=True)],
             lead_ms=setting.lead_ms,
             on_round=on_round,
+            on_failure=failures.__setitem__,
         )
-    found = iter(zip(timings, stand, strict=True))
-    measured = tuple(
-        _measured(entry, size, next(found) if entry.runner is not None else None, setting) for entry in opened
-    )
-    twin = timings[-1] if timings else None
-    return Group(measured, measured[base] if base is not None else None, twin)
+        steady = {
+            place: steady_energy_uj(one.call, meters[place])
+            for place, one in enumerate(contestants)
+            if slow[place] and place not in failures and place < len(running)
+        }
+    places = {index: place for place, index in enumerate(running)}
+    measured = []
+    for index, entry in enumerate(standing):
+        place = places.get(index)
+        if place is None or place in failures:
+            out = entry if place is None else entry.failed(failures[place])
+            measured.append(Measured(_sized(out, size, setting), entry.name, None))
+            continue
+        latency = judging.latency(timings[place], setting.samples(size), openings=contestants[place].openings)
+        energy = steady[place] if slow[place] else timings[place].energy_uj()
+        row = dataclasses.replace(_sized(entry, size, setting), latency=latency, energy_uj=energy)
+        measured.append(Measured(row, entry.name, timings[place]))
+    if base is not None and places[base] not in failures:
+        twin_timings = timings[-1] if len(running) not in failures else None
+        return Group(tuple(measured), measured[base], twin_timings)
+    return Group(tuple(measured), next((one for one in measured if one.timings is not None), None), None)
 
 
-def _measured(entry: Entry, size: int, found: tuple[Timings, Contestant] | None, setting: _Setting) -> Measured:
+def _no_meter() -> None:
+    """Stand in for a counter that is too slow to be read in every turn."""
+
+
+def _sized(entry: Entry, size: int, setting: _Setting) -> Row:
     offline = setting.load.scenario is Scenario.OFFLINE
-    row = dataclasses.replace(
+    return dataclasses.replace(
         entry.row,
         batch_size=size,
         scenario=setting.load.scenario,
         offered_rate=setting.load.rate,
         query_samples=setting.load.samples if offline else 0,
     )
-    if found is None:
-        return Measured(row, entry.name, None)
-    timings, contestant = found
-    latency = judging.latency(timings, setting.samples(size), openings=contestant.openings)
-    row = dataclasses.replace(row, latency=latency, energy_uj=timings.energy_uj())
-    return Measured(row, entry.name, timings)

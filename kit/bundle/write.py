@@ -6,19 +6,16 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from kit import packages, serial
+from kit import files, packages, serial
 from kit.bundle.contents import MANIFEST, SCHEMA_VERSION, GoldenSamples, Manifest, check_golden, golden_bytes
 from kit.bundle.read import Bundle, open_folder
 from kit.errors import CheckFailed, StorageUnavailable, UsageError
 from kit.spec import FileRef, ModelSpec, TrainingRecord, Variant
 
-_PARTIAL = ".partial-"
 _HASHED = re.compile(r"^[A-Za-z0-9-]+-([0-9a-f]{8})\.(?:onnx|npz|safetensors)$")
 
 
@@ -112,7 +109,7 @@ def _is_our_manifest(path: Path) -> bool:
 
 def _is_ours(path: Path) -> bool:
     """Whether kit wrote a file: the beginning of its sha256 stands in its name. What only looks so is a stranger's."""
-    if path.name.startswith(_PARTIAL):
+    if path.name.startswith(files.PARTIAL):
         return True
     hashed = _HASHED.match(path.name)
     return hashed is not None and path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest().startswith(hashed[1])
@@ -130,13 +127,13 @@ def _add_variant(folder: Path, variant: Variant, data: bytes) -> Variant:
 
 def _add(folder: Path, stem: str, suffix: str, data: bytes) -> FileRef:
     ref = file_ref(stem, suffix, data)
-    _write_synced(folder / ref.file, data)
+    files.replace(folder / ref.file, data)
     return ref
 
 
 def _commit(folder: Path, manifest: Manifest) -> Bundle:
     text = json.dumps(serial.encode(manifest), indent=2, ensure_ascii=False) + "\n"
-    _write_synced(folder / MANIFEST, text.encode())
+    files.replace(folder / MANIFEST, text.encode())
     _collect(folder, manifest)
     return Bundle(folder, manifest)
 
@@ -149,32 +146,6 @@ def _collect(folder: Path, manifest: Manifest) -> None:
             # Windows keeps a file that is open elsewhere; the next commit collects it.
             with contextlib.suppress(OSError):
                 item.unlink()
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    """Write a file so that its name holds either all of the bytes or what it held before."""
-    descriptor, partial = tempfile.mkstemp(prefix=_PARTIAL, dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(partial).chmod(0o644)  # mkstemp's 0600 would hide the bundle from the service that loads it
-        Path(partial).replace(path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable, where the system lets a folder be opened."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 @contextlib.contextmanager

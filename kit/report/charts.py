@@ -164,8 +164,8 @@ def accuracy(rows: Sequence[Row], front: Sequence[Row], style: Style) -> str:
         {
             "name": f"{row.variant}, {place(row)}",
             "p50": row.latency.p50_us,
-            "low": row.latency.low_us,
-            "high": row.latency.high_us,
+            "low": row.latency.low_us or row.latency.p50_us,
+            "high": row.latency.high_us or row.latency.p50_us,
             "top1": 100 * row.accuracy.top1,
             "colour": style.colour(row.variant),
             "fill": style.colour(row.variant) if row in front else "white",
@@ -277,7 +277,8 @@ def cold(rows: Sequence[Row], style: Style, stages: Sequence[str]) -> str:
             one = {"stage": stage, "start": start, "end": start + spent, "ms": spent, "colour": colours[stage]}
             values.append({"name": _name(row, style), **one})
             start += spent
-        ends = {"low": row.cold.low_ms, "high": row.cold.high_ms, "total": row.cold.total_ms}
+        whole = row.cold.total_ms
+        ends = {"low": row.cold.low_ms or whole, "high": row.cold.high_ms or whole, "total": whole}
         totals.append({"name": _name(row, style), **ends, "label": f"{row.cold.total_ms:,.0f} ms"})
     room = 1.22 * max(float(str(one["high"])) for one in totals)
     scale = alt.Scale(domain=[0, room], nice=False)

@@ -14,6 +14,11 @@ def microseconds(value: float | None) -> str:
     return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
 
+def interval(low: float | None, high: float | None) -> str:
+    """Return ` [390, 410]`, with its leading space, or nothing where there is no interval."""
+    return "" if low is None or high is None else f" [{low:,.0f}, {high:,.0f}]"
+
+
 def size(value: int) -> str:
     """Return `587 kB` or `2.27 MB`."""
     return f"{value / 1e6:.2f} MB" if value >= 1e6 else f"{value / 1e3:.0f} kB"

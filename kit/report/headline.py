@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from kit.bench.results import Results, Row, Status, Verdict
 from kit.bench.stats import Outcome
-from kit.report.format import microseconds, size
+from kit.report.format import interval, microseconds, size
 from kit.spec import Precision
 
 _MOST_OTHERS = 4
@@ -179,11 +179,15 @@ def _cold(rows: Sequence[Row], missing: tuple[str, ...]) -> Headline:
     (first, winner), last = starts[0], starts[-1]
     stage, spent = max(first.stages_ms.items(), key=lambda item: item[1], default=("", 0.0))
     sentences = [
-        f"{called(row)}: {cold.total_ms:,.0f} ms [{cold.low_ms:,.0f}, {cold.high_ms:,.0f}], {cold.processes} processes."
+        f"{called(row)}: {cold.total_ms:,.0f} ms{interval(cold.low_ms, cold.high_ms)}, {cold.processes} processes."
         for cold, row in starts[:_MOST_OTHERS]
     ]
-    if last[1] is not winner and first.high_ms >= starts[1][0].low_ms:
-        sentences.append("The intervals of the first two overlap: which of them starts sooner is not sure.")
+    if last[1] is not winner:
+        second = starts[1][0]
+        if first.high_ms is None or second.low_ms is None:
+            sentences.append("So few processes have no interval: which of the first two starts sooner is not sure.")
+        elif first.high_ms >= second.low_ms:
+            sentences.append("The intervals of the first two overlap: which of them starts sooner is not sure.")
     if stage:
         sentences.append(f"Most of it is “{stage}”: {spent:,.0f} ms.")
     figures = [Figure(label="first answer", value=f"{first.total_ms:,.0f} ms", whose=called(winner))]

@@ -248,7 +248,7 @@ def _sweep(runs: Sequence[Run]) -> Section:
         if len(sizes) < _LEAST_SIZES:
             continue
         style, knees = Style.of(rows), sweep.knees(run.results)
-        findings = [_bend(knee) for knee in knees] + [_crossing(found) for found in sweep.crossovers(run.results)]
+        findings = [_bend(knee) for knee in knees] + [f"{one.describe()}." for one in sweep.crossovers(run.results)]
         span = f"batch {sizes[0]:,} to {sizes[-1]:,}"
         plots = [
             Plot(label, charts.sweep(rows, knees, style, field=field, title=title), f"{label}, {span}. See the table.")
@@ -273,13 +273,6 @@ def _bend(knee: sweep.Knee) -> str:
     if knee.batch_size == knee.best_batch:
         return f"{knee.contestant}: its best, {rate}, at {_title(knee.batch_size)}."
     return f"{knee.contestant}: {rate} at {_title(knee.batch_size)}, {100 * knee.share:.0f} % of its best ({best})."
-
-
-def _crossing(found: sweep.Crossover) -> str:
-    if found.batch_size is None:
-        return f"{found.overtakes} never surely overtakes {found.overtaken}."
-    before = f"; it is slower up to batch {found.last_slower:,}" if found.last_slower is not None else ""
-    return f"{found.overtakes} is surely faster than {found.overtaken} from batch {found.batch_size:,} on{before}."
 
 
 def _cold(runs: Sequence[Run]) -> Section:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kit.bench.results import Results, Row, Status
-from kit.report.format import NONE, microseconds, percent, size
+from kit.report.format import NONE, interval, microseconds, percent, size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +199,7 @@ def _plain(value: object) -> str:
 def _cold(row: Row) -> str:
     if row.cold is None:
         return NONE
-    return f"{row.cold.total_ms:,.0f} [{row.cold.low_ms:,.0f}, {row.cold.high_ms:,.0f}]"
+    return f"{row.cold.total_ms:,.0f}{interval(row.cold.low_ms, row.cold.high_ms)}"
 
 
 def _most(row: Row) -> str:

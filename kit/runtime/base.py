@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
@@ -11,6 +12,9 @@ from numpy.typing import NDArray
 
 from kit.errors import UsageError
 from kit.spec import Provider
+
+_THREADS_A_CPU = 4
+_FEW_THREADS = 16
 
 Pixels = NDArray[np.uint8]
 Logits = NDArray[np.float32]
@@ -36,6 +40,11 @@ class RunnerOptions:
         """Refuse what no runtime can do."""
         if self.threads < 1:
             raise UsageError(f"threads must be 1 or more, found {self.threads}")
+        cpus = os.cpu_count() or 1
+        if self.threads > max(_THREADS_A_CPU * cpus, _FEW_THREADS):
+            raise UsageError(
+                f"{self.threads:,} threads on {cpus} CPUs would only wait for each other", hint=f"use {cpus} at most"
+            )
         if self.device_id < 0:
             raise UsageError(f"the device id must be 0 or more, found {self.device_id}")
 
@@ -65,7 +74,8 @@ class Placement:
 class Runner(Protocol):
     """A model opened on one provider. Not for two threads at once: open one for each.
 
-    A runner may have an attribute `slow_to_open`: the bench then keeps it open and does not open it anew every few rounds.
+    A runner may have an attribute `slow_to_open`: the bench then keeps it open and does not open it anew every few rounds;
+    and an attribute `fallback_fix`: what to do about its `fallback_reason`.
     """
 
     @property

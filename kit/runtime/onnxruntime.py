@@ -62,7 +62,7 @@ class OnnxRuntimeRunner(ClosingRunner):
         self._options = options or RunnerOptions()
         self._profile_into = profile_into
         self.provider = self._options.provider
-        self.fallback_reason = ""
+        self.fallback_reason = self.fallback_fix = ""
         self._session: Any = self._open(model)
         self._input = self._session.get_inputs()[0].name
         self._outputs = [self._session.get_outputs()[0].name]
@@ -83,7 +83,10 @@ class OnnxRuntimeRunner(ClosingRunner):
             logits: Logits = self._session.run(self._outputs, {self._input: pixels})[0]
         except _theirs() as error:
             kind = BundleInvalid if self.provider is Provider.CPU else ProviderUnavailable
-            raise kind(f"ONNX Runtime could not run the model on {self.provider}: {_words(error)}") from error
+            raise kind(
+                f"ONNX Runtime could not run {len(pixels):,} samples on {self.provider}: {_words(error)}",
+                hint="see whether it runs a few: kit verify; if it does, use a smaller batch",
+            ) from error
         return logits
 
     def end_profiling(self) -> bytes:
@@ -104,7 +107,7 @@ class OnnxRuntimeRunner(ClosingRunner):
             return self._open_gpu(model)
         if not self._options.allow_fallback:
             raise ProviderUnavailable(f"{_NAMES[self.provider]} cannot run here: {problem.reason}", hint=problem.fix)
-        self.provider, self.fallback_reason = Provider.CPU, problem.reason
+        self.provider, self.fallback_reason, self.fallback_fix = Provider.CPU, problem.reason, problem.fix
         return _session(model, self._options, ["CPUExecutionProvider"], strict=False, profile_into=self._profile_into)
 
     def _open_gpu(self, model: bytes) -> Any:
@@ -223,7 +226,10 @@ class Profiled:
         run_us: Mean of a whole call, without Python.
         kernels: Final nodes by provider.
         placement: Nodes by provider before fusion.
+        provider: Where it truly ran.
         trace: In Chrome's trace format, which Perfetto opens.
+        fallback_reason: Why it did not run where it was asked to; empty when it did.
+        fallback_fix: What to do about that.
     """
 
     nodes: tuple[ProfiledNode, ...]
@@ -232,6 +238,8 @@ class Profiled:
     placement: Placement
     provider: Provider
     trace: bytes
+    fallback_reason: str = ""
+    fallback_fix: str = ""
 
 
 def profile(model: bytes, options: RunnerOptions, pixels: Pixels, *, calls: int, warmup: int = 20) -> Profiled:
@@ -267,6 +275,8 @@ def profile(model: bytes, options: RunnerOptions, pixels: Pixels, *, calls: int,
             placement=runner.placement,
             provider=runner.provider,
             trace=trace,
+            fallback_reason=runner.fallback_reason,
+            fallback_fix=runner.fallback_fix,
         )
 
 
