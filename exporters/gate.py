@@ -56,12 +56,14 @@ class LabelledData:
         validation: Held out of the training data: where the gate decides.
         test: For the final figure alone; held to the same bar, chosen by nothing.
         train: What static quantization draws its calibration images from; None where it is not wanted.
+        validation_name: `train` where the model has seen those images, for want of any held out.
     """
 
     dataset: str
     validation: Split
     test: Split
     train: Split | None = None
+    validation_name: str = "validation"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,11 +230,13 @@ def check_accuracy(
         GateFailed: More was lost.
     """
     figures: list[Accuracy | None] = []
-    for split, logits, base in zip(("validation", "test"), logits_of_splits, before, strict=True):
+    for split, logits, base in zip(
+        (data.validation_name if data else "validation", "test"), logits_of_splits, before, strict=True
+    ):
         if data is None or logits is None:
             figures.append(None)
             continue
-        labels = (data.validation if split == "validation" else data.test).labels
+        labels = (data.test if split == "test" else data.validation).labels
         found = accuracy(logits, labels, dataset=data.dataset, split=split, baseline=base)
         # One image is the least that a split can tell: of 144 it is 0.7 points.
         allowed = max(max_drop_points / 100 * found.images, 1.0 if max_drop_points > 0 else 0.0)

@@ -27,6 +27,7 @@ from kit.errors import GateFailed, UsageError
 from kit.runtime.pytorch import reference_logits
 from kit.spec import Calibration, ModelSpec, Precision, QuantizationScheme, VariantFormat
 
+_SEEN_FRACTION = 0.1
 OnStep = Callable[[str], None]
 
 
@@ -97,14 +98,15 @@ def export_bundle(
     bundle.read(weights)  # checks the sha256 before anything is made of it
     module = models.load_trained(bundle.spec, bundle.path(weights))
     dataset = datasets.load(record.dataset, data_dir=data_dir)
-    fitted, held_out = datasets.validation_indices(
-        len(dataset.train), fraction=record.validation_fraction, seed=record.seed
-    )
+    # Where all images were trained on, a tenth of them has to do for the gate, and is called by its name.
+    fraction = record.validation_fraction or _SEEN_FRACTION
+    fitted, held_out = datasets.validation_indices(len(dataset.train), fraction=fraction, seed=record.seed)
     data = LabelledData(
         dataset=dataset.name,
         train=dataset.train.take(fitted),
         validation=dataset.train.take(held_out),
         test=dataset.test,
+        validation_name="validation" if record.validation_fraction else "train",
     )
     passed = _make(module, bundle.spec, bundle.golden(), options, data, on_step)
     on_step("publishing")

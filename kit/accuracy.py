@@ -1,4 +1,4 @@
-"""Labelled data through logits: top-1, and what flipped against another variant on the same images."""
+"""What logits say: probabilities, and with labels top-1 and what flipped against another variant on the same images."""
 
 from __future__ import annotations
 
@@ -6,6 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kit.spec import Accuracy
+
+
+def probabilities(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
+    """Return probabilities `[N, classes]`, the softmax of logits `[N, classes]` over a temperature; stable for large ones."""
+    scaled = logits / np.float32(temperature)
+    shifted = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    found: NDArray[np.float32] = shifted / shifted.sum(axis=1, keepdims=True)
+    return found
 
 
 def accuracy(

@@ -177,11 +177,13 @@ def is_here(name: str, *, data_dir: Path | None = None) -> bool:
 def validation_indices(count: int, *, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Split `range(count)` into sorted training and validation indices, the same for the same arguments.
 
+    A fraction of 0 holds nothing out.
+
     Raises:
-        UsageError: The fraction leaves one side empty.
+        UsageError: Another fraction leaves one side empty.
     """
     held_out = round(count * fraction)
-    if not 0 < held_out < count:
+    if not 0 < held_out < count and fraction != 0:
         raise UsageError(f"a validation fraction of {fraction} leaves nothing to train or to validate on")
     order = np.random.default_rng(seed).permutation(count).astype(np.int64)
     return np.sort(order[held_out:]), np.sort(order[:held_out])

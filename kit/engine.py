@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from kit.accuracy import probabilities
 from kit.bundle import Bundle, find
 from kit.errors import UsageError
 from kit.images import to_pixels
@@ -103,14 +104,14 @@ class Engine:
         """
         pixels = self.pixels(x)
         logits, latency_us = self._run(pixels)
-        probabilities = softmax(logits / np.float32(self.spec.temperature))
+        shares = probabilities(logits, self.spec.temperature)
         labels = logits.argmax(axis=1)
         least = self.spec.abstain_below or 0.0
         return Prediction(
             labels=labels,
             names=tuple(self.spec.labels[label] for label in labels.tolist()),
-            probabilities=probabilities,
-            unsure=probabilities.max(axis=1) < least,
+            probabilities=shares,
+            unsure=shares.max(axis=1) < least,
             provider=self._runner.provider,
             variant=self._variant.id,
             latency_us=latency_us,
@@ -144,13 +145,6 @@ class Engine:
         parts = [self._runner.run(pixels[start : start + MAX_BATCH]) for start in starts]
         elapsed_us = (time.perf_counter_ns() - started) / 1e3
         return (parts[0] if len(parts) == 1 else np.concatenate(parts)), elapsed_us
-
-
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return probabilities `[N, classes]` of logits `[N, classes]`, stable for large ones."""
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probabilities: NDArray[np.float32] = shifted / shifted.sum(axis=1, keepdims=True)
-    return probabilities
 
 
 def open_engine(bundle: Bundle, variant: str | None = None, *, options: RunnerOptions | None = None) -> Engine:

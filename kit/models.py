@@ -14,25 +14,69 @@ from kit import packages
 from kit.errors import BundleInvalid, UsageError
 from kit.spec import ModelSpec
 
-ARCHITECTURES = ("mlp-512-256-128", "mlp-64-64")
+ARCHITECTURES = ("mlp-512-256-128", "mlp-64-64", "cnn-16-48-96")
 
 
 class Mlp(nn.Module):
-    """Dense layers with ReLU between them; takes float32 `[N, ...]` normalised values, gives logits `[N, classes]`."""
+    """Dense layers with ReLU between them; takes float32 `[N, ...]` normalised values, gives logits `[N, classes]`.
 
-    def __init__(self, sizes: tuple[int, ...]) -> None:
+    Args:
+        sizes: Of inputs, hidden layers and outputs.
+        batch_norm: Normalise each hidden layer over the batch (Ioffe & Szegedy 2015), to train with; `folded` removes it.
+    """
+
+    def __init__(self, sizes: tuple[int, ...], *, batch_norm: bool = False) -> None:
         super().__init__()
         layers: list[nn.Module] = [nn.Flatten()]
         for index, (fan_in, fan_out) in enumerate(pairwise(sizes)):
             if index:
                 layers.append(nn.ReLU())
             layers.append(nn.Linear(fan_in, fan_out))
+            if batch_norm and index < len(sizes) - 2:
+                layers.append(nn.BatchNorm1d(fan_out))
+        self.sizes = sizes
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return logits `[N, classes]`."""
         logits: torch.Tensor = self.layers(x)
         return logits
+
+
+class Cnn(nn.Module):
+    """A small convolutional network, such as teaches a smaller one; takes float32 `[N, height, width]`, gives logits.
+
+    Args:
+        widths: Channels of the first convolution, of the two after the first pooling, and of the two after the second.
+        height: Of the images.
+        width: Of the images.
+        outputs: Classes.
+    """
+
+    def __init__(self, widths: tuple[int, int, int], *, height: int, width: int, outputs: int) -> None:
+        super().__init__()
+        first, second, third = widths
+        self.features = nn.Sequential(
+            *_convolution(1, first),
+            nn.MaxPool2d(2),
+            *_convolution(first, second),
+            *_convolution(second, second),
+            nn.MaxPool2d(2),
+            *_convolution(second, third),
+            *_convolution(third, third),
+            nn.Flatten(),
+        ).to(memory_format=torch.channels_last)
+        self.classify = nn.Linear(third * (height // 4) * (width // 4), outputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits `[N, classes]`."""
+        logits: torch.Tensor = self.classify(self.features(x.unsqueeze(1)))
+        return logits
+
+
+def _convolution(channels_in: int, channels_out: int) -> tuple[nn.Module, ...]:
+    convolution = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
+    return convolution, nn.BatchNorm2d(channels_out), nn.ReLU(inplace=True)
 
 
 class FromPixels(nn.Module):
@@ -52,19 +96,54 @@ class FromPixels(nn.Module):
 
 def is_known(architecture: str) -> bool:
     """Whether `build` can make this architecture."""
-    return re.fullmatch(r"mlp(-[1-9]\d{0,5})+", architecture) is not None
+    return re.fullmatch(r"mlp(-[1-9]\d{0,5})+|cnn(-[1-9]\d{0,3}){3}", architecture) is not None
 
 
-def build(architecture: str, *, inputs: int, outputs: int) -> nn.Module:
-    """Make an untrained module, such as `mlp-512-256-128`.
+def build(architecture: str, *, shape: tuple[int, ...], outputs: int, batch_norm: bool = False) -> nn.Module:
+    """Make an untrained module, such as `mlp-512-256-128` or `cnn-16-48-96`.
+
+    Args:
+        architecture: Its kind and sizes.
+        shape: Of one sample.
+        outputs: Classes.
+        batch_norm: Let a dense network normalise its hidden layers while it trains; `folded` removes them.
 
     Raises:
-        UsageError: Unknown architecture.
+        UsageError: Unknown architecture, or one that does not take such samples.
     """
     if not is_known(architecture):
         raise UsageError(f"unknown model {architecture!r}", hint="choose one of: " + ", ".join(ARCHITECTURES))
-    hidden = (int(size) for size in architecture.split("-")[1:])
-    return Mlp((inputs, *hidden, outputs))
+    sizes = tuple(int(size) for size in architecture.split("-")[1:])
+    if architecture.startswith("mlp"):
+        return Mlp((math.prod(shape), *sizes, outputs), batch_norm=batch_norm)
+    if len(shape) != 2 or min(shape) < 4:
+        raise UsageError(f"{architecture} takes images of 4 by 4 pixels or more, found {shape}")
+    if batch_norm:
+        raise UsageError(f"{architecture} normalises its layers anyway", hint="leave batch_norm out")
+    first, second, third = sizes
+    return Cnn((first, second, third), height=shape[0], width=shape[1], outputs=outputs)
+
+
+def folded(module: nn.Module) -> nn.Module:
+    """Return a dense network that computes the same in evaluation mode, without its batch normalisation; others as they are."""
+    if not isinstance(module, Mlp) or not any(isinstance(layer, nn.BatchNorm1d) for layer in module.layers):
+        return module
+    plain = Mlp(module.sizes)
+    targets = iter(layer for layer in plain.layers if isinstance(layer, nn.Linear))
+    target = next(targets)
+    with torch.no_grad():
+        for layer in module.layers:
+            if isinstance(layer, nn.Linear):
+                target.weight.copy_(layer.weight)
+                target.bias.copy_(layer.bias)
+                current, target = target, next(targets, target)
+            elif isinstance(layer, nn.BatchNorm1d):
+                assert layer.running_var is not None  # they are tracked
+                assert layer.running_mean is not None
+                scale = layer.weight / torch.sqrt(layer.running_var + layer.eps)
+                current.weight.mul_(scale.unsqueeze(1))
+                current.bias.sub_(layer.running_mean).mul_(scale).add_(layer.bias)
+    return plain.eval()
 
 
 def save_weights(module: nn.Module) -> bytes:
@@ -88,7 +167,7 @@ def load_trained(spec: ModelSpec, weights: Path) -> nn.Module:
     safetensors = packages.needed("safetensors", distribution="safetensors", purpose="reading weights", extra="train")
     from safetensors.torch import load_file
 
-    module = build(spec.architecture, inputs=math.prod(spec.input.shape), outputs=len(spec.labels))
+    module = build(spec.architecture, shape=spec.input.shape, outputs=len(spec.labels))
     try:
         module.load_state_dict(load_file(str(weights)))
     except (RuntimeError, ValueError, OSError, safetensors.SafetensorError) as error:

@@ -267,23 +267,45 @@ class Variant:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Confidence:
+    """What a model's probabilities are worth, found on the validation split.
+
+    Attributes:
+        expected_error: Expected calibration error at the published temperature: how far the probability of the answer is from
+            the share of right answers, the mean over 15 bins of equal count.
+        expected_error_raw: The same at temperature 1.
+        answered: Share of images at or above the abstain threshold.
+        answered_top1: Share of right answers among those.
+    """
+
+    expected_error: float
+    expected_error_raw: float
+    answered: float
+    answered_top1: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingRecord:
     """Where the weights came from.
 
     Attributes:
         recipe: The recipe's fields by name, enough to train again.
-        validation: Top-1 of the kept weights on the validation split.
+        validation: Top-1 of the kept weights on the validation split; None where all images were trained on.
         epochs_run: Fewer than the recipe's when training was interrupted.
-        history: One row for each epoch: epoch, loss, validation_top1, learning_rate, seconds.
+        history: One row for each epoch: epoch, loss, validation_top1 (unless nothing was held out), learning_rate, seconds.
+        confidence: None where nothing was held out.
+        device: Where it was trained and in which precision, such as `cpu bfloat16`.
     """
 
     dataset: str
     recipe: dict[str, str]
     seed: int
     validation_fraction: float
-    validation: Accuracy
+    validation: Accuracy | None
     epochs_run: int
     best_epoch: int
     interrupted: bool
     train_seconds: float
     history: tuple[dict[str, float], ...] = field(default=())
+    confidence: Confidence | None = None
+    device: str = ""

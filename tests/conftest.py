@@ -115,7 +115,7 @@ def _tiny(once: Once, tiny_spec: ModelSpec) -> Path:
         from kit import models
 
         torch.manual_seed(1)
-        exporters.export(models.build("mlp-8", inputs=16, outputs=3), tiny_spec, out=folder / "tiny")
+        exporters.export(models.build("mlp-8", shape=(16,), outputs=3), tiny_spec, out=folder / "tiny")
 
     return once("tiny", make) / "tiny"
 

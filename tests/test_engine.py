@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 import kit
+from kit.accuracy import probabilities
 from kit.bundle import Bundle
-from kit.engine import MAX_BATCH, Engine, softmax
+from kit.engine import MAX_BATCH, Engine
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
 
 
@@ -68,7 +69,7 @@ def test_temperature_and_abstention_come_from_the_spec(tiny: Bundle) -> None:
 
 
 def test_softmax_is_stable() -> None:
-    assert np.allclose(softmax(np.array([[1e4, 0, -1e4]], np.float32)), [[1, 0, 0]])
+    assert np.allclose(probabilities(np.array([[1e4, 0, -1e4]], np.float32), 1.0), [[1, 0, 0]])
 
 
 def test_what_is_neither_picture_nor_pixels_is_refused(tiny: Bundle) -> None:

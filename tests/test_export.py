@@ -68,7 +68,7 @@ def labelled(module: nn.Module, spec: ModelSpec, *, calibration: np.ndarray | No
 
 
 def test_the_graph_takes_raw_pixels_and_normalises_in_its_first_layer(tiny_spec: ModelSpec) -> None:
-    module = models.build("mlp-8", inputs=16, outputs=3)
+    module = models.build("mlp-8", shape=(16,), outputs=3)
     graph = onnx_graph.to_onnx(module, tiny_spec)
     assert graph.normalization_folded
     assert [node.op_type for node in graph.model.graph.node] == ["Cast", "Reshape", "Gemm", "Relu", "Gemm"]
@@ -79,14 +79,14 @@ def test_the_graph_takes_raw_pixels_and_normalises_in_its_first_layer(tiny_spec:
 
 
 def test_no_trace_of_this_machine_is_left_in_the_graph(tiny_spec: ModelSpec) -> None:
-    encoded = onnx_graph.to_onnx(models.build("mlp-8", inputs=16, outputs=3), tiny_spec).model.SerializeToString()
+    encoded = onnx_graph.to_onnx(models.build("mlp-8", shape=(16,), outputs=3), tiny_spec).model.SerializeToString()
     assert str(Path(__file__).parent.parent).encode() not in encoded
     assert b".py" not in encoded
 
 
 @pytest.mark.parametrize("opset", onnx_graph.OPSETS)
 def test_every_opset_offered_is_written(tiny_spec: ModelSpec, opset: int, tmp_path: Path) -> None:
-    module = models.build("mlp-8", inputs=16, outputs=3)
+    module = models.build("mlp-8", shape=(16,), outputs=3)
     report = exporters.export(module, tiny_spec, out=tmp_path / "b", options=ExportOptions(opset=opset))
     assert report.bundle.variant("fp32").opset == opset
 
@@ -132,7 +132,7 @@ def test_int8_weights_use_seven_bits_so_that_no_cpu_saturates(digits: Bundle) ->
 
 
 def test_a_skipped_layer_is_noticed(tiny_spec: ModelSpec) -> None:
-    model = onnx_graph.to_onnx(models.build("mlp-8", inputs=16, outputs=3), tiny_spec).model
+    model = onnx_graph.to_onnx(models.build("mlp-8", shape=(16,), outputs=3), tiny_spec).model
     with pytest.raises(GateFailed, match="skipped"):
         int8._count(model, model)
 
@@ -140,7 +140,7 @@ def test_a_skipped_layer_is_noticed(tiny_spec: ModelSpec) -> None:
 def test_int8_that_is_wrong_is_not_published(tiny_spec: ModelSpec, tmp_path: Path) -> None:
     """Calibrated on nearly black pictures, every activation of a real one is clipped."""
     torch.manual_seed(2)
-    module = models.build("mlp-8", inputs=16, outputs=3).eval()
+    module = models.build("mlp-8", shape=(16,), outputs=3).eval()
     black = np.zeros((100, 4, 4), np.uint8)
     data = labelled(module, tiny_spec, calibration=black)
     with pytest.raises(GateFailed, match="points of top-1"):
@@ -167,7 +167,7 @@ def test_one_image_is_the_least_that_a_gate_can_see(tiny_spec: ModelSpec) -> Non
 def test_a_failed_gate_leaves_an_existing_bundle_as_it_was(tiny_spec: ModelSpec, tmp_path: Path) -> None:
     """Calibrated on black pictures, int8 cuts off what real ones give."""
     torch.manual_seed(3)
-    module = models.build("mlp-8", inputs=16, outputs=3).eval()
+    module = models.build("mlp-8", shape=(16,), outputs=3).eval()
     folder = tmp_path / "tiny"
     exporters.export(module, tiny_spec, out=folder, data=labelled(module, tiny_spec))
     before = {item.name: item.read_bytes() for item in folder.iterdir()}
@@ -180,7 +180,7 @@ def test_a_failed_gate_leaves_an_existing_bundle_as_it_was(tiny_spec: ModelSpec,
 def test_static_int8_is_right_whatever_range_calibration_shows(tiny_spec: ModelSpec) -> None:
     """Raw pixels are quantized with scale 1; biases must fit that scale and not the samples' own."""
     torch.manual_seed(3)
-    module = models.build("mlp-8", inputs=16, outputs=3).eval()
+    module = models.build("mlp-8", shape=(16,), outputs=3).eval()
     with torch.no_grad():
         module.layers[1].bias.uniform_(-3, 3)
     dim = np.random.default_rng(1).integers(0, 100, (200, 4, 4), dtype=np.uint8)
@@ -196,7 +196,7 @@ def test_static_int8_is_right_whatever_range_calibration_shows(tiny_spec: ModelS
 def test_dynamic_int8_without_data_is_held_to_the_golden_samples(tiny_spec: ModelSpec, tmp_path: Path) -> None:
     """One hidden unit far out takes all the steps of its tensor and leaves none for the units that decide."""
     torch.manual_seed(4)
-    module = models.build("mlp-8", inputs=16, outputs=3).eval()
+    module = models.build("mlp-8", shape=(16,), outputs=3).eval()
     with torch.no_grad():
         module.layers[1].bias[0] = 1e5
         module.layers[3].weight[:, 0] = 0.0
@@ -290,7 +290,7 @@ def test_a_module_torch_cannot_export_is_one_clear_error(tiny_spec: ModelSpec, t
 
 
 def test_static_int8_without_calibration_says_what_to_pass(tiny_spec: ModelSpec, tmp_path: Path) -> None:
-    module = models.build("mlp-8", inputs=16, outputs=3)
+    module = models.build("mlp-8", shape=(16,), outputs=3)
     with pytest.raises(UsageError, match="calibration"):
         exporters.export(module, tiny_spec, out=tmp_path / "b", options=ExportOptions(precisions=INT8))
     dynamic = ExportOptions(precisions=INT8, quantization=QuantizationScheme.DYNAMIC)
@@ -324,7 +324,7 @@ def test_options_that_make_nothing_are_refused() -> None:
 def test_labels_and_images_that_do_not_fit_are_refused_before_anything_is_made(
     tiny_spec: ModelSpec, tmp_path: Path
 ) -> None:
-    module = models.build("mlp-8", inputs=16, outputs=3)
+    module = models.build("mlp-8", shape=(16,), outputs=3)
     good = labelled(module, tiny_spec)
     for split, words in (
         (Split(good.test.images, good.test.labels + 3), r"labels must lie in 0\.\.2"),
@@ -338,7 +338,7 @@ def test_labels_and_images_that_do_not_fit_are_refused_before_anything_is_made(
 
 
 def test_a_pipeline_that_cannot_serve_the_model_is_refused_at_export(tiny_spec: ModelSpec, tmp_path: Path) -> None:
-    module = models.build("mlp-8", inputs=16, outputs=3)
+    module = models.build("mlp-8", shape=(16,), outputs=3)
     for changes in (
         {"pipeline": "imagenet"},
         {"input": TensorSpec(name="pixels", dtype="uint8", shape=(4, 2, 2))},
@@ -349,14 +349,14 @@ def test_a_pipeline_that_cannot_serve_the_model_is_refused_at_export(tiny_spec: 
 
 def test_a_model_with_a_channel_axis_reads_pictures(tiny_spec: ModelSpec, tmp_path: Path) -> None:
     spec = dataclasses.replace(tiny_spec, input=TensorSpec(name="pixels", dtype="uint8", shape=(1, 4, 4)))
-    report = exporters.export(models.build("mlp-8", inputs=16, outputs=3), spec, out=tmp_path / "b")
+    report = exporters.export(models.build("mlp-8", shape=(16,), outputs=3), spec, out=tmp_path / "b")
     with kit.load(report.bundle.folder) as engine:
         assert engine.predict(Image.new("L", (9, 9), 80)).pixels.shape == (1, 1, 4, 4)
 
 
 def test_a_model_without_a_pipeline_takes_pixels_only(tiny_spec: ModelSpec, tmp_path: Path) -> None:
     spec = dataclasses.replace(tiny_spec, pipeline="")
-    report = exporters.export(models.build("mlp-8", inputs=16, outputs=3), spec, out=tmp_path / "b")
+    report = exporters.export(models.build("mlp-8", shape=(16,), outputs=3), spec, out=tmp_path / "b")
     with kit.load(report.bundle.folder) as engine:
         assert len(engine.predict(np.zeros((2, 4, 4), np.uint8))) == 2
         with pytest.raises(UsageError, match="pixels, not pictures"):

@@ -12,9 +12,9 @@ from kit import data, models
 from kit.data import Dataset
 from kit.errors import UsageError
 from kit.runtime.pytorch import reference_logits
-from kit.training.augment import random_affine
-from kit.training.loop import Epoch, InterruptedEarlyError, train
-from kit.training.recipe import RECIPES, Recipe, bundle_name, recipe
+from kit.training.augment import distort
+from kit.training.loop import Epoch, InterruptedEarlyError, Listener, train
+from kit.training.recipe import RECIPES, Distortion, Recipe, bundle_name, recipe
 
 SHORT = Recipe(model="mlp-64-64", epochs=3, batch_size=64)
 
@@ -52,17 +52,17 @@ def test_ctrl_c_keeps_the_best_so_far_and_the_record_says_so(dataset: Dataset) -
         if epoch.epoch == 2:
             raise KeyboardInterrupt
 
-    result = train(dataset, dataclasses.replace(SHORT, epochs=50), name="a", on_epoch=stop)
+    result = train(dataset, dataclasses.replace(SHORT, epochs=50), name="a", listener=Listener(on_epoch=stop))
     assert result.record.interrupted
     assert result.record.epochs_run == 2
 
 
 def test_ctrl_c_before_there_is_anything_to_keep_is_an_error(dataset: Dataset) -> None:
-    def stop(_done: int, _total: int) -> None:
+    def stop(_what: str, _share: float) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(InterruptedEarlyError) as caught:
-        train(dataset, SHORT, name="a", on_step=stop)
+        train(dataset, SHORT, name="a", listener=Listener(on_step=stop))
     assert caught.value.exit_code == 130
 
 
@@ -73,15 +73,42 @@ def test_every_optimizer_and_schedule_learns(dataset: Dataset, optimizer: str, s
     assert train(dataset, chosen, name="a").record.validation.top1 > 0.8
 
 
-def test_augmentation_moves_the_ink_and_keeps_it() -> None:
-    images = torch.zeros(64, 28, 28)
-    images[:, 10:18, 10:18] = 200.0
-    moved = random_affine(images, torch.Generator().manual_seed(0))
+def square(count: int = 64) -> torch.Tensor:
+    images = torch.zeros(count, 28, 28, dtype=torch.uint8)
+    images[:, 10:18, 10:18] = 200
+    return images
+
+
+STILL = Distortion(degrees=0, scale=0, shear=0, shift=0, elastic=0, thicker=0, thinner=0)
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        {"degrees": 15},
+        {"scale": 0.15},
+        {"shear": 0.2},
+        {"shift": 2.0},
+        {"elastic": 1.5},
+        {"thicker": 0.6},
+        {"thinner": 0.4},
+    ],
+)
+def test_each_distortion_changes_the_ink_and_keeps_it(one: dict[str, float]) -> None:
+    images = square()
+    moved = distort(images, dataclasses.replace(STILL, **one), torch.Generator().manual_seed(0))
+    assert moved.dtype == torch.float32
     assert moved.shape == images.shape
+    assert float((moved - images).abs().sum()) > 0
     ratio = moved.sum(dim=(1, 2)) / images.sum(dim=(1, 2))
-    assert 0.7 < float(ratio.min()) <= float(ratio.max()) < 1.5
-    centres = (moved.sum(dim=1) * torch.arange(28)).sum(dim=1) / moved.sum(dim=(1, 2))
-    assert float(centres.std()) > 0.3
+    assert 0.4 < float(ratio.min()) <= float(ratio.max()) < 1.8
+    assert len(torch.unique(moved, dim=0)) > 8, "each image is distorted by its own amount"
+
+
+def test_no_distortion_leaves_images_as_they_are() -> None:
+    images = square(2)
+    assert torch.allclose(distort(images, STILL, torch.Generator()), images.to(torch.float32), atol=1e-3)
+    assert Distortion().times(0.5).shift == Distortion().shift / 2
 
 
 def test_the_article_is_trained_as_printed() -> None:
@@ -93,7 +120,15 @@ def test_the_article_is_trained_as_printed() -> None:
 
 
 def test_recipes_refuse_what_cannot_train() -> None:
-    for wrong in ({"epochs": 0}, {"lr": 0.0}, {"val_fraction": 1.0}, {"optimizer": "lion"}, {"schedule": "cosine"}):
+    for wrong in (
+        {"epochs": 0},
+        {"lr": 0.0},
+        {"val_fraction": 1.0},
+        {"optimizer": "lion"},
+        {"schedule": "cosine"},
+        {"keep": "first"},
+        {"average": 1.0},
+    ):
         with pytest.raises(UsageError):
             Recipe(**wrong)
     with pytest.raises(UsageError):
@@ -107,9 +142,9 @@ def test_names_of_bundles() -> None:
 
 
 def test_unknown_models_are_refused() -> None:
-    for wrong in ("resnet", "mlp", "mlp-0", "mlp-64-x"):
+    for wrong in ("resnet", "mlp", "mlp-0", "mlp-64-x", "cnn-8", "cnn-8-8-8"):
         with pytest.raises(UsageError):
-            models.build(wrong, inputs=4, outputs=2)
+            models.build(wrong, shape=(4,), outputs=2)
 
 
 def test_predictions_of_torch_do_not_depend_on_the_batch(dataset: Dataset) -> None:

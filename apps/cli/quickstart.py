@@ -44,6 +44,8 @@ def quickstart(epochs: int | None, data_dir: Path | None) -> int:
         recipe = dataclasses.replace(recipe, epochs=epochs)
     render.remark(f"1/4  train {recipe.model} on {dataset}")
     bundle = run_train(dataset, recipe, out=None, data_dir=data_dir)
+    if bundle is None:
+        return 0
     if bundle.manifest.training is not None and bundle.manifest.training.interrupted:
         return 130
     render.remark("2/4  export fp32 and int8")

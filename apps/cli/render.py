@@ -222,7 +222,8 @@ def bundle_info(bundle: Bundle) -> None:
         ("made with", ", ".join(f"{name} {version}" for name, version in bundle.manifest.tools.items())),
     ]
     if training is not None:
-        kept = f"epoch {training.best_epoch} of {training.epochs_run}, {percent(training.validation)} on validation"
+        held_out = f"{percent(training.validation)} on validation" if training.validation else "on all its images"
+        kept = f"epoch {training.best_epoch} of {training.epochs_run}, {held_out}"
         rows.insert(3, ("trained", f"on {training.dataset}, seed {training.seed}: {kept}"))
     for label, text in rows:
         table.add_row(label, escape(text))

@@ -12,11 +12,14 @@ from apps.cli import options
 from kit.training import recipe as recipes
 
 if TYPE_CHECKING:
+    from apps.cli.render import Update
     from kit.bundle import Bundle
+    from kit.training.loop import Epoch, Listener, TrainingResult
     from kit.training.recipe import Recipe
 
+DEVICES = ("auto", "cpu", "cuda")
 DATASETS = ("mnist", "fashion-mnist", "digits")
-MODELS = ("mlp-512-256-128", "mlp-64-64")
+MODELS = ("mlp-512-256-128", "mlp-64-64", "cnn-16-48-96")
 
 
 @click.command()
@@ -31,9 +34,12 @@ MODELS = ("mlp-512-256-128", "mlp-64-64")
 @click.option("--augment/--no-augment", default=None, help="Distort training images.  [default: the recipe's]")
 @click.option(
     "--val-fraction",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Share of the training data held out to choose the best epoch.  [default: 0.1]",
+    type=click.FloatRange(0, 1, max_open=True),
+    help="Share of the training data held out to choose the best epoch; 0 trains on all of it.  [default: the recipe's]",
 )
+@click.option("--device", type=click.Choice(DEVICES), default=DEVICES[0], show_default=True, help="Where to train.")
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint of the same line.")
+@click.option("--log-dir", type=click.Path(path_type=Path, file_okay=False), help="Folder for TensorBoard's events.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the bundle.  [default: artifacts/DATASET-mlp]")
 @options.data_dir
 @options.as_json
@@ -43,6 +49,9 @@ def train(
     dataset: str,
     recipe: str,
     out: Path | None,
+    device: str,
+    resume: bool,
+    log_dir: Path | None,
     data_dir: Path | None,
     as_json: bool,
     **changes: Any,
@@ -50,11 +59,14 @@ def train(
     """Train a model and keep its best weights as a bundle.
 
     MNIST and Fashion-MNIST are downloaded once; `digits` (scikit-learn's 1,797 handwritten digits) needs no network.
-    Ctrl-C keeps the best epoch so far.
+    Ctrl-C keeps the best epoch so far; --resume goes on, after a kill as well. The folder BUNDLE.run beside the bundle holds
+    checkpoints, the curve, the confusion matrix and the misread validation images.
 
     \b
     Example:
       kit train --dataset mnist --epochs 20 --out artifacts/my-model
+      kit train --recipe record --resume
+      torchrun --nproc-per-node=2 --no-python kit train --device cpu
     """
     from apps.cli import render
 
@@ -63,7 +75,10 @@ def train(
         model=model,
         **{name: value for name, value in changes.items() if value is not None},
     )
-    bundle = run(dataset, chosen, out=out, data_dir=data_dir)
+    how = How(device=device, resume=resume, log_dir=log_dir)
+    bundle = run(dataset, chosen, out=out, data_dir=data_dir, how=how)
+    if bundle is None:
+        return 0  # another process tells the user
     record = bundle.manifest.training
     if as_json:
         render.print_json({"bundle": bundle.name, "folder": str(bundle.folder), "training": record})
@@ -73,48 +88,132 @@ def train(
     return 130 if record is not None and record.interrupted else 0
 
 
-def run(dataset: str, recipe: Recipe, *, out: Path | None, data_dir: Path | None) -> Bundle:
-    """Train with progress on stderr and save the bundle; shared with quickstart."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class How:
+    """How to go about training, which does not change what comes out."""
+
+    device: str = DEVICES[0]
+    resume: bool = False
+    log_dir: Path | None = None
+
+
+def run(
+    dataset: str, recipe: Recipe, *, out: Path | None, data_dir: Path | None, how: How | None = None
+) -> Bundle | None:
+    """Train with progress on stderr and save the bundle; shared with quickstart. None in all processes but the first."""
     from apps.cli import render
     from kit import bundle as bundles
     from kit import data
     from kit.errors import UsageError
     from kit.spec import check_name
 
+    how = how or How()
     folder = out or bundles.ROOT / recipes.bundle_name(dataset=dataset, model=recipe.model)
     try:
         name = check_name(folder.name)
     except ValueError as error:
         raise UsageError(str(error)) from error
     bundles.refuse_foreign(folder)
+    run_folder = folder.with_name(f"{folder.name}.run")
     with render.progress(1.0) as update:
         update(f"reading {dataset}", 0.0)
         loaded = data.load(dataset, data_dir=data_dir, download=True)
         update("starting PyTorch", 0.0)
-        from kit.training.loop import Epoch, train
+        from kit.training import figures
+        from kit.training.loop import train
         from kit.training.trained import save
+        from kit.training.world import world
 
-        state = ""
-
-        def on_epoch(epoch: Epoch) -> None:
-            nonlocal state
-            state = f"loss {epoch.loss:.4f}, validation {100 * epoch.validation_top1:.2f} %"
-            render.remark(f"epoch {epoch.epoch:>3}/{recipe.epochs}  {state}  ({epoch.seconds:.1f} s)")
-
-        def on_step(done: int, total: int) -> None:
-            update(f"training {recipe.model}  {state}", done / total)
-
-        result = train(loaded, recipe, name=name, on_epoch=on_epoch, on_step=on_step)
-        saved = save(result, folder, data_dir=data_dir)
-    record = result.record
-    if record.interrupted:
-        render.remark(f"Interrupted: kept the best of {record.epochs_run} finished epochs (epoch {record.best_epoch}).")
-    validation = 100 * record.validation.top1
-    render.remark(
-        f"{folder}: epoch {record.best_epoch}, {validation:.2f} % of {record.validation.images:,} validation images, "
-        f"{record.train_seconds:.0f} s"
-    )
+        with world(how.device) as here:
+            told = _Told(update, how.log_dir, is_first=here.is_first)
+            result = train(
+                loaded,
+                recipe,
+                name=name,
+                world=here,
+                run_folder=run_folder,
+                resume=how.resume,
+                listener=told.listener(),
+            )
+            if not here.is_first:
+                return None
+            saved = save(result, folder, data_dir=data_dir)
+            update("drawing", 1.0)
+            figures.save(result, run_folder)
+            told.close(result)
+    _tell(folder, run_folder, result)
     return saved
+
+
+class _Told:
+    """Tells the terminal, and TensorBoard if it is wanted, how training goes on."""
+
+    def __init__(self, update: Update, log_dir: Path | None, *, is_first: bool) -> None:
+        self._update, self._is_first = update, is_first
+        self._state = ""
+        self._writer: Any = None
+        if log_dir is not None and is_first:
+            from kit import packages
+
+            packages.needed("tensorboard", distribution="tensorboard", purpose="--log-dir", extra="tensorboard")
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(log_dir))
+
+    def listener(self) -> Listener:
+        """Return what training calls."""
+        from kit.training.loop import Listener
+
+        return Listener(on_epoch=self._epoch, on_step=self._step) if self._is_first else Listener()
+
+    def close(self, result: TrainingResult) -> None:
+        """Write what is known at the end."""
+        if self._writer is not None:
+            found = result.record.confidence
+            if found is not None:
+                self._writer.add_scalar("calibration/error", found.expected_error, result.record.epochs_run)
+            self._writer.close()
+
+    def _step(self, what: str, share: float) -> None:
+        self._update(f"{what}  {self._state}", share)
+
+    def _epoch(self, epoch: Epoch) -> None:
+        from apps.cli import render
+
+        top1 = epoch.validation_top1
+        self._state = f"loss {epoch.loss:.4f}" + (f", validation {100 * top1:.2f} %" if top1 is not None else "")
+        phase = "" if epoch.phase == "student" else f"{epoch.phase}  "
+        render.remark(f"{phase}epoch {epoch.epoch:>3}/{epoch.epochs}  {self._state}  ({epoch.seconds:.1f} s)")
+        if self._writer is not None:
+            for name, value in (
+                ("loss", epoch.loss),
+                ("validation_top1", top1),
+                ("learning_rate", epoch.learning_rate),
+            ):
+                if value is not None:
+                    self._writer.add_scalar(f"{epoch.phase}/{name}", value, epoch.epoch)
+
+
+def _tell(folder: Path, run_folder: Path, result: TrainingResult) -> None:
+    from apps.cli import render
+
+    record, found = result.record, result.record.confidence
+    if record.interrupted:
+        render.remark(
+            f"Interrupted: kept epoch {record.best_epoch} of {record.epochs_run} finished ones; --resume goes on from there."
+        )
+    validation = "all images trained on"
+    if record.validation is not None:
+        validation = f"{100 * record.validation.top1:.2f} % of {record.validation.images:,} validation images"
+    render.remark(f"{folder}: epoch {record.best_epoch}, {validation}, {record.train_seconds:.0f} s")
+    if found is not None:
+        threshold = result.spec.abstain_below
+        unsure = f"; unsure below {threshold:.1%}, {1 - found.answered:.1%} of the images" if threshold else ""
+        render.remark(
+            f"calibration error {100 * found.expected_error:.2f} points at temperature {result.spec.temperature:g} "
+            f"({100 * found.expected_error_raw:.2f} without){unsure}"
+        )
+    render.remark(f"curve, confusion matrix and misread images: {run_folder}")
 
 
 def _typed(bundle: Bundle) -> str:

@@ -1,57 +1,92 @@
-"""The training loop: uint8 tensors in memory, a validation split held out, the best weights kept.
+"""Training: images and labels in memory, a validation split held out, teachers first where a recipe has them.
 
-    result = train(dataset, Recipe(epochs=10), on_epoch=print)
+    result = train(dataset, Recipe(epochs=10), name="mnist-mlp", on_epoch=print)
 
 Knows tensors and labels; what the pictures show is the data set's business. Repeatable: the same recipe on the same
-machine with the same versions gives the same weights.
+machine with the same versions gives the same weights, also when it was killed and taken up again.
+
+Who calls whom: `train` fits a Trainer for each teacher and one for the student (`_Phase`), which draws its batches from
+labelled images, or from views that the teachers have read (batches).
 """
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from kit import models
 from kit.accuracy import accuracy
 from kit.data import Dataset, Split, validation_indices
 from kit.errors import KitError
-from kit.machine import this_machine
-from kit.spec import Accuracy, ModelSpec, Normalization, TensorSpec, TrainingRecord
-from kit.training.augment import random_affine
+from kit.spec import ModelSpec, TensorSpec, TrainingRecord
+from kit.training import confidence
+from kit.training.batches import Batches, Labelled, Taught, draw_views
+from kit.training.checkpoint import Checkpoint, RunFolder
 from kit.training.recipe import Recipe
+from kit.training.trainer import State, Trainer, predict
+from kit.training.world import World
 
-_EVALUATION_BATCH = 2000
+STUDENT = "student"
+_CHECKPOINT_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """What one epoch brought; `validation_top1` is a share, 0 to 1."""
+    """What one epoch brought.
 
+    Attributes:
+        phase: `student`, or `teacher-0`, ... before it.
+        validation_top1: A share, 0 to 1; None where nothing is held out.
+    """
+
+    phase: str
     epoch: int
+    epochs: int
     loss: float
-    validation_top1: float
+    validation_top1: float | None
     learning_rate: float
     seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:
-    """The module with its best weights, what it is, and how it came to be."""
+    """The module with its best weights, what it is, and how it came to be.
+
+    Attributes:
+        validation: The split that was held out, and the module's logits float32 `[N, classes]` on it; None without one.
+    """
 
     module: nn.Module
     spec: ModelSpec
     record: TrainingRecord
+    validation: tuple[Split, NDArray[np.float32]] | None = None
 
 
 class InterruptedEarlyError(KitError):
-    """Training was interrupted before its first epoch ended, so that there is nothing to keep."""
+    """Training was interrupted before there was anything to keep."""
 
     exit_code = 130
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listener:
+    """Who is told how training goes on.
+
+    Attributes:
+        on_epoch: After each epoch.
+        on_step: Now and then: what is being done, and its share that is done.
+    """
+
+    on_epoch: Callable[[Epoch], None] = lambda _: None
+    on_step: Callable[[str, float], None] = lambda _what, _share: None
 
 
 def train(
@@ -59,60 +94,39 @@ def train(
     recipe: Recipe,
     *,
     name: str,
-    on_epoch: Callable[[Epoch], None] = lambda _: None,
-    on_step: Callable[[int, int], None] = lambda _done, _total: None,
+    world: World | None = None,
+    run_folder: Path | None = None,
+    resume: bool = False,
+    checkpoint_seconds: float = _CHECKPOINT_SECONDS,
+    listener: Listener | None = None,
 ) -> TrainingResult:
-    """Train by a recipe and keep the epoch that is best on the validation split.
+    """Train by a recipe.
 
     Args:
         dataset: Only its training split is looked at.
         recipe: What to do.
         name: Name of the bundle the ModelSpec is for.
-        on_epoch: Told after each epoch.
-        on_step: Told (steps done, steps in all) now and then.
+        world: Where; this process alone, on the CPU, without it.
+        run_folder: Where checkpoints are written; None for none.
+        resume: Go on from the checkpoint in the run folder, if there is one.
+        checkpoint_seconds: Time between two checkpoints, at least; they are written between epochs.
+        listener: Told how it goes on.
 
-    Ctrl-C ends training after what it has: the best epoch so far is returned and its record says `interrupted`.
+    Ctrl-C ends training after what it has: the epoch to keep so far is returned and its record says `interrupted`.
 
     Raises:
-        InterruptedEarlyError: There is no finished epoch yet.
+        InterruptedEarlyError: There is nothing to keep yet.
         UsageError: An unknown model, or a fraction that leaves nothing.
+        BadInput: The checkpoint is corrupt or of another run.
+        StorageUnavailable: A checkpoint cannot be written.
     """
-    spec = spec_for(dataset, recipe, name=name)
-    fitted, held_out = validation_indices(len(dataset.train), fraction=recipe.val_fraction, seed=recipe.seed)
-    # torch counts the CPUs it may run on, but not the share of them that a container's quota allows
-    torch.set_num_threads(min(torch.get_num_threads(), this_machine().cpus_to_use))
-    torch.manual_seed(recipe.seed)
-    module = models.build(recipe.model, inputs=dataset.train.images[0].size, outputs=len(dataset.info.labels))
-    session = _Session(module, spec, recipe, dataset.train.take(fitted), dataset.train.take(held_out), on_step)
-    started = time.perf_counter()
-    interrupted = False
-    try:
-        for number in range(1, recipe.epochs + 1):
-            on_epoch(session.epoch(number))
-    except KeyboardInterrupt:
-        interrupted = True
-        if session.best is None:
-            raise InterruptedEarlyError("interrupted before the first epoch ended: nothing to keep") from None
-    assert session.best is not None  # recipe.epochs >= 1
-    module.load_state_dict(session.best_state)
-    record = TrainingRecord(
-        dataset=dataset.name,
-        recipe=recipe.described(),
-        seed=recipe.seed,
-        validation_fraction=recipe.val_fraction,
-        validation=session.best_accuracy(dataset.name),
-        epochs_run=len(session.history),
-        best_epoch=session.best.epoch,
-        interrupted=interrupted,
-        train_seconds=round(time.perf_counter() - started, 3),
-        history=tuple(_row(epoch) for epoch in session.history),
-    )
-    return TrainingResult(module=module.eval(), spec=spec, record=record)
+    return _Run(dataset, recipe, name, world, run_folder, resume, checkpoint_seconds, listener).result()
 
 
 def spec_for(dataset: Dataset, recipe: Recipe, *, name: str) -> ModelSpec:
     """Describe the model that a recipe trains on a data set."""
     height, width = dataset.train.images.shape[1:]
+    temperature, threshold = recipe.confidence or (1.0, None)
     return ModelSpec(
         name=name,
         architecture=recipe.model,
@@ -121,112 +135,224 @@ def spec_for(dataset: Dataset, recipe: Recipe, *, name: str) -> ModelSpec:
         labels=dataset.info.labels,
         pipeline=dataset.info.pipeline,
         normalization=recipe.normalization or dataset.info.normalization,
+        temperature=temperature,
+        abstain_below=threshold,
     )
 
 
-class _Session:
-    """The state of one training run: module, optimizer, schedule, generator, and the best so far."""
+class _Run:
+    """One call of `train`."""
 
     def __init__(
         self,
-        module: nn.Module,
-        spec: ModelSpec,
+        dataset: Dataset,
         recipe: Recipe,
-        fitted: Split,
-        held_out: Split,
-        on_step: Callable[[int, int], None],
+        name: str,
+        world: World | None,
+        folder: Path | None,
+        resume: bool,
+        checkpoint_seconds: float,
+        listener: Listener | None,
     ) -> None:
-        self.module = module
-        self.recipe = recipe
-        self.normalization: Normalization = spec.normalization
-        self.images = torch.from_numpy(fitted.images)
-        self.labels = torch.from_numpy(fitted.labels)
-        self.held_out = held_out
-        self.generator = torch.Generator().manual_seed(recipe.seed)
-        self.optimizer = _optimizer(module, recipe)
-        self.steps_per_epoch = -(-len(fitted) // recipe.batch_size)
-        self.schedule = _schedule(self.optimizer, recipe, self.steps_per_epoch)
-        self.on_step = on_step
-        self.best: Epoch | None = None
-        self.best_state: dict[str, torch.Tensor] = {}
-        self.history: list[Epoch] = []
+        self.dataset, self.recipe = dataset, recipe
+        self.spec = spec_for(dataset, recipe, name=name)
+        self.world = world or World(device=torch.device("cpu"))
+        self.listener = listener or Listener()
+        self.checkpoint_seconds = checkpoint_seconds
+        fitted, held_out = validation_indices(len(dataset.train), fraction=recipe.val_fraction, seed=recipe.seed)
+        self.images = torch.from_numpy(dataset.train.images[fitted])
+        self.labels = torch.from_numpy(dataset.train.labels[fitted])
+        self.held_out = dataset.train.take(held_out) if len(held_out) else None
+        self.folder = RunFolder(folder, recipe, dataset) if folder is not None else None
+        self.start: Checkpoint | None = None
+        self.resumed = resume
+        if self.folder is not None and resume:
+            self.start = self.folder.load()
+        elif self.folder is not None and self.world.is_first:
+            self.folder.clear()
+        self.world.wait()
+        self.before = self.start.seconds if self.start is not None else 0.0
+        self.began = time.perf_counter()
 
-    def epoch(self, number: int) -> Epoch:
-        """Run one epoch, evaluate it, and remember it if it is the best."""
-        started = time.perf_counter()
-        learning_rate = self.optimizer.param_groups[0]["lr"]
-        loss = self._fit(number)
-        correct = int((self._predict(self.held_out) == torch.from_numpy(self.held_out.labels)).sum())
-        result = Epoch(
-            epoch=number,
-            loss=loss,
-            validation_top1=correct / len(self.held_out),
-            learning_rate=learning_rate,
-            seconds=round(time.perf_counter() - started, 3),
+    @property
+    def seconds(self) -> float:
+        """Spent on this run, those before it was taken up again included."""
+        return self.before + time.perf_counter() - self.began
+
+    def result(self) -> TrainingResult:
+        recipe = self.recipe
+        phase: _Phase | None = None
+        try:
+            batches = self._batches()
+            phase = _Phase(self, STUDENT, recipe, batches)
+            phase.run()
+        except KeyboardInterrupt:
+            if phase is None or not phase.kept:
+                raise InterruptedEarlyError(
+                    "interrupted before there was anything to keep",
+                    hint="repeat the line with --resume to go on" if self.folder is not None else "",
+                ) from None
+        module, best_epoch = phase.best()
+        epochs_run = len(phase.history)
+        spec, validation, figures, found = self.spec, None, None, None
+        if self.held_out is not None:
+            logits = (
+                predict(module, torch.from_numpy(self.held_out.images), spec.normalization, self.world).cpu().numpy()
+            )
+            validation = accuracy(logits, self.held_out.labels, dataset=self.dataset.name, split="validation")
+            temperature, threshold, figures = confidence.fit(logits, self.held_out.labels)
+            spec = dataclasses.replace(spec, temperature=temperature, abstain_below=threshold)
+            found = self.held_out, logits
+        record = TrainingRecord(
+            dataset=self.dataset.name,
+            recipe=recipe.described(),
+            seed=recipe.seed,
+            validation_fraction=recipe.val_fraction,
+            validation=validation,
+            epochs_run=epochs_run,
+            best_epoch=best_epoch,
+            interrupted=epochs_run < recipe.epochs,
+            train_seconds=round(self.seconds, 3),
+            history=tuple(phase.history),
+            confidence=figures,
+            device=f"{self.world.device.type} {phase.trainer.precision}",
         )
-        self.history.append(result)
-        if self.best is None or result.validation_top1 > self.best.validation_top1:
-            self.best, self.best_state = result, copy.deepcopy(self.module.state_dict())
-        return result
+        return TrainingResult(module=module.cpu().eval(), spec=spec, record=record, validation=found)
 
-    def best_accuracy(self, dataset: str) -> Accuracy:
-        """Count the validation images the module, with its best weights, reads correctly."""
-        logits = self._logits(self.held_out).numpy()
-        return accuracy(logits, self.held_out.labels, dataset=dataset, split="validation")
+    def _batches(self) -> Batches:
+        """Return what the student learns from; train the teachers, and have them read, where there are some."""
+        recipe, world = self.recipe, self.world
+        if recipe.teaching is None:
+            return Labelled(self.images, self.labels, recipe, world)
+        teachers = [self._teacher(number) for number in range(recipe.teaching.count)]
 
-    def _fit(self, number: int) -> float:
-        """Take one pass over the training images; return the mean loss."""
-        self.module.train()
-        order = torch.randperm(len(self.images), generator=self.generator)
-        total = 0.0
-        for step, indices in enumerate(torch.split(order, self.recipe.batch_size), start=1):
-            inputs = self.images[indices].to(torch.float32)
-            if self.recipe.augment:
-                inputs = random_affine(inputs, self.generator)
-            logits = self.module(self._normalize(inputs))
-            loss = nn.functional.cross_entropy(logits, self.labels[indices])
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
-            self.schedule.step()
-            total += float(loss.detach()) * len(indices)
-            if step % 20 == 0 or step == self.steps_per_epoch:
-                self.on_step((number - 1) * self.steps_per_epoch + step, self.recipe.epochs * self.steps_per_epoch)
-        return total / len(self.images)
+        def read(pixels: torch.Tensor) -> torch.Tensor:
+            logits = [
+                predict(teacher, pixels, self.spec.normalization, world, bf16=recipe.bf16) for teacher in teachers
+            ]
+            return torch.stack(logits).mean(dim=0)
 
-    def _normalize(self, inputs: torch.Tensor) -> torch.Tensor:
-        return inputs * self.normalization.scale + self.normalization.shift
+        def on_view(done: int, total: int) -> None:
+            self.listener.on_step(f"the teachers read view {done} of {total}", done / total)
 
-    def _logits(self, split: Split) -> torch.Tensor:
-        self.module.eval()
-        with torch.inference_mode():
-            parts = torch.split(torch.from_numpy(split.images), _EVALUATION_BATCH)
-            return torch.cat([self.module(self._normalize(part.to(torch.float32))) for part in parts])
+        views, calm = draw_views(self.images, recipe, read, world, on_view)
+        return Taught(views, calm, recipe, world, images=len(self.images))
 
-    def _predict(self, split: Split) -> torch.Tensor:
-        return self._logits(split).argmax(dim=1)
+    def _teacher(self, number: int) -> nn.Module:
+        """Train a teacher, or take up one that is done."""
+        assert self.recipe.teaching is not None  # the caller looked
+        plan = self.recipe.teaching.teacher
+        recipe = dataclasses.replace(plan, seed=self.recipe.seed * 100 + plan.seed + number)
+        name = f"teacher-{number}"
+        done = self.folder.load_weights(name) if self.folder is not None and self.resumed else None
+        if done is not None:
+            module = _build(recipe, self.spec)
+            module.load_state_dict(done)
+            return module.to(self.world.device).eval()
+        phase = _Phase(self, name, recipe, Labelled(self.images, self.labels, recipe, self.world))
+        phase.run()
+        module, _ = phase.best()
+        if self.folder is not None and self.world.is_first:
+            self.folder.save_weights(name, module.state_dict())
+        self.world.wait()
+        return module
 
 
-def _optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(module.parameters(), lr=recipe.lr, momentum=recipe.momentum)
-    return torch.optim.AdamW(module.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+class _Phase:
+    """The training of one module, a teacher or the student: epochs, evaluation, the one to keep, checkpoints."""
+
+    def __init__(self, run: _Run, name: str, recipe: Recipe, batches: Batches) -> None:
+        self.run_of, self.name, self.recipe = run, name, recipe
+        torch.manual_seed(recipe.seed)
+        module = _build(recipe, run.spec)
+        self.trainer = Trainer(
+            module, recipe, batches, run.spec.normalization, run.world, lambda share: run.listener.on_step(name, share)
+        )
+        self.history: list[dict[str, float]] = []
+        self._kept: State = {}
+        self._saved_at = time.perf_counter()
+        start = run.start
+        if start is not None and start.phase == name:
+            self.trainer.load(start.state)
+            self._kept, self.history = start.best, list(start.history)
+
+    @property
+    def kept(self) -> bool:
+        """Whether there is an epoch that could be kept."""
+        return bool(self.history)
+
+    def run(self) -> None:
+        for number in range(len(self.history) + 1, self.recipe.epochs + 1):
+            self.run_of.listener.on_epoch(self._epoch(number))
+
+    def best(self) -> tuple[nn.Module, int]:
+        """Return the module with the weights that are kept, without what served its training only, and their epoch."""
+        module = _build(self.recipe, self.run_of.spec)
+        module.load_state_dict(self._kept or _weights(self.trainer.fitted))
+        best = (
+            max(self.history, key=lambda row: (row["validation_top1"], -row["epoch"]))
+            if self._kept
+            else self.history[-1]
+        )
+        return models.folded(module).to(self.run_of.world.device).eval(), int(best["epoch"])
+
+    def _epoch(self, number: int) -> Epoch:
+        """Run one epoch, evaluate it, remember it if it is the best, and write a checkpoint if it is time."""
+        started = time.perf_counter()
+        learning_rate = self.trainer.learning_rate
+        loss = self.trainer.epoch(number)
+        top1 = self._top1()
+        seconds = round(time.perf_counter() - started, 3)
+        row = {"epoch": float(number), "loss": loss, "learning_rate": learning_rate, "seconds": seconds}
+        if top1 is not None:
+            if self.recipe.keep == "best" and all(top1 > before["validation_top1"] for before in self.history):
+                self._kept = {name: value.clone() for name, value in _weights(self.trainer.fitted).items()}
+            row["validation_top1"] = top1
+        self.history.append(row)
+        self._save(number)
+        return Epoch(
+            phase=self.name,
+            epoch=number,
+            epochs=self.recipe.epochs,
+            loss=loss,
+            validation_top1=top1,
+            learning_rate=learning_rate,
+            seconds=seconds,
+        )
+
+    def _top1(self) -> float | None:
+        held_out = self.run_of.held_out
+        if held_out is None:
+            return None
+        right = self.trainer.logits(torch.from_numpy(held_out.images)).argmax(dim=1) == torch.from_numpy(
+            held_out.labels
+        )
+        return float(right.sum()) / len(held_out)
+
+    def _save(self, number: int) -> None:
+        run = self.run_of
+        now = time.perf_counter()
+        is_last = number == self.recipe.epochs
+        if run.folder is None or not run.world.is_first:
+            return
+        if now - self._saved_at < run.checkpoint_seconds and not is_last:
+            return
+        run.folder.save(
+            Checkpoint(
+                phase=self.name,
+                epoch=number,
+                state=self.trainer.state(),
+                best=self._kept,
+                history=tuple(self.history),
+                seconds=run.seconds,
+            )
+        )
+        self._saved_at = now
 
 
-def _schedule(
-    optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int
-) -> torch.optim.lr_scheduler.LRScheduler:
-    total = recipe.epochs * steps_per_epoch
-    if recipe.schedule == "constant" or total < 10:  # a handful of steps has no room for a cycle
-        return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-    return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=recipe.lr, total_steps=total)
+def _build(recipe: Recipe, spec: ModelSpec) -> nn.Module:
+    return models.build(recipe.model, shape=spec.input.shape, outputs=len(spec.labels), batch_norm=recipe.batch_norm)
 
 
-def _row(epoch: Epoch) -> dict[str, float]:
-    return {
-        "epoch": float(epoch.epoch),
-        "loss": epoch.loss,
-        "validation_top1": epoch.validation_top1,
-        "learning_rate": epoch.learning_rate,
-        "seconds": epoch.seconds,
-    }
+def _weights(module: nn.Module) -> State:
+    return {name: value.detach().cpu() for name, value in module.state_dict().items()}

@@ -1,0 +1,79 @@
+"""What probabilities are worth: calibration error, a temperature that mends it, and where a model had better be silent."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kit.accuracy import probabilities
+from kit.spec import Confidence
+
+BINS = 15
+_TEMPERATURES = np.exp(np.linspace(np.log(0.2), np.log(5.0), 461))  # 0.7 % apart
+_WRONG_ANSWERS = 0.001
+_MOST_SILENCE = 0.05
+_SUREST = 0.9999
+
+
+def expected_calibration_error(shares: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    """Return how far the probability of the answer is from the share of right ones, over BINS bins of equal count.
+
+    Equal counts in place of equal widths (Nguyen and O'Connor 2015): a good model's answers nearly all lie in one bin of ten.
+
+    Args:
+        shares: Probabilities float32 `[N, classes]`.
+        labels: int64 `[N]`.
+    """
+    sure, right = shares.max(axis=1), shares.argmax(axis=1) == labels
+    order = np.argsort(sure, kind="stable")
+    bins = [part for part in np.array_split(order, BINS) if len(part)]
+    return float(sum(abs(sure[part].mean() - right[part].mean()) * len(part) for part in bins) / len(labels))
+
+
+def fit(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> tuple[float, float | None, Confidence]:
+    """Find the temperature and the abstain threshold on validation data, and what they bring.
+
+    The temperature is the one of the least cross-entropy (Guo et al. 2017, arXiv 1706.04599). The threshold is the lowest at
+    which at most one answer in a thousand is wrong, unless it would silence the model on more than one image in twenty: then
+    the one that does just that.
+
+    Args:
+        logits: float32 `[N, classes]`.
+        labels: int64 `[N]`.
+
+    Returns:
+        The temperature, the threshold (None where even without one so few answers are wrong), and the figures.
+    """
+    places = np.arange(len(labels))
+    losses = [
+        -float(np.log(np.maximum(probabilities(logits, float(one))[places, labels], 1e-12)).mean())
+        for one in _TEMPERATURES
+    ]
+    temperature = round(float(_TEMPERATURES[int(np.argmin(losses))]), 3)
+    shares = probabilities(logits, temperature)
+    sure, right = shares.max(axis=1), shares.argmax(axis=1) == labels
+    threshold = _threshold(sure, right)
+    answered = sure >= (threshold or 0.0)
+    return (
+        temperature,
+        threshold,
+        Confidence(
+            expected_error=expected_calibration_error(shares, labels),
+            expected_error_raw=expected_calibration_error(probabilities(logits, 1.0), labels),
+            answered=float(answered.mean()),
+            answered_top1=float(right[answered].mean()),
+        ),
+    )
+
+
+def _threshold(sure: NDArray[np.float32], right: NDArray[np.bool_]) -> float | None:
+    order = np.argsort(-sure, kind="stable")
+    wrong = np.cumsum(~right[order])
+    kept = np.arange(1, len(order) + 1)
+    least = int(np.ceil((1 - _MOST_SILENCE) * len(order)))
+    good = np.flatnonzero(wrong <= _WRONG_ANSWERS * kept) + 1
+    count = max(int(good.max(initial=0)), least)
+    if count >= len(order):
+        return None
+    between = (float(sure[order[count - 1]]) + float(sure[order[count]])) / 2
+    return round(between, 4) if between < _SUREST else _SUREST
