@@ -5,6 +5,7 @@ artifacts/NAME/
     manifest.json             the only mutable name; replaced whole, last
     weights-1a2b3c4d.safetensors
     golden-5e6f7a8b.npz       inputs, labels and PyTorch's logits
+    card-7a8b9c0d.md          the model card, where there is one
     fp32-9c0d1e2f.onnx        every other file carries part of its own sha256
 ```
 
@@ -20,13 +21,14 @@ from __future__ import annotations
 
 from kit.bundle.contents import GoldenSamples, Manifest
 from kit.bundle.read import ROOT, Bundle, available, find, is_bundle, open_folder, scan
-from kit.bundle.write import create, file_ref, publish, refuse_foreign
+from kit.bundle.write import attach_card, create, file_ref, publish, refuse_foreign
 
 __all__ = [
     "ROOT",
     "Bundle",
     "GoldenSamples",
     "Manifest",
+    "attach_card",
     "available",
     "create",
     "file_ref",

@@ -19,7 +19,11 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What manifest.json says."""
+    """What manifest.json says.
+
+    Attributes:
+        card: The model card, Markdown: data, recipe, accuracy, known failures.
+    """
 
     schema_version: int
     spec: ModelSpec
@@ -29,6 +33,7 @@ class Manifest:
     training: TrainingRecord | None = None
     variants: tuple[Variant, ...] = ()
     default_variant: str | None = None
+    card: FileRef | None = None
 
     def __post_init__(self) -> None:
         """Refuse variants that cannot be told apart, and a default that is none of them."""
@@ -40,8 +45,8 @@ class Manifest:
 
     def files(self) -> tuple[FileRef, ...]:
         """Every file the manifest names."""
-        weights = (self.weights,) if self.weights else ()
-        return (*weights, self.golden, *(variant.artifact for variant in self.variants))
+        optional = (one for one in (self.weights, self.card) if one is not None)
+        return (*optional, self.golden, *(variant.artifact for variant in self.variants))
 
 
 @dataclass(frozen=True, kw_only=True)

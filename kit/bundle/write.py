@@ -16,7 +16,7 @@ from kit.bundle.read import Bundle, open_folder
 from kit.errors import CheckFailed, StorageUnavailable, UsageError
 from kit.spec import FileRef, ModelSpec, TrainingRecord, Variant
 
-_HASHED = re.compile(r"^[A-Za-z0-9-]+-([0-9a-f]{8})\.(?:onnx|npz|safetensors)$")
+_HASHED = re.compile(r"^[A-Za-z0-9-]+-([0-9a-f]{8})\.(?:onnx|npz|safetensors|md)$")
 
 
 def create(
@@ -85,6 +85,18 @@ def publish(bundle: Bundle, variants: tuple[tuple[Variant, bytes], ...], *, tool
             tools={**current.manifest.tools, **tools},
         )
         return _commit(bundle.folder, manifest)
+
+
+def attach_card(bundle: Bundle, text: str) -> Bundle:
+    """Give a bundle its model card, in place of the one it has.
+
+    Raises:
+        StorageUnavailable: The folder cannot be written; the bundle is as it was.
+    """
+    with _storage(bundle.folder), _locked(bundle.folder):
+        current = open_folder(bundle.folder)
+        card = _add(bundle.folder, "card", ".md", text.encode())
+        return _commit(bundle.folder, dataclasses.replace(current.manifest, card=card))
 
 
 def refuse_foreign(folder: Path) -> None:
