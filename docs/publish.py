@@ -1,6 +1,6 @@
 """Make the published bundle: the recipe `record` with three seeds on all training images, the median one exported.
 
-    python docs/publish.py --data-dir FOLDER [--model mlp-512-256-128] [--seeds 0 1 2] [--out artifacts/mnist-mlp] [--drawn FILE]
+    python docs/publish.py --data-dir FOLDER [--model mlp-64-64] [--seeds 0 1 2] [--out artifacts/mnist-mlp] [--drawn FILE]
 
 Every seed is trained as `kit train --recipe record --seed N` does and read on the test set once, when it is exported. A run
 that was stopped goes on where it was. The model card is written from what was measured here.
@@ -126,12 +126,13 @@ def _card(bundle: Bundle, tops: dict[int, dict[str, float]], seed: int, drawn: d
 
 Reads one handwritten digit, 0 to 9. {spec.architecture}: dense layers of 784-{spec.architecture.split("-", 1)[1]}-10 with ReLU.
 Takes `{spec.input.name}`, {spec.input.describe()}, raw pixels, light ink on a dark ground; gives `{spec.output.name}`,
-{spec.output.describe()}. A picture becomes pixels by the pipeline `{spec.pipeline}`. Probabilities are the softmax at temperature
-{spec.temperature:g}; {abstain}.
+{spec.output.describe()}. A picture becomes pixels by the pipeline `{spec.pipeline}`. Probabilities are the softmax at
+temperature {spec.temperature:g}; {abstain}.
 
 ## Accuracy
 
-MNIST test set, 10,000 images, read once for each seed; trained on all 60,000 training images. Published: seed {seed}, the median.
+MNIST test set, 10,000 images, read once for each seed; trained on all 60,000 training images. Published: seed {seed}, the
+median.
 
 | seed | {" | ".join(ids)} |
 |---|{"---:|" * len(ids)}
@@ -144,8 +145,8 @@ MNIST (LeCun, Cortes, Burges; CC BY-SA 3.0): 60,000 images for training, none of
 
 ## Recipe
 
-`kit train --recipe record --model {spec.architecture} --seed {seed}`, {training.train_seconds / 60:.0f} minutes on {training.device}. Choices were made on 10,000
-training images held out; docs/log.md lists them, and every look at the test set.
+`kit train --recipe record --model {spec.architecture} --seed {seed}`, {training.train_seconds / 60:.0f} minutes on
+{training.device}. Choices were made on 10,000 training images held out; docs/log.md lists them, and every look at the test set.
 
 | setting | value |
 |---|---|

@@ -133,7 +133,7 @@ def test_recipes_refuse_what_cannot_train() -> None:
             Recipe(**wrong)
     with pytest.raises(UsageError):
         recipe("secret", dataset="mnist")
-    assert set(RECIPES) == {"default", "article"}
+    assert set(RECIPES) == {"default", "record", "article"}
 
 
 def test_names_of_bundles() -> None:
