@@ -12,6 +12,7 @@ from pathlib import Path
 
 from kit import files, packages, serial
 from kit.bundle.contents import MANIFEST, SCHEMA_VERSION, GoldenSamples, Manifest, check_golden, golden_bytes
+from kit.bundle.packed import looks_packed
 from kit.bundle.read import Bundle, open_folder
 from kit.errors import CheckFailed, StorageUnavailable, UsageError
 from kit.spec import FileRef, ModelSpec, TrainingRecord, Variant
@@ -46,7 +47,7 @@ def create(
     """
     check_golden(golden, spec)
     refuse_foreign(folder)
-    with _storage(folder), _locked(folder):
+    with storage(folder), locked(folder):
         folder.mkdir(parents=True, exist_ok=True)
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
@@ -66,9 +67,11 @@ def publish(bundle: Bundle, variants: tuple[tuple[Variant, bytes], ...], *, tool
 
     Raises:
         CheckFailed: Its weights were replaced since `bundle` was opened, so that the variants are of another model.
+        UsageError: It was opened from a packed file.
         StorageUnavailable: The folder cannot be written; the bundle is as it was.
     """
-    with _storage(bundle.folder), _locked(bundle.folder):
+    refuse_packed(bundle)
+    with storage(bundle.folder), locked(bundle.folder):
         current = open_folder(bundle.folder)  # another export may have published since
         if current.manifest.weights != bundle.manifest.weights:
             raise CheckFailed(
@@ -89,6 +92,8 @@ def publish(bundle: Bundle, variants: tuple[tuple[Variant, bytes], ...], *, tool
 
 def refuse_foreign(folder: Path) -> None:
     """Raise UsageError when `folder` is a file, or holds anything but a bundle."""
+    if looks_packed(folder):
+        raise _is_packed(folder)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file, not a folder", hint="choose another --out")
     if not folder.is_dir() or _is_our_manifest(folder / MANIFEST):
@@ -96,6 +101,16 @@ def refuse_foreign(folder: Path) -> None:
     strangers = [item.name for item in folder.iterdir() if not _is_ours(item)]
     if strangers:
         raise UsageError(f"{folder} holds other files ({strangers[0]}, ...)", hint="choose an empty --out")
+
+
+def refuse_packed(bundle: Bundle) -> None:
+    """Raise UsageError when a bundle was opened from a packed file, which is never written into."""
+    if bundle.packed is not None:
+        raise _is_packed(bundle.packed)
+
+
+def _is_packed(path: Path) -> UsageError:
+    return UsageError(f"{path} is a packed bundle, which is not written into", hint=f"kit unpack {path}")
 
 
 def _is_our_manifest(path: Path) -> bool:
@@ -134,11 +149,11 @@ def _add(folder: Path, stem: str, suffix: str, data: bytes) -> FileRef:
 def _commit(folder: Path, manifest: Manifest) -> Bundle:
     text = json.dumps(serial.encode(manifest), indent=2, ensure_ascii=False) + "\n"
     files.replace(folder / MANIFEST, text.encode())
-    _collect(folder, manifest)
+    collect(folder, manifest)
     return Bundle(folder, manifest)
 
 
-def _collect(folder: Path, manifest: Manifest) -> None:
+def collect(folder: Path, manifest: Manifest) -> None:
     """Remove files of ours that the manifest does not name; strangers stay."""
     named = {ref.file for ref in manifest.files()}
     for item in folder.iterdir():
@@ -149,7 +164,7 @@ def _collect(folder: Path, manifest: Manifest) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Let one writer at a time change a bundle. The lock lies beside the folder, which holds only what the manifest names."""
     filelock = packages.needed("filelock", distribution="filelock", purpose="writing a bundle", extra="train")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -158,7 +173,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _storage(folder: Path) -> Iterator[None]:
+def storage(folder: Path) -> Iterator[None]:
     """Turn what the file system refuses into one clear error."""
     try:
         yield
