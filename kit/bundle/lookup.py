@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from kit import files
 from kit.bundle import packed
 from kit.bundle.contents import MANIFEST
 from kit.bundle.packed import Packed
@@ -59,11 +60,13 @@ def scan() -> dict[str, Bundle | BundleInvalid]:
     """Open every bundle folder under `./artifacts` and inside the package, by name; an unreadable one is its error."""
     found: dict[str, Bundle | BundleInvalid] = {}
     for root in (PACKAGED, ROOT):
-        for manifest in sorted(root.glob(f"*/{MANIFEST}")):
+        for folder in sorted(manifest.parent for manifest in root.glob(f"*/{MANIFEST}")):
+            if folder.name.startswith(files.PARTIAL):
+                continue
             try:
-                found[manifest.parent.name] = open_folder(manifest.parent)
+                found[folder.name] = open_folder(folder)
             except BundleInvalid as error:
-                found[manifest.parent.name] = error
+                found[folder.name] = error
     return {name: found[name] for name in sorted(found)}
 
 

@@ -79,11 +79,7 @@ class Packed:
 
 
 def looks_packed(path: Path) -> bool:
-    """Whether `path` is a file that claims to be a packed bundle: by its suffix, or by beginning as a zip does.
-
-    Raises:
-        BundleInvalid: It cannot be read.
-    """
+    """Whether `path` is a file that claims to be a packed bundle: by its suffix, or by beginning as a zip does."""
     try:
         if not path.is_file():
             return False
@@ -91,8 +87,8 @@ def looks_packed(path: Path) -> bool:
             return True
         with path.open("rb") as file:
             return file.read(len(_MAGIC)) == _MAGIC
-    except OSError as error:
-        raise BundleInvalid(f"{path} cannot be read: {error.strerror or error}") from error
+    except OSError:
+        return False
 
 
 def open_packed(path: Path) -> Bundle:
