@@ -88,6 +88,15 @@ def test_the_cache_is_used_again_and_mended_where_it_was_damaged(packed: Path, t
     assert {item.name: item.read_bytes() for item in folder.iterdir()} == whole
 
 
+def test_what_killed_processes_left_in_the_cache_is_swept(packed: Path, cache: Path) -> None:
+    for name in (".partial-old", ".partial-new"):
+        (cache / name).mkdir(parents=True)
+        (cache / name / "manifest.json").write_text("{}")
+    os.utime(cache / ".partial-old", (10**9, 10**9))
+    folder = bundles.find(packed).folder
+    assert set(cache.iterdir()) == {folder, cache / ".partial-new"}
+
+
 def test_a_copy_damaged_while_it_is_open_says_how_it_is_mended(packed: Path) -> None:
     found = bundles.find(packed)
     found.path(found.variant().artifact).write_bytes(b"damaged")

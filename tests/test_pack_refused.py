@@ -17,7 +17,6 @@ import pytest
 
 from kit import bundle as bundles
 from kit.bundle import Bundle
-from kit.bundle import packed as reading
 from kit.errors import BundleInvalid
 
 Members = list[tuple[zipfile.ZipInfo, bytes]]
@@ -64,7 +63,7 @@ def refuse(path: Path, words: str, cache: Path) -> None:
     with pytest.raises(BundleInvalid, match=words):
         bundles.unpack(path, path.parent / "unpacked")
     with path.open("rb") as file, pytest.raises(BundleInvalid, match=words):
-        reading.check(file, path)
+        bundles.check_packed(file, path)
     assert sorted(path.parent.rglob("*")) == before
 
 
@@ -124,6 +123,7 @@ def test_what_is_not_a_packed_bundle_is_refused(packed: Path, cache: Path, chang
         (lambda data: data + b"behind", "cut off"),
         (lambda data: data[:4] + b"before" + data[4:], "cut off"),
         (lambda data: data[:-12] + b"\xff\xff" * 2 + data[-8:], "cut off|directory of"),
+        (lambda data: data[:-22] + b"PK\x06\x06" + bytes(52) + b"PK\x06\x07" + bytes(16) + data[-22:], "64-bit"),
         (lambda data: data[:-14] + b"\xff\xff" * 2 + data[-10:], "directory of 65,535"),
     ],
 )
@@ -140,7 +140,7 @@ def test_any_flipped_bit_is_noticed(packed: Path) -> None:
         flipped = bytearray(data)
         flipped[position] ^= 1 << int(rng.integers(8))
         with pytest.raises(BundleInvalid):
-            reading.check(io.BytesIO(flipped), packed)
+            bundles.check_packed(io.BytesIO(flipped), packed)
 
 
 def test_garbage_in_headers_is_a_clear_error_and_no_defect(packed: Path) -> None:
@@ -154,7 +154,7 @@ def test_garbage_in_headers_is_a_clear_error_and_no_defect(packed: Path) -> None
             changed = bytearray(data)
             changed[start + int(rng.integers(0, min(90, len(data) - start)))] = int(rng.integers(256))
             try:
-                reading.check(io.BytesIO(changed), Path("upload.kit"))
+                bundles.check_packed(io.BytesIO(changed), Path("upload.kit"))
             except BundleInvalid:
                 refused += 1
     assert refused > 100
@@ -189,7 +189,7 @@ def test_members_that_share_their_bytes_are_refused(packed: Path, cache: Path) -
 
 def test_an_upload_is_checked_without_a_file_and_has_a_size_limit(packed: Path, tiny: Bundle, cache: Path) -> None:
     upload = io.BytesIO(packed.read_bytes())
-    assert reading.check(upload, Path(packed.name)).manifest == tiny.manifest
+    assert bundles.check_packed(upload, Path(packed.name)).manifest == tiny.manifest
     with pytest.raises(BundleInvalid, match="that are allowed"):
-        reading.check(upload, Path(packed.name), max_bytes=100)
+        bundles.check_packed(upload, Path(packed.name), max_bytes=100)
     assert not cache.exists()

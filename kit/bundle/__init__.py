@@ -23,6 +23,7 @@ from __future__ import annotations
 from kit.bundle.contents import GoldenSamples, Manifest
 from kit.bundle.lookup import ROOT, available, find, is_bundle, scan, scan_packed
 from kit.bundle.packed import Packed
+from kit.bundle.packed import check as check_packed
 from kit.bundle.packing import pack, unpack
 from kit.bundle.read import Bundle, open_folder
 from kit.bundle.write import create, file_ref, publish, refuse_foreign, refuse_packed
@@ -34,6 +35,7 @@ __all__ = [
     "Manifest",
     "Packed",
     "available",
+    "check_packed",
     "create",
     "file_ref",
     "find",

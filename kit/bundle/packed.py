@@ -20,6 +20,7 @@ import shutil
 import stat
 import struct
 import tempfile
+import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,10 +43,12 @@ MAX_MEMBERS = 256
 _MAGIC = b"PK\x03\x04"
 _LOCAL_BYTES = 30
 _CHUNK_BYTES = 2**20
+_DAY_SECONDS = 24 * 3600
 _ENTRY_MAX_BYTES = 46 + 1024
 # APPNOTE.TXT 4.3.16: signature, two disk numbers, entries here and in all, size and offset of the directory, comment length.
 _END = struct.Struct("<4s4H2LH")
 _END_MAGIC = b"PK\x05\x06"
+_END64_MAGIC, _END64_BYTES = b"PK\x06\x07", 20
 _UTF8_NAME = 0x800
 _DOS_FOLDER = 0x10
 _CORRUPT = (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, OverflowError, struct.error)
@@ -230,9 +233,11 @@ def _check_frame(file: BinaryIO, max_bytes: int) -> tuple[int, int]:
         raise _Refused(f"it has {total:,} bytes, more than the {max_bytes:,} that are allowed")
     file.seek(0)
     begins = file.read(len(_MAGIC)) == _MAGIC
-    if not begins or total < _END.size:
+    if not begins or total < _END64_BYTES + _END.size:
         raise _Refused("it is no packed bundle: kit pack writes a zip")
-    file.seek(-_END.size, os.SEEK_END)
+    file.seek(-_END64_BYTES - _END.size, os.SEEK_END)
+    if file.read(_END64_BYTES).startswith(_END64_MAGIC):
+        raise _Refused("it has a second directory, as 64-bit zips do")  # zipfile would believe that one
     magic, disk, first_disk, here, entries, size, offset, comment = _END.unpack(file.read(_END.size))
     if magic != _END_MAGIC or comment or offset + size + _END.size != total:
         raise _Refused("it does not end as a packed bundle does; it was cut off, or is some other zip")
@@ -351,6 +356,7 @@ def _unpack_somewhere(packed: Packed, file: BinaryIO) -> Path:
     for root in (cache_folder, _temporary_folder):
         try:
             folder = root() / packed.sha256
+            _sweep(folder.parent)
             unpack_into(packed, file, folder)
         except OSError as error:
             refusal = error
@@ -360,6 +366,14 @@ def _unpack_somewhere(packed: Packed, file: BinaryIO) -> Path:
         f"cannot unpack {packed.origin}: {refusal.strerror or refusal}",
         hint=f"free some space in {cache_folder()} or in {tempfile.gettempdir()}",
     ) from refusal
+
+
+def _sweep(root: Path) -> None:
+    """Remove what processes left that were killed while they unpacked; one that is at work is not a day old."""
+    for left in root.glob(f"{files.PARTIAL}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _DAY_SECONDS:
+                shutil.rmtree(left)
 
 
 @functools.cache
