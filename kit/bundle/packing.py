@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import stat
 import zipfile
-from importlib.util import find_spec
 from pathlib import Path
 
 from kit import files
@@ -16,7 +14,7 @@ from kit.bundle import write
 from kit.bundle.contents import MANIFEST
 from kit.bundle.lookup import ROOT
 from kit.bundle.packed import MAX_BYTES, MAX_MEMBERS, SUFFIX, Packed
-from kit.bundle.read import Bundle, digest_of, manifest_from_bytes, open_folder
+from kit.bundle.read import Bundle, digest_of, manifest_from_bytes
 from kit.errors import BundleInvalid, UsageError
 from kit.spec import check_name
 
@@ -78,10 +76,7 @@ def unpack(path: Path, out: Path | None = None) -> Bundle:
         write.refuse_foreign(folder)
         if out is None:
             _refuse_other(folder, packed)
-        with write.storage(folder), _lock(folder):
-            reading.unpack_into(packed, file, folder)
-            write.collect(folder, packed.manifest)
-    return open_folder(folder)
+        return write.unpack_over(packed, file, folder)
 
 
 def _zip(bundle: Bundle) -> bytes:
@@ -129,8 +124,3 @@ def _refuse_other(folder: Path, packed: Packed) -> None:
             f"{folder} holds another bundle of that name",
             hint=f"name another folder, or this one to replace it: -o {folder}",
         )
-
-
-def _lock(folder: Path) -> contextlib.AbstractContextManager[None]:
-    """Keep others from writing into a bundle that is replaced, where filelock is installed: training and exporting need it."""
-    return write.locked(folder) if folder.is_dir() and find_spec("filelock") else contextlib.nullcontext()

@@ -8,11 +8,13 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
+from typing import BinaryIO
 
 from kit import files, packages, serial
 from kit.bundle.contents import MANIFEST, SCHEMA_VERSION, GoldenSamples, Manifest, check_golden, golden_bytes
-from kit.bundle.packed import looks_packed
+from kit.bundle.packed import Packed, looks_packed, unpack_into
 from kit.bundle.read import Bundle, open_folder
 from kit.errors import CheckFailed, StorageUnavailable, UsageError
 from kit.spec import FileRef, ModelSpec, TrainingRecord, Variant
@@ -47,7 +49,7 @@ def create(
     """
     check_golden(golden, spec)
     refuse_foreign(folder)
-    with storage(folder), locked(folder):
+    with _storage(folder), _locked(folder):
         folder.mkdir(parents=True, exist_ok=True)
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
@@ -71,7 +73,7 @@ def publish(bundle: Bundle, variants: tuple[tuple[Variant, bytes], ...], *, tool
         StorageUnavailable: The folder cannot be written; the bundle is as it was.
     """
     refuse_packed(bundle)
-    with storage(bundle.folder), locked(bundle.folder):
+    with _storage(bundle.folder), _locked(bundle.folder):
         current = open_folder(bundle.folder)  # another export may have published since
         if current.manifest.weights != bundle.manifest.weights:
             raise CheckFailed(
@@ -107,6 +109,21 @@ def refuse_packed(bundle: Bundle) -> None:
     """Raise UsageError when a bundle was opened from a packed file, which is never written into."""
     if bundle.packed is not None:
         raise _is_packed(bundle.packed)
+
+
+def unpack_over(packed: Packed, file: BinaryIO, folder: Path) -> Bundle:
+    """Make a folder of a packed file, new or in place of the bundle that is in it, in one step.
+
+    Raises:
+        BundleInvalid: A member was altered.
+        StorageUnavailable: The folder cannot be written; the bundle is as it was.
+    """
+    # Training and exporting need filelock, unpacking does not: without it there is no other writer to keep out.
+    lock = _locked(folder) if folder.is_dir() and find_spec("filelock") else contextlib.nullcontext()
+    with _storage(folder), lock:
+        unpack_into(packed, file, folder)
+        _collect(folder, packed.manifest)
+    return Bundle(folder, packed.manifest)
 
 
 def _is_packed(path: Path) -> UsageError:
@@ -149,11 +166,11 @@ def _add(folder: Path, stem: str, suffix: str, data: bytes) -> FileRef:
 def _commit(folder: Path, manifest: Manifest) -> Bundle:
     text = json.dumps(serial.encode(manifest), indent=2, ensure_ascii=False) + "\n"
     files.replace(folder / MANIFEST, text.encode())
-    collect(folder, manifest)
+    _collect(folder, manifest)
     return Bundle(folder, manifest)
 
 
-def collect(folder: Path, manifest: Manifest) -> None:
+def _collect(folder: Path, manifest: Manifest) -> None:
     """Remove files of ours that the manifest does not name; strangers stay."""
     named = {ref.file for ref in manifest.files()}
     for item in folder.iterdir():
@@ -164,7 +181,7 @@ def collect(folder: Path, manifest: Manifest) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[None]:
     """Let one writer at a time change a bundle. The lock lies beside the folder, which holds only what the manifest names."""
     filelock = packages.needed("filelock", distribution="filelock", purpose="writing a bundle", extra="train")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -173,7 +190,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def storage(folder: Path) -> Iterator[None]:
+def _storage(folder: Path) -> Iterator[None]:
     """Turn what the file system refuses into one clear error."""
     try:
         yield
