@@ -84,10 +84,11 @@ def export_bundle(
     """Export a trained bundle's weights and add the variants to it.
 
     Raises:
-        UsageError: The bundle holds no weights or training record, or a module kit cannot rebuild.
+        UsageError: The bundle is packed, holds no weights or training record, or a module kit cannot rebuild.
         DatasetUnavailable: The data set it was trained on, which the gate needs, is not here.
         GateFailed: A check said no; the bundle is as it was.
     """
+    bundles.refuse_packed(bundle)
     weights, record = bundle.manifest.weights, bundle.manifest.training
     if weights is None or record is None or not models.is_known(bundle.spec.architecture):
         raise UsageError(

@@ -20,7 +20,7 @@ from filelock import FileLock
 
 import apps.cli
 from kit import data
-from kit.bundle import Bundle, open_folder
+from kit.bundle import Bundle, open_folder, pack
 from kit.runtime import providers
 from kit.spec import ModelSpec, Normalization, Precision, Provider, QuantizationScheme, TensorSpec
 
@@ -149,6 +149,21 @@ def _digits(once: Once) -> Path:
 def digits(_digits: Path, tmp_path: Path) -> Bundle:
     """The main job's bundle on the embedded digits: fp32, int8-qdq and int8-dynamic; a fresh copy for each test."""
     return open_folder(Path(shutil.copytree(_digits, tmp_path / "digits-mlp")))
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where packed files are unpacked, here and in processes that the test starts."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    if sys.platform != "linux":
+        monkeypatch.setattr("kit.bundle.packed.cache_folder", lambda: tmp_path / "cache" / "kit" / "bundles")
+    return tmp_path / "cache" / "kit" / "bundles"
+
+
+@pytest.fixture
+def packed(tiny: Bundle, tmp_path: Path, cache: Path) -> Path:  # noqa: ARG001 - nothing goes into the user's own cache
+    """The tiny bundle as one file."""
+    return pack(tiny, tmp_path)
 
 
 @pytest.fixture

@@ -48,6 +48,7 @@ def test_import_kit_imports_no_runtime_and_no_torch(python: Kit) -> None:
         ("doctor",),
         ("predict", "PICTURE"),
         ("bench", "--batch-size", "1"),
+        ("pack",),
     ],
 )
 def test_deployment_commands_run_without_the_workshop(digits: Bundle, python: Kit, arguments: tuple[str, ...]) -> None:
@@ -56,7 +57,7 @@ def test_deployment_commands_run_without_the_workshop(digits: Bundle, python: Ki
 
     Image.fromarray(digits.golden().pixels[0]).save(picture)
     named = [str(picture) if word == "PICTURE" else word for word in arguments]
-    if named[0] in {"info", "verify", "predict", "bench"}:
+    if named[0] in {"info", "verify", "predict", "bench", "pack"}:
         named.insert(1, str(digits.folder))
     program = BLOCK.format(blocked=WORKSHOP) + f"from apps.cli import run; raise SystemExit(run({named!r}))"
     found = python(program)

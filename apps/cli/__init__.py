@@ -17,6 +17,7 @@ from apps.cli.compare import compare
 from apps.cli.demo import demo
 from apps.cli.doctor import doctor
 from apps.cli.export import export
+from apps.cli.pack import pack, unpack
 from apps.cli.predict import predict
 from apps.cli.quickstart import quickstart
 from apps.cli.report import report
@@ -50,7 +51,10 @@ def cli() -> None:
     """
 
 
-for command in (quickstart, train, export, verify, bench, report, compare, predict, demo, list_bundles, info, doctor):
+for command in (
+    *(quickstart, train, export, verify, bench, report, compare, predict, demo),
+    *(pack, unpack, list_bundles, info, doctor),
+):
     cli.add_command(command)
 
 

@@ -139,7 +139,7 @@ def bench(
         load=Load(scenario=Scenario(scenario), rate=rate),
         plan=Plan(budget_seconds=budget_seconds),
         cold=cold,
-        profile=found.folder.parent if profile else None,
+        profile=found.origin.parent if profile else None,
         threads=threads,
         device_id=device_id,
         allow_fallback=allow_fallback,

@@ -59,7 +59,7 @@ def demo(bundle: str | None, port: int, open_browser: bool, data_dir: Path | Non
     # -P keeps a folder named apps/ or kit/ in the current directory from standing in for ours.
     line = [sys.executable, "-P", "-m", "streamlit", "run", str(_PAGE), *(f"--{k}={v}" for k, v in flags.items())]
     try:
-        return subprocess.run([*line, "--", str(found.folder)], env=environment, check=False).returncode
+        return subprocess.run([*line, "--", str(found.origin)], env=environment, check=False).returncode
     except KeyboardInterrupt:
         return 0
 

@@ -69,13 +69,14 @@ def export(
       kit export mnist-mlp
       kit export mnist-mlp --precision int8 --quantization dynamic
     """
-    from kit.bundle import find
+    from kit.bundle import find, refuse_packed
 
     given = [name for name in _INT8_ONLY if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
     if given and Precision.INT8 not in precisions:
         flag = "--" + given[0].replace("_", "-")
         raise click.UsageError(f"{flag} changes nothing without --precision int8")
     found = find(bundle)
+    refuse_packed(found)
     from apps.cli import render
     from exporters import ExportOptions  # imports torch: after everything that can be refused without it
 

@@ -26,7 +26,9 @@ def debug(function: F) -> F:
     )(function)
 
 
-BUNDLE_HELP = "BUNDLE is a folder, or a name under ./artifacts; without it, mnist-mlp or the only bundle there is."
+BUNDLE_HELP = (
+    "BUNDLE is a folder, a packed file, or a name under ./artifacts; without it, mnist-mlp or the only bundle there is."
+)
 
 
 def bundle_argument(function: F) -> F:

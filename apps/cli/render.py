@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import click
@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from kit.bundle import Bundle
+from kit.bundle import Bundle, Packed
 from kit.report.format import NONE, percent, size
 from kit.serial import encode
 from kit.verify import Verification
@@ -182,21 +182,20 @@ def verify_table(result: Verification) -> None:
             console.print(f"[yellow]{row.variant} in {row.runtime}: {escape(row.problem)}[/]", soft_wrap=True)
 
 
-def bundle_table(bundles: dict[str, Bundle | Exception]) -> None:
+def bundle_table(bundles: Mapping[str, Bundle | Packed | Exception]) -> None:
     """Print the bundles there are, one row each; an unreadable one says why."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for header in ("bundle", "model", "trained on", "variants", "top-1 test", "folder"):
+    for header in ("bundle", "model", "trained on", "variants", "top-1 test", "where"):
         table.add_column(header, overflow="fold")
     for name, found in bundles.items():
         if isinstance(found, Exception):
             table.add_row(name, f"[red]broken[/]: {escape(str(found))}", "", "", "", "")
             continue
-        training = found.manifest.training
-        ids = ", ".join(variant.id for variant in found.variants) or "none yet"
-        best = found.variants[0].accuracy if found.variants else None
-        table.add_row(
-            name, found.spec.architecture, training.dataset if training else NONE, ids, percent(best), str(found.folder)
-        )
+        training, variants = found.manifest.training, found.manifest.variants
+        ids = ", ".join(variant.id for variant in variants) or "none yet"
+        best = variants[0].accuracy if variants else None
+        data = training.dataset if training else NONE
+        table.add_row(name, found.manifest.spec.architecture, data, ids, percent(best), str(found.origin))
     stdout().print(table)
 
 
@@ -208,7 +207,7 @@ def bundle_info(bundle: Bundle) -> None:
     table.add_column(overflow="fold")
     threshold = f", unsure under {spec.abstain_below:.0%}" if spec.abstain_below else ""
     rows = [
-        ("bundle", f"{bundle.name}  ({bundle.folder})"),
+        ("bundle", f"{bundle.name}  ({bundle.origin})"),
         ("task", f"{spec.task}: {', '.join(spec.labels)}"),
         ("model", spec.architecture),
         ("takes", f"{spec.input.name}: {spec.input.describe()}, raw pixels"),

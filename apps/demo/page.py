@@ -212,7 +212,7 @@ def _count_again(bundle: Bundle, dataset: str) -> None:
 def show_latency(bundle: Bundle) -> None:
     """Show the last results of `kit bench`."""
     path = results.last_path(bundle)
-    line = f"kit bench {bundle.folder}"
+    line = f"kit bench {bundle.origin}"
     if not path.exists():
         st.info("Not measured on this machine yet. Type:")
         st.code(line, language="shell")

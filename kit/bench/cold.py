@@ -17,7 +17,6 @@ import json  # noqa: E402
 import subprocess  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Callable  # noqa: E402
-from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
 if TYPE_CHECKING:  # the child imports these when their turn comes, and is timed
@@ -78,7 +77,7 @@ def _start(bundle: Bundle, entry: Entry, field: Field) -> dict[str, Any]:
     """Run one process; return its moments, or its error."""
     row, options = entry.row, field.options(entry.row.provider)
     asked = {
-        "bundle": str(bundle.folder.resolve()),
+        "bundle": str(bundle.origin.resolve()),
         "variant": row.variant,
         "runtime": row.runtime,
         "provider": row.provider.value,
@@ -157,7 +156,7 @@ def _child(asked: dict[str, Any]) -> dict[str, Any]:
 
     moments.append(time.perf_counter_ns())
     try:
-        bundle = bundles.open_folder(Path(asked["bundle"]))
+        bundle = bundles.find(asked["bundle"])
         variant = bundle.variant(asked["variant"])
         bundle.read(variant.artifact)
         pixels = bundle.golden().pixels[:1]

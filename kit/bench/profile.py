@@ -48,7 +48,7 @@ def _row(bundle: Bundle, field: Field, entry: Entry, size: int, folder: Path) ->
         bundle.read(variant.artifact), field.options(row.provider), pixels(bundle, size), calls=CALLS
     )
     where = row.provider if profiled.provider is row.provider else f"{row.provider}-fell-back-to-{profiled.provider}"
-    name = f"{bundle.folder.name}.{row.variant}.{where}.batch{size}.trace.json"
+    name = bundle.beside(f".{row.variant}.{where}.batch{size}.trace.json").name
     files.write(folder / name, profiled.trace)
     return dataclasses.replace(
         row,

@@ -285,8 +285,8 @@ class Results:
 
 
 def last_path(bundle: Bundle) -> Path:
-    """Return where `kit bench` keeps its last results of a bundle: beside its folder, which only bundles write to."""
-    return bundle.folder.parent / f"{bundle.folder.name}.bench.json"
+    """Return where `kit bench` keeps its last results of a bundle: beside its folder or its packed file."""
+    return bundle.beside(".bench.json")
 
 
 def load(path: Path) -> Results:

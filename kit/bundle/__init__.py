@@ -13,6 +13,8 @@ A change writes and syncs its new files first; one `os.replace` of the manifest 
 collected afterwards. A kill at any moment leaves the old bundle or the new one. Nothing here imports onnx, torch or
 onnxruntime, and nothing is ever pickled.
 
+`packed.py` describes the same thing as one file, for moving it.
+
     bundle = find("mnist-mlp")
     path = bundle.path(bundle.variant("fp32").artifact)
 """
@@ -20,22 +22,32 @@ onnxruntime, and nothing is ever pickled.
 from __future__ import annotations
 
 from kit.bundle.contents import GoldenSamples, Manifest
-from kit.bundle.read import ROOT, Bundle, available, find, is_bundle, open_folder, scan
-from kit.bundle.write import attach_card, create, file_ref, publish, refuse_foreign
+from kit.bundle.lookup import ROOT, available, find, is_bundle, scan, scan_packed
+from kit.bundle.packed import Packed
+from kit.bundle.packed import check as check_packed
+from kit.bundle.packing import pack, unpack
+from kit.bundle.read import Bundle, open_folder
+from kit.bundle.write import attach_card, create, file_ref, publish, refuse_foreign, refuse_packed
 
 __all__ = [
     "ROOT",
     "Bundle",
     "GoldenSamples",
     "Manifest",
+    "Packed",
     "attach_card",
     "available",
+    "check_packed",
     "create",
     "file_ref",
     "find",
     "is_bundle",
     "open_folder",
+    "pack",
     "publish",
     "refuse_foreign",
+    "refuse_packed",
     "scan",
+    "scan_packed",
+    "unpack",
 ]

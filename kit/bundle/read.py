@@ -1,10 +1,9 @@
-"""Find and open bundles. Files are checked when they are read, not when the bundle is opened."""
+"""Open bundle folders. Files are checked when they are read, not when the bundle is opened."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,27 +11,43 @@ from typing import Any
 
 from kit import serial
 from kit.bundle.contents import MANIFEST, SCHEMA_VERSION, GoldenSamples, Manifest, golden_from_bytes
-from kit.errors import BundleInvalid, BundleNotFound, UsageError
+from kit.errors import BundleInvalid, UsageError
 from kit.spec import FileRef, ModelSpec, Variant
 
-ROOT = Path("artifacts")
-PACKAGED = Path(__file__).parent.parent / "bundles"
-DEFAULT_NAME = "mnist-mlp"
+MANIFEST_MAX_BYTES = 16 * 2**20
 
-_MANIFEST_MAX_BYTES = 16 * 2**20
+_NAMED = re.compile(r"(?P<name>.+)-(?P<digest>[0-9a-f]{8})(?: ?\(\d+\))?")  # browsers add " (1)" to a second download
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle: its folder and its manifest. Files are checked when asked for, not when opened."""
+    """An opened bundle: its folder and its manifest. Files are checked when asked for, not when opened.
+
+    Attributes:
+        folder: Where its files lie.
+        manifest: What it is.
+        packed: The packed file it was opened from; None for a folder. `folder` is then a copy in the user's cache, which
+            nothing is written into and nobody needs to hear of.
+    """
 
     folder: Path
     manifest: Manifest
+    packed: Path | None = None
 
     @property
     def name(self) -> str:
-        """The folder's name, which finds the bundle again; the model's own is `spec.name`."""
-        return self.folder.resolve().name
+        """The folder's name, or the packed file's without its hash; the model's own is `spec.name`."""
+        return name_of(self.packed) if self.packed else self.folder.resolve().name
+
+    @property
+    def origin(self) -> Path:
+        """What it was opened from and is opened by again: the packed file, else the folder."""
+        return self.packed or self.folder
+
+    def beside(self, ending: str) -> Path:
+        """Return the path of a file about this bundle that is no part of it, such as `NAME.bench.json`."""
+        return self.origin.parent / f"{self.packed.stem if self.packed else self.folder.name}{ending}"
 
     @property
     def spec(self) -> ModelSpec:
@@ -55,7 +70,7 @@ class Bundle:
             if variant.id == wanted:
                 return variant
         if not self.variants:
-            raise UsageError(f"bundle {self.name!r} has no exported variant yet", hint=f"kit export {self.name}")
+            raise UsageError(f"bundle {self.name!r} has no exported variant yet", hint=self._export_hint())
         known = ", ".join(variant.id for variant in self.variants)
         raise UsageError(f"bundle {self.name!r} has no variant {wanted!r}", hint=f"choose one of: {known}")
 
@@ -70,11 +85,11 @@ class Bundle:
             size = path.stat().st_size
         except OSError as error:
             raise BundleInvalid(
-                f"bundle {self.name!r} lacks {ref.file}, which its manifest names", hint=_restore_hint(self.name)
+                f"bundle {self.name!r} lacks {ref.file}, which its manifest names", hint=self._restore_hint()
             ) from error
         if size != ref.size_bytes:
             raise BundleInvalid(
-                f"{path} has {size} bytes, its manifest says {ref.size_bytes}", hint=_restore_hint(self.name)
+                f"{path} has {size} bytes, its manifest says {ref.size_bytes}", hint=self._restore_hint()
             )
         return path
 
@@ -93,7 +108,7 @@ class Bundle:
         if found != ref.sha256:
             raise BundleInvalid(
                 f"{self.folder / ref.file} was altered: sha256 {found[:12]}…, its manifest says {ref.sha256[:12]}…",
-                hint=_restore_hint(self.name),
+                hint=self._restore_hint(),
             )
         return data
 
@@ -105,52 +120,12 @@ class Bundle:
         """
         return golden_from_bytes(self.read(self.manifest.golden), self.spec)
 
+    def _export_hint(self) -> str:
+        return f"kit unpack {self.packed}, then: kit export {self.name}" if self.packed else f"kit export {self.name}"
 
-def find(name: str | os.PathLike[str] | None = None) -> Bundle:
-    """Open a bundle by path, else `./artifacts/NAME`, else one shipped inside the package.
-
-    Args:
-        name: Path or name; None for `mnist-mlp`, or for the only bundle there is.
-
-    Raises:
-        BundleNotFound: There is no such bundle; the hint lists those there are.
-        BundleInvalid: Its manifest is corrupt or newer than this kit.
-    """
-    if name is None:
-        return _find_default()
-    for folder in (Path(name), ROOT / name, PACKAGED / name):
-        if _has_manifest(folder):
-            return open_folder(folder)
-    raise BundleNotFound(f"there is no bundle {os.fspath(name)!r}", hint=_found_hint())
-
-
-def is_bundle(name: str) -> bool:
-    """Whether `find(name)` would open something."""
-    return any(_has_manifest(folder) for folder in (Path(name), ROOT / name, PACKAGED / name))
-
-
-def _has_manifest(folder: Path) -> bool:
-    try:
-        return (folder / MANIFEST).is_file()
-    except OSError as error:  # a folder that may not be entered, or a name too long for one
-        raise BundleInvalid(f"{folder} cannot be read: {error.strerror or error}") from error
-
-
-def scan() -> dict[str, Bundle | BundleInvalid]:
-    """Open every bundle under `./artifacts` and inside the package, by name; an unreadable one is its error."""
-    found: dict[str, Bundle | BundleInvalid] = {}
-    for root in (PACKAGED, ROOT):
-        for manifest in sorted(root.glob(f"*/{MANIFEST}")):
-            try:
-                found[manifest.parent.name] = open_folder(manifest.parent)
-            except BundleInvalid as error:
-                found[manifest.parent.name] = error
-    return {name: found[name] for name in sorted(found)}
-
-
-def available() -> tuple[Bundle, ...]:
-    """Return the readable bundles of `scan`, by name."""
-    return tuple(bundle for bundle in scan().values() if isinstance(bundle, Bundle))
+    def _restore_hint(self) -> str:
+        """Say how to mend its files; the copy of a packed bundle is checked and mended whenever it is opened."""
+        return f"open {self.packed} again" if self.packed else _restore_hint(self.name)
 
 
 def open_folder(folder: Path) -> Bundle:
@@ -161,19 +136,35 @@ def open_folder(folder: Path) -> Bundle:
     """
     path = folder / MANIFEST
     try:
-        if path.stat().st_size > _MANIFEST_MAX_BYTES:
+        if path.stat().st_size > MANIFEST_MAX_BYTES:
             raise BundleInvalid(f"{path} is too large for a manifest")
-        data = json.loads(path.read_bytes())
+        data = path.read_bytes()
     except OSError as error:
         raise BundleInvalid(f"{path} cannot be read: {error.strerror or error}") from error
+    return Bundle(folder, manifest_from_bytes(data, path, hint=_restore_hint(folder.name)))
+
+
+def manifest_from_bytes(data: bytes, path: Path, *, hint: str) -> Manifest:
+    """Read and check a manifest's JSON.
+
+    Args:
+        data: UTF-8.
+        path: Where it stands, for messages.
+        hint: What to do when it is corrupt.
+
+    Raises:
+        BundleInvalid: It is corrupt, newer than this kit, or names files outside its folder.
+    """
+    try:
+        plain = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise BundleInvalid(f"{path} is no JSON: {error}", hint=_restore_hint(folder.name)) from error
-    manifest = _decode_manifest(data, path)
+        raise BundleInvalid(f"{path} is no JSON: {error}", hint=hint) from error
+    manifest = _decode_manifest(plain, path, hint)
     _refuse_paths(manifest, path)
-    return Bundle(folder, manifest)
+    return manifest
 
 
-def _decode_manifest(data: Any, path: Path) -> Manifest:
+def _decode_manifest(data: Any, path: Path, hint: str) -> Manifest:
     found = data.get("schema_version") if isinstance(data, dict) else None
     if isinstance(found, int) and found > SCHEMA_VERSION:
         raise BundleInvalid(
@@ -182,34 +173,27 @@ def _decode_manifest(data: Any, path: Path) -> Manifest:
     try:
         return serial.decode(Manifest, data, path="manifest")
     except serial.DecodeError as error:
-        raise BundleInvalid(f"{path} is no valid manifest: {error}", hint=_restore_hint(path.parent.name)) from error
+        raise BundleInvalid(f"{path} is no valid manifest: {error}", hint=hint) from error
 
 
 def _refuse_paths(manifest: Manifest, path: Path) -> None:
     """Refuse a manifest that reaches out of its folder."""
     for ref in manifest.files():
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", ref.file):
+        if not _PLAIN_NAME.fullmatch(ref.file):
             raise BundleInvalid(f"{path} names {ref.file!r}, which is not a plain file name")
-
-
-def _find_default() -> Bundle:
-    if is_bundle(DEFAULT_NAME):
-        return find(DEFAULT_NAME)
-    bundles = available()
-    if len(bundles) == 1:
-        return bundles[0]
-    raise BundleNotFound(
-        f"there is no bundle {DEFAULT_NAME!r}" + (" and more than one other: name it" if bundles else " here"),
-        hint=_found_hint(),
-    )
-
-
-def _found_hint() -> str:
-    names = list(scan())
-    if names:
-        return "bundles here: " + ", ".join(names)
-    return f"no bundles under ./{ROOT}; make one: kit quickstart, or: kit train"
 
 
 def _restore_hint(name: str) -> str:
     return f"copy the bundle again from where it came, or rebuild it: kit export {name}"
+
+
+def name_of(packed: Path) -> str:
+    """Return the name of the bundle in a packed file: `mnist-mlp` of `mnist-mlp-1a2b3c4d.kit`."""
+    found = _NAMED.fullmatch(packed.stem)
+    return found["name"] if found else packed.stem
+
+
+def digest_of(packed: Path) -> str:
+    """Return the beginning of the sha256 that a packed file's name carries; empty when it carries none."""
+    found = _NAMED.fullmatch(packed.stem)
+    return found["digest"] if found else ""

@@ -8,10 +8,13 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
+from typing import BinaryIO
 
 from kit import files, packages, serial
 from kit.bundle.contents import MANIFEST, SCHEMA_VERSION, GoldenSamples, Manifest, check_golden, golden_bytes
+from kit.bundle.packed import Packed, looks_packed, unpack_into
 from kit.bundle.read import Bundle, open_folder
 from kit.errors import CheckFailed, StorageUnavailable, UsageError
 from kit.spec import FileRef, ModelSpec, TrainingRecord, Variant
@@ -66,8 +69,10 @@ def publish(bundle: Bundle, variants: tuple[tuple[Variant, bytes], ...], *, tool
 
     Raises:
         CheckFailed: Its weights were replaced since `bundle` was opened, so that the variants are of another model.
+        UsageError: It was opened from a packed file.
         StorageUnavailable: The folder cannot be written; the bundle is as it was.
     """
+    refuse_packed(bundle)
     with _storage(bundle.folder), _locked(bundle.folder):
         current = open_folder(bundle.folder)  # another export may have published since
         if current.manifest.weights != bundle.manifest.weights:
@@ -91,9 +96,11 @@ def attach_card(bundle: Bundle, text: str) -> Bundle:
     """Give a bundle its model card, in place of the one it has.
 
     Raises:
+        UsageError: It was opened from a packed file.
         StorageUnavailable: The folder cannot be written; the bundle is as it was.
     """
-    with _storage(bundle.folder), _locked(bundle.folder):
+    refuse_packed(bundle)
+    with storage(bundle.folder), locked(bundle.folder):
         current = open_folder(bundle.folder)
         card = _add(bundle.folder, "card", ".md", text.encode())
         return _commit(bundle.folder, dataclasses.replace(current.manifest, card=card))
@@ -101,6 +108,8 @@ def attach_card(bundle: Bundle, text: str) -> Bundle:
 
 def refuse_foreign(folder: Path) -> None:
     """Raise UsageError when `folder` is a file, or holds anything but a bundle."""
+    if looks_packed(folder):
+        raise _is_packed(folder)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file, not a folder", hint="choose another --out")
     if not folder.is_dir() or _is_our_manifest(folder / MANIFEST):
@@ -108,6 +117,31 @@ def refuse_foreign(folder: Path) -> None:
     strangers = [item.name for item in folder.iterdir() if not _is_ours(item)]
     if strangers:
         raise UsageError(f"{folder} holds other files ({strangers[0]}, ...)", hint="choose an empty --out")
+
+
+def refuse_packed(bundle: Bundle) -> None:
+    """Raise UsageError when a bundle was opened from a packed file, which is never written into."""
+    if bundle.packed is not None:
+        raise _is_packed(bundle.packed)
+
+
+def unpack_over(packed: Packed, file: BinaryIO, folder: Path) -> Bundle:
+    """Make a folder of a packed file, new or in place of the bundle that is in it, in one step.
+
+    Raises:
+        BundleInvalid: A member was altered.
+        StorageUnavailable: The folder cannot be written; the bundle is as it was.
+    """
+    # Training and exporting need filelock, unpacking does not: without it there is no other writer to keep out.
+    lock = _locked(folder) if folder.is_dir() and find_spec("filelock") else contextlib.nullcontext()
+    with _storage(folder), lock:
+        unpack_into(packed, file, folder)
+        _collect(folder, packed.manifest)
+    return Bundle(folder, packed.manifest)
+
+
+def _is_packed(path: Path) -> UsageError:
+    return UsageError(f"{path} is a packed bundle, which is not written into", hint=f"kit unpack {path}")
 
 
 def _is_our_manifest(path: Path) -> bool:
