@@ -100,7 +100,7 @@ def attach_card(bundle: Bundle, text: str) -> Bundle:
         StorageUnavailable: The folder cannot be written; the bundle is as it was.
     """
     refuse_packed(bundle)
-    with storage(bundle.folder), locked(bundle.folder):
+    with _storage(bundle.folder), _locked(bundle.folder):
         current = open_folder(bundle.folder)
         card = _add(bundle.folder, "card", ".md", text.encode())
         return _commit(bundle.folder, dataclasses.replace(current.manifest, card=card))
