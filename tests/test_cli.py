@@ -238,7 +238,7 @@ def test_ctrl_c_in_training_keeps_the_best_and_exits_130(tmp_path: Path) -> None
         rest = process.stderr.read()
     assert process.returncode == 130, rest
     assert "Interrupted: kept the best" in rest
-    record = find(tmp_path / "artifacts" / "digits-mlp").manifest.training
+    record = find(tmp_path / "artifacts" / "my-digits-mlp").manifest.training
     assert record is not None
     assert record.interrupted
 
@@ -255,9 +255,9 @@ def test_fashion_mnist_takes_the_same_path(kit_inside: Kit, tmp_path: Path) -> N
     here = ("--data-dir", str(tmp_path))
     made = kit_inside("train", "--dataset", "fashion-mnist", "--model", "mlp-64-64", "--epochs", "12", *here)
     assert made.returncode == 0, made.stderr
-    exported = kit_inside("export", "fashion-mnist-mlp-64-64", "--precision", "int8", "--max-drop", "5", *here)
+    exported = kit_inside("export", "my-fashion-mnist-mlp-64-64", "--precision", "int8", "--max-drop", "5", *here)
     assert exported.returncode == 0, exported.stderr
-    shown = kit_inside("info", "fashion-mnist-mlp-64-64")
+    shown = kit_inside("info", "my-fashion-mnist-mlp-64-64")
     assert "Ankle boot" in shown.stdout
     assert "resize@1" in shown.stdout
-    assert kit_inside("verify", "fashion-mnist-mlp-64-64").returncode == 0
+    assert kit_inside("verify", "my-fashion-mnist-mlp-64-64").returncode == 0

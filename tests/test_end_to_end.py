@@ -25,8 +25,8 @@ def test_quickstart_without_data_and_network_does_the_whole_job_on_embedded_digi
     assert done.returncode == 0, done.stderr
     assert "Going on with the embedded data set 'digits'" in done.stderr
     assert "FASTER" in done.stdout or "SLOWER" in done.stdout or "SAME" in done.stdout or "INCONCLUSIVE" in done.stdout
-    assert "kit demo digits-mlp" in done.stderr
-    bundle = find(tmp_path / "artifacts" / "digits-mlp")
+    assert "kit demo my-digits-mlp" in done.stderr
+    bundle = find(tmp_path / "artifacts" / "my-digits-mlp")
     assert [variant.id for variant in bundle.variants] == ["fp32", "int8-qdq"]
     accuracy = bundle.variant("int8-qdq").accuracy
     assert accuracy is not None
@@ -47,7 +47,7 @@ def test_quickstart_on_mnist(kit_inside: Kit, tmp_path: Path) -> None:
     """Three epochs; CI holds the README's own run, with all of them, to 98 %."""
     done = kit_inside("quickstart", "--epochs", "3", **OFFLINE)
     assert done.returncode == 0, done.stderr
-    bundle = find(tmp_path / "artifacts" / "mnist-mlp")
+    bundle = find(tmp_path / "artifacts" / "my-mnist-mlp")
     assert [variant.id for variant in bundle.variants] == ["fp32", "int8-qdq"]
     for variant in bundle.variants:
         assert variant.accuracy is not None

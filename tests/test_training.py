@@ -137,8 +137,8 @@ def test_recipes_refuse_what_cannot_train() -> None:
 
 
 def test_names_of_bundles() -> None:
-    assert bundle_name(dataset="mnist", model="mlp-512-256-128") == "mnist-mlp"
-    assert bundle_name(dataset="digits", model="mlp-64-64") == "digits-mlp-64-64"
+    assert bundle_name(dataset="mnist", model="mlp-512-256-128") == "my-mnist-mlp"
+    assert bundle_name(dataset="digits", model="mlp-64-64") == "my-digits-mlp-64-64"
 
 
 def test_unknown_models_are_refused() -> None:

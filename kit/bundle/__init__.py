@@ -22,11 +22,11 @@ onnxruntime, and nothing is ever pickled.
 from __future__ import annotations
 
 from kit.bundle.contents import GoldenSamples, Manifest
-from kit.bundle.lookup import ROOT, available, find, is_bundle, scan, scan_packed
+from kit.bundle.lookup import available, find, is_bundle, scan, scan_packed
 from kit.bundle.packed import Packed
 from kit.bundle.packed import check as check_packed
 from kit.bundle.packing import pack, unpack
-from kit.bundle.read import Bundle, open_folder
+from kit.bundle.read import ROOT, Bundle, open_folder
 from kit.bundle.write import attach_card, create, file_ref, publish, refuse_foreign, refuse_packed
 
 __all__ = [

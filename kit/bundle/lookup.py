@@ -9,12 +9,12 @@ from kit import files
 from kit.bundle import packed
 from kit.bundle.contents import MANIFEST
 from kit.bundle.packed import Packed
-from kit.bundle.read import Bundle, open_folder
+from kit.bundle.read import PACKAGED, ROOT, Bundle, open_folder
 from kit.errors import BundleInvalid, BundleNotFound
 
-ROOT = Path("artifacts")
-PACKAGED = Path(__file__).parent.parent / "bundles"
 DEFAULT_NAME = "mnist-mlp"
+_CLONE = Path(__file__).parents[2] / ROOT
+"""Of a clone that is used where it lies, whatever the current folder."""
 
 
 def find(name: str | os.PathLike[str] | None = None) -> Bundle:
@@ -46,7 +46,7 @@ def is_bundle(name: str) -> bool:
 
 
 def _places(name: str | os.PathLike[str]) -> tuple[Path, ...]:
-    return Path(name), ROOT / name, PACKAGED / name
+    return Path(name), ROOT / name, PACKAGED / name, _CLONE / name
 
 
 def _has_manifest(folder: Path) -> bool:

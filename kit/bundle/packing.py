@@ -12,9 +12,8 @@ from kit import files
 from kit.bundle import packed as reading
 from kit.bundle import write
 from kit.bundle.contents import MANIFEST
-from kit.bundle.lookup import ROOT
 from kit.bundle.packed import MAX_BYTES, MAX_MEMBERS, SUFFIX, Packed
-from kit.bundle.read import Bundle, digest_of, manifest_from_bytes
+from kit.bundle.read import ROOT, Bundle, digest_of, manifest_from_bytes
 from kit.errors import BundleInvalid, UsageError
 from kit.spec import check_name
 

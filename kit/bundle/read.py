@@ -15,6 +15,9 @@ from kit.errors import BundleInvalid, UsageError
 from kit.spec import FileRef, ModelSpec, Variant
 
 MANIFEST_MAX_BYTES = 16 * 2**20
+ROOT = Path("artifacts")
+PACKAGED = Path(__file__).parent.parent / "bundles"
+"""Bundles that come with the installed package; nothing is written there."""
 
 _NAMED = re.compile(r"(?P<name>.+)-(?P<digest>[0-9a-f]{8})(?: ?\(\d+\))?")  # browsers add " (1)" to a second download
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -46,8 +49,18 @@ class Bundle:
         return self.packed or self.folder
 
     def beside(self, ending: str) -> Path:
-        """Return the path of a file about this bundle that is no part of it, such as `NAME.bench.json`."""
+        """Return the path of a file about this bundle that is no part of it, such as `NAME.bench.json`.
+
+        It lies beside the folder or the packed file; of a bundle that came with kit, under `./artifacts`.
+        """
+        if self.is_shipped:
+            return ROOT / f"{self.folder.name}{ending}"
         return self.origin.parent / f"{self.packed.stem if self.packed else self.folder.name}{ending}"
+
+    @property
+    def is_shipped(self) -> bool:
+        """Whether it came with the installed package."""
+        return self.folder.parent == PACKAGED
 
     @property
     def spec(self) -> ModelSpec:

@@ -120,9 +120,14 @@ def refuse_foreign(folder: Path) -> None:
 
 
 def refuse_packed(bundle: Bundle) -> None:
-    """Raise UsageError when a bundle was opened from a packed file, which is never written into."""
+    """Raise UsageError when a bundle was opened from a packed file, or came with kit: neither is written into."""
     if bundle.packed is not None:
         raise _is_packed(bundle.packed)
+    if bundle.is_shipped:
+        raise UsageError(
+            f"the bundle {bundle.name!r} comes with kit and is not written into",
+            hint=f"make a copy: kit unpack $(kit pack {bundle.name})",
+        )
 
 
 def unpack_over(packed: Packed, file: BinaryIO, folder: Path) -> Bundle:

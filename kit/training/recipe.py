@@ -234,5 +234,8 @@ def recipe(name: str, *, dataset: str) -> Recipe:
 
 
 def bundle_name(*, dataset: str, model: str) -> str:
-    """Return the name a trained bundle gets when none is given: `mnist-mlp`, or `mnist-mlp-64-64`."""
-    return f"{dataset}-mlp" if model == Recipe.model else f"{dataset}-{model}"
+    """Return the name a trained bundle gets when none is given: `my-mnist-mlp`, or `my-mnist-mlp-64-64`.
+
+    It is the user's own: `mnist-mlp` is the published one.
+    """
+    return f"my-{dataset}-mlp" if model == Recipe.model else f"my-{dataset}-{model}"
