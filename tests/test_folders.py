@@ -98,6 +98,15 @@ def test_pictures_are_turned_as_their_exif_data_say(shapes: Path) -> None:
     assert turned[:, :, 0].mean() > 200, "the white edge lies on the left"
 
 
+def test_progress_is_told_from_the_first_file_to_the_last(shapes: Path) -> None:
+    told: list[float] = []
+    data.load(str(shapes), on_progress=told.append)
+    assert told == sorted(told)
+    assert 0 < told[0] < 0.1
+    assert told[-1] == pytest.approx(1)
+    assert len(told) == 2 * 48
+
+
 def test_names_do_not_matter_and_contents_do(shapes: Path) -> None:
     before = data.load(str(shapes))
     assert before.name.startswith("folder:shapes@")

@@ -231,8 +231,9 @@ class _Told:
 def _tell_data(dataset: Dataset) -> None:
     from apps.cli import render
 
-    images = f"{len(dataset.train):,} training and {len(dataset.test):,} test images"
-    render.remark(f"{dataset.name}: {images}, {len(dataset.info.labels)} classes")
+    train, test, classes = len(dataset.train), len(dataset.test), len(dataset.info.labels)
+    points = f"each is {100 / test:.2g} points of top-1"
+    render.remark(f"{dataset.name}: {classes} classes, {train:,} training and {test:,} test images ({points})")
     for note in dataset.notes:
         render.remark(f"Note: {note}.")
 
