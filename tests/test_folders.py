@@ -283,6 +283,7 @@ def test_what_a_bundle_records_is_found_again_without_the_folder(shapes: Path, k
 def test_where_nothing_is_kept_the_folder_can_be_named(shapes: Path, tmp_path: Path, kept: Path) -> None:
     name = data.load(str(shapes)).name
     assert not kept.exists(), "only training keeps anything"
+    assert data.load("shapes", data_dir=tmp_path).name == name
     assert data.load(name, data_dir=shapes).name == name
     assert data.load(name, data_dir=tmp_path).name == name, "the folder that it lies in will do"
     moved = shapes.rename(tmp_path / "moved")

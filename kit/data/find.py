@@ -40,7 +40,7 @@ def load(
     if folder.is_recorded(name):
         return folder.load_recorded(name, data_dir, on_progress=on_progress)
     if name not in DATASETS:
-        return folder.load(folder.locate(name, data_dir), keep=keep, on_progress=on_progress)
+        return folder.load(folder.locate(name, data_dir or default_dir()), keep=keep, on_progress=on_progress)
     known = info(name)
     if not known.folder:
         return digits.read(known)

@@ -63,14 +63,14 @@ def stem(name: str) -> str:
     return f"{plain}-folder" if plain in DATASETS else plain or "folder"
 
 
-def locate(name: str, data_dir: Path | None) -> Path:
+def locate(name: str, data_dir: Path) -> Path:
     """Return the folder that is meant by what a person typed: a path, or one below the data folder.
 
     Raises:
         UsageError: There is none.
     """
     path = Path(name).expanduser()
-    if name and not path.exists() and data_dir is not None:
+    if name and not path.exists():
         path = data_dir / name
     if name and path.is_dir():
         return path
