@@ -77,6 +77,7 @@ def test_the_help_pages_in_the_docs_are_those_of_the_commands() -> None:
         (("train", "--dataset", "mnist", "--data-dir", "empty"), 3, "--dataset digits"),
         (("train", "--dataset", "digits", "--val-fraction", "1"), 2, "val-fraction"),
         (("train", "--dataset", "digits", "--out", "bad name"), 2, "no bundle name"),
+        (("train", "--dataset", "no/such/folder"), 2, "or a folder with a subfolder of images"),
     ],
 )
 def test_what_goes_wrong_is_one_message_and_the_right_exit_code(
@@ -237,7 +238,7 @@ def test_ctrl_c_in_training_keeps_the_best_and_exits_130(tmp_path: Path) -> None
                 break
         rest = process.stderr.read()
     assert process.returncode == 130, rest
-    assert "Interrupted: kept the best" in rest
+    assert "Interrupted: kept epoch" in rest
     record = find(tmp_path / "artifacts" / "my-digits-mlp").manifest.training
     assert record is not None
     assert record.interrupted
@@ -261,3 +262,5 @@ def test_fashion_mnist_takes_the_same_path(kit_inside: Kit, tmp_path: Path) -> N
     assert "Ankle boot" in shown.stdout
     assert "resize@1" in shown.stdout
     assert kit_inside("verify", "my-fashion-mnist-mlp-64-64").returncode == 0
+    line = ("bench", "my-fashion-mnist-mlp-64-64", "--provider", "cpu", "--budget", "300ms", "--batch-size", "1")
+    assert "fashion-mnist test, 400 images; counted now" in kit_inside(*line, *here).stdout

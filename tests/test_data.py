@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import struct
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from kit import data
 from kit.errors import DatasetInvalid, DatasetUnavailable, UsageError
+from kit.training.recipe import Recipe
 
 
 def write_idx(path: Path, values: np.ndarray, *, packed: bool) -> None:
@@ -103,6 +105,40 @@ def test_mnist_bundles_carry_no_mnist_pictures() -> None:
     split, licence = data.golden_split("mnist")
     assert len(split) >= 256
     assert "scikit-learn" in licence
+
+
+def test_fashion_mnist_is_read_as_torchvision_lays_it_out(small_mnist: Path) -> None:
+    (small_mnist / "MNIST").rename(small_mnist / "FashionMNIST")
+    found = data.load("fashion-mnist", data_dir=small_mnist)
+    assert (found.info.labels[0], found.info.labels[-1]) == ("T-shirt/top", "Ankle boot")
+    assert (found.info.normalization.mean, found.info.normalization.std) == (0.2860, 0.3530)
+    assert found.info.pipeline == "resize@1"
+    assert len(found.test) == 10
+    split, licence = data.golden_split("fashion-mnist", data_dir=small_mnist)
+    assert len(split) == 10
+    assert "MIT" in licence
+    with pytest.raises(DatasetUnavailable, match="'mnist'"):
+        data.load("mnist", data_dir=small_mnist)
+
+
+def test_torchvision_is_asked_for_what_is_not_here_and_its_refusal_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torchvision = pytest.importorskip("torchvision.datasets")
+
+    def refused(**_: object) -> None:
+        raise RuntimeError("File not found or corrupted.")  # what it says where an md5 sum is wrong
+
+    monkeypatch.setattr(torchvision, "FashionMNIST", refused)
+    with pytest.raises(DatasetUnavailable, match="corrupted") as caught:
+        data.load("fashion-mnist", data_dir=tmp_path, download=True)
+    assert "FashionMNIST/raw" in caught.value.hint
+
+
+def test_recipes_of_data_sets_fit_the_recipe() -> None:
+    for known in data.DATASETS.values():
+        dataclasses.replace(Recipe(), **known.recipe)
+    assert data.DATASETS["fashion-mnist"].recipe["augment"] is False
 
 
 @pytest.mark.mnist

@@ -41,7 +41,8 @@ def data_dir(function: F) -> F:
     return click.option(
         "--data-dir",
         type=click.Path(file_okay=False, path_type=Path),
-        help="Folder of the data sets.  [default: $KIT_DATA_DIR, else the user's cache]",
+        help="Folder of the data sets, or of the images a model was trained on.  "
+        "[default: $KIT_DATA_DIR, else the user's cache]",
     )(function)
 
 

@@ -11,6 +11,7 @@ from apps.cli import options
 from apps.cli.bench import exit_code
 from apps.cli.bench import run as run_bench
 from apps.cli.export import run as run_export
+from apps.cli.train import destination, read
 from apps.cli.train import run as run_train
 from apps.cli.verify import report as report_verify
 from kit.errors import DatasetUnavailable
@@ -43,7 +44,8 @@ def quickstart(epochs: int | None, data_dir: Path | None) -> int:
     if epochs is not None:
         recipe = dataclasses.replace(recipe, epochs=epochs)
     render.remark(f"1/4  train {recipe.model} on {dataset}")
-    bundle = run_train(dataset, recipe, out=None, data_dir=data_dir)
+    folder = destination(dataset, recipe.model, None)
+    bundle = run_train(read(dataset, data_dir=data_dir), recipe, folder=folder, data_dir=data_dir)
     if bundle is None:
         return 0
     if bundle.manifest.training is not None and bundle.manifest.training.interrupted:

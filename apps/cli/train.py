@@ -14,6 +14,7 @@ from kit.training import recipe as recipes
 if TYPE_CHECKING:
     from apps.cli.render import Update
     from kit.bundle import Bundle
+    from kit.data import Dataset
     from kit.training.loop import Epoch, Listener, TrainingResult
     from kit.training.recipe import Recipe
 
@@ -24,7 +25,13 @@ MODELS = ("mlp-512-256-128", "mlp-64-64", "cnn-16-48-96")
 
 @click.command()
 @click.option("--model", type=click.Choice(MODELS), default=recipes.Recipe.model, show_default=True)
-@click.option("--dataset", type=click.Choice(DATASETS), default="mnist", show_default=True)
+@click.option(
+    "--dataset",
+    metavar=f"[{'|'.join(DATASETS)}|FOLDER]",
+    default="mnist",
+    show_default=True,
+    help="A FOLDER holds a subfolder of images for each class.",
+)
 @click.option("--recipe", type=click.Choice(list(recipes.RECIPES)), default="default", show_default=True)
 @click.option("--epochs", type=click.IntRange(1), help="Passes over the training data.  [default: the recipe's]")
 @click.option("--batch-size", type=click.IntRange(1), help="Images in a step.  [default: the recipe's]")
@@ -62,21 +69,27 @@ def train(
     Ctrl-C keeps the best epoch so far; --resume goes on, after a kill as well. The folder BUNDLE.run beside the bundle holds
     checkpoints, the curve, the confusion matrix and the misread validation images.
 
+    A FOLDER of your own images is laid out as torchvision's ImageFolder: FOLDER/CLASS/IMAGE, of any size and colour, made grey
+    and scaled to 28x28. Without FOLDER/train and FOLDER/test (or val), about a fifth of each class is held out for testing. A
+    copy of the pixels stays in your cache, for `kit export` and `kit bench`; some test images travel in the bundle as golden
+    samples. A folder with the name of a data set is typed as ./mnist.
+
     \b
-    Example:
+    Examples:
       kit train --dataset mnist --epochs 20 --out artifacts/my-model
+      kit train --dataset photos/flowers
       kit train --recipe record --resume
       torchrun --nproc-per-node=2 --no-python kit train --device cpu
     """
     from apps.cli import render
 
-    chosen = dataclasses.replace(
-        recipes.recipe(recipe, dataset=dataset),
-        model=model,
-        **{name: value for name, value in changes.items() if value is not None},
-    )
+    folder = destination(dataset, model, out)
+    loaded = read(dataset, data_dir=data_dir)
+    given = {name: value for name, value in changes.items() if value is not None}
+    own = loaded.info.recipe if recipe == "default" else {}
+    chosen = dataclasses.replace(recipes.recipe(recipe, dataset=dataset), **{**own, **given, "model": model})
     how = How(device=device, resume=resume, log_dir=log_dir)
-    bundle = run(dataset, chosen, out=out, data_dir=data_dir, how=how)
+    bundle = run(loaded, chosen, folder=folder, data_dir=data_dir, how=how)
     if bundle is None:
         return 0  # another process tells the user
     record = bundle.manifest.training
@@ -97,27 +110,44 @@ class How:
     log_dir: Path | None = None
 
 
-def run(
-    dataset: str, recipe: Recipe, *, out: Path | None, data_dir: Path | None, how: How | None = None
-) -> Bundle | None:
-    """Train with progress on stderr and save the bundle; shared with quickstart. None in all processes but the first."""
-    from apps.cli import render
+def destination(dataset: str, model: str, out: Path | None) -> Path:
+    """Return the bundle's folder, refused before any work when it cannot become one; shared with quickstart."""
     from kit import bundle as bundles
     from kit import data
     from kit.errors import UsageError
     from kit.spec import check_name
 
-    how = how or How()
-    folder = out or bundles.ROOT / recipes.bundle_name(dataset=dataset, model=recipe.model)
+    folder = out or bundles.ROOT / recipes.bundle_name(dataset=data.short_name(dataset), model=model)
     try:
-        name = check_name(folder.name)
+        check_name(folder.name)
     except ValueError as error:
         raise UsageError(str(error)) from error
     bundles.refuse_foreign(folder)
+    return folder
+
+
+def read(dataset: str, *, data_dir: Path | None) -> Dataset:
+    """Read the data set, with progress on stderr; shared with quickstart."""
+    from apps.cli import render
+    from kit import data
+
+    with render.progress(1.0) as update:
+        what = f"reading {data.short_name(dataset)}"
+        update(what, 0.0)
+        return data.load(
+            dataset, data_dir=data_dir, download=True, keep=True, on_progress=lambda share: update(what, share)
+        )
+
+
+def run(
+    dataset: Dataset, recipe: Recipe, *, folder: Path, data_dir: Path | None, how: How | None = None
+) -> Bundle | None:
+    """Train with progress on stderr and save the bundle; shared with quickstart. None in all processes but the first."""
+    from apps.cli import render
+
+    how = how or How()
     run_folder = folder.with_name(f"{folder.name}.run")
     with render.progress(1.0) as update:
-        update(f"reading {dataset}", 0.0)
-        loaded = data.load(dataset, data_dir=data_dir, download=True)
         update("starting PyTorch", 0.0)
         from kit.training import figures
         from kit.training.loop import train
@@ -125,11 +155,13 @@ def run(
         from kit.training.world import world
 
         with world(how.device) as here:
+            if here.is_first:
+                _tell_data(dataset)
             told = _Told(update, how.log_dir, is_first=here.is_first)
             result = train(
-                loaded,
+                dataset,
                 recipe,
-                name=name,
+                name=folder.name,
                 world=here,
                 run_folder=run_folder,
                 resume=how.resume,
@@ -137,11 +169,13 @@ def run(
             )
             if not here.is_first:
                 return None
-            saved = save(result, folder, data_dir=data_dir)
+            saved = save(result, folder, dataset=dataset, data_dir=data_dir)
             update("drawing", 1.0)
             figures.save(result, run_folder)
             told.close(result)
     _tell(folder, run_folder, result)
+    golden = saved.golden()
+    render.remark(f"golden samples that travel in the bundle: {len(golden.labels)} ({golden.source})")
     return saved
 
 
@@ -192,6 +226,16 @@ class _Told:
             ):
                 if value is not None:
                     self._writer.add_scalar(f"{epoch.phase}/{name}", value, epoch.epoch)
+
+
+def _tell_data(dataset: Dataset) -> None:
+    from apps.cli import render
+
+    train, test, classes = len(dataset.train), len(dataset.test), len(dataset.info.labels)
+    points = f"each is {100 / test:.2g} points of top-1"
+    render.remark(f"{dataset.name}: {classes} classes, {train:,} training and {test:,} test images ({points})")
+    for note in dataset.notes:
+        render.remark(f"Note: {note}.")
 
 
 def _tell(folder: Path, run_folder: Path, result: TrainingResult) -> None:

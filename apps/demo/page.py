@@ -189,7 +189,10 @@ def show_accuracy(bundle: Bundle) -> None:
         st.caption(f"{published.dataset} is not on this machine, so that it cannot be counted again here.")
         return
     if st.button("Count again on this machine"):
-        _count_again(bundle, published.dataset)
+        try:
+            _count_again(bundle, published.dataset)
+        except KitError as error:
+            st.error(f"{error}  \n{error.hint}")
 
 
 def _count_again(bundle: Bundle, dataset: str) -> None:

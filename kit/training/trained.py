@@ -6,22 +6,30 @@ from pathlib import Path
 
 from kit import bundle, machine, models
 from kit.bundle import Bundle, GoldenSamples
-from kit.data import golden_split
+from kit.data import Dataset, golden_split
 from kit.runtime.pytorch import reference_logits
 from kit.training.loop import TrainingResult
 
 
-def save(result: TrainingResult, folder: Path, *, data_dir: Path | None = None) -> Bundle:
+def save(
+    result: TrainingResult, folder: Path, *, dataset: Dataset | None = None, data_dir: Path | None = None
+) -> Bundle:
     """Write a new bundle, or replace the one in `folder`, with no variants yet.
 
     The golden samples come from a data set whose pictures may be redistributed, never from the training data of one that
-    may not.
+    may not; from a folder of a person's own images they are test images of that folder, and say so.
+
+    Args:
+        result: What was trained.
+        folder: Of the bundle.
+        dataset: What it was trained on, where it is in memory; else it is read again.
+        data_dir: Where data sets lie.
 
     Raises:
         UsageError: The folder holds other things.
         StorageUnavailable: It cannot be written.
     """
-    pixels, licence = golden_split(result.record.dataset, data_dir=data_dir)
+    pixels, licence = golden_split(dataset or result.record.dataset, data_dir=data_dir)
     golden = GoldenSamples(
         pixels=pixels.images,
         labels=pixels.labels,
