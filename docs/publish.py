@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--drawn", type=Path, help="an npz file of pictures drawn by people: images, labels")
     asked = parser.parse_args()
     dataset = data.load("mnist", data_dir=asked.data_dir)
-    chosen = dataclasses.replace(recipe("record", dataset="mnist"), model=asked.model)
+    chosen = recipe("record", dataset="mnist", model=asked.model)
     reports = {
         seed: _exported(
             dataset, dataclasses.replace(chosen, seed=seed), asked.work / f"{asked.model}-{seed}", asked.data_dir

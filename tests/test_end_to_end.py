@@ -33,9 +33,15 @@ def test_quickstart_without_data_and_network_does_the_whole_job_on_embedded_digi
     assert accuracy.top1 > 0.95
 
     golden = bundle.golden()
-    Image.fromarray(255 - golden.pixels[0]).resize((400, 400), Image.Resampling.BICUBIC).save(tmp_path / "photo.jpg")
-    answer = json.loads(kit_inside("predict", "photo.jpg", "--jsonl").stdout)
-    assert answer["label"] == bundle.spec.labels[golden.labels[0]]
+    names = [f"{number}.jpg" for number in range(8)]
+    for name, pixels in zip(names, golden.pixels, strict=False):
+        Image.fromarray(255 - pixels).resize((400, 400), Image.Resampling.BICUBIC).save(tmp_path / name)
+    answers = kit_inside("predict", "my-digits-mlp", *names, "--jsonl").stdout.splitlines()
+    right = [
+        json.loads(answer)["label"] == bundle.spec.labels[label]
+        for answer, label in zip(answers, golden.labels, strict=False)
+    ]
+    assert sum(right) >= len(names) - 2, "one of them is labelled wrongly, one is hard to read"
 
     with library.load(bundle.folder, variant="int8-qdq") as engine:
         assert (engine.predict(golden.pixels).labels == golden.labels).mean() > 0.95

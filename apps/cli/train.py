@@ -87,7 +87,7 @@ def train(
     loaded = read(dataset, data_dir=data_dir)
     given = {name: value for name, value in changes.items() if value is not None}
     own = loaded.info.recipe if recipe == "default" else {}
-    chosen = dataclasses.replace(recipes.recipe(recipe, dataset=dataset), **{**own, **given, "model": model})
+    chosen = dataclasses.replace(recipes.recipe(recipe, dataset=dataset, model=model), **{**own, **given})
     how = How(device=device, resume=resume, log_dir=log_dir)
     bundle = run(loaded, chosen, folder=folder, data_dir=data_dir, how=how)
     if bundle is None:
