@@ -30,6 +30,7 @@ _LEAST_SIDE = 256  # smaller pictures are enlarged, so that the steps below may 
 _FINE = 160  # longer side of the cropped digit while its strokes are changed: 8 pixels for one of the result's 20
 _BOX = 20 / 28
 _LEAST_CONTRAST = 24.0  # grey levels; below it a scan of blank paper would be "ink"
+_NARROWEST = 8  # pixels of the shorter side
 _SPECK = 12  # pixels; a drawing that is smaller has no shape
 _FULL = 0.6  # of the picture, or of its border: there is no ground left to tell ink from
 _PEN = (2.6, 3.0)  # pixels of 20; the upper middle of MNIST: its median is 2.4, its upper tenth begins at 3.2
@@ -70,13 +71,20 @@ def ink_pixels(image: Image.Image, shape: tuple[int, int], *, steps: Steps | Non
 
 
 def working_copy(image: Image.Image) -> NDArray[np.uint8]:
-    """Return the grey picture, uint8 (height, width), its longer side between 256 and 640 pixels."""
+    """Return the grey picture, uint8 (height, width), its longer side between 256 and 640 pixels.
+
+    Raises:
+        PictureInvalid: It is so narrow that nothing can be drawn on it.
+    """
     side = max(image.size)
     if side > LARGEST_SIDE:
         image = image.copy() if side < 2 * LARGEST_SIDE else image.reduce(side // LARGEST_SIDE)
         image.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.BOX)
     grey = np.rint(grey_levels(image)).astype(np.uint8)
-    return _scaled(grey, _LEAST_SIDE, Image.Resampling.BICUBIC) if side < _LEAST_SIDE else grey
+    grey = _scaled(grey, _LEAST_SIDE, Image.Resampling.BICUBIC) if side < _LEAST_SIDE else grey
+    if min(grey.shape) < _NARROWEST:
+        raise PictureInvalid("the picture is a line: too narrow for a drawing", hint="crop it less tightly")
+    return grey
 
 
 def find_ink(grey: NDArray[np.uint8], steps: Steps) -> NDArray[np.float32]:

@@ -64,8 +64,13 @@ def _running_along(extreme: Extreme, grey: Grey, size: int, axis: int) -> Grey:
 
 
 def closing(grey: Grey, size: int) -> Grey:
-    """Fill what is darker than its surroundings and narrower than `size`: the light ground without its dark ink."""
-    return running(np.minimum, running(np.maximum, grey, size), size)
+    """Fill what is darker than its surroundings and narrower than `size`, odd: the light ground without its dark ink.
+
+    The picture goes on beyond its border as it is there; cut off, the dark end of a gradient would count as ink.
+    """
+    around = np.pad(grey, size - 1, mode="edge")
+    filled = running(np.minimum, running(np.maximum, around, size), size)
+    return filled[size - 1 : 1 - size, size - 1 : 1 - size] if size > 1 else grey
 
 
 def spread(grey: Grey, radius: int) -> Grey:
