@@ -98,7 +98,10 @@ def find_ink(grey: NDArray[np.uint8], steps: Steps) -> NDArray[np.float32]:
     noise = 1.4826 * float(np.median(np.abs(levels)))  # standard deviation, from the median absolute deviation
     least = max(_LEAST_CONTRAST, 8.0 * noise)
     if levels.max() < least:
-        raise PictureInvalid("the picture is empty: nothing stands out from its ground", hint="draw something first")
+        raise PictureInvalid(
+            "the picture is empty, or full of ink: no stroke stands out from its ground",
+            hint="draw something, and leave a margin around it",
+        )
     mask = levels >= least / 2
     if steps.pieces:
         mask = _digit(mask, strength)

@@ -76,7 +76,7 @@ def _plain(image: Image.Image) -> Image.Image:
         return Image.fromarray(np.clip(deep * (255.0 / top), 0, 255).astype(np.uint8))
     if image.mode == "La":
         image = image.convert("LA")
-    if image.mode in {"RGBA", "LA", "PA", "RGBa"} or "transparency" in image.info:
+    if image.has_transparency_data:
         return image.convert("RGBA")
     return image.convert("L" if image.mode in {"1", "L"} else "RGB")
 
