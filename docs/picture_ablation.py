@@ -1,6 +1,6 @@
 """What each step of the picture pipeline brings, on digits drawn by people and on digits drawn anew.
 
-    uv run python -m docs.picture_ablation BUNDLE --drawn drawn.npz [--mnist FOLDER] [--digits 150]
+    uv run python -m docs.picture_ablation BUNDLE --drawn drawn.npz [--mnist FOLDER] [--digits 120] [--loss]
 
 `--drawn` is a file of numpy arrays: `canvas` uint8 `[N, height, width]`, `label` `[N]` and `name` `[N]`, the file of each
 writer. `--mnist` holds `train-images-idx3-ubyte.gz` and its labels; the test set is not touched. Prints the table of
@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -54,28 +54,39 @@ def main() -> None:
     parser.add_argument("bundle")
     parser.add_argument("--drawn", type=Path, required=True)
     parser.add_argument("--mnist", type=Path, default=default_dir() / "MNIST" / "raw")
-    parser.add_argument("--digits", type=int, default=150, help="for each condition")
+    parser.add_argument("--digits", type=int, default=120, help="for each condition")
+    parser.add_argument("--loss", action="store_true", help="mean cross-entropy instead of top-1")
     chosen = parser.parse_args()
     sets = people(chosen.drawn) | conditions(chosen.mnist, chosen.digits)
     print(f"| | {' | '.join(sets)} |\n|{'---|' * (len(sets) + 1)}")
     with load(chosen.bundle) as engine:
         for name, way in WAYS.items():
-            cells = (f"{right(engine, way, *pair):.1f}" for pair in sets.values())
+            results = (result(engine, way, *pair) for pair in sets.values())
+            cells = (f"{one.cross_entropy:.3f}" if chosen.loss else f"{one.top1:.1f}" for one in results)
             print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
-def right(engine: Engine, way: Way, pictures: Sequence[Image.Image], labels: Labels) -> float:
-    """Return top-1 in percent; a picture that is refused counts as wrong."""
-    pixels, known = [], []
-    for picture, label in zip(pictures, labels.tolist(), strict=True):
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """Top-1 in percent, and the mean cross-entropy in nats."""
+
+    top1: float
+    cross_entropy: float
+
+
+def result(engine: Engine, way: Way, pictures: Sequence[Image.Image], labels: Labels) -> Result:
+    """Read pictures; one that is refused counts as wrong, and as if every digit were as likely."""
+    probabilities = np.full((len(labels), len(engine.spec.labels)), 1 / len(engine.spec.labels))
+    read = np.zeros(len(labels), bool)
+    for number, picture in enumerate(pictures):
         try:
-            pixels.append(way(picture))
-            known.append(label)
-        except PictureInvalid as error:
-            print(f"refused: {error}", file=sys.stderr)
-    if not pixels:
-        return 0.0
-    return 100 * float((engine.predict(np.stack(pixels)).labels == np.array(known)).sum()) / len(labels)
+            probabilities[number] = engine.predict(way(picture)).probabilities[0]
+            read[number] = True
+        except PictureInvalid:
+            continue
+    right = read & (probabilities.argmax(axis=1) == labels)
+    of_the_label = np.maximum(probabilities[np.arange(len(labels)), labels], 1e-9)
+    return Result(top1=100 * float(right.mean()), cross_entropy=float(-np.log(of_the_label).mean()))
 
 
 def people(path: Path) -> dict[str, tuple[list[Image.Image], Labels]]:

@@ -2,7 +2,7 @@
 
 1. Grey: alpha is laid on the opposite of what is drawn; at most 640 pixels a side.
 2. Even light: which of the two is ink, and what the light alone would show, follow from the picture (kit.images.light).
-3. Pieces: the digit and what lies close to it stay; specks, the strip of table beside the paper and shadows go.
+3. Pieces: the digit and what lies close to it stay; specks and what is left of shadows go.
 4. Stroke width: thin strokes are widened, thick ones narrowed, to what MNIST's writers used.
 5. Scaled into 20/28 of the result, antialiased, peak at 255, centred by mass (LeCun, Cortes, Burges).
 
@@ -132,8 +132,6 @@ def _digit(mask: NDArray[np.bool_], strength: NDArray[np.float32]) -> NDArray[np
     count = int(label.max()) + 1
     down, across = np.gradient(strength)
     weight = np.bincount(label, np.hypot(down, across)[mask], count)
-    strips = _strips(mask, rows, columns, label, count)
-    weight = np.where(strips, 1e-3 * weight, weight)  # the last choice, where there is nothing else
     top, left = np.full(count, mask.shape[0]), np.full(count, mask.shape[1])
     bottom, right = np.zeros(count, np.int64), np.zeros(count, np.int64)
     np.minimum.at(top, label, rows)
@@ -149,22 +147,6 @@ def _digit(mask: NDArray[np.bool_], strength: NDArray[np.float32]) -> NDArray[np
     digit = np.zeros_like(mask)
     digit[rows, columns] = kept[label]
     return digit
-
-
-def _strips(
-    mask: NDArray[np.bool_],
-    rows: NDArray[np.int64],
-    columns: NDArray[np.int64],
-    label: NDArray[np.int64],
-    count: int,
-) -> NDArray[np.bool_]:
-    """Return which pieces lie along a third or more of one side of the picture, as the table beside a paper does."""
-    height, width = mask.shape
-    longest = np.zeros(count)
-    sides = ((rows == 0, width), (rows == height - 1, width), (columns == 0, height), (columns == width - 1, height))
-    for on_side, length in sides:
-        longest = np.maximum(longest, np.bincount(label[on_side], minlength=count) / length)
-    return longest >= 1 / 3
 
 
 def stroke_width(ink: NDArray[np.uint8]) -> float:
