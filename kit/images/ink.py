@@ -105,17 +105,18 @@ def find_ink(grey: NDArray[np.uint8], steps: Steps) -> NDArray[np.float32]:
     mask = levels >= least / 2
     if steps.pieces:
         mask = _digit(mask, strength)
-    _check_amount(mask)
-    # Nine tenths of the ink are weaker: a blot must not make the rest of a pencil's line faint.
+    # Of the strong ink, not the strongest: a blot must not make the rest of a pencil's line faint.
     peak = float(np.percentile(strength[mask], 90))
     low, high = 0.25 * peak, 0.6 * peak
-    ink: NDArray[np.float32] = np.where(mask, np.clip((found.strength - low) / (high - low), 0.0, 1.0), 0.0)
-    return ink.astype(np.float32)
+    ink = np.where(mask, np.clip((found.strength - low) / (high - low), 0.0, 1.0), 0.0).astype(np.float32)
+    _check_amount(ink >= 0.5)
+    return ink
 
 
 def _check_amount(mask: NDArray[np.bool_]) -> None:
+    """Refuse what is too little to have a shape, or so much that no ground is left."""
     rows, columns = np.nonzero(mask)
-    if max(np.ptp(rows), np.ptp(columns)) < _SPECK:
+    if not len(rows) or max(np.ptp(rows), np.ptp(columns)) < _SPECK:
         raise PictureInvalid("the picture is nearly empty: there is a speck on it, no drawing", hint="draw larger")
     border = np.concatenate((mask[0], mask[-1], mask[:, 0], mask[:, -1]))
     if mask.mean() > _FULL or border.mean() > _FULL:
