@@ -207,7 +207,7 @@ def test_list_shows_bundles_and_broken_ones(kit_inside: Kit, tiny: Bundle, tmp_p
 
 def test_info_tells_a_stranger_what_the_model_takes_and_gives(kit_inside: Kit, digits: Bundle) -> None:
     found = kit_inside("info", str(digits.folder))
-    for words in ("uint8 [batch, 28, 28]", "float32 [batch, 10]", "mnist-ink@1", "int8-qdq", "onnxruntime 1.18+"):
+    for words in ("uint8 [batch, 28, 28]", "float32 [batch, 10]", "mnist-ink@2", "int8-qdq", "onnxruntime 1.18+"):
         assert words in found.stdout
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import struct
 import zlib
@@ -12,7 +13,10 @@ import pytest
 from PIL import Image, ImageDraw
 
 from kit.errors import BundleInvalid, PictureInvalid
-from kit.images import MAX_PIXELS, to_pixels
+from kit.images import MAX_PIXELS, PIPELINES, to_pixels
+from kit.images.ink import stroke_width
+from kit.images.pieces import label_pieces, running
+from kit.images.reading import open_picture
 
 
 def seven(size: int = 280, offset: tuple[int, int] = (0, 0)) -> Image.Image:
@@ -139,3 +143,217 @@ def test_resize_keeps_polarity_and_fills_the_shape() -> None:
 def test_an_unknown_pipeline_is_refused() -> None:
     with pytest.raises(BundleInvalid, match="pipeline"):
         to_pixels(seven(), pipeline="mnist-ink@9", shape=(28, 28))
+
+
+# mnist-ink@2: drawings and photographs of drawings
+
+DIGIT = ((0.2, 0.2), (0.75, 0.15), (0.8, 0.4), (0.3, 0.85), (0.8, 0.85))
+"""A 2 of straight lines in the unit square."""
+
+
+def drawing(
+    *,
+    side: int = 300,
+    pen: float = 0.08,
+    extent: float = 0.7,
+    at: tuple[float, float] = (0.5, 0.5),
+    degrees: float = 0,
+    size: tuple[int, int] | None = None,
+) -> np.ndarray:
+    """A 2; pen and extent are shares of `side`, `at` is the middle. Float64 0..1 (height, width)."""
+    angle = np.deg2rad(degrees)
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    width, height = size or (side, side)
+    places = ((np.array(DIGIT) - 0.5) @ turn * extent * side + np.array([width * at[0], height * at[1]])) * 2
+    image = Image.new("L", (2 * width, 2 * height))
+    canvas, radius = ImageDraw.Draw(image), max(pen * side, 0.5)
+    canvas.line([tuple(place) for place in places.tolist()], fill=255, width=max(1, round(2 * radius)))
+    for x, y in places.tolist():
+        canvas.ellipse([x - radius, y - radius, x + radius, y + radius], fill=255)
+    return np.asarray(image.reduce(2), np.float64) / 255
+
+
+def grey(levels: np.ndarray) -> Image.Image:
+    return Image.fromarray(np.clip(np.rint(levels), 0, 255).astype(np.uint8))
+
+
+def on_paper(ink: np.ndarray, light: np.ndarray | float = 1.0, noise: float = 4.0) -> Image.Image:
+    """A pencil on white paper, as a photograph shows it."""
+    return grey(225 * light * (1 - 0.6 * ink) + np.random.default_rng(0).normal(0, noise, ink.shape))
+
+
+def ramp(side: int = 300) -> np.ndarray:
+    """Light that falls to a third from corner to corner."""
+    y, x = np.mgrid[0:side, 0:side] / side
+    return 1 - 0.33 * (x + y)
+
+
+def layered(ink: np.ndarray, colour: int) -> Image.Image:
+    flat = Image.new("L", ink.shape[::-1], colour)
+    return Image.merge("RGBA", [flat, flat, flat, grey(255 * ink)])
+
+
+def turned_by_exif(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "turn by 90 degrees to the right to see it upright"
+    picture.transpose(Image.Transpose.ROTATE_90).save(buffer, "JPEG", exif=exif, quality=95)
+    return buffer.getvalue()
+
+
+def with_dust(ink: np.ndarray) -> Image.Image:
+    levels = 230 - 190 * ink
+    for y, x in np.random.default_rng(0).integers(2, 297, (20, 2)):
+        levels[y : y + 3, x : x + 3] = 40
+    return grey(levels)
+
+
+def beside_a_table(ink: np.ndarray) -> Image.Image:
+    levels = 225 * (1 - 0.6 * ink)
+    levels[:, :22] = 50
+    return grey(levels * ramp())
+
+
+CONDITIONS: dict[str, Image.Image | bytes] = {
+    "light on dark": grey(255 * drawing()),
+    "dark on light": grey(235 - 200 * drawing()),
+    "faint": grey(120 + 40 * drawing()),
+    "thin": grey(255 * drawing(pen=0.007)),
+    "thick": grey(255 * drawing(pen=0.14)),
+    "tiny": grey(255 * drawing(pen=0.01, extent=0.1)),
+    "huge": grey(255 * drawing(pen=0.1, extent=1.05)),
+    "already 28 pixels": grey(255 * drawing(side=28, pen=0.1)),
+    "in a corner": grey(255 * drawing(pen=0.02, extent=0.2, at=(0.12, 0.88))),
+    "sloping left": grey(255 * drawing(degrees=-18)),
+    "sloping right": grey(255 * drawing(degrees=18)),
+    "wide page": grey(235 - 200 * drawing(size=(900, 300), at=(0.2, 0.5))),
+    "uneven light": on_paper(drawing(), ramp()),
+    "a shadow's edge": on_paper(drawing(), np.where(np.mgrid[0:300, 0:300][1] > 140, 0.5, 1.0)),
+    "chalk in uneven light": grey((40 + 160 * drawing()) * ramp()),
+    "dust": with_dust(drawing()),
+    "beside a table": beside_a_table(drawing(extent=0.6)),
+    "transparent, black": layered(drawing(), 0),
+    "transparent, white": layered(drawing(), 255),
+    "transparent, palette": layered(drawing(), 0).quantize(8),
+    "grey and alpha": layered(drawing(), 60).convert("LA"),
+    "palette": grey(255 * drawing()).convert("P"),
+    "one bit": grey(255 * drawing()).convert("1"),
+    "16 bits": Image.fromarray((60000 - 50000 * drawing()).astype(np.uint16)),
+    "turned by EXIF": turned_by_exif(on_paper(drawing(), ramp())),
+}
+
+
+def read(picture: Image.Image | bytes) -> np.ndarray:
+    return to_pixels(picture, pipeline="mnist-ink@2", shape=(28, 28)).astype(int)
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_a_digit_comes_out_as_mnist_has_it(condition: str) -> None:
+    pixels = read(CONDITIONS[condition])
+    assert pixels.max() == 255
+    assert np.median(pixels) == 0, "light ink on a dark ground"
+    rows, columns = np.nonzero(pixels > 40)
+    assert max(np.ptp(rows), np.ptp(columns)) + 1 in {19, 20}
+    centre = np.array([(pixels.sum(axis=1 - axis) * np.arange(28)).sum() for axis in (0, 1)]) / pixels.sum()
+    assert np.abs(centre - 13.5).max() <= 1
+    assert 2.3 <= stroke_width(pixels.astype(np.uint8)) <= 3.6
+
+
+@pytest.mark.parametrize(
+    "condition", [name for name in CONDITIONS if not name.startswith(("sloping", "thick", "already"))]
+)
+def test_the_same_digit_gives_nearly_the_same_pixels(condition: str) -> None:
+    closest = min(  # the middle falls between two pixels, on this side or that
+        difference(read(CONDITIONS["light on dark"]), np.roll(read(CONDITIONS[condition]), (down, right), (0, 1)))
+        for down in (-1, 0, 1)
+        for right in (-1, 0, 1)
+    )
+    assert closest < 10
+
+
+def test_polarity_leaves_no_trace() -> None:
+    assert difference(read(grey(255 * drawing())), read(grey(255 - 255 * drawing()))) < 1
+
+
+def test_a_bar_that_stands_apart_belongs_to_its_digit() -> None:
+    apart = drawing()
+    apart[:, 120:135] = 0
+    pixels = read(grey(255 * apart))
+    assert pixels[:, :12].any()
+    assert pixels[:, 16:].any()
+
+
+def test_the_pipeline_is_deterministic_and_leaves_the_picture_alone() -> None:
+    picture = on_paper(drawing(), ramp())
+    before = picture.tobytes()
+    assert np.array_equal(read(picture), read(picture))
+    assert picture.tobytes() == before
+
+
+EMPTY = {
+    "black": grey(np.zeros((60, 60))),
+    "white": grey(np.full((60, 60), 255.0)),
+    "paper": on_paper(np.zeros((300, 300)), noise=6.0),
+    "paper under uneven light": on_paper(np.zeros((300, 300)), ramp()),
+    "a shadow alone": on_paper(np.zeros((300, 300)), np.where(np.mgrid[0:300, 0:300][1] > 140, 0.5, 1.0)),
+    "all transparent": layered(np.zeros((60, 60)), 0),
+    "all opaque": layered(np.ones((60, 60)), 0),
+    "one pixel": grey(np.ones((1, 1)) * 255),
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_nothing_drawn_is_an_error_that_says_so(name: str) -> None:
+    with pytest.raises(PictureInvalid, match="empty") as caught:
+        read(EMPTY[name])
+    assert caught.value.hint
+
+
+def test_a_speck_is_no_drawing() -> None:
+    levels = np.full((400, 400), 255.0)
+    levels[200:203, 200:203] = 0
+    with pytest.raises(PictureInvalid, match="speck"):
+        read(grey(levels))
+
+
+@pytest.mark.parametrize("margin", [1, 3, 8])
+def test_a_picture_full_of_ink_is_refused(margin: int) -> None:
+    levels = np.zeros((300, 300))
+    levels[margin:-margin, margin:-margin] = 255
+    with pytest.raises(PictureInvalid, match="full of ink"):
+        read(grey(levels))
+
+
+def test_a_line_of_pixels_is_refused() -> None:
+    with pytest.raises(PictureInvalid, match="narrow"):
+        read(grey(np.eye(1, 5000, 30) * 255))
+
+
+def test_a_large_photograph_is_decoded_small_and_read_alike() -> None:
+    small = on_paper(drawing(side=500), noise=0)
+    large = small.resize((3000, 3000), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    large.save(buffer, "JPEG", quality=90)
+    assert max(open_picture(buffer.getvalue(), least_side=640).size) < 1500
+    assert open_picture(buffer.getvalue()).size == (3000, 3000)
+    assert difference(read(small), read(buffer.getvalue())) < 3
+
+
+def test_versions_stay_what_they_were() -> None:
+    assert list(PIPELINES) == ["mnist-ink@1", "mnist-ink@2", "resize@1"]
+    assert hashlib.sha256(ink(seven()).astype(np.uint8).tobytes()).hexdigest()[:16] == "1f1d435355e48b4c"
+
+
+def test_pieces_are_joined_over_corners_and_around_bends() -> None:
+    mask = np.array([[1, 0, 1, 0, 1], [1, 0, 1, 0, 0], [0, 1, 0, 0, 1]], bool)
+    assert label_pieces(mask).tolist() == [0, 0, 1, 0, 0, 0, 2]
+    assert label_pieces(np.zeros((3, 3), bool)).size == 0
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+def test_running_extremes_are_those_of_every_window(size: int) -> None:
+    levels = np.random.default_rng(0).integers(0, 256, (9, 12), dtype=np.uint8)
+    before = (size - 1) // 2
+    padded = np.pad(levels, (before, size - 1 - before), mode="edge")
+    expected = np.lib.stride_tricks.sliding_window_view(padded, (size, size)).max(axis=(2, 3))
+    assert np.array_equal(running(np.maximum, levels, size), expected)
