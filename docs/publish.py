@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--work", type=Path, default=Path("artifacts/record"), help="folder of the runs")
     parser.add_argument("--out", type=Path, default=Path("artifacts/mnist-mlp"))
-    parser.add_argument("--drawn", type=Path, help="an npz file of pictures drawn by people: images, labels")
+    parser.add_argument("--drawn", type=Path, help="an npz file of pictures drawn by people: canvas, label")
     asked = parser.parse_args()
     dataset = data.load("mnist", data_dir=asked.data_dir)
     chosen = recipe("record", dataset="mnist", model=asked.model)
@@ -94,7 +94,7 @@ def _tops(bundle: Bundle) -> dict[str, float]:
 def _drawn(bundle: Bundle, path: Path) -> dict[str, float]:
     """Count how many pictures drawn by people each variant reads correctly, through the bundle's picture pipeline."""
     with np.load(path) as held:
-        pictures, labels = held["images"], held["labels"]
+        pictures, labels = held["canvas"], held["label"]
     found = {}
     for variant in bundle.variants:
         with kit.load(bundle.folder, variant=variant.id) as engine:

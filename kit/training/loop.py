@@ -222,7 +222,8 @@ class _Run:
     def _batches(self) -> Batches:
         """Return what the student learns from; train the teachers, and have them read, where there are some."""
         recipe, world = self.recipe, self.world
-        if recipe.teaching is None:
+        is_done = self.start is not None and (self.start.phase, self.start.epoch) == (STUDENT, recipe.epochs)
+        if recipe.teaching is None or is_done:
             return Labelled(self.images, self.labels, recipe, world)
         teachers = [self._teacher(number) for number in range(recipe.teaching.count)]
 
