@@ -13,8 +13,10 @@ from kit.data import Dataset
 from kit.errors import UsageError
 from kit.runtime.pytorch import reference_logits
 from kit.training.augment import distort
+from kit.training.batches import Labelled
 from kit.training.loop import Epoch, InterruptedEarlyError, Listener, train
 from kit.training.recipe import RECIPES, Distortion, Recipe, bundle_name, recipe
+from kit.training.world import World
 
 SHORT = Recipe(model="mlp-64-64", epochs=3, batch_size=64)
 
@@ -109,6 +111,20 @@ def test_no_distortion_leaves_images_as_they_are() -> None:
     images = square(2)
     assert torch.allclose(distort(images, STILL, torch.Generator()), images.to(torch.float32), atol=1e-3)
     assert Distortion().times(0.5).shift == Distortion().shift / 2
+
+
+def test_a_rest_of_one_image_is_no_batch(dataset: Dataset) -> None:
+    images, labels = torch.from_numpy(dataset.train.images[:129]), torch.from_numpy(dataset.train.labels[:129])
+    one = Recipe(model="mlp-8", batch_size=64)
+    batches = list(Labelled(images, labels, one, World(device=torch.device("cpu"))).epoch(1))
+    assert [len(target) for _, target in batches] == [64, 64]
+
+
+def test_a_convolutional_network_trains_by_the_same_recipes(dataset: Dataset) -> None:
+    chosen = dataclasses.replace(recipe("default", dataset="digits", model="cnn-4-8-8"), epochs=2)
+    found = train(dataset, chosen, name="a")
+    assert found.record.validation is not None
+    assert found.record.validation.top1 > 0.7
 
 
 def test_the_article_is_trained_as_printed() -> None:

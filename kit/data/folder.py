@@ -205,7 +205,7 @@ def _info(name: str, labels: tuple[str, ...], train: Split) -> DatasetInfo:
 def recipe_for(images: int) -> dict[str, Any]:
     """Return what suits that many training images: some hundred steps at least, however few there are."""
     batch_size = next((size for size in (128, 64, 32, 16) if images >= 20 * size), 8) if images < 5_120 else 256
-    return {"epochs": 40 if images < 10_000 else 10, "batch_size": batch_size}
+    return {"epochs": 40 if images < 10_000 else 10, "batch_size": batch_size, "lr": 3e-3}
 
 
 def _kept_path(name: str) -> Path:

@@ -149,11 +149,12 @@ def draw_views(
 
 
 def _parts(count: int, batch: int, world: World, order: torch.Generator) -> Iterator[torch.Tensor]:
-    """Yield this process's part of each batch of a random order; parts are of one size, so that nobody waits."""
+    """Yield this process's part of each batch of a random order; parts are of one size, so that nobody waits.
+
+    A rest of one image is left out this time: batch normalisation cannot learn from it.
+    """
     shuffled = torch.randperm(count, generator=order).to(world.device)
-    for indices in torch.split(shuffled, batch):
+    for number, indices in enumerate(torch.split(shuffled, batch)):
         share = len(indices) // world.size
-        if world.size == 1:
-            yield indices
-        elif share:
-            yield indices[world.rank * share : (world.rank + 1) * share]
+        if share > 1 or number == 0:
+            yield indices[world.rank * share : (world.rank + 1) * share] if world.size > 1 else indices
