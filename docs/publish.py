@@ -78,6 +78,8 @@ def _exported(dataset: Dataset, chosen: Recipe, folder: Path, data_dir: Path | N
     with world("auto") as here:
         listener = Listener(on_epoch=on_epoch)
         result = train(dataset, chosen, name=folder.name, world=here, run_folder=told, resume=True, listener=listener)
+    if result.record.interrupted:
+        raise SystemExit(130)
     bundle = save(result, folder, data_dir=data_dir)
     options = ExportOptions(precisions=(Precision.FP32, Precision.INT8))
     report = exporters.export_bundle(bundle, options, data_dir=data_dir)

@@ -30,7 +30,7 @@ from kit.data import Dataset, validation_indices
 from kit.training.batches import Labelled
 from kit.training.loop import Epoch, Listener, train
 from kit.training.recipe import RECIPES, Recipe
-from kit.training.trainer import Trainer, normalized
+from kit.training.trainer import Trainer, normalized, precision
 from kit.training.world import World, world
 
 TURNS = 7
@@ -102,7 +102,11 @@ def _tutorial_seconds(dataset: Dataset, root: Path, article: Recipe) -> float:
 def _overheads(dataset: Dataset, here: World) -> None:
     plain = dataclasses.replace(RECIPES["default"], augment=False)
     augmented = dataclasses.replace(plain, augment=True)
-    own, with_augmentation, bare = _epoch(dataset, plain, here), _epoch(dataset, augmented, here), _bare(dataset, plain)
+    own, with_augmentation, bare = (
+        _epoch(dataset, plain, here),
+        _epoch(dataset, augmented, here),
+        _bare(dataset, plain, here),
+    )
     turns: dict[str, list[float]] = {"kit": [], "augmented": [], "bare": []}
     rng = np.random.default_rng(0)
     tasks = [("kit", own), ("augmented", with_augmentation), ("bare", bare)]
@@ -137,7 +141,7 @@ def _epoch(dataset: Dataset, recipe: Recipe, here: World) -> Callable[[int], obj
     return Trainer(module, long, Labelled(images, labels, long, here), dataset.info.normalization, here).epoch
 
 
-def _bare(dataset: Dataset, recipe: Recipe) -> Callable[[int], object]:
+def _bare(dataset: Dataset, recipe: Recipe, here: World) -> Callable[[int], object]:
     torch.manual_seed(0)
     module = models.build(recipe.model, shape=(28, 28), outputs=10, batch_norm=recipe.batch_norm)
     optimizer = torch.optim.AdamW(module.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
@@ -153,7 +157,9 @@ def _bare(dataset: Dataset, recipe: Recipe) -> Callable[[int], object]:
     def epoch(_number: int) -> None:
         for images, labels in batches:
             optimizer.zero_grad(set_to_none=True)
-            nn.functional.cross_entropy(module(images), labels).backward()
+            with precision(here, bf16=recipe.bf16):
+                logits = module(images)
+            nn.functional.cross_entropy(logits.to(torch.float32), labels).backward()
             optimizer.step()
 
     return epoch

@@ -100,6 +100,7 @@ def test_a_bundle_is_found_by_name_under_artifacts(
     tiny.folder.rename(tmp_path / "artifacts" / "tiny")
     monkeypatch.chdir(tmp_path)
     assert bundles.find("tiny").name == "tiny"
+    monkeypatch.setattr("kit.bundle.lookup._CLONE", tmp_path / "no clone")
     assert bundles.find().name == "tiny"  # the only one there is
     with pytest.raises(BundleNotFound) as caught:
         bundles.find("other")

@@ -21,7 +21,8 @@ from kit.bundle import find
 from kit.data import Dataset
 from kit.errors import BadInput, ProviderUnavailable, UsageError
 from kit.training import confidence, figures
-from kit.training.loop import Epoch, InterruptedEarlyError, Listener, train
+from kit.training import recipe as recipes
+from kit.training.loop import DivergedError, Epoch, InterruptedEarlyError, Listener, train
 from kit.training.recipe import Recipe, Teaching
 from kit.training.world import world
 from tests.conftest import Kit
@@ -95,7 +96,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(
 
 def test_a_checkpoint_of_another_run_or_a_broken_one_is_refused(dataset: Dataset, tmp_path: Path) -> None:
     train(dataset, QUICK, name="a", run_folder=tmp_path)
-    with pytest.raises(BadInput, match="another recipe"):
+    with pytest.raises(BadInput, match=r"another recipe or other data: lr 0.003, now 0.1"):
         train(dataset, dataclasses.replace(QUICK, lr=0.1), name="a", run_folder=tmp_path, resume=True)
     (tmp_path / "checkpoint.safetensors").write_bytes(b"half a file")
     with pytest.raises(BadInput, match="no checkpoint"):
@@ -113,11 +114,67 @@ def test_a_new_run_forgets_the_one_before(dataset: Dataset, tmp_path: Path) -> N
     small_steps = dataclasses.replace(QUICK, batch_size=16)
     with pytest.raises(InterruptedEarlyError):
         train(dataset, small_steps, name="a", run_folder=tmp_path, listener=Listener(on_step=_interrupt))
-    assert not list(tmp_path.glob("*.safetensors"))
+    assert (tmp_path / "teacher-1.safetensors").exists(), "not before it has something of its own"
+    train(dataset, QUICK, name="a", run_folder=tmp_path)
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == ["checkpoint.safetensors"]
 
 
 def _interrupt(_what: str, _share: float) -> None:
     raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_ctrl_c_keeps_whole_epochs_and_resuming_goes_on_from_there(dataset: Dataset, tmp_path: Path, keep: str) -> None:
+    recipe = dataclasses.replace(QUICK, keep=keep, batch_size=16)
+    steps: list[float] = []
+
+    def stop(_what: str, share: float) -> None:
+        steps.append(share)
+        if share > 0.6:  # in the middle of the third epoch
+            raise KeyboardInterrupt
+
+    early = train(dataset, recipe, name="a", run_folder=tmp_path, listener=Listener(on_step=stop))
+    assert early.record.interrupted
+    assert early.record.epochs_run == 2
+    told: list[int] = []
+    listener = Listener(on_epoch=lambda done: told.append(done.epoch))
+    resumed = train(dataset, recipe, name="a", run_folder=tmp_path, resume=True, listener=listener)
+    assert told == [3, 4]
+    assert weights(resumed) == weights(train(dataset, recipe, name="a"))
+    if keep == "last":
+        two = train(dataset, dataclasses.replace(recipe, schedule="constant"), name="a")
+        assert weights(early) != weights(two)
+
+
+def test_a_loss_that_is_no_number_is_an_error(dataset: Dataset) -> None:
+    with pytest.raises(DivergedError) as caught:
+        train(dataset, Recipe(model="mlp-8", optimizer="sgd", lr=1e30), name="a")
+    assert "--lr" in caught.value.hint
+
+
+def test_batches_too_small_to_learn_from_are_refused_before_the_work(dataset: Dataset) -> None:
+    with pytest.raises(UsageError, match="2 images or more"):
+        train(dataset, dataclasses.replace(QUICK, batch_size=1), name="a")
+    single = train(dataset, Recipe(model="mlp-8", batch_size=1, epochs=1, lr=1e-3), name="a")
+    assert single.record.validation is not None
+    assert single.record.validation.top1 > 0.3, "batches of one are all used"
+
+
+def test_probabilities_at_the_edges() -> None:
+    right = np.tile(np.array([[4.0, 0.0]], np.float32), (10, 1))
+    assert confidence.fit(right, np.zeros(10, np.int64))[:2] == (1.0, None)
+    same = np.tile(np.array([[2.0, 0.0]], np.float32), (2000, 1))
+    labels = np.zeros(2000, np.int64)
+    labels[::6] = 1
+    _, _, found = confidence.fit(same, labels)
+    assert found.answered == 1.0
+
+
+def test_the_record_recipe_claims_only_what_was_found_for_it() -> None:
+    assert recipes.recipe("record", dataset="mnist").confidence is not None
+    assert recipes.recipe("record", dataset="fashion-mnist").confidence is None
+    with pytest.raises(UsageError, match="nothing to learn from"):
+        dataclasses.replace(recipes.recipe("record", dataset="mnist"), augment=False)
 
 
 def test_an_interrupted_teacher_leaves_nothing_to_publish(dataset: Dataset, tmp_path: Path) -> None:
@@ -240,7 +297,9 @@ def test_two_processes_share_the_work(tmp_path: Path) -> None:
     torchrun, kit = (str(Path(sys.executable).with_name(name)) for name in ("torchrun", "kit"))
     line = [torchrun, "--standalone", "--nproc-per-node=2", "--no-python", kit, "train", *SHORT]
     epochs = ["--epochs", "12", "--out", "two"]
-    done = subprocess.run([*line, *epochs], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*line, *epochs, "--device", "cpu"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     bundle = find(str(tmp_path / "two"))
     assert bundle.manifest.training is not None

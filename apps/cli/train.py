@@ -37,7 +37,9 @@ MODELS = ("mlp-512-256-128", "mlp-64-64", "cnn-16-48-96")
 @click.option("--batch-size", type=click.IntRange(1), help="Images in a step.  [default: the recipe's]")
 @click.option("--lr", type=click.FloatRange(0, min_open=True), help="Peak learning rate.  [default: the recipe's]")
 @click.option("--optimizer", type=click.Choice(recipes.OPTIMIZERS), help="[default: the recipe's]")
-@click.option("--seed", type=click.IntRange(0), help="Of split, weights, order and augmentation.  [default: 0]")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), help="Of split, weights, order and augmentation.  [default: 0]"
+)
 @click.option("--augment/--no-augment", default=None, help="Distort training images.  [default: the recipe's]")
 @click.option(
     "--val-fraction",
@@ -87,7 +89,10 @@ def train(
     loaded = read(dataset, data_dir=data_dir)
     given = {name: value for name, value in changes.items() if value is not None}
     own = loaded.info.recipe if recipe == "default" else {}
-    chosen = dataclasses.replace(recipes.recipe(recipe, dataset=dataset, model=model), **{**own, **given})
+    chosen = recipes.recipe(recipe, dataset=dataset, model=model)
+    if given.keys() - {"seed"}:  # what it knows of its probabilities holds for the recipe as it is
+        chosen = dataclasses.replace(chosen, confidence=None)
+    chosen = dataclasses.replace(chosen, **{**own, **given})
     how = How(device=device, resume=resume, log_dir=log_dir)
     bundle = run(loaded, chosen, folder=folder, data_dir=data_dir, how=how)
     if bundle is None:
@@ -113,7 +118,7 @@ class How:
 def destination(dataset: str, model: str, out: Path | None) -> Path:
     """Return the bundle's folder, refused before any work when it cannot become one; shared with quickstart."""
     from kit import bundle as bundles
-    from kit import data
+    from kit import data, files
     from kit.errors import UsageError
     from kit.spec import check_name
 
@@ -123,7 +128,13 @@ def destination(dataset: str, model: str, out: Path | None) -> Path:
     except ValueError as error:
         raise UsageError(str(error)) from error
     bundles.refuse_foreign(folder)
+    files.check_writable(folder / "manifest.json")
+    files.check_writable(_run_folder(folder) / "curve.json")
     return folder
+
+
+def _run_folder(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.run")
 
 
 def read(dataset: str, *, data_dir: Path | None) -> Dataset:
@@ -146,12 +157,12 @@ def run(
     from apps.cli import render
 
     how = how or How()
-    run_folder = folder.with_name(f"{folder.name}.run")
+    run_folder = _run_folder(folder)
     with render.progress(1.0) as update:
         update("starting PyTorch", 0.0)
         from kit.training import figures
         from kit.training.loop import train
-        from kit.training.trained import save
+        from kit.training.trained import same_weights, save
         from kit.training.world import world
 
         with world(how.device) as here:
@@ -169,7 +180,8 @@ def run(
             )
             if not here.is_first:
                 return None
-            saved = save(result, folder, dataset=dataset, data_dir=data_dir)
+            # What was exported from these very weights stays, when a run that had ended is taken up again.
+            saved = same_weights(result, folder) or save(result, folder, dataset=dataset, data_dir=data_dir)
             update("drawing", 1.0)
             figures.save(result, run_folder)
             told.close(result)

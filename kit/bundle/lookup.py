@@ -14,7 +14,7 @@ from kit.errors import BundleInvalid, BundleNotFound
 
 DEFAULT_NAME = "mnist-mlp"
 _CLONE = Path(__file__).parents[2] / ROOT
-"""Of a clone that is used where it lies, whatever the current folder."""
+"""Of a clone that is used where it lies: the published bundle is found whatever the current folder."""
 
 
 def find(name: str | os.PathLike[str] | None = None) -> Bundle:
@@ -46,7 +46,8 @@ def is_bundle(name: str) -> bool:
 
 
 def _places(name: str | os.PathLike[str]) -> tuple[Path, ...]:
-    return Path(name), ROOT / name, PACKAGED / name, _CLONE / name
+    published = (_CLONE / name,) if os.fspath(name) == DEFAULT_NAME else ()
+    return Path(name), ROOT / name, PACKAGED / name, *published
 
 
 def _has_manifest(folder: Path) -> bool:

@@ -20,7 +20,10 @@ def validation_indices(count: int, *, fraction: float, seed: int) -> tuple[NDArr
     """
     held_out = round(count * fraction)
     if not 0 < held_out < count and fraction != 0:
-        raise UsageError(f"a validation fraction of {fraction} leaves nothing to train or to validate on")
+        raise UsageError(
+            f"a validation fraction of {fraction} leaves nothing to train or to validate on",
+            hint="--val-fraction 0 trains on all images, 0.1 holds a tenth out",
+        )
     order = np.random.default_rng(seed).permutation(count).astype(np.int64)
     return np.sort(order[held_out:]), np.sort(order[:held_out])
 

@@ -52,7 +52,7 @@ def _grid(images: torch.Tensor, distortion: Distortion, generator: torch.Generat
     nodes = distortion.nodes
     amount = torch.rand((count, 1, 1, 1), generator=generator, device=device) * (2 * distortion.elastic / width)
     field = torch.randn((count, 2, nodes, nodes), generator=generator, device=device) * amount
-    rows, columns = (_interpolation(nodes, size).to(device) for size in (height, width))
+    rows, columns = (_interpolation(nodes, size, device) for size in (height, width))
     return grid + (rows @ field @ columns.T).permute(0, 2, 3, 1)
 
 
@@ -68,8 +68,8 @@ def _restroke(images: torch.Tensor, distortion: Distortion, generator: torch.Gen
 
 
 @cache
-def _interpolation(nodes: int, size: int) -> torch.Tensor:
+def _interpolation(nodes: int, size: int, device: torch.device) -> torch.Tensor:
     """Return the matrix `[size, nodes]` of bicubic interpolation between points spread from edge to edge."""
     points = torch.eye(nodes).reshape(nodes, 1, nodes, 1)
     spread = functional.interpolate(points, size=(size, 1), mode="bicubic", align_corners=True)
-    return spread.reshape(nodes, size).T.contiguous()
+    return spread.reshape(nodes, size).T.contiguous().to(device)

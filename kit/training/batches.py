@@ -151,10 +151,10 @@ def draw_views(
 def _parts(count: int, batch: int, world: World, order: torch.Generator) -> Iterator[torch.Tensor]:
     """Yield this process's part of each batch of a random order; parts are of one size, so that nobody waits.
 
-    A rest of one image is left out this time: batch normalisation cannot learn from it.
+    A rest of one image for each process is left out this time: batch normalisation cannot learn from it.
     """
     shuffled = torch.randperm(count, generator=order).to(world.device)
-    for number, indices in enumerate(torch.split(shuffled, batch)):
+    for indices in torch.split(shuffled, batch):
         share = len(indices) // world.size
-        if share > 1 or number == 0:
+        if share > 1 or share == batch // world.size:
             yield indices[world.rank * share : (world.rank + 1) * share] if world.size > 1 else indices

@@ -12,11 +12,12 @@ import torch
 
 from kit import files, packages
 from kit.data import Dataset
-from kit.errors import BadInput
+from kit.errors import BadInput, StorageUnavailable
 from kit.training.recipe import Recipe
 from kit.training.trainer import State
 
 _FILE = "checkpoint.safetensors"
+_AGAIN = "free some space, then repeat the line with --resume"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,8 @@ class RunFolder:
     def __init__(self, folder: Path, recipe: Recipe, dataset: Dataset) -> None:
         self.folder = folder
         self._identity = _identity(recipe, dataset)
+        self._recipe = recipe.described()
+        self._is_new = False
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Replace the checkpoint.
@@ -92,18 +95,34 @@ class RunFolder:
         found = self._read(f"{phase}.safetensors")
         return None if found is None else found[0]
 
-    def clear(self) -> None:
-        """Remove what a run is taken up from: at the start of a new one, and when it is done."""
-        for path in (self.folder / _FILE, *self.folder.glob("teacher-*.safetensors")):
-            path.unlink(missing_ok=True)
+    def begin_anew(self) -> None:
+        """Forget earlier runs, but only once this one has something of its own to write."""
+        self._is_new = True
+
+    def _clear(self) -> None:
+        """Remove what an earlier run could be taken up from, and what a killed one left half-written."""
+        old = ("teacher-*.safetensors", f"{files.PARTIAL}*")
+        try:
+            for path in (self.folder / _FILE, *(found for pattern in old for found in self.folder.glob(pattern))):
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageUnavailable(
+                f"cannot write into {self.folder}: {error.strerror or error}", hint=_AGAIN
+            ) from error
 
     def _write(self, name: str, tensors: State, told: dict[str, Any]) -> None:
         safetensors = packages.needed(
             "safetensors.torch", distribution="safetensors", purpose="saving a checkpoint", extra="train"
         )
+        if self._is_new:
+            self._clear()
+            self._is_new = False
         whole = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-        metadata = {"kit": json.dumps({"identity": self._identity, **told})}
-        files.write(self.folder / name, safetensors.save(whole, metadata=metadata))
+        metadata = {"kit": json.dumps({"identity": self._identity, "recipe": self._recipe, **told})}
+        try:
+            files.write(self.folder / name, safetensors.save(whole, metadata=metadata))
+        except StorageUnavailable as error:
+            raise StorageUnavailable(str(error), hint=_AGAIN) from error
 
     def _read(self, name: str) -> tuple[State, dict[str, Any]] | None:
         path = self.folder / name
@@ -120,7 +139,7 @@ class RunFolder:
             raise BadInput(f"{path} is no checkpoint: {error}", hint="train anew, without --resume") from error
         if told.get("identity") != self._identity:
             raise BadInput(
-                f"{path} is of another recipe or other data",
+                f"{path} is of another recipe or other data" + _differences(told.get("recipe", {}), self._recipe),
                 hint="repeat the line that began that run and add --resume, or train anew without it",
             )
         return tensors, told
@@ -132,6 +151,12 @@ def _identity(recipe: Recipe, dataset: Dataset) -> str:
     digest.update(dataset.train.labels.tobytes())
     digest.update(dataset.train.images[::100].tobytes())
     return digest.hexdigest()
+
+
+def _differences(old: dict[str, str], new: dict[str, str]) -> str:
+    """Return `: epochs 10, now 3`, or nothing where the recipes are the same."""
+    found = [f"{name} {old[name]}, now {value}" for name, value in new.items() if old.get(name, value) != value]
+    return f": {'; '.join(found[:3])}" if found else ""
 
 
 def _within(tensors: State, prefix: str) -> dict[str, torch.Tensor]:

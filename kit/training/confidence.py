@@ -33,7 +33,8 @@ def expected_calibration_error(shares: NDArray[np.float32], labels: NDArray[np.i
 def fit(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> tuple[float, float | None, Confidence]:
     """Find the temperature and the abstain threshold on validation data, and what they bring.
 
-    The temperature is the one of the least cross-entropy (Guo et al. 2017, arXiv 1706.04599). The threshold is the lowest at
+    The temperature is the one of the least cross-entropy (Guo et al. 2017, arXiv 1706.04599), 1 where there is none, as with a
+    few images that are all read correctly. The threshold is the lowest at
     which at most one answer in a thousand is wrong, unless it would silence the model on more than one image in twenty: then
     the one that does just that.
 
@@ -49,7 +50,9 @@ def fit(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> tuple[float, 
         -float(np.log(np.maximum(probabilities(logits, float(one))[places, labels], 1e-12)).mean())
         for one in _TEMPERATURES
     ]
-    temperature = round(float(_TEMPERATURES[int(np.argmin(losses))]), 3)
+    best = int(np.argmin(losses))
+    # At either end there is nothing to fit: all answers are right, or hardly any.
+    temperature = round(float(_TEMPERATURES[best]), 3) if 0 < best < len(_TEMPERATURES) - 1 else 1.0
     shares = probabilities(logits, temperature)
     sure, right = shares.max(axis=1), shares.argmax(axis=1) == labels
     threshold = _threshold(sure, right)
@@ -68,12 +71,14 @@ def fit(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> tuple[float, 
 
 def _threshold(sure: NDArray[np.float32], right: NDArray[np.bool_]) -> float | None:
     order = np.argsort(-sure, kind="stable")
-    wrong = np.cumsum(~right[order])
-    kept = np.arange(1, len(order) + 1)
-    least = int(np.ceil((1 - _MOST_SILENCE) * len(order)))
-    good = np.flatnonzero(wrong <= _WRONG_ANSWERS * kept) + 1
-    count = max(int(good.max(initial=0)), least)
-    if count >= len(order):
+    descending = sure[order]
+    # Images of the same probability are answered together or not at all.
+    counts = np.append(np.flatnonzero(np.diff(descending) < 0) + 1, len(order))
+    wrong = np.cumsum(~right[order])[counts - 1]
+    good = counts[wrong <= _WRONG_ANSWERS * counts]
+    enough = counts[counts >= (1 - _MOST_SILENCE) * len(order)]
+    count = max(int(good.max(initial=0)), int(enough.min()))
+    if count == len(order):
         return None
-    between = (float(sure[order[count - 1]]) + float(sure[order[count]])) / 2
-    return round(between, 4) if between < _SUREST else _SUREST
+    # Rounded down, so that the last one that should be answered is.
+    return min(float(np.floor(descending[count - 1] * 10_000) / 10_000), _SUREST)

@@ -1,6 +1,6 @@
 """Training: images and labels in memory, a validation split held out, teachers first where a recipe has them.
 
-    result = train(dataset, Recipe(epochs=10), name="mnist-mlp", on_epoch=print)
+    result = train(dataset, Recipe(epochs=10), name="my-model", listener=Listener(on_epoch=print))
 
 Knows tensors and labels; what the pictures show is the data set's business. Repeatable: the same recipe on the same
 machine with the same versions gives the same weights, also when it was killed and taken up again.
@@ -12,8 +12,9 @@ labelled images, or from views that the teachers have read (batches).
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from torch import nn
 from kit import models
 from kit.accuracy import accuracy
 from kit.data import Dataset, Split, validation_indices
-from kit.errors import KitError
+from kit.errors import KitError, UsageError
 from kit.spec import ModelSpec, TensorSpec, TrainingRecord
 from kit.training import confidence
 from kit.training.batches import Batches, Labelled, Taught, draw_views
@@ -68,6 +69,12 @@ class TrainingResult:
     spec: ModelSpec
     record: TrainingRecord
     validation: tuple[Split, NDArray[np.float32]] | None = None
+
+
+class DivergedError(KitError):
+    """The loss is no number any more."""
+
+    exit_code = 1
 
 
 class InterruptedEarlyError(KitError):
@@ -163,16 +170,30 @@ class _Run:
         self.images = torch.from_numpy(dataset.train.images[fitted])
         self.labels = torch.from_numpy(dataset.train.labels[fitted])
         self.held_out = dataset.train.take(held_out) if len(held_out) else None
+        self._check_batches()
         self.folder = RunFolder(folder, recipe, dataset) if folder is not None else None
         self.start: Checkpoint | None = None
         self.resumed = resume
         if self.folder is not None and resume:
             self.start = self.folder.load()
         elif self.folder is not None and self.world.is_first:
-            self.folder.clear()
+            self.folder.begin_anew()
         self.world.wait()
         self.before = self.start.seconds if self.start is not None else 0.0
         self.began = time.perf_counter()
+
+    def _check_batches(self) -> None:
+        """Refuse batches too small for every process, or for batch normalisation."""
+        recipes = [self.recipe, *([self.recipe.teaching.teacher] if self.recipe.teaching else [])]
+        for recipe in recipes:
+            least = 2 if recipe.batch_norm or recipe.model.startswith("cnn") else 1
+            share = min(recipe.batch_size, len(self.images)) // self.world.size
+            if share < least:
+                raise UsageError(
+                    f"{recipe.model} needs {least} images or more in each batch of each of {self.world.size} process(es), "
+                    f"found {share}",
+                    hint="use a larger --batch-size, fewer processes, or more images",
+                )
 
     @property
     def seconds(self) -> float:
@@ -187,7 +208,9 @@ class _Run:
             phase = _Phase(self, STUDENT, recipe, batches)
             phase.run()
         except KeyboardInterrupt:
-            if phase is None or not phase.kept:
+            if phase is not None:
+                phase.save()
+            if phase is None or not phase.history:
                 raise InterruptedEarlyError(
                     "interrupted before there was anything to keep",
                     hint="repeat the line with --resume to go on" if self.folder is not None else "",
@@ -213,7 +236,7 @@ class _Run:
             best_epoch=best_epoch,
             interrupted=epochs_run < recipe.epochs,
             train_seconds=round(self.seconds, 3),
-            history=tuple(phase.history),
+            history=phase.history,
             confidence=figures,
             device=f"{self.world.device.type} {phase.trainer.precision}",
         )
@@ -247,12 +270,17 @@ class _Run:
         name = f"teacher-{number}"
         done = self.folder.load_weights(name) if self.folder is not None and self.resumed else None
         if done is not None:
-            module = _build(recipe, self.spec)
+            module = _build(dataclasses.replace(recipe, batch_norm=False), self.spec)  # it was folded
             module.load_state_dict(done)
             return module.to(self.world.device).eval()
         phase = _Phase(self, name, recipe, Labelled(self.images, self.labels, recipe, self.world))
-        phase.run()
+        try:
+            phase.run()
+        except KeyboardInterrupt:
+            phase.save()
+            raise
         module, _ = phase.best()
+        self.world.take_from_first(module)
         if self.folder is not None and self.world.is_first:
             self.folder.save_weights(name, module.state_dict())
         self.world.wait()
@@ -263,39 +291,37 @@ class _Phase:
     """The training of one module, a teacher or the student: epochs, evaluation, the one to keep, checkpoints."""
 
     def __init__(self, run: _Run, name: str, recipe: Recipe, batches: Batches) -> None:
-        self.run_of, self.name, self.recipe = run, name, recipe
+        self._owner, self.name, self.recipe = run, name, recipe
         torch.manual_seed(recipe.seed)
         module = _build(recipe, run.spec)
         self.trainer = Trainer(
             module, recipe, batches, run.spec.normalization, run.world, lambda share: run.listener.on_step(name, share)
         )
-        self.history: list[dict[str, float]] = []
-        self._kept: State = {}
+        # All that is known at the end of an epoch, replaced in one step: an interrupt may come at any moment.
+        self._done = Checkpoint(phase=name, epoch=0, state={}, best={}, history=(), seconds=0.0)
         self._saved_at = time.perf_counter()
         start = run.start
         if start is not None and start.phase == name:
             self.trainer.load(start.state)
-            self._kept, self.history = start.best, list(start.history)
+            self._done = start
 
     @property
-    def kept(self) -> bool:
-        """Whether there is an epoch that could be kept."""
-        return bool(self.history)
+    def history(self) -> tuple[dict[str, float], ...]:
+        """One row for each epoch that is done."""
+        return self._done.history
 
     def run(self) -> None:
         for number in range(len(self.history) + 1, self.recipe.epochs + 1):
-            self.run_of.listener.on_epoch(self._epoch(number))
+            self._owner.listener.on_epoch(self._epoch(number))
 
     def best(self) -> tuple[nn.Module, int]:
         """Return the module with the weights that are kept, without what served its training only, and their epoch."""
-        module = _build(self.recipe, self.run_of.spec)
-        module.load_state_dict(self._kept or _weights(self.trainer.fitted))
-        best = (
-            max(self.history, key=lambda row: (row["validation_top1"], -row["epoch"]))
-            if self._kept
-            else self.history[-1]
-        )
-        return models.folded(module).to(self.run_of.world.device).eval(), int(best["epoch"])
+        module = _build(self.recipe, self._owner.spec)
+        module.load_state_dict(self._done.best)
+        best = self.history[-1]
+        if self._chooses:
+            best = max(self.history, key=lambda row: (row["validation_top1"], -row["epoch"]))
+        return models.folded(module).to(self._owner.world.device).eval(), int(best["epoch"])
 
     def _epoch(self, number: int) -> Epoch:
         """Run one epoch, evaluate it, remember it if it is the best, and write a checkpoint if it is time."""
@@ -304,13 +330,24 @@ class _Phase:
         loss = self.trainer.epoch(number)
         top1 = self._top1()
         seconds = round(time.perf_counter() - started, 3)
+        if not math.isfinite(loss):
+            raise DivergedError(f"the loss is no number after epoch {number}", hint="use a lower --lr")
         row = {"epoch": float(number), "loss": loss, "learning_rate": learning_rate, "seconds": seconds}
         if top1 is not None:
-            if self.recipe.keep == "best" and all(top1 > before["validation_top1"] for before in self.history):
-                self._kept = {name: value.clone() for name, value in _weights(self.trainer.fitted).items()}
             row["validation_top1"] = top1
-        self.history.append(row)
-        self._save(number)
+        is_best = not self._chooses or all(
+            row["validation_top1"] > before["validation_top1"] for before in self.history
+        )
+        self._done = Checkpoint(
+            phase=self.name,
+            epoch=number,
+            state=_copy(self.trainer.state()),
+            best=_copy(self.trainer.fitted.state_dict()) if is_best else self._done.best,
+            history=(*self.history, row),
+            seconds=self._owner.seconds,
+        )
+        if number == self.recipe.epochs or time.perf_counter() - self._saved_at >= self._owner.checkpoint_seconds:
+            self.save()
         return Epoch(
             phase=self.name,
             epoch=number,
@@ -322,7 +359,7 @@ class _Phase:
         )
 
     def _top1(self) -> float | None:
-        held_out = self.run_of.held_out
+        held_out = self._owner.held_out
         if held_out is None:
             return None
         right = self.trainer.logits(torch.from_numpy(held_out.images)).argmax(dim=1) == torch.from_numpy(
@@ -330,30 +367,22 @@ class _Phase:
         )
         return float(right.sum()) / len(held_out)
 
-    def _save(self, number: int) -> None:
-        run = self.run_of
-        now = time.perf_counter()
-        is_last = number == self.recipe.epochs
-        if run.folder is None or not run.world.is_first:
-            return
-        if now - self._saved_at < run.checkpoint_seconds and not is_last:
-            return
-        run.folder.save(
-            Checkpoint(
-                phase=self.name,
-                epoch=number,
-                state=self.trainer.state(),
-                best=self._kept,
-                history=tuple(self.history),
-                seconds=run.seconds,
-            )
-        )
-        self._saved_at = now
+    @property
+    def _chooses(self) -> bool:
+        """Whether the best epoch is kept, and not the last."""
+        return self.recipe.keep == "best" and self._owner.held_out is not None
+
+    def save(self) -> None:
+        """Write a checkpoint of the last epoch that is done, if there is a folder for it."""
+        owner = self._owner
+        if owner.folder is not None and owner.world.is_first and self._done.epoch:
+            owner.folder.save(self._done)
+            self._saved_at = time.perf_counter()
 
 
 def _build(recipe: Recipe, spec: ModelSpec) -> nn.Module:
     return models.build(recipe.model, shape=spec.input.shape, outputs=len(spec.labels), batch_norm=recipe.batch_norm)
 
 
-def _weights(module: nn.Module) -> State:
-    return {name: value.detach().cpu() for name, value in module.state_dict().items()}
+def _copy(state: Mapping[str, torch.Tensor]) -> State:
+    return {name: value.detach().to("cpu", copy=True) for name, value in state.items()}

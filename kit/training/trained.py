@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from kit import bundle, machine, models
 from kit.bundle import Bundle, GoldenSamples
 from kit.data import Dataset, golden_split
+from kit.errors import BundleInvalid
 from kit.runtime.pytorch import reference_logits
 from kit.training.loop import TrainingResult
 
@@ -44,3 +46,13 @@ def save(
         weights=models.save_weights(result.module),
         training=result.record,
     )
+
+
+def same_weights(result: TrainingResult, folder: Path) -> Bundle | None:
+    """Return the bundle in `folder` if it holds just these weights for the same spec; None otherwise."""
+    try:
+        found = bundle.open_folder(folder)
+    except BundleInvalid:
+        return None
+    weights, digest = found.manifest.weights, hashlib.sha256(models.save_weights(result.module)).hexdigest()
+    return found if weights is not None and weights.sha256 == digest and found.spec == result.spec else None

@@ -12,10 +12,8 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from kit.errors import ProviderUnavailable
+from kit.errors import ProviderUnavailable, UsageError
 from kit.machine import this_machine
-
-DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +38,7 @@ class World:
     def has_fast_bf16(self) -> bool:
         """Whether the processor multiplies bfloat16 faster than float32."""
         if self.device.type == "cuda":
-            return bool(torch.cuda.is_bf16_supported())
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
         able = torch.cpu.get_capabilities()
         return any(bool(able.get(name)) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
@@ -55,6 +53,12 @@ class World:
         if self.size > 1:
             distributed.barrier()
 
+    def take_from_first(self, module: nn.Module) -> None:
+        """Give every process the first one's weights and buffers: batch statistics are each process's own."""
+        if self.size > 1:
+            for value in module.state_dict().values():
+                distributed.broadcast(value, 0)
+
     def mean(self, value: float) -> float:
         """Return the mean over all processes."""
         if self.size == 1:
@@ -65,7 +69,7 @@ class World:
 
 
 def seeded(device: torch.device, *parts: int) -> torch.Generator:
-    """Return a generator whose numbers depend on all the parts, and on nothing that came before."""
+    """Return a generator whose numbers depend on the parts and on nothing that came before; zeros at the end do not count."""
     seed = np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(seed >> 1))
 
@@ -87,6 +91,11 @@ def world(device: str = "auto") -> Iterator[World]:
     on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     local = int(os.environ.get("LOCAL_RANK", "0"))
+    if on_gpu and local >= torch.cuda.device_count():
+        raise ProviderUnavailable(
+            f"process {local + 1} on this machine has no GPU: there are {torch.cuda.device_count()}",
+            hint="start fewer with --nproc-per-node, or train with --device cpu",
+        )
     chosen = torch.device("cuda", local) if on_gpu else torch.device("cpu")
     # torch counts the CPUs it may run on, but not the share of them that a container's quota allows
     here = max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
@@ -96,7 +105,13 @@ def world(device: str = "auto") -> Iterator[World]:
         return
     if on_gpu:
         torch.cuda.set_device(chosen)
-    distributed.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        distributed.init_process_group("nccl" if on_gpu else "gloo")
+    except ValueError as error:  # one of torchrun's variables is set, and another is not
+        raise UsageError(
+            f"WORLD_SIZE is {size}, but the processes do not find each other: {error}",
+            hint="start them with torchrun --no-python, or unset WORLD_SIZE",
+        ) from error
     try:
         yield World(device=chosen, rank=rank, size=size)
     finally:

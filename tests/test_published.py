@@ -1,0 +1,91 @@
+"""The bundle that travels with kit: found without a name, what its manifest says, and as good as it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import kit
+from kit import data
+from kit.bench.results import last_path
+from kit.bundle import Bundle, attach_card, find, open_folder, pack, read, unpack
+from kit.errors import UsageError
+from kit.verify import verify
+from tests.conftest import ROOT, Kit
+
+
+@pytest.fixture
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    """What is found in a folder that has no bundles of its own."""
+    monkeypatch.chdir(tmp_path)
+    return find()
+
+
+def test_it_is_found_without_a_name_wherever_one_is(published: Bundle) -> None:
+    assert published.folder.resolve() == (ROOT / "artifacts" / "mnist-mlp").resolve()
+    assert {variant.id for variant in published.variants} >= {"fp32", "int8-qdq"}
+    assert sum(ref.size_bytes for ref in published.manifest.files()) < 8e6
+
+
+def test_it_holds_here_what_it_promises(published: Bundle) -> None:
+    for ref in published.manifest.files():
+        published.read(ref)  # checks the sha256
+    assert verify(published).ok
+    assert "MNIST" not in published.golden().source
+
+
+def test_it_says_where_it_comes_from(published: Bundle) -> None:
+    assert published.manifest.card is not None
+    card = published.read(published.manifest.card).decode()
+    for heading in ("## Accuracy", "## Data", "## Recipe", "## Known failures", "## Licence"):
+        assert heading in card
+    record = published.manifest.training
+    assert record is not None
+    assert (record.validation_fraction, record.validation) == (0.0, None)
+    assert published.spec.temperature != 1.0
+    assert published.spec.abstain_below is not None
+    assert {path.name for path in published.folder.iterdir()} == {
+        "manifest.json",
+        *(ref.file for ref in published.manifest.files()),
+    }
+
+
+@pytest.mark.mnist
+@pytest.mark.parametrize("variant", ["fp32", "int8-qdq"])
+def test_its_accuracy_is_the_one_it_names(published: Bundle, variant: str) -> None:
+    test = data.load("mnist").test
+    with kit.load(published.folder, variant=variant) as engine:
+        right = int((engine.predict(test.images).labels == test.labels).sum())
+    named = published.variant(variant).accuracy
+    assert named is not None
+    # Another CPU may round another way: three images in ten thousand.
+    assert abs(right - named.correct) <= 3
+    assert right >= 9_930
+
+
+def test_everything_that_reads_a_bundle_takes_it_by_default(kit_inside: Kit, tmp_path: Path, published: Bundle) -> None:
+    golden = published.golden()
+    Image.fromarray(255 - golden.pixels[1]).resize((280, 280)).save(tmp_path / "digit.png")
+    assert kit_inside("info").returncode == 0
+    assert kit_inside("verify").returncode == 0
+    assert kit_inside("predict", "digit.png").stdout.strip()
+    assert kit_inside("bench", "--provider", "cpu", "--batch-size", "1", "--budget", "300ms").returncode == 0
+    packed = kit_inside("pack")
+    assert packed.returncode == 0, packed.stderr
+
+
+def test_inside_an_installed_package_it_is_read_and_never_written(
+    published: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(read, "PACKAGED", tmp_path / "site" / "bundles")
+    copy = unpack(pack(published, tmp_path), tmp_path / "site" / "bundles" / "mnist-mlp")
+    shipped = open_folder(copy.folder)
+    assert shipped.is_shipped
+    assert last_path(shipped) == Path("artifacts") / "mnist-mlp.bench.json"
+    with pytest.raises(UsageError, match="comes with kit"):
+        attach_card(shipped, "mine")
+    with kit.load(shipped.folder) as engine:
+        assert np.array_equal(engine.predict(shipped.golden().pixels).labels, shipped.golden().logits.argmax(axis=1))
