@@ -69,7 +69,7 @@ def _to_target(dataset: Dataset, root: Path, target: float, here: World) -> None
         return
     epoch, seconds, top1 = reached[0]
     with torch.inference_mode():
-        pixels = torch.from_numpy(dataset.test.images)
+        pixels = torch.tensor(dataset.test.images)
         logits = result.module(normalized(pixels, result.spec.normalization)).numpy()
     test = accuracy(logits, dataset.test.labels, dataset="mnist", split="test")
     print(
@@ -84,7 +84,7 @@ def _tutorial_seconds(dataset: Dataset, root: Path, article: Recipe) -> float:
 
     fitted, _ = validation_indices(len(dataset.train), fraction=article.val_fraction, seed=0)
     each = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,), (0.5,))])
-    images = Subset(datasets.MNIST(root=str(root), train=True, transform=each), fitted.tolist())
+    images = Subset(datasets.MNIST(root=str(root), train=True, transform=each, download=True), fitted.tolist())
     loader = DataLoader(images, batch_size=article.batch_size, shuffle=True)
     module = models.build(article.model, shape=(1, 28, 28), outputs=10)
     optimizer = torch.optim.SGD(module.parameters(), lr=article.lr, momentum=article.momentum)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -61,10 +62,19 @@ def _restroke(images: torch.Tensor, distortion: Distortion, generator: torch.Gen
     count, device = len(images), generator.device
     draw = torch.rand((2, count, 1, 1, 1), generator=generator, device=device)
     amount = (draw[0] * 2 - 1) * (draw[1] < 0.5)
-    highest = functional.max_pool2d(images, 3, stride=1, padding=1)
-    lowest = -functional.max_pool2d(-images, 3, stride=1, padding=1)
+    highest, lowest = _extremes(images, torch.maximum), _extremes(images, torch.minimum)
     thicker, thinner = amount.clamp(min=0) * distortion.thicker, (-amount).clamp(min=0) * distortion.thinner
     return images + thicker * (highest - images) + thinner * (lowest - images)
+
+
+def _extremes(images: torch.Tensor, most: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """Return the maximum or minimum of each pixel's 3x3 neighbours, row by row and then along them: faster than pooling."""
+    for dim in (2, 3):
+        size = images.shape[dim]
+        pairs = most(images.narrow(dim, 0, size - 1), images.narrow(dim, 1, size - 1))
+        inner = most(pairs.narrow(dim, 0, size - 2), pairs.narrow(dim, 1, size - 2))
+        images = torch.cat([pairs.narrow(dim, 0, 1), inner, pairs.narrow(dim, size - 2, 1)], dim=dim)
+    return images
 
 
 @cache
