@@ -71,7 +71,7 @@ def test_the_help_pages_in_the_docs_are_those_of_the_commands() -> None:
         (("export", "--max-drop", "1"), 2, "changes nothing"),
         (("export", "--opset", "3"), 2, "opset"),
         (("verify", "missing"), 4, "no bundle 'missing'"),
-        (("info",), 4, "kit quickstart"),
+        (("info", "missing"), 4, "kit quickstart"),
         (("predict", "missing.png"), 4, "no picture, folder or bundle"),
         (("predict", "missing.png", "--json", "--csv"), 2, "exclude each other"),
         (("train", "--dataset", "mnist", "--data-dir", "empty"), 3, "--dataset digits"),

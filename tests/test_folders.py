@@ -322,7 +322,7 @@ def test_a_folder_goes_the_whole_way_by_the_same_commands(kit_inside: Kit, tmp_p
     made = kit_inside("train", "--dataset", here, "--model", "mlp-64-64", "--epochs", "15", "--out", "artifacts/forms")
     assert made.returncode == 0, made.stderr
     assert "3 classes" in made.stderr
-    assert "images of the folder shapes, licence not stated" in made.stderr
+    assert "images of the folder my-shapes, licence not stated" in made.stderr
     exported = kit_inside("export", "forms", "--precision", "int8", "--max-drop", "5")
     assert exported.returncode == 0, exported.stderr
     text = (tmp_path / "artifacts" / "forms" / "manifest.json").read_text()
