@@ -21,7 +21,7 @@ from kit.bench.run import bench
 from kit.bench.scenarios import Load, Scenario
 from kit.bench.stats import Outcome
 from kit.bundle import Bundle
-from kit.errors import StorageUnavailable, UsageError
+from kit.errors import BadInput, StorageUnavailable, UsageError
 from kit.runtime.base import RunnerOptions
 from kit.spec import Provider
 from tests.conftest import Kit
@@ -240,5 +240,8 @@ def test_the_gpu_is_the_one_that_cuda_counts() -> None:
 
 def test_a_results_file_says_what_it_lacks(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(json.dumps({"kind": "other"}))
-    with pytest.raises(Exception, match="no results of kit bench"):
+    with pytest.raises(BadInput, match="no results of kit bench"):
         load(tmp_path / "x.json")
+    with pytest.raises(BadInput) as caught:
+        load(tmp_path / "missing.json")
+    assert "kit bench" in caught.value.hint

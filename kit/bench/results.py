@@ -298,7 +298,9 @@ def load(path: Path) -> Results:
     try:
         data = json.loads(path.read_bytes())
     except OSError as error:
-        raise BadInput(f"{path} cannot be read: {error.strerror}") from error
+        raise BadInput(
+            f"{path} cannot be read: {error.strerror}", hint=f"make one: kit bench BUNDLE --json {path}"
+        ) from error
     except ValueError as error:
         raise BadInput(f"{path} is no JSON: {error}") from error
     if not isinstance(data, dict) or data.get("kind") != KIND:

@@ -51,6 +51,7 @@ _END_MAGIC = b"PK\x05\x06"
 _END64_MAGIC, _END64_BYTES = b"PK\x06\x07", 20
 _UTF8_NAME = 0x800
 _DOS_FOLDER = 0x10
+# What zipfile raises for files that were damaged or made to hurt, whichever of their fields is wrong.
 _CORRUPT = (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, OverflowError, struct.error)
 _AGAIN = "copy it again from where it came"
 

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from kit import files, packages
 from kit.data import Dataset
 from kit.errors import BadInput, StorageUnavailable
 from kit.training.recipe import Recipe
-from kit.training.trainer import State
+from kit.training.trainer import State, within
 
 _FILE = "checkpoint.safetensors"
 _AGAIN = "free some space, then repeat the line with --resume"
@@ -80,8 +78,8 @@ class RunFolder:
         return Checkpoint(
             phase=told["phase"],
             epoch=told["epoch"],
-            state=_within(tensors, "state."),
-            best=_within(tensors, "best."),
+            state=within(tensors, "state."),
+            best=within(tensors, "best."),
             history=tuple(told["history"]),
             seconds=told["seconds"],
         )
@@ -157,7 +155,3 @@ def _differences(old: dict[str, str], new: dict[str, str]) -> str:
     """Return `: epochs 10, now 3`, or nothing where the recipes are the same."""
     found = [f"{name} {old[name]}, now {value}" for name, value in new.items() if old.get(name, value) != value]
     return f": {'; '.join(found[:3])}" if found else ""
-
-
-def _within(tensors: State, prefix: str) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

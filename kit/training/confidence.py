@@ -25,9 +25,14 @@ def expected_calibration_error(shares: NDArray[np.float32], labels: NDArray[np.i
         labels: int64 `[N]`.
     """
     sure, right = shares.max(axis=1), shares.argmax(axis=1) == labels
-    order = np.argsort(sure, kind="stable")
-    bins = [part for part in np.array_split(order, BINS) if len(part)]
-    return float(sum(abs(sure[part].mean() - right[part].mean()) * len(part) for part in bins) / len(labels))
+    return float(
+        sum(abs(sure[part].mean() - right[part].mean()) * len(part) for part in equal_bins(sure)) / len(labels)
+    )
+
+
+def equal_bins(sure: NDArray[np.float32]) -> list[NDArray[np.intp]]:
+    """Return the indices of `sure` `[N]` in BINS bins of equal count, from the least sure to the surest; none is empty."""
+    return [part for part in np.array_split(np.argsort(sure, kind="stable"), BINS) if len(part)]
 
 
 def fit(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> tuple[float, float | None, Confidence]:

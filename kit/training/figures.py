@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw
 from kit import files, packages
 from kit.accuracy import probabilities
 from kit.data import Split
+from kit.training.confidence import equal_bins
 from kit.training.loop import TrainingResult
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ CURVE, CONFUSION, MISREAD, RELIABILITY = "curve.png", "confusion.png", "misread.
 _MOST_MISREAD = 120
 _COLUMNS = 12
 _ENLARGED = 2
-_BINS = 15
 
 
 def save(result: TrainingResult, folder: Path) -> tuple[Path, ...]:
@@ -113,11 +113,8 @@ def _reliability(shares: NDArray[np.float32], labels: NDArray[np.int64]) -> alt.
     import altair as alt
 
     sure, right = shares.max(axis=1), shares.argmax(axis=1) == labels
-    order = np.argsort(sure, kind="stable")
     values = [
-        {"said": 100 * float(sure[part].mean()), "right": 100 * float(right[part].mean())}
-        for part in np.array_split(order, _BINS)
-        if len(part)
+        {"said": 100 * float(sure[part].mean()), "right": 100 * float(right[part].mean())} for part in equal_bins(sure)
     ]
     low = min(min(one.values()) for one in values)
     scale = alt.Scale(domain=[low, 100], nice=False)

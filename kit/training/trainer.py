@@ -108,12 +108,12 @@ class Trainer:
 
     def load(self, state: State) -> None:
         """Go on from a state of the same recipe."""
-        self.module.load_state_dict(_within(state, "module."))
+        self.module.load_state_dict(within(state, "module."))
         if self._average is not None:
-            self._average.load_state_dict(_within(state, "average."))
+            self._average.load_state_dict(within(state, "average."))
         settings = self._optimizer.state_dict()
         settings["state"] = {}
-        for name, value in _within(state, "optimizer.").items():
+        for name, value in within(state, "optimizer.").items():
             index, _, key = name.partition(".")
             settings["state"].setdefault(int(index), {})[key] = value
         self._optimizer.load_state_dict(settings)
@@ -163,5 +163,6 @@ def _optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.AdamW(module.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
 
 
-def _within(state: State, prefix: str) -> State:
+def within(state: State, prefix: str) -> State:
+    """Return what is named with a prefix, without it."""
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
