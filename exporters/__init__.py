@@ -10,14 +10,24 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-__all__ = ["ExportOptions", "ExportReport", "LabelledData", "Split", "export", "export_bundle"]
+_ROOMS = {
+    "AutoOptions": "choose",
+    "ExportOptions": "options",
+    "ExportReport": "pipeline",
+    "LabelledData": "gate",
+    "Split": "pipeline",
+    "export": "pipeline",
+    "export_auto": "choose",
+    "export_bundle": "pipeline",
+}
+__all__ = list(_ROOMS)
 
 
 def __getattr__(name: str) -> Any:
     """Import torch and onnx only when something is exported."""
-    if name in __all__:
+    if name in _ROOMS:
         # import_module, because the function `export` has the name of its room.
-        return getattr(importlib.import_module("exporters.pipeline"), name)
+        return getattr(importlib.import_module(f"exporters.{_ROOMS[name]}"), name)
     raise AttributeError(f"module 'exporters' has no attribute {name!r}")
 
 

@@ -1,19 +1,22 @@
-"""fp32 ONNX -> INT8 ONNX, static (QDQ) or dynamic, with every layer counted.
+"""fp32 ONNX -> INT8 ONNX by ONNX Runtime's quantizer, static (QDQ or integer operators) or dynamic, every layer counted.
 
 Choices, all measured on the 784-512-256-128-10 network:
 
-- Weights are signed, per channel and in 7 bits (`reduce_range`); activations are unsigned 8 bit. x86 CPUs without VNNI
-  add pairs of products in 16 bits and saturate with 8-bit weights: there the rms error of the logits was five times
-  larger. In 7 bits every CPU computes the same sums, and a bundle goes to machines nobody has seen.
+- Weights are signed and in 7 bits (`reduce_range`); activations are unsigned 8 bit. x86 CPUs without VNNI add pairs of
+  products in 16 bits and saturate with 8-bit weights: there the rms error of the logits was five times larger. In 7 bits
+  every CPU computes the same sums, and a bundle goes to machines nobody has seen.
 - Raw pixels are already a quantized tensor: scale 1, zero point 0. The static graph reads them so, and has no Quantize node
   at the door and no float copy of the picture.
 - The logits stay float: quantizing them to 8 bits costs accuracy and saves nothing.
 - Relu is quantized with its layer, so that ONNX Runtime absorbs it: each layer becomes one QGemm.
+- QDQ keeps its biases in float, the last one in an Add of its own: the CUDA provider cannot dequantize int32, and ONNX
+  Runtime on the CPU makes integers of them itself (0.4 us for the Add, of 12.5).
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import tempfile
 from collections.abc import Iterator
@@ -23,12 +26,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import helper
 
-from exporters.onnx_graph import drop_unused_initializers, initializers, strip
-from kit.errors import GateFailed
-from kit.spec import Calibration, ModelSpec, Quantization, QuantizationScheme
+from exporters.equalize import equalize
+from exporters.graph import LAYERS, Layer, drop_unused_initializers, initializers, layers, strip
+from kit.errors import GateFailed, UsageError
+from kit.spec import Calibration, CalibrationMethod, ModelSpec, Quantization, QuantizationScheme, VariantFormat
 
-LAYERS = ("Gemm", "MatMul", "Conv")
+_WEIGHT_BITS = 7
 _FUSED = ("Relu", "Clip")
 _CALIBRATION_BATCH = 128
 
@@ -42,17 +47,28 @@ class Quantized:
 
 
 def quantize_static(
-    model: onnx.ModelProto, spec: ModelSpec, samples: NDArray[np.uint8], calibration: Calibration
+    model: onnx.ModelProto,
+    spec: ModelSpec,
+    samples: NDArray[np.uint8],
+    calibration: Calibration,
+    *,
+    form: VariantFormat = VariantFormat.QDQ,
+    per_channel: bool = True,
+    exclude: tuple[str, ...] = (),
 ) -> Quantized:
-    """Quantize weights and activations, with activation ranges from calibration samples (MinMax), in QDQ format.
+    """Quantize weights and activations, with activation ranges from calibration samples.
 
     Args:
         model: fp32, as exporters.onnx_graph makes it.
         spec: Name of the input.
         samples: uint8 `[N, *input shape]`, from the training split.
-        calibration: The record of where the samples came from.
+        calibration: The method, and the record of where the samples came from.
+        form: `qdq` or `qoperator`.
+        per_channel: Give each output of a layer a scale of its own; else the layers' ranges are evened out first.
+        exclude: Names of layers to leave in float.
 
     Raises:
+        UsageError: A layer of that name does not exist, or all are excluded.
         GateFailed: A layer was skipped, or the quantizer failed.
     """
     from onnxruntime import quantization as ort
@@ -66,7 +82,19 @@ def quantize_static(
             batch = next(self.batches, None)
             return None if batch is None else {spec.input.name: batch}
 
-    door = _door(model)
+    methods = {
+        CalibrationMethod.MINMAX: ort.CalibrationMethod.MinMax,
+        CalibrationMethod.ENTROPY: ort.CalibrationMethod.Entropy,
+        CalibrationMethod.PERCENTILE: ort.CalibrationMethod.Percentile,
+    }
+    is_qdq = form is VariantFormat.QDQ
+    fp32, equalized = model, False
+    if not per_channel:
+        model = onnx.ModelProto()
+        model.CopyFrom(fp32)
+        equalized = equalize(model)
+    kept = excluded_layers(model, exclude)
+    door = _door(model, kept)
     # Raw pixels are quantized as they are, whatever range the samples happened to show.
     known = {door: [{"scale": np.array(1, np.float32), "zero_point": np.array(0, np.uint8)}]} if door else {}
     with _files(model) as (source, target):
@@ -74,69 +102,103 @@ def quantize_static(
             source,
             target,
             Samples(),
-            quant_format=ort.QuantFormat.QDQ,
+            quant_format=ort.QuantFormat.QDQ if is_qdq else ort.QuantFormat.QOperator,
             activation_type=ort.QuantType.QUInt8,
             weight_type=ort.QuantType.QInt8,
-            per_channel=True,
+            per_channel=per_channel,
             reduce_range=True,
             op_types_to_quantize=[*LAYERS, *_FUSED],
-            calibrate_method=ort.CalibrationMethod.MinMax,
-            extra_options={"TensorQuantOverrides": known},
+            nodes_to_exclude=[layer.node.name for layer in kept],
+            calibrate_method=methods[CalibrationMethod.parse(calibration.method)],
+            extra_options={"TensorQuantOverrides": known, "QuantizeBias": not is_qdq},
         )
         quantized = onnx.load(target)
     if door:
         _read_pixels_as_quantized(quantized, door)
-    _keep_logits_float(quantized)
+    if is_qdq:
+        _keep_logits_float(quantized)
+        _add_last_bias(quantized)
+    else:
+        _end_in_float(quantized)
     drop_unused_initializers(quantized)
     strip(quantized)
-    return _counted(model, quantized, QuantizationScheme.STATIC, calibration)
+    made = _recorded(model, quantized, QuantizationScheme.STATIC, calibration, exclude, per_channel=per_channel)
+    return dataclasses.replace(made, record=dataclasses.replace(made.record, equalized=equalized))
 
 
-def quantize_dynamic(model: onnx.ModelProto) -> Quantized:
+def quantize_dynamic(model: onnx.ModelProto, *, per_channel: bool = True, exclude: tuple[str, ...] = ()) -> Quantized:
     """Quantize weights now and activations anew in each call; needs no samples.
 
     Raises:
+        UsageError: A layer of that name does not exist, or all are excluded.
         GateFailed: A layer was skipped, or the quantizer failed.
     """
     from onnxruntime import quantization as ort
 
+    kept = excluded_layers(model, exclude)
     with _files(model) as (source, target):
         ort.quantize_dynamic(
             source,
             target,
             weight_type=ort.QuantType.QInt8,
-            per_channel=True,
+            per_channel=per_channel,
             reduce_range=True,
             op_types_to_quantize=list(LAYERS),
+            nodes_to_exclude=[layer.node.name for layer in kept],
         )
         quantized = onnx.load(target)
     strip(quantized)
-    return _counted(model, quantized, QuantizationScheme.DYNAMIC, None)
+    return _recorded(model, quantized, QuantizationScheme.DYNAMIC, None, exclude, per_channel=per_channel)
 
 
-def _counted(
-    model: onnx.ModelProto, quantized: onnx.ModelProto, scheme: QuantizationScheme, calibration: Calibration | None
+def excluded_layers(model: onnx.ModelProto, exclude: tuple[str, ...]) -> tuple[Layer, ...]:
+    """Return the layers that are to stay in float.
+
+    Raises:
+        UsageError: There is none of that name, or no layer is left to quantize.
+    """
+    found = layers(model)
+    names = [layer.name for layer in found]
+    for name in exclude:
+        if name not in names:
+            raise UsageError(f"the model has no layer {name!r}", hint="its layers are: " + ", ".join(names))
+    if found and set(exclude) >= set(names):
+        raise UsageError("with every layer excluded nothing is quantized", hint="use --precision fp32")
+    return tuple(layer for layer in found if layer.name in exclude)
+
+
+def _recorded(
+    model: onnx.ModelProto,
+    quantized: onnx.ModelProto,
+    scheme: QuantizationScheme,
+    calibration: Calibration | None,
+    exclude: tuple[str, ...],
+    *,
+    per_channel: bool,
 ) -> Quantized:
     """Count the layers in the file that was made, and write the record."""
-    count, total = _count(model, quantized)
+    done, total = count(model, quantized, exclude)
     record = Quantization(
         scheme=scheme,
         activation_dtype="uint8",
         weight_dtype="int8",
-        weight_bits=7,
-        per_channel=True,
-        layers_quantized=count,
+        weight_bits=_WEIGHT_BITS,
+        per_channel=per_channel,
+        layers_quantized=done,
         layers_total=total,
+        layers_excluded=exclude,
         calibration=calibration,
     )
     return Quantized(model=quantized, record=record)
 
 
-def _door(model: onnx.ModelProto) -> str:
+def _door(model: onnx.ModelProto, kept: tuple[Layer, ...]) -> str:
     """Return the tensor that holds the raw pixels, cast to float, where it enters the first layer and nothing else.
 
-    Empty where something other than a reshape stands between, such as a normalisation that could not be folded.
+    Empty where something other than a reshape stands between, such as a normalisation that could not be folded, or where
+    the first layer stays in float.
     """
+    stays_float = {layer.node.output[0] for layer in kept}
     tensor = model.graph.input[0].name
     kinds = ("Cast", "Reshape", "Flatten")
     while True:
@@ -144,7 +206,8 @@ def _door(model: onnx.ModelProto) -> str:
         if len(readers) != 1:
             return ""
         if readers[0].op_type in LAYERS:
-            return tensor if tensor != model.graph.input[0].name else ""
+            is_cast = tensor != model.graph.input[0].name
+            return tensor if is_cast and readers[0].output[0] not in stays_float else ""
         if readers[0].op_type not in kinds:
             return ""
         tensor = readers[0].output[0]
@@ -155,12 +218,12 @@ def _read_pixels_as_quantized(model: onnx.ModelProto, door: str) -> None:
     graph = model.graph
     cast = next(node for node in graph.node if graph.input[0].name in node.input)
     quantize = next(node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] == door)
-    dequantize = next(node for node in graph.node if quantize.output[0] in node.input)
-    dequantize.input[0] = door
     for node in graph.node:
-        node.input[:] = [graph.input[0].name if name == cast.output[0] else name for name in node.input]
+        node.input[:] = [door if name == quantize.output[0] else name for name in node.input]
     for node in (cast, quantize):
         graph.node.remove(node)
+    for node in graph.node:
+        node.input[:] = [graph.input[0].name if name == cast.output[0] else name for name in node.input]
 
 
 def _keep_logits_float(model: onnx.ModelProto) -> None:
@@ -176,21 +239,50 @@ def _keep_logits_float(model: onnx.ModelProto) -> None:
         graph.node.remove(node)
 
 
-def _count(model: onnx.ModelProto, quantized: onnx.ModelProto) -> tuple[int, int]:
-    """Count the layers with constant weights in the fp32 graph, and those of them that no longer have float weights.
+def _add_last_bias(model: onnx.ModelProto) -> None:
+    """Add the float bias of the layer that gives the logits behind it: with it inside, its integer kernel is not found."""
+    graph, constants = model.graph, initializers(model)
+    last = next(node for node in graph.node if graph.output[0].name in node.output)
+    if last.op_type != "Gemm" or len(last.input) != 3 or last.input[1] in constants:
+        return
+    bias, logits = last.input[2], last.output[0]
+    del last.input[2:]
+    last.output[0] = f"{logits}.product"
+    graph.node.append(helper.make_node("Add", [last.output[0], bias], [logits]))
+
+
+def _end_in_float(model: onnx.ModelProto) -> None:
+    """Let the last integer operator give float logits by itself, where it can, and take out the DequantizeLinear."""
+    graph = model.graph
+    makers = {name: node for node in graph.node for name in node.output}
+    last = makers[graph.output[0].name]
+    before = makers.get(last.input[0])
+    if last.op_type != "DequantizeLinear" or before is None or before.op_type != "QGemm":
+        return
+    del before.input[7:]  # the scale and zero point of its output
+    before.output[0] = graph.output[0].name
+    graph.node.remove(last)
+
+
+def count(model: onnx.ModelProto, quantized: onnx.ModelProto, exclude: tuple[str, ...]) -> tuple[int, int]:
+    """Count the layers of the file that no longer have float weights, and all layers of the fp32 graph.
 
     Raises:
-        GateFailed: One was skipped.
+        GateFailed: One was skipped that was not excluded by name.
     """
-    constants = initializers(model)
-    total = sum(node.op_type in LAYERS and node.input[1] in constants for node in model.graph.node)
+    found = layers(model)
     floats = {t.name for t in quantized.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
-    skipped = [n.name or n.output[0] for n in quantized.graph.node if n.op_type in LAYERS and n.input[1] in floats]
-    if skipped or not total:
+    used = {name for node in quantized.graph.node if node.op_type in LAYERS for name in node.input}
+    left = [layer.name for layer in found if layer.weight in floats & used]
+    skipped = [name for name in left if name not in exclude]
+    if skipped or not found:
         raise GateFailed(
-            f"the quantizer skipped {len(skipped)} of {total} layers: {', '.join(skipped) or 'there are none'}"
+            f"the quantizer skipped {len(skipped)} of {len(found)} layers: {', '.join(skipped) or 'there are none'}",
+            hint="leave them in float by name: " + " ".join(f"--exclude-layer {name}" for name in skipped)
+            if skipped and len(skipped) < len(found)
+            else "",
         )
-    return total, total
+    return len(found) - len(left), len(found)
 
 
 @contextlib.contextmanager

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kit.spec import ParityRecord
+from kit.spec import ParityRecord, Precision, Variant
 
 Logits = NDArray[np.float32]
 
 FLOAT_RTOL = 1e-4
 """Float variants: largest error allowed, as a share of the largest logit of the reference. float32 sums of a thousand
 terms taken in another order differ by some 1e-6 of it; TF32 or a wrong weight by 1e-3 and more."""
+
+HALF_RTOL = 1e-2
+"""fp16 variants: the same bar for 11 bits instead of 24. Rounding gives some 1e-3, on a GPU that also adds in fp16 more."""
 
 QUANTIZED_MARGIN = 1.5
 """Quantized variants: how many times the error measured at export a machine may show. Exact integer kernels repeat it;
@@ -76,15 +79,31 @@ def compare(reference: Logits, candidate: Logits) -> Parity:
     )
 
 
+def judge(parity: Parity, variant: Variant) -> Verdict:
+    """Hold a published variant to the bar of its precision."""
+    if variant.precision is Precision.FP32:
+        return judge_float(parity)
+    return judge_half(parity) if variant.precision is Precision.FP16 else judge_quantized(parity, variant.parity)
+
+
 def judge_float(parity: Parity) -> Verdict:
-    """Hold a float variant to FLOAT_RTOL. Agreement may break only where two logits tie within that tolerance."""
-    passed = parity.max_rel_error <= FLOAT_RTOL
+    """Hold a fp32 variant to FLOAT_RTOL. Agreement may break only where two logits tie within that tolerance."""
+    return _judge_error(parity, FLOAT_RTOL)
+
+
+def judge_half(parity: Parity) -> Verdict:
+    """Hold a fp16 variant to HALF_RTOL, likewise."""
+    return _judge_error(parity, HALF_RTOL)
+
+
+def _judge_error(parity: Parity, tolerance: float) -> Verdict:
+    passed = parity.max_rel_error <= tolerance
     return Verdict(
         passed=passed,
-        tolerance=FLOAT_RTOL,
+        tolerance=tolerance,
         needed=parity.max_rel_error,
         least_agreement=0.0,
-        reason="" if passed else f"relative error {parity.max_rel_error:.2g} exceeds {FLOAT_RTOL:g}",
+        reason="" if passed else f"relative error {parity.max_rel_error:.2g} exceeds {tolerance:g}",
     )
 
 

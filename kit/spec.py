@@ -47,7 +47,9 @@ class Precision(_Choice):
     """Number format of the weights a variant computes with."""
 
     FP32 = "fp32"
+    FP16 = "fp16"
     INT8 = "int8"
+    INT4 = "int4"
 
 
 class QuantizationScheme(_Choice):
@@ -58,11 +60,37 @@ class QuantizationScheme(_Choice):
 
 
 class VariantFormat(_Choice):
-    """How a variant's graph expresses its precision."""
+    """How a variant's graph expresses its precision.
+
+    `qdq` is float operators between QuantizeLinear and DequantizeLinear, which every runtime reads; `qoperator` is integer
+    operators as ONNX Runtime's quantizer writes them; `pixel` a bare chain of integer layers from raw pixels on;
+    `weight-only` float arithmetic on weights of a few bits in blocks.
+    """
 
     FLOAT = "float"
     QDQ = "qdq"
+    QOPERATOR = "qoperator"
+    PIXEL = "pixel"
     DYNAMIC = "dynamic"
+    WEIGHT_ONLY = "weight-only"
+
+
+class Goal(_Choice):
+    """What a model is chosen for: the quickest answer to one image, or the most images in a second."""
+
+    LATENCY = "latency"
+    THROUGHPUT = "throughput"
+
+
+class CalibrationMethod(_Choice):
+    """How activation ranges follow from what the samples showed.
+
+    The whole range; the range that loses the least information (entropy, Migacz 2017); or all but a share of the outermost.
+    """
+
+    MINMAX = "minmax"
+    ENTROPY = "entropy"
+    PERCENTILE = "percentile"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +200,7 @@ class Calibration:
     `indices_sha256` hashes the sorted int64 indices of the samples into the training set.
     """
 
-    method: str
+    method: CalibrationMethod
     dataset: str
     split: str
     samples: int
@@ -182,7 +210,16 @@ class Calibration:
 
 @dataclass(frozen=True, kw_only=True)
 class Quantization:
-    """How the integer weights were made."""
+    """How the integer weights were made.
+
+    Attributes:
+        activation_dtype: What the layers compute with.
+        weight_bits: Used, of those the dtype has.
+        per_channel: Whether each output of a layer has a scale of its own.
+        layers_excluded: Names of the layers that were left in float.
+        block_size: Weights of one output that share a scale; 0 where the whole output, or the whole layer, does.
+        equalized: Whether the ranges of neighbouring layers were evened out before (Nagel et al. 2019, arXiv 1906.04721).
+    """
 
     scheme: QuantizationScheme
     activation_dtype: str
@@ -193,6 +230,8 @@ class Quantization:
     layers_total: int
     layers_excluded: tuple[str, ...] = ()
     calibration: Calibration | None = None
+    block_size: int = 0
+    equalized: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +241,7 @@ class Accuracy:
     Attributes:
         flips_to_wrong: Images the fp32 variant reads correctly and this one does not.
         flips_to_right: The other way round. Both are 0 for the fp32 variant itself.
+        agreeing: Images on which both give the same class, right or wrong; None in bundles of earlier versions.
     """
 
     dataset: str
@@ -210,6 +250,7 @@ class Accuracy:
     correct: int
     flips_to_wrong: int = 0
     flips_to_right: int = 0
+    agreeing: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse counts that do not fit together."""
@@ -242,7 +283,7 @@ class Variant:
     """One ONNX file of a bundle.
 
     Attributes:
-        id: `fp32`, `int8-qdq`, `int8-dynamic`, ...
+        id: `fp32`, `fp16`, `int8-qdq`, `int8-pixel`, `int8-dynamic`, `int4`, ...
         artifact: The file.
         opset: Version of the ONNX operator set.
         ir_version: Version of the ONNX file format.

@@ -177,7 +177,7 @@ def _check_variant(
             unavailable=isinstance(error, Unavailable),
         )
     found = parity.compare(reference, logits)
-    verdict = parity.judge_quantized(found, variant.parity) if variant.quantization else parity.judge_float(found)
+    verdict = parity.judge(found, variant)
     return VariantCheck(
         variant=variant.id,
         runtime=runtime,

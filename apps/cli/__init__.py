@@ -12,6 +12,7 @@ import sys
 import click
 
 from apps.cli.bench import bench
+from apps.cli.blame import blame
 from apps.cli.bundles import info, list_bundles
 from apps.cli.compare import compare
 from apps.cli.demo import demo
@@ -22,6 +23,7 @@ from apps.cli.predict import predict
 from apps.cli.quickstart import quickstart
 from apps.cli.report import report
 from apps.cli.train import train
+from apps.cli.tune import tune
 from apps.cli.verify import verify
 from kit import __version__
 from kit.errors import KitError
@@ -52,7 +54,7 @@ def cli() -> None:
 
 
 for command in (
-    *(quickstart, train, export, verify, bench, report, compare, predict, demo),
+    *(quickstart, train, export, blame, verify, bench, tune, report, compare, predict, demo),
     *(pack, unpack, list_bundles, info, doctor),
 ):
     cli.add_command(command)

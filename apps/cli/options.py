@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import click
+from click.core import ParameterSource
 
-from kit.spec import Provider
+from kit.spec import CalibrationMethod, Provider, QuantizationScheme
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -108,3 +109,53 @@ def threads(function: F) -> F:
         show_default=True,
         help="Threads one operator may use.",
     )(function)
+
+
+def quantization(function: F) -> F:
+    """Add `--quantization`."""
+    return click.option(
+        "--quantization",
+        type=click.Choice(list(QuantizationScheme), case_sensitive=False),
+        help="int8: ranges from calibration samples, or found anew in each call.  [default: static]",
+    )(function)
+
+
+def calibration(function: F) -> F:
+    """Add `--calibration` and `--calibration-size`."""
+    function = click.option(
+        "--calibration-size", type=click.IntRange(1), help="Static int8: training images to look at.  [default: 1024]"
+    )(function)
+    return click.option(
+        "--calibration",
+        type=click.Choice(list(CalibrationMethod), case_sensitive=False),
+        help="Static int8: the whole range of activations, the one that loses the least information, or all but the "
+        "outermost.  [default: minmax]",
+    )(function)
+
+
+def per_channel(function: F) -> F:
+    """Add `--per-channel/--per-tensor`."""
+    return click.option(
+        "--per-channel/--per-tensor",
+        default=None,
+        help="int8: a scale for each output of a layer, or one for all, the layers evened out before.  [default: per "
+        "channel; per tensor for pixel]",
+    )(function)
+
+
+def flag_of(ctx: click.Context, name: str) -> str:
+    """Return how a parameter is typed, such as `--max-drop`."""
+    found = next(parameter for parameter in ctx.command.params if parameter.name == name)
+    return "/".join([found.opts[0], *found.secondary_opts])
+
+
+def refuse_unused(ctx: click.Context, *, flag: str, uses: set[str]) -> None:
+    """Refuse what was typed beside a flag and changes nothing with it.
+
+    Raises:
+        UsageError: Something was.
+    """
+    free = {"data_dir", "as_json", "debug"}
+    for name in ctx.params:
+        if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE and name not in uses | free:
+            raise click.UsageError(f"{flag_of(ctx, name)} changes nothing with {flag}", ctx)

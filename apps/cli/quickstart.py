@@ -34,7 +34,7 @@ def quickstart(epochs: int | None, data_dir: Path | None) -> int:
     Example:
       kit quickstart
     """
-    from apps.cli import bench_tables, render
+    from apps.cli import bench_tables, export_tables, render
     from exporters import ExportOptions
     from kit.bench.request import Request
     from kit.verify import verify
@@ -52,7 +52,7 @@ def quickstart(epochs: int | None, data_dir: Path | None) -> int:
         return 130
     render.remark("2/4  export fp32 and int8")
     report = run_export(bundle, ExportOptions(precisions=(Precision.FP32, Precision.INT8)), data_dir=data_dir)
-    render.export_table(report)
+    export_tables.export_table(report)
     render.remark("3/4  verify")
     with render.progress() as update:
         verification = verify(report.bundle, on_step=update)

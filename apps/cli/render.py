@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import click
 from rich import box
@@ -14,13 +14,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from kit.accuracy import drop_interval
 from kit.bundle import Bundle, Packed
 from kit.report.format import NONE, percent, size
 from kit.serial import encode
+from kit.spec import Precision, Quantization, Variant
 from kit.verify import Verification
-
-if TYPE_CHECKING:
-    from exporters import ExportReport  # importing it would import torch, which no other table needs
 
 
 class Update(Protocol):
@@ -95,40 +94,6 @@ class _Bar:
         self._bar.console.print(escape(text), soft_wrap=True)
 
 
-def export_table(report: ExportReport) -> None:
-    """Print what was published and the figures it passed with."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for header in (
-        "variant",
-        "file",
-        "size",
-        "opset",
-        "layers int8",
-        "agrees with PyTorch",
-        "top-1 val",
-        "top-1 test",
-        "drop",
-    ):
-        table.add_column(header, justify="left" if header in {"variant", "file"} else "right")
-    for one in report.passed:
-        variant, quantization = one.variant, one.variant.quantization
-        table.add_row(
-            variant.id,
-            variant.artifact.file,
-            size(variant.artifact.size_bytes),
-            str(variant.opset),
-            f"{quantization.layers_quantized}/{quantization.layers_total}" if quantization else NONE,
-            f"{100 * one.parity.top1_agreement:.2f} %, max err {one.parity.max_abs_error:.2g}",
-            percent(variant.validation),
-            percent(variant.accuracy),
-            f"{variant.accuracy.drop_points:+.2f} points" if variant.accuracy and quantization else NONE,
-        )
-    console = stdout()
-    console.print(table)
-    first = report.passed[0]
-    console.print(f"Agreement: {first.parity.images:,} images of {first.parity_images}.", soft_wrap=True)
-
-
 def verify_table(result: Verification) -> None:
     """Print hashes, parity and verdicts."""
     console = stdout()
@@ -174,7 +139,7 @@ def verify_table(result: Verification) -> None:
             escape(f"{images} golden samples ({result.golden_source}), against {result.reference}."), soft_wrap=True
         )
         console.print(
-            "Tolerance and needed: relative error for float variants; for int8 rms error, up to 1.5 times that at export.",
+            "Tolerance and needed: relative error for fp32 and fp16; for integers rms error, up to 1.5 times that at export.",
             soft_wrap=True,
         )
     for row in result.variants:
@@ -235,7 +200,7 @@ def _variant_table(console: Console, bundle: Bundle) -> None:
         console.print(f"\nno variants yet: kit export {bundle.name}")
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for header in ("variant", "file", "size", "opset", "needs", "int8 layers", "top-1 test", "drop"):
+    for header in ("variant", "file", "size", "opset", "needs", "layers", "top-1 test", "drop"):
         table.add_column(header, justify="left" if header in {"variant", "file", "needs"} else "right")
     for variant in bundle.variants:
         default = " (default)" if variant.id == bundle.manifest.default_variant else ""
@@ -247,11 +212,28 @@ def _variant_table(console: Console, bundle: Bundle) -> None:
             size(variant.artifact.size_bytes),
             str(variant.opset),
             f"onnxruntime {variant.min_onnxruntime}+, {operators}",
-            f"{quantization.layers_quantized}/{quantization.layers_total}" if quantization else NONE,
+            layers(quantization),
             percent(variant.accuracy),
-            f"{variant.accuracy.drop_points:+.2f}" if variant.accuracy and quantization else NONE,
+            drop(variant),
         )
     console.print(table)
+
+
+def layers(quantization: Quantization | None) -> str:
+    """Return how many layers are quantized, and how: `4/4 7 bit per channel`."""
+    if quantization is None:
+        return NONE
+    one = quantization
+    scale = f"blocks of {one.block_size}" if one.block_size else "per channel" if one.per_channel else "per tensor"
+    return f"{one.layers_quantized}/{one.layers_total} {one.weight_bits} bit {scale}"
+
+
+def drop(variant: Variant) -> str:
+    """Return what a variant lost against fp32 with its exact 95 % interval, in points: `-0.02 [-0.08, 0.04]`."""
+    if variant.accuracy is None or variant.precision is Precision.FP32:
+        return NONE
+    low, high = drop_interval(variant.accuracy)
+    return f"{variant.accuracy.drop_points:+.2f} [{low:.2f}, {high:.2f}]"
 
 
 def _mark(ok: bool) -> str:

@@ -56,13 +56,13 @@ def rows(
     on_progress("first processes", 0.0)
     stand = entries(bundle, field)
     started = time.perf_counter()
-    first = [_start(bundle, entry, field) for entry in stand]
+    first = [_start(bundle, entry) for entry in stand]
     running = [index for index, one in enumerate(first) if "error" not in one]
     spent = time.perf_counter() - started
     left = None if deadline_ns is None else max((deadline_ns - time.perf_counter_ns()) / 1e9, 0.0)
     on_estimate(PROCESSES * spent * len(running) / max(len(stand), 1) if left is None else left)
     turns = interleave(
-        lambda index, _: _start(bundle, stand[running[index]], field),
+        lambda index, _: _start(bundle, stand[running[index]]),
         len(running),
         dataclasses.replace(plan, rounds=PROCESSES),
         deadline_ns=deadline_ns,
@@ -73,9 +73,9 @@ def rows(
     return tuple(_row(entry, first[index], measured.get(index, [])) for index, entry in enumerate(stand))
 
 
-def _start(bundle: Bundle, entry: Entry, field: Field) -> dict[str, Any]:
+def _start(bundle: Bundle, entry: Entry) -> dict[str, Any]:
     """Run one process; return its moments, or its error."""
-    row, options = entry.row, field.options(entry.row.provider)
+    row, options = entry.row, entry.options
     asked = {
         "bundle": str(bundle.origin.resolve()),
         "variant": row.variant,

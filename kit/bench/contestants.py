@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 
-from kit.bench.entries import Entry, Field, pixels
+from kit.bench.entries import Entry, pixels
 from kit.bench.measure import Call
 from kit.bench.meters import return_freed_memory
 from kit.bench.scenarios import Load, Scenario
@@ -32,7 +32,6 @@ class Contestant:
 
     Args:
         bundle: Gives the pixels and the file.
-        field: How to open.
         entry: With an open runner.
         size: Samples in one call.
         load: Decides what a query is.
@@ -43,10 +42,10 @@ class Contestant:
         openings: How often it was opened.
     """
 
-    def __init__(self, bundle: Bundle, field: Field, entry: Entry, size: int, load: Load, *, own: bool = False) -> None:
+    def __init__(self, bundle: Bundle, entry: Entry, size: int, load: Load, *, own: bool = False) -> None:
         assert entry.runner is not None  # the caller looked
         self.entry = entry
-        self._bundle, self._field, self._load = bundle, field, load
+        self._bundle, self._load = bundle, load
         self._batch = pixels(bundle, size)
         self._own: Runner | None = None
         self._renewable = not getattr(entry.runner, "slow_to_open", False)
@@ -68,9 +67,9 @@ class Contestant:
         ballast = np.ones(self._random.randrange(_MOST_BALLAST_BYTES), np.uint8)
         started = time.perf_counter()
         row = self.entry.row
-        variant, options = self._bundle.variant(row.variant), self._field.options(row.provider)
+        variant = self._bundle.variant(row.variant)
         try:
-            self._own = registry.open_runner(row.runtime, self._bundle, variant, options)
+            self._own = registry.open_runner(row.runtime, self._bundle, variant, self.entry.options)
             query = self._query(self._own)
             query()
         except KitError:  # memory has run out, for instance

@@ -36,10 +36,20 @@ _BYTES_A_PIXEL = 5  # the pixel itself, and the float32 that the graph makes of 
 
 
 @dataclass(frozen=True, kw_only=True)
+class Contender:
+    """A variant in a runtime, opened in a way of its own."""
+
+    variant: str
+    runtime: str
+    options: RunnerOptions
+
+
+@dataclass(frozen=True, kw_only=True)
 class Field:
-    """Who is to stand: every variant in every runtime on every provider.
+    """Who is to stand: every variant in every runtime on every provider, or the contenders that are named.
 
     Attributes:
+        contenders: Those and no others; empty for all.
         threads: Threads one operator may use.
         device_id: Index of the GPU.
         allow_fallback: Let the CPU stand in where a provider cannot run; the row then says so.
@@ -51,6 +61,12 @@ class Field:
     threads: int = 1
     device_id: int = 0
     allow_fallback: bool = False
+    contenders: tuple[Contender, ...] = ()
+
+    @property
+    def most_threads(self) -> int:
+        """The most threads that anyone uses."""
+        return max([self.threads, *(one.options.threads for one in self.contenders)])
 
     def options(self, provider: Provider) -> RunnerOptions:
         """Return what is asked of a runner there."""
@@ -65,23 +81,30 @@ class Entry:
 
     row: Row
     runner: Runner | None
+    options: RunnerOptions
 
     @property
     def name(self) -> str:
         """How other rows refer to it."""
-        return f"{self.row.variant} {self.row.runtime} {self.row.ran_on or self.row.provider}"
+        place = f"{self.row.variant} {self.row.runtime} {self.row.ran_on or self.row.provider}"
+        return f"{place} {self.row.session}" if self.row.session else place
 
     def failed(self, error: KitError) -> Entry:
         """Return the entry without its runner, its row saying why."""
         status = Status.UNAVAILABLE if isinstance(error, Unavailable) else Status.FAILED
         fix = error.hint or f"see what runs here: kit verify {self.row.bundle} --runtime all"
-        return Entry(dataclasses.replace(self.row, status=status, reason=str(error), fix=fix), None)
+        return Entry(dataclasses.replace(self.row, status=status, reason=str(error), fix=fix), None, self.options)
 
 
 def entries(bundle: Bundle, field: Field) -> list[Entry]:
     """Return who stands, in the order of the table, none of them open."""
+    if field.contenders:
+        return [
+            Entry(_row(bundle, bundle.variant(one.variant), one.runtime, one.options, own=True), None, one.options)
+            for one in field.contenders
+        ]
     return [
-        Entry(_row(bundle, variant, runtime, provider, field.threads), None)
+        Entry(_row(bundle, variant, runtime, field.options(provider)), None, field.options(provider))
         for provider in field.providers
         for runtime in field.runtimes
         for variant in field.variants
@@ -102,11 +125,11 @@ def open_entries(
         if runtimes and entry.row.runtime not in runtimes and time_is_up():
             opened.append(entry.failed(_NO_TIME))
         else:
-            opened.append(_open(bundle, entry, field.options(entry.row.provider), stack))
+            opened.append(_open(bundle, entry, stack))
     return opened
 
 
-def _row(bundle: Bundle, variant: Variant, runtime: str, provider: Provider, threads: int) -> Row:
+def _row(bundle: Bundle, variant: Variant, runtime: str, options: RunnerOptions, *, own: bool = False) -> Row:
     return Row(
         bundle=bundle.name,
         variant=variant.id,
@@ -114,9 +137,10 @@ def _row(bundle: Bundle, variant: Variant, runtime: str, provider: Provider, thr
         sha256=variant.artifact.sha256,
         size_bytes=variant.artifact.size_bytes,
         runtime=runtime,
-        provider=provider,
+        provider=options.provider,
         batch_size=0,
-        threads=threads,
+        threads=options.threads,
+        session=options.describe_session() if own else "",
         mode="host",
         status=Status.OK,
         accuracy=variant.accuracy,
@@ -124,12 +148,12 @@ def _row(bundle: Bundle, variant: Variant, runtime: str, provider: Provider, thr
     )
 
 
-def _open(bundle: Bundle, entry: Entry, options: RunnerOptions, stack: contextlib.ExitStack) -> Entry:
+def _open(bundle: Bundle, entry: Entry, stack: contextlib.ExitStack) -> Entry:
     row = entry.row
     try:
         with PeakMemory() as memory:
             runner = stack.enter_context(
-                registry.open_runner(row.runtime, bundle, bundle.variant(row.variant), options)
+                registry.open_runner(row.runtime, bundle, bundle.variant(row.variant), entry.options)
             )
     except KitError as error:
         return entry.failed(error)
@@ -144,6 +168,7 @@ def _open(bundle: Bundle, entry: Entry, options: RunnerOptions, stack: contextli
             memory_bytes=memory.added_bytes,
         ),
         runner,
+        entry.options,
     )
 
 
@@ -184,7 +209,7 @@ def _with_accuracy(entry: Entry, name: str, test: Split, baseline: NDArray[np.fl
     found: Accuracy = accuracy(logits, test.labels, dataset=name, split="test", baseline=baseline)
     right = base64.b64encode(np.packbits(logits.argmax(axis=1) == test.labels).tobytes()).decode()
     row = dataclasses.replace(entry.row, accuracy=found, accuracy_source="live", correct_images=right)
-    return Entry(row, entry.runner)
+    return Entry(row, entry.runner, entry.options)
 
 
 def pixels(bundle: Bundle, size: int) -> NDArray[np.uint8]:

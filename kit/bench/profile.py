@@ -29,9 +29,9 @@ def rows(bundle: Bundle, field: Field, sizes: Sequence[int], folder: Path, on_pr
     stand = entries(bundle, field)
     for number, (size, entry) in enumerate((size, entry) for size in sizes for entry in stand):
         on_progress(f"{entry.row.variant}, batch {size}", number / max(len(sizes) * len(stand), 1))
-        entry = Entry(dataclasses.replace(entry.row, batch_size=size), None)  # noqa: PLW2901 - the same one, sized
+        entry = Entry(dataclasses.replace(entry.row, batch_size=size), None, entry.options)  # noqa: PLW2901 - the same one, sized
         try:
-            found.append(_row(bundle, field, entry, size, folder))
+            found.append(_row(bundle, entry, size, folder))
         except StorageUnavailable:
             raise
         except KitError as error:
@@ -39,14 +39,12 @@ def rows(bundle: Bundle, field: Field, sizes: Sequence[int], folder: Path, on_pr
     return tuple(found)
 
 
-def _row(bundle: Bundle, field: Field, entry: Entry, size: int, folder: Path) -> Row:
+def _row(bundle: Bundle, entry: Entry, size: int, folder: Path) -> Row:
     row = entry.row
     if row.runtime != registry.DEFAULT:
         raise Unavailable(f"kit has no profiler for {row.runtime}", hint="profile --runtime onnxruntime")
     variant = bundle.variant(row.variant)
-    profiled = onnxruntime.profile(
-        bundle.read(variant.artifact), field.options(row.provider), pixels(bundle, size), calls=CALLS
-    )
+    profiled = onnxruntime.profile(bundle.read(variant.artifact), entry.options, pixels(bundle, size), calls=CALLS)
     where = row.provider if profiled.provider is row.provider else f"{row.provider}-fell-back-to-{profiled.provider}"
     name = bundle.beside(f".{row.variant}.{where}.batch{size}.trace.json").name
     files.write(folder / name, profiled.trace)

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+from kit.bench.entries import Contender
 from kit.bench.measure import Plan
 from kit.bench.scenarios import Load, Scenario
 from kit.errors import UsageError
@@ -31,6 +32,8 @@ class Request:
         plan: How long.
         cold: Measure fresh processes, from their start to the first prediction, and nothing else.
         profile: Measure where the time goes, by node, and write traces into this folder; nothing else.
+        contenders: Measure these alone, each opened in its own way, in place of variants, runtimes, providers and threads.
+        counts_accuracy: Count accuracy anew where labelled data is at hand; else the manifest's stands in the rows.
     """
 
     providers: tuple[Provider, ...] | None = None
@@ -46,6 +49,8 @@ class Request:
     plan: Plan = dataclasses.field(default_factory=Plan)
     cold: bool = False
     profile: Path | None = None
+    contenders: tuple[Contender, ...] = ()
+    counts_accuracy: bool = True
 
     def __post_init__(self) -> None:
         """Refuse what cannot be measured, or would change nothing."""

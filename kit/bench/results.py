@@ -170,6 +170,7 @@ class Row:
         provider: What was asked for.
         ran_on: Where it truly ran; None when it did not.
         placement: Nodes by provider, such as `cuda 6/6`.
+        session: Threads and session options, where contestants differ in them.
         mode: `host`: inputs and outputs in host memory.
         accuracy_source: `live`, or `manifest` where no labelled data is at hand.
         correct_images: Which test images were read correctly, packed as by numpy.packbits, base64; empty unless live.
@@ -212,6 +213,7 @@ class Row:
     profile: tuple[NodeTime, ...] = ()
     kernels: str = ""
     trace_file: str = ""
+    session: str = ""
 
     @property
     def saturated(self) -> bool:

@@ -73,6 +73,9 @@ def bench(
 
 def _field(bundle: Bundle, request: Request) -> Field:
     ids = dict.fromkeys(request.variants or (variant.id for variant in bundle.variants))
+    if request.contenders:
+        wanted: tuple[Provider, ...] = tuple(dict.fromkeys(one.options.provider for one in request.contenders))
+        return Field(variants=(), runtimes=(), providers=wanted, threads=1, contenders=request.contenders)
     wanted = request.providers or providers.working(device_id=request.device_id)
     if not wanted:
         providers.require(Provider.CPU)
@@ -83,4 +86,5 @@ def _field(bundle: Bundle, request: Request) -> Field:
         threads=request.threads,
         device_id=request.device_id,
         allow_fallback=request.allow_fallback,
+        contenders=request.contenders,
     )

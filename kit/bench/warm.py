@@ -42,7 +42,7 @@ class _Setting:
     @property
     def lead_ms(self) -> float:
         """How long a contestant runs before its turn: a single thread is the caller's own, and has its CPU."""
-        return _LEAD_MS if self.field.threads > 1 else 0.0
+        return _LEAD_MS if self.field.most_threads > 1 else 0.0
 
     def samples(self, batch_size: int) -> int:
         return self.load.samples if self.load.scenario is Scenario.OFFLINE else batch_size
@@ -67,9 +67,10 @@ def groups(
     clock = _Clock(deadline)
     with contextlib.ExitStack() as stack:
         opened = open_entries(bundle, field, stack, time_is_up=clock.is_past(_OPENING_SHARE))
-        opened = count_accuracy(
-            bundle, opened, request.data_dir, on_progress, time_is_up=clock.is_past(_ACCURACY_SHARE)
-        )
+        if request.counts_accuracy:
+            opened = count_accuracy(
+                bundle, opened, request.data_dir, on_progress, time_is_up=clock.is_past(_ACCURACY_SHARE)
+            )
         on_progress("first calls", 0.0)
         fields = [(size, opened) for size in request.sizes]
         if request.sweep:
@@ -149,13 +150,13 @@ def _probe(bundle: Bundle, opened: Sequence[Entry], size: int, setting: _Setting
             continue
         try:
             with PeakMemory() as memory:
-                call_us = _second_call_us(Contestant(bundle, setting.field, entry, size, setting.load).call)
+                call_us = _second_call_us(Contestant(bundle, entry, size, setting.load).call)
             probes.append(_Probe(call_us, _renewal_us(bundle, entry, size, setting)))
         except KitError as error:
             standing.append(entry.failed(error))
             continue
         used = (entry.row.memory_bytes or 0) + memory.added_bytes
-        standing.append(Entry(dataclasses.replace(entry.row, memory_bytes=used), entry.runner))
+        standing.append(Entry(dataclasses.replace(entry.row, memory_bytes=used), entry.runner, entry.options))
     base = judging.baseline_index(standing)
     if base is not None:  # its twin takes as long
         probes.append(probes[sum(entry.runner is not None for entry in standing[:base])])
@@ -174,7 +175,7 @@ def _expected(probes: Sequence[_Probe], setting: _Setting) -> float:
 
 
 def _renewal_us(bundle: Bundle, entry: Entry, size: int, setting: _Setting) -> float:
-    contestant = Contestant(bundle, setting.field, entry, size, setting.load)
+    contestant = Contestant(bundle, entry, size, setting.load)
     started = time.perf_counter_ns()
     contestant.renew()
     contestant.close()
@@ -229,7 +230,7 @@ def _group(
         contestants: list[Contestant] = []
         for index in [*running, *([base] if base is not None else [])]:
             twin = len(contestants) == len(running)
-            contestants.append(Contestant(bundle, setting.field, standing[index], size, setting.load, own=twin))
+            contestants.append(Contestant(bundle, standing[index], size, setting.load, own=twin))
             stack.callback(contestants[-1].close)
         slow = [one.entry.row.ran_on not in {None, Provider.CPU} for one in contestants]
         meters = [energy_meter(one.entry.row.ran_on or Provider.CPU, setting.field.device_id) for one in contestants]

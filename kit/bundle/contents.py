@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from kit.errors import BundleInvalid
 from kit.spec import FileRef, ModelSpec, TrainingRecord, Variant
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2: variants of more precisions and formats than fp32 and int8 as QDQ or dynamic; 1 is read as it is."""
+
 MANIFEST = "manifest.json"
 
 

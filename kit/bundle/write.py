@@ -64,8 +64,20 @@ def create(
         return _commit(folder, manifest)
 
 
-def publish(bundle: Bundle, variants: tuple[tuple[Variant, bytes], ...], *, tools: Mapping[str, str]) -> Bundle:
+def publish(
+    bundle: Bundle,
+    variants: tuple[tuple[Variant, bytes], ...],
+    *,
+    tools: Mapping[str, str],
+    default: str | None = None,
+) -> Bundle:
     """Add checked variants to a bundle, replacing those of the same id, in one step.
+
+    Args:
+        bundle: As it was opened.
+        variants: With their bytes.
+        tools: Package names and versions that made them.
+        default: Id of the variant that becomes the default; the one there is stays without it.
 
     Raises:
         CheckFailed: Its weights were replaced since `bundle` was opened, so that the variants are of another model.
@@ -86,7 +98,7 @@ def publish(bundle: Bundle, variants: tuple[tuple[Variant, bytes], ...], *, tool
         manifest = dataclasses.replace(
             current.manifest,
             variants=tuple(merged.values()),
-            default_variant=current.manifest.default_variant or next(iter(merged), None),
+            default_variant=default or current.manifest.default_variant or next(iter(merged), None),
             tools={**current.manifest.tools, **tools},
         )
         return _commit(bundle.folder, manifest)
@@ -183,6 +195,7 @@ def _add(folder: Path, stem: str, suffix: str, data: bytes) -> FileRef:
 
 
 def _commit(folder: Path, manifest: Manifest) -> Bundle:
+    manifest = dataclasses.replace(manifest, schema_version=SCHEMA_VERSION)  # whatever version it was read from
     text = json.dumps(serial.encode(manifest), indent=2, ensure_ascii=False) + "\n"
     files.replace(folder / MANIFEST, text.encode())
     _collect(folder, manifest)

@@ -16,25 +16,35 @@ from kit.spec import Provider
 _THREADS_A_CPU = 4
 _FEW_THREADS = 16
 
+OPTIMIZATIONS = ("all", "extended", "basic", "off")
+
 Pixels = NDArray[np.uint8]
 Logits = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunnerOptions:
-    """What is asked of a runtime.
+    """What is asked of a runtime. The last four are ONNX Runtime's, by its own names; other runtimes have none of them.
 
     Attributes:
         provider: Where the model must run; strict unless `allow_fallback`.
         threads: Threads one operator may use. 1 is the safest for small models: more threads spin and disturb neighbours.
         device_id: Index of the GPU.
         allow_fallback: Accept the CPU where the provider cannot run; the runner then says so.
+        spinning: Let further threads wait for work by spinning: quicker, at the price of a CPU each.
+        arena: Keep freed memory for the next call.
+        prepacking: Store weights as the kernels read them best; uses more memory.
+        optimization: How far the graph is rewritten: one of OPTIMIZATIONS.
     """
 
     provider: Provider = Provider.CPU
     threads: int = 1
     device_id: int = 0
     allow_fallback: bool = False
+    spinning: bool = True
+    arena: bool = True
+    prepacking: bool = True
+    optimization: str = "all"
 
     def __post_init__(self) -> None:
         """Refuse what no runtime can do."""
@@ -47,6 +57,19 @@ class RunnerOptions:
             )
         if self.device_id < 0:
             raise UsageError(f"the device id must be 0 or more, found {self.device_id}")
+        if self.optimization not in OPTIMIZATIONS:
+            raise UsageError(
+                f"unknown graph optimization {self.optimization!r}", hint="choose one of: " + ", ".join(OPTIMIZATIONS)
+            )
+
+    def describe_session(self) -> str:
+        """Return the threads and what is not as usual: `2 threads, no spinning`."""
+        parts = [f"{self.threads} thread" + ("s" if self.threads > 1 else "")]
+        unusual = {"no spinning": not self.spinning, "no arena": not self.arena, "no prepacking": not self.prepacking}
+        parts += [name for name, applies in unusual.items() if applies]
+        if self.optimization != OPTIMIZATIONS[0]:
+            parts.append(f"optimization {self.optimization}")
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,12 @@ _EXECUTION_PROVIDERS = {
 _NAMES = {Provider.CUDA: "CUDA", Provider.TENSORRT: "TensorRT"}
 _HELPERS = {Provider.TENSORRT: (Provider.CUDA,)}
 """Providers that may run some of the nodes without its being a fallback; the placement says how many."""
+_OPTIMIZATIONS = {
+    "all": "ORT_ENABLE_ALL",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "basic": "ORT_ENABLE_BASIC",
+    "off": "ORT_DISABLE_ALL",
+}
 _QUIET = 4  # fatal only: what matters is raised, with words of our own
 
 
@@ -295,6 +301,12 @@ def _session(
     settings.intra_op_num_threads = options.threads
     settings.inter_op_num_threads = 1
     settings.log_severity_level = _QUIET
+    settings.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _OPTIMIZATIONS[options.optimization])
+    settings.enable_cpu_mem_arena = options.arena
+    if not options.spinning:
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if not options.prepacking:
+        settings.add_session_config_entry("session.disable_prepacking", "1")
     settings.add_session_config_entry(_RECORD_PLACEMENT, "1")
     if strict:
         settings.add_session_config_entry(_CPU_FALLBACK, "1")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import metadata
+from importlib.util import find_spec
 
 from kit.bundle import Bundle
 from kit.errors import PackageMissing, Unavailable, UsageError
@@ -73,12 +74,14 @@ def _cpu_only(name: str, options: RunnerOptions) -> None:
         raise Unavailable(f"{name} runs on the CPU only here", hint="use --provider cpu for it")
 
 
+# What needs operators of com.microsoft runs in ONNX Runtime alone.
+_PORTABLE = frozenset({VariantFormat.FLOAT, VariantFormat.QDQ, VariantFormat.DYNAMIC})
 _BUILT_IN: dict[str, tuple[Open, frozenset[VariantFormat] | None]] = {
     DEFAULT: (_onnxruntime, None),
-    "openvino": (_openvino, None),
+    "openvino": (_openvino, _PORTABLE),
     "pytorch": (_pytorch, frozenset({VariantFormat.FLOAT})),
     "pytorch-compile": (_pytorch_compile, frozenset({VariantFormat.FLOAT})),
-    "onnx-reference": (_reference, None),
+    "onnx-reference": (_reference, _PORTABLE),
 }
 
 
@@ -100,6 +103,12 @@ def chosen(wanted: tuple[str, ...]) -> tuple[str, ...]:
         if name not in names():
             raise UsageError(f"unknown runtime {name!r}", hint="choose one of: " + ", ".join((ALL, *names())))
     return tuple(dict.fromkeys(wanted))
+
+
+def is_here(name: str) -> bool:
+    """Whether the package of a built-in runtime is installed; it may still not load."""
+    module = {"pytorch-compile": "torch", "pytorch": "torch", "onnx-reference": "onnx"}.get(name, name)
+    return find_spec(module) is not None
 
 
 def can_run(name: str, variant: Variant) -> bool:
