@@ -109,11 +109,10 @@ def blame(plan: Plan, bench: Workbench, on_step: OnStep = lambda _: None) -> Bla
         on_step(layer.name)
         only = plan.make(bench.source, tuple(name for name in names if name != layer.name)).model
         alone, without = trial.of(only), trial.of(plan.make(bench.source, (layer.name,)).model)
-        output = _output(bench.source.model, layer)
         rows.append(
             LayerBlame(
                 layer=layer.name,
-                own_sqnr_db=_sqnr_db(trial.run(_up_to(bench.source.model, output)), trial.run(_up_to(only, output))),
+                own_sqnr_db=_own_sqnr_db(trial, plan.prepare(bench.source.model), only, layer),
                 alone_sqnr_db=alone.sqnr_db,
                 without_sqnr_db=without.sqnr_db,
                 alone=alone.accuracy,
@@ -209,10 +208,19 @@ def _sqnr_db(signal: NDArray[np.float32], noisy: NDArray[np.float32]) -> float:
     return math.inf if noise == 0 else 10 * math.log10(max(float((exact**2).sum()), 1e-300) / noise)
 
 
-def _output(model: onnx.ModelProto, layer: Layer) -> str:
-    """Return the tensor that a layer gives to the next: after its ReLU, which quantizers join with it."""
+def _own_sqnr_db(trial: _Trial, model: onnx.ModelProto, quantized: onnx.ModelProto, layer: Layer) -> float:
+    """Compare what a layer gives to the next one, in fp32 and quantized.
+
+    Quantizers join an activation with its layer and leave it to the range of the quantized tensor, which ends at 0 as ReLU
+    does: what the layer gives in float is cut off likewise.
+    """
     behind = follow(model, layer.node.output[0])[:1]
-    return str(behind[0].output[0] if behind and behind[0].op_type in {"Relu", "Clip"} else layer.node.output[0])
+    activation = behind[0].op_type if behind and behind[0].op_type in {"Relu", "Clip"} else ""
+    tensor = str(behind[0].output[0] if activation else layer.node.output[0])
+    signal, noisy = trial.run(_up_to(model, tensor)), trial.run(_up_to(quantized, tensor))
+    low = signal.min() if activation else -np.inf
+    high = signal.max() if activation == "Clip" else np.inf
+    return _sqnr_db(signal, np.clip(noisy, low, high))
 
 
 def _up_to(model: onnx.ModelProto, tensor: str) -> onnx.ModelProto:

@@ -53,13 +53,20 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How to make one variant; `build(source, layers left in float)` makes its graph and the record of it."""
+    """How to make one variant.
+
+    Attributes:
+        build: Makes the graph of a source and the layers to leave in float, and the record of it.
+        exclude: The layers that the options name.
+        prepare: Gives the float graph that is quantized: what it computes is the same, the scale of what lies between may not.
+    """
 
     id: str
     precision: Precision
     format: VariantFormat
     build: Callable[[Source, tuple[str, ...]], Made]
     exclude: tuple[str, ...] = ()
+    prepare: Callable[[onnx.ModelProto], onnx.ModelProto] = lambda model: model
 
     def make(self, source: Source, exclude: tuple[str, ...] | None = None) -> Candidate:
         """Make the candidate, with other layers left in float than the options said if `exclude` is given.
@@ -139,6 +146,7 @@ def _static(form: VariantFormat, options: ExportOptions, exclude: tuple[str, ...
         format=form,
         build=build,
         exclude=exclude,
+        prepare=lambda model: int8.prepared(model, per_channel=per_channel)[0],
     )
 
 

@@ -88,11 +88,7 @@ def quantize_static(
         CalibrationMethod.PERCENTILE: ort.CalibrationMethod.Percentile,
     }
     is_qdq = form is VariantFormat.QDQ
-    fp32, equalized = model, False
-    if not per_channel:
-        model = onnx.ModelProto()
-        model.CopyFrom(fp32)
-        equalized = equalize(model)
+    model, equalized = prepared(model, per_channel=per_channel)
     kept = excluded_layers(model, exclude)
     door = _door(model, kept)
     # Raw pixels are quantized as they are, whatever range the samples happened to show.
@@ -126,6 +122,15 @@ def quantize_static(
     return dataclasses.replace(made, record=dataclasses.replace(made.record, equalized=equalized))
 
 
+def prepared(model: onnx.ModelProto, *, per_channel: bool) -> tuple[onnx.ModelProto, bool]:
+    """Return the float model that static quantization starts from, and whether its layers were evened out."""
+    if per_channel:
+        return model, False
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy, equalize(copy)
+
+
 def quantize_dynamic(model: onnx.ModelProto, *, per_channel: bool = True, exclude: tuple[str, ...] = ()) -> Quantized:
     """Quantize weights now and activations anew in each call; needs no samples.
 
@@ -144,7 +149,8 @@ def quantize_dynamic(model: onnx.ModelProto, *, per_channel: bool = True, exclud
             per_channel=per_channel,
             reduce_range=True,
             op_types_to_quantize=list(LAYERS),
-            nodes_to_exclude=[layer.node.name for layer in kept],
+            # The quantizer makes MatMul and Add of Gemm before it looks at names.
+            nodes_to_exclude=[name for layer in kept for name in (layer.node.name, f"{layer.node.name}_MatMul")],
         )
         quantized = onnx.load(target)
     strip(quantized)
@@ -275,6 +281,8 @@ def count(model: onnx.ModelProto, quantized: onnx.ModelProto, exclude: tuple[str
     used = {name for node in quantized.graph.node if node.op_type in LAYERS for name in node.input}
     left = [layer.name for layer in found if layer.weight in floats & used]
     skipped = [name for name in left if name not in exclude]
+    if ignored := [name for name in exclude if name not in left]:
+        raise GateFailed(f"the quantizer quantized layers that were excluded: {', '.join(ignored)}")
     if skipped or not found:
         raise GateFailed(
             f"the quantizer skipped {len(skipped)} of {len(found)} layers: {', '.join(skipped) or 'there are none'}",

@@ -22,9 +22,11 @@ from kit.accuracy import probabilities
 from kit.bundle import Bundle, find
 from kit.errors import UsageError
 from kit.images import to_pixels
+from kit.runtime import registry
 from kit.runtime.base import Placement, Runner, RunnerOptions
 from kit.runtime.onnxruntime import OnnxRuntimeRunner, check_pixels
 from kit.spec import ModelSpec, Provider, Variant
+from kit.tuned import Choice, choice_for
 
 Picture = str | os.PathLike[str] | bytes | Image.Image
 MAX_BATCH = 4096
@@ -41,6 +43,7 @@ class Prediction:
         probabilities: float32 `[N, classes]`, softmax of the logits over the bundle's temperature.
         unsure: bool `[N]`, under the bundle's abstain threshold.
         provider: Where it ran.
+        runtime: By what.
         variant: Which file of the bundle ran.
         latency_us: Time of the runtime's call alone, in microseconds; the picture pipeline is not in it.
         pixels: uint8 `[N, *input shape]`, what the model really saw.
@@ -54,6 +57,7 @@ class Prediction:
     variant: str
     latency_us: float
     pixels: NDArray[np.uint8] = field(repr=False)
+    runtime: str = registry.DEFAULT
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -66,10 +70,21 @@ class Prediction:
 class Engine:
     """One variant of a bundle, open on one provider. Not for two threads at once: load one for each."""
 
-    def __init__(self, bundle: Bundle, variant: Variant, runner: Runner) -> None:
+    def __init__(self, bundle: Bundle, variant: Variant, runner: Runner, *, choice: Choice | None = None) -> None:
         self._bundle = bundle
         self._variant = variant
         self._runner = runner
+        self._choice = choice
+
+    @property
+    def choice(self) -> Choice | None:
+        """What `kit tune` chose here, if the engine was opened by that."""
+        return self._choice
+
+    @property
+    def runtime(self) -> str:
+        """Name of the runtime, such as `onnxruntime`."""
+        return self._runner.runtime
 
     @property
     def spec(self) -> ModelSpec:
@@ -116,6 +131,7 @@ class Engine:
             variant=self._variant.id,
             latency_us=latency_us,
             pixels=pixels,
+            runtime=self._runner.runtime,
         )
 
     def pixels(self, x: Picture | NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -163,27 +179,39 @@ def load(
     name: str | os.PathLike[str] | None = None,
     *,
     variant: str | None = None,
-    provider: str | Provider = Provider.CPU,
-    threads: int = 1,
+    provider: str | Provider | None = None,
+    threads: int | None = None,
     device_id: int = 0,
     allow_fallback: bool = False,
 ) -> Engine:
     """Open a bundle for predicting.
 
+    Where variant, provider and threads are all left to kit, what `kit tune` chose for this bundle on this machine is opened;
+    else, and where nothing was chosen, the bundle's default variant on one thread of the CPU.
+
     Args:
         name: Path or name of a bundle; None for `mnist-mlp`, or for the only bundle there is.
         variant: Such as `int8-qdq`; None for the bundle's default.
-        provider: `cpu` or `cuda`. It runs there or not at all, unless `allow_fallback`.
-        threads: Threads one operator may use.
+        provider: `cpu` or `cuda`. It runs there or not at all, unless `allow_fallback`; None for the CPU.
+        threads: Threads one operator may use; None for 1.
         device_id: Index of the GPU.
         allow_fallback: Accept the CPU where the provider cannot run; `Prediction.provider` tells.
 
     Raises:
         BundleNotFound, BundleInvalid, UsageError, ProviderUnavailable, PackageMissing.
     """
-    chosen = provider if isinstance(provider, Provider) else Provider.parse(provider)
-    options = RunnerOptions(provider=chosen, threads=threads, device_id=device_id, allow_fallback=allow_fallback)
-    return open_engine(find(name), variant, options=options)
+    bundle = find(name)
+    if variant is None and provider is None and threads is None:
+        choice = choice_for(bundle)
+        if choice is not None:
+            chosen = bundle.variant(choice.variant)
+            runner = registry.open_runner(choice.runtime, bundle, chosen, choice.options)
+            return Engine(bundle, chosen, runner, choice=choice)
+    where = Provider.CPU if provider is None else Provider.parse(provider)
+    options = RunnerOptions(
+        provider=where, threads=1 if threads is None else threads, device_id=device_id, allow_fallback=allow_fallback
+    )
+    return open_engine(bundle, variant, options=options)
 
 
 def as_record(prediction: Prediction, spec: ModelSpec, *, file: str) -> dict[str, Any]:
@@ -196,6 +224,7 @@ def as_record(prediction: Prediction, spec: ModelSpec, *, file: str) -> dict[str
         "unsure": bool(prediction.unsure[0]),
         "probabilities": dict(zip(spec.labels, probabilities, strict=True)),
         "variant": prediction.variant,
+        "runtime": prediction.runtime,
         "provider": prediction.provider.value,
         "latency_us": prediction.latency_us,
     }

@@ -18,21 +18,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from kit import tuned
+from kit import parity, tuned
 from kit.bench.entries import Contender
 from kit.bench.measure import Plan
 from kit.bench.request import Request
 from kit.bench.results import Results, Row
 from kit.bench.run import bench
 from kit.bench.stats import SAME_WITHIN, Outcome
-from kit.bundle import Bundle
-from kit.errors import CheckFailed, UsageError
+from kit.bundle import Bundle, GoldenSamples
+from kit.errors import CheckFailed, KitError, UsageError
 from kit.machine import this_machine
 from kit.runtime import registry
-from kit.runtime.base import RunnerOptions
+from kit.runtime.base import RunnerOptions, logits_of
+from kit.runtime.onnxruntime import OnnxRuntimeRunner
 from kit.spec import Goal, Precision, Provider, Variant, VariantFormat
 from kit.tuned import Choice
-from kit.verify import verify
 
 OnProgress = Callable[[str, float], None]
 BATCH_SIZES = {Goal.LATENCY: 1, Goal.THROUGHPUT: 64}
@@ -94,8 +94,9 @@ def judge(results: Results) -> Judgement:
         CheckFailed: The baseline itself could not be measured.
     """
     named: dict[str, list[Row]] = {}
+    is_one_way = len({(row.runtime, row.session) for row in results.rows}) == 1
     for row in results.rows:
-        named.setdefault(_name(row), []).append(row)
+        named.setdefault(row.variant if is_one_way else _name(row), []).append(row)
     candidates = tuple(_candidate(name, tuple(rows)) for name, rows in named.items())
     able = [one for one in candidates if one.can_win and one.speed is not None]
     if not able:
@@ -172,12 +173,12 @@ def tune(
 
 def _right_variants(bundle: Bundle, max_drop_points: float) -> tuple[list[Variant], tuple[Candidate, ...]]:
     """Return the variants that do here what they did when they were published, fp32 first, and why others are out."""
-    problems = {check.variant: check.problem for check in verify(bundle).variants if not check.ok}
+    golden = bundle.golden()
     right, refused = [], []
     for variant in sorted(bundle.variants, key=_plainness):
         lost = variant.accuracy.drop_points if variant.accuracy else 0.0
-        if variant.id in problems:
-            refused.append(Candidate(name=variant.id, reason=f"out: {problems[variant.id]}"))
+        if problem := _problem(bundle, variant, golden):
+            refused.append(Candidate(name=variant.id, reason=f"out: {problem}"))
         elif lost > max_drop_points:
             refused.append(Candidate(name=variant.id, reason=f"out: it loses {lost:.2f} points"))
         else:
@@ -188,6 +189,16 @@ def _right_variants(bundle: Bundle, max_drop_points: float) -> tuple[list[Varian
             hint=f"kit verify {bundle.name}; kit export {bundle.name}",
         )
     return right, tuple(refused)
+
+
+def _problem(bundle: Bundle, variant: Variant, golden: GoldenSamples) -> str:
+    """Say what keeps a variant from doing here what it did when it was published; empty where nothing does."""
+    try:
+        with OnnxRuntimeRunner(bundle.read(variant.artifact)) as runner:
+            found = parity.compare(golden.logits, logits_of(runner, golden.pixels))
+    except KitError as error:
+        return str(error)
+    return parity.judge(found, variant).reason
 
 
 def _plainness(variant: Variant) -> tuple[int, bool, int]:
@@ -241,10 +252,7 @@ def _shows(contender: Contender, candidate: Candidate) -> bool:
 
 
 def _name(row: Row) -> str:
-    parts = [row.variant]
-    if row.runtime != registry.DEFAULT or row.session:
-        parts.append(f"in {row.runtime}")
-    return " ".join(parts) + (f", {row.session}" if row.session else "")
+    return f"{row.variant} in {row.runtime}" + (f", {row.session}" if row.session else "")
 
 
 def _candidate(name: str, rows: tuple[Row, ...]) -> Candidate:
@@ -287,7 +295,7 @@ def _reason(rows: tuple[Row, ...], speed: float, outcomes: set[Outcome]) -> str:
     ):
         said += ": runs as fp32"
     if row.accuracy is not None and row.precision is not Precision.FP32:
-        said += f", {-row.accuracy.drop_points:+.2f} points"
+        said += f", {0.0 - row.accuracy.drop_points:+.2f} points"
     return said
 
 

@@ -57,9 +57,7 @@ def one_provider(function: F) -> F:
     function = click.option(
         "--provider",
         type=click.Choice(list(Provider), case_sensitive=False),
-        default=Provider.CPU,
-        show_default=True,
-        help="Execution provider; strict unless --allow-fallback.",
+        help="Execution provider; strict unless --allow-fallback.  [default: cpu]",
     )(function)
     return fallback(function)
 

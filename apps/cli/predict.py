@@ -21,8 +21,9 @@ _STDIN = "-"
 
 @click.command(epilog=options.BUNDLE_HELP)
 @click.argument("arguments", nargs=-1, required=True, metavar="[BUNDLE] PICTURE...")
-@click.option("--variant", help="[default: the bundle's]")
+@click.option("--variant", help="[default: what kit tune chose here, else the bundle's]")
 @options.one_provider
+@click.option("--threads", type=click.IntRange(1), help="Threads one operator may use.  [default: 1]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON list of files, labels and probabilities.")
 @click.option("--jsonl", "as_jsonl", is_flag=True, help="One JSON object on each line.")
 @click.option("--csv", "as_csv", is_flag=True, help="One line each, probabilities in columns.")
@@ -30,9 +31,10 @@ _STDIN = "-"
 def predict(
     arguments: tuple[str, ...],
     variant: str | None,
-    provider: Provider,
+    provider: Provider | None,
     device_id: int,
     allow_fallback: bool,
+    threads: int | None,
     as_json: bool,
     as_jsonl: bool,
     as_csv: bool,
@@ -59,7 +61,12 @@ def predict(
         raise UsageError(f"no picture to read with bundle {bundle!r}", hint=f"kit predict {bundle} PICTURE")
     pictures = list(_pictures(sources))
     with engines.load(
-        bundle, variant=variant, provider=provider, device_id=device_id, allow_fallback=allow_fallback
+        bundle,
+        variant=variant,
+        provider=provider,
+        threads=threads,
+        device_id=device_id,
+        allow_fallback=allow_fallback,
     ) as engine:
         records, failed = [], 0
         for name, picture in pictures:
@@ -125,7 +132,7 @@ def _as_csv(records: list[dict[str, Any]], labels: tuple[str, ...]) -> str:
     import csv
     import io
 
-    plain = ["file", "label", "probability", "unsure", "variant", "provider"]
+    plain = ["file", "label", "probability", "unsure", "variant", "runtime", "provider"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*plain, *(f"p({label})" for label in labels), "error"])
@@ -140,5 +147,5 @@ def _line(record: dict[str, Any]) -> str:
     ranked = sorted(record["probabilities"].items(), key=lambda item: -item[1])
     others = ", ".join(f"{label} {share:.1%}" for label, share in ranked[1:3])
     unsure = " (unsure)" if record["unsure"] else ""
-    where = f"[{record['variant']}, {record['provider']}]"
+    where = f"[{record['variant']}, {record['runtime']}, {record['provider']}]"
     return f"{record['file']}: {record['label']}{unsure}  {record['probability']:.1%}   then {others}   {where}"

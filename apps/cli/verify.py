@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @options.debug
 def verify(
     bundle: str | None,
-    provider: Provider,
+    provider: Provider | None,
     device_id: int,
     allow_fallback: bool,
     runtimes: tuple[str, ...],
@@ -44,7 +44,9 @@ def verify(
     from kit.verify import verify as check
 
     found = find(bundle)
-    chosen = RunnerOptions(provider=provider, threads=threads, device_id=device_id, allow_fallback=allow_fallback)
+    chosen = RunnerOptions(
+        provider=provider or Provider.CPU, threads=threads, device_id=device_id, allow_fallback=allow_fallback
+    )
     with render.progress() as update:
         result = check(found, options=chosen, runtimes=runtimes, on_step=update)
     if as_json:
