@@ -222,6 +222,8 @@ def check_accuracy(
     logits_of_splits: tuple[NDArray[np.float32] | None, NDArray[np.float32] | None],
     before: tuple[NDArray[np.float32] | None, NDArray[np.float32] | None],
     max_drop_points: float,
+    *,
+    hint: str = "nothing was published; allow more with --max-drop, or try another --quantization",
 ) -> tuple[Accuracy | None, Accuracy | None]:
     """Count top-1 on validation and test, as far as they were run, and hold each to the allowed drop, validation first.
 
@@ -231,6 +233,7 @@ def check_accuracy(
         logits_of_splits: Of the candidate on both splits; None for one that was not run.
         before: Of the baseline, likewise.
         max_drop_points: Largest loss of top-1, in percentage points; one image is allowed in any case, unless it is 0.
+        hint: What to do about more.
 
     Raises:
         GateFailed: More was lost.
@@ -249,7 +252,7 @@ def check_accuracy(
                 f"{name} loses {found.drop_points:.2f} points of top-1 on the {split} split "
                 f"({found.top1:.2%} of {found.images} images; {found.flips_to_wrong} became wrong, "
                 f"{found.flips_to_right} became right), more than the allowed {max_drop_points:g}",
-                hint="nothing was published; allow more with --max-drop, or try another --quantization",
+                hint=hint,
             )
         figures.append(found)
     return figures[0], figures[1]

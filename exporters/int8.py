@@ -205,31 +205,31 @@ def _door(model: onnx.ModelProto, kept: tuple[Layer, ...]) -> str:
     the first layer stays in float.
     """
     stays_float = {layer.node.output[0] for layer in kept}
-    tensor = model.graph.input[0].name
-    kinds = ("Cast", "Reshape", "Flatten")
+    tensor, is_cast = model.graph.input[0].name, False
+    kinds = ("Slice", "Cast", "Reshape", "Flatten")
     while True:
         readers = [node for node in model.graph.node if tensor in node.input]
         if len(readers) != 1:
             return ""
         if readers[0].op_type in LAYERS:
-            is_cast = tensor != model.graph.input[0].name
             return tensor if is_cast and readers[0].output[0] not in stays_float else ""
         if readers[0].op_type not in kinds:
             return ""
+        is_cast = is_cast or readers[0].op_type == "Cast"
         tensor = readers[0].output[0]
 
 
 def _read_pixels_as_quantized(model: onnx.ModelProto, door: str) -> None:
     """Take out the Cast and the QuantizeLinear at the door: with scale 1 and zero point 0 they change nothing."""
     graph = model.graph
-    cast = next(node for node in graph.node if graph.input[0].name in node.input)
+    cast = next(node for node in graph.node if node.op_type == "Cast")
     quantize = next(node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] == door)
     for node in graph.node:
         node.input[:] = [door if name == quantize.output[0] else name for name in node.input]
     for node in (cast, quantize):
         graph.node.remove(node)
     for node in graph.node:
-        node.input[:] = [graph.input[0].name if name == cast.output[0] else name for name in node.input]
+        node.input[:] = [cast.input[0] if name == cast.output[0] else name for name in node.input]
 
 
 def _keep_logits_float(model: onnx.ModelProto) -> None:

@@ -5,6 +5,7 @@ Rules, each `model in -> model out`, applied in this order to what torch.onnx.ex
 - `strip`       torch writes stack traces with local paths into metadata, and shapes that later tools trip over
                 (quantize_dynamic fails on them, microsoft/onnxruntime#25890): drop metadata, doc strings and value_info.
 - `untranspose` Gemm(transB=1) becomes Gemm with the transposed weight, which every quantizer reads.
+- `crop`        Cast -> Mul -> Add -> Slice becomes Slice -> Cast -> Mul -> Add: what is cut away need not be computed.
 - `fold`        Cast -> Mul -> Add -> Reshape -> Gemm becomes Cast -> Reshape -> Gemm: with y = (x*s + t) @ W + b,
                 W' = s*W and b' = b + t*sum(W). Exact in real numbers, in float32 to rounding. Where the first layer is
                 not dense the two nodes stay, and the result says so.
@@ -79,6 +80,7 @@ def to_onnx(module: nn.Module, spec: ModelSpec, *, opset: int = DEFAULT_OPSET) -
         )
     strip(model)
     untranspose(model)
+    crop(model)
     folded = fold(model)
     flatten(model)
     return Graph(model=model, normalization_folded=folded)
@@ -96,11 +98,42 @@ def untranspose(model: onnx.ModelProto) -> None:
                 flag.i = 0
 
 
+def crop(model: onnx.ModelProto) -> None:
+    """Cut raw pixels, in one Slice, where each normalised pixel is computed by itself and then cut."""
+    graph, constants = model.graph, initializers(model)
+    chain = follow(model, graph.input[0].name)
+    slices = [node for node in chain[3:] if node.op_type == "Slice"]
+    place = 3 + len(slices)
+    is_usual = [node.op_type for node in chain[:place]] == ["Cast", "Mul", "Add"] + ["Slice"] * len(slices)
+    if not slices or not is_usual or len(chain) == place:
+        return
+    given = [[_integers(constants, name) for name in node.input[1:]] for node in slices]
+    if any(len(one) < 3 or None in one or set((one[3:] or [[1]])[0] or []) != {1} for one in given):
+        return  # a step, or a bound that is computed
+    pixels = graph.input[0].name
+    names = [f"{pixels}.{part}" for part in ("starts", "ends", "axes")]
+    for name, parts in zip(names, zip(*(one[:3] for one in given), strict=True), strict=True):
+        joined = np.array([number for part in parts for number in part or []], np.int64)
+        graph.initializer.append(numpy_helper.from_array(joined, name))
+    chain[place].input[0] = slices[0].input[0]
+    for node in slices:
+        graph.node.remove(node)
+    chain[0].input[0] = f"{pixels}.cropped"
+    graph.node.insert(0, helper.make_node("Slice", [pixels, *names], [chain[0].input[0]], name="crop"))
+    drop_unused_initializers(model)
+
+
+def _integers(constants: dict[str, onnx.TensorProto], name: str) -> list[int] | None:
+    return [int(value) for value in numpy_helper.to_array(constants[name]).ravel()] if name in constants else None
+
+
 def fold(model: onnx.ModelProto) -> bool:
     """Fold the normalisation into a dense first layer; return whether that could be done."""
     graph, constants = model.graph, initializers(model)
     names = ("Cast", "Mul", "Add")
     chain = follow(model, graph.input[0].name)
+    if chain and chain[0].op_type == "Slice":
+        del chain[0]
     if tuple(node.op_type for node in chain[:3]) != names:
         return False
     reshapes = [node for node in chain[3:] if node.op_type in {"Reshape", "Flatten"}]
@@ -127,25 +160,21 @@ def fold(model: onnx.ModelProto) -> bool:
 def flatten(model: onnx.ModelProto) -> None:
     """Write a Reshape that keeps the batch and joins everything else as Flatten."""
     constants = initializers(model)
+    shapes = {
+        one.name: one.type.tensor_type.shape.dim for one in onnx.shape_inference.infer_shapes(model).graph.value_info
+    }
     for node in model.graph.node:
-        if node.op_type != "Reshape" or node.input[1] not in constants:
+        if node.op_type != "Reshape" or node.input[0] not in shapes:
             continue
-        target = numpy_helper.to_array(constants[node.input[1]]).tolist()
-        if len(target) == 2 and target[0] == -1 and _from_input(model, node.input[0], joined=target[1]):
+        target = _integers(constants, node.input[1])
+        batch, *rest = shapes[node.input[0]]
+        joined = math.prod(dim.dim_value for dim in rest)
+        if target == [-1, joined] and joined > 0 and batch.dim_param == BATCH:
             node.op_type = "Flatten"
             del node.input[1:]
             del node.attribute[:]
             node.attribute.append(helper.make_attribute("axis", 1))
     drop_unused_initializers(model)
-
-
-def _from_input(model: onnx.ModelProto, tensor: str, *, joined: int) -> bool:
-    """Whether a tensor has the shape of the graph's input, with so many values after the batch."""
-    makers = {name: node for node in model.graph.node for name in node.output}
-    while tensor in makers and makers[tensor].op_type in {"Cast", "Mul", "Add"}:
-        tensor = makers[tensor].input[0]
-    shape = model.graph.input[0].type.tensor_type.shape.dim
-    return bool(tensor == model.graph.input[0].name) and math.prod(dim.dim_value for dim in shape[1:]) == joined
 
 
 def _root_cause(error: BaseException) -> str:

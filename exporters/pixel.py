@@ -24,15 +24,16 @@ _VERSION = 1
 def refusal(model: onnx.ModelProto) -> str:
     """Say why a fp32 model cannot have the pixel format; empty where it can.
 
-    It can where the normalisation is folded and the graph is Cast, Flatten, and Gemms with ReLU between them.
+    It can where the normalisation is folded and the graph is Cast, Flatten, perhaps a Slice, and Gemms with ReLU between.
     """
     kinds = [node.op_type for node in model.graph.node]
     layer = next((kind for kind in kinds if kind in {"Conv", "MatMul", "Gemm"}), "")
     if layer == "Conv":
         return "its first layer is a convolution, not a dense one"
-    body = kinds[2:]
+    body = kinds[kinds.index("Gemm") :] if "Gemm" in kinds else []
     is_chain = body[::2] == ["Gemm"] * len(body[::2]) and body[1::2] == ["Relu"] * len(body[1::2]) and len(body) % 2
-    if kinds[:2] in (["Cast", "Flatten"], ["Cast", "Reshape"]) and is_chain:
+    door = [kind for kind in kinds[: len(kinds) - len(body)] if kind != "Slice"]
+    if door in (["Cast", "Flatten"], ["Cast", "Reshape"]) and is_chain:
         return ""
     return f"its graph is no chain of dense layers with ReLU between them: {', '.join(dict.fromkeys(kinds))}"
 
@@ -50,11 +51,11 @@ def from_qdq(model: onnx.ModelProto) -> onnx.ModelProto:
     chain.CopyFrom(model)
     graph, constants = chain.graph, initializers(chain)
     makers = {name: node for node in graph.node for name in node.output}
-    flat = next((node for node in graph.node if node.op_type in {"Flatten", "Reshape"}), None)
+    door = [node for node in graph.node if node.op_type in {"Slice", "Flatten", "Reshape"}]
     gemms = [node for node in graph.node if node.op_type == "Gemm"]
-    if flat is None or not gemms or any(name not in makers for gemm in gemms for name in gemm.input[:2]):
+    if not door or not gemms or any(name not in makers for gemm in gemms for name in gemm.input[:2]):
         raise UsageError("the pixel format is for quantized dense layers alone", hint="use --format qdq")
-    nodes, tensor = [flat], flat.output[0]
+    nodes, tensor = list(door), door[-1].output[0]
     for gemm in gemms:
         given, weight = (makers[name] for name in gemm.input[:2])  # a DequantizeLinear each
         bias, quantize = _bias(chain, gemm), _quantizer(chain, gemm)

@@ -23,10 +23,12 @@ class Mlp(nn.Module):
     Args:
         sizes: Of inputs, hidden layers and outputs.
         batch_norm: Normalise each hidden layer over the batch (Ioffe & Szegedy 2015), to train with; `folded` removes it.
+        crop: Rows and columns left out on every side of an image: what lies there carries nothing.
     """
 
-    def __init__(self, sizes: tuple[int, ...], *, batch_norm: bool = False) -> None:
+    def __init__(self, sizes: tuple[int, ...], *, batch_norm: bool = False, crop: int = 0) -> None:
         super().__init__()
+        self.crop = crop
         layers: list[nn.Module] = [nn.Flatten()]
         for index, (fan_in, fan_out) in enumerate(pairwise(sizes)):
             if index:
@@ -39,6 +41,8 @@ class Mlp(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return logits `[N, classes]`."""
+        if self.crop:
+            x = x[:, self.crop : x.shape[1] - self.crop, self.crop : x.shape[2] - self.crop]
         logits: torch.Tensor = self.layers(x)
         return logits
 
@@ -96,7 +100,21 @@ class FromPixels(nn.Module):
 
 def is_known(architecture: str) -> bool:
     """Whether `build` can make this architecture."""
-    return re.fullmatch(r"mlp(-[1-9]\d{0,5})+|cnn(-[1-9]\d{0,3}){3}", architecture) is not None
+    return _parse(architecture) is not None
+
+
+def mlp_name(hidden: tuple[int, ...], *, crop: int = 0) -> str:
+    """Return the name of a dense architecture: `mlp-512-256-128`, or `mlp-192-96-64-crop-3`."""
+    return "-".join(["mlp", *map(str, hidden), *(["crop", str(crop)] if crop else [])])
+
+
+def _parse(architecture: str) -> tuple[str, tuple[int, ...], int] | None:
+    """Return the kind, the sizes and the crop; None where it is no architecture of kit's."""
+    found = re.fullmatch(r"(mlp)((?:-[1-9]\d{0,5})+)(?:-crop-([1-9]\d?))?|(cnn)((?:-[1-9]\d{0,3}){3})", architecture)
+    if found is None:
+        return None
+    kind, sizes = found[1] or found[4], found[2] or found[5]
+    return kind, tuple(int(size) for size in sizes[1:].split("-")), int(found[3] or 0)
 
 
 def build(architecture: str, *, shape: tuple[int, ...], outputs: int, batch_norm: bool = False) -> nn.Module:
@@ -111,11 +129,17 @@ def build(architecture: str, *, shape: tuple[int, ...], outputs: int, batch_norm
     Raises:
         UsageError: Unknown architecture, or one that does not take such samples.
     """
-    if not is_known(architecture):
+    parsed = _parse(architecture)
+    if parsed is None:
         raise UsageError(f"unknown model {architecture!r}", hint="choose one of: " + ", ".join(ARCHITECTURES))
-    sizes = tuple(int(size) for size in architecture.split("-")[1:])
-    if architecture.startswith("mlp"):
-        return Mlp((math.prod(shape), *sizes, outputs), batch_norm=batch_norm)
+    kind, sizes, crop = parsed
+    if crop and (len(shape) != 2 or 2 * crop >= min(shape)):
+        raise UsageError(
+            f"{architecture} takes images of {2 * crop + 1} by {2 * crop + 1} pixels or more, found {shape}"
+        )
+    if kind == "mlp":
+        inputs = math.prod(size - 2 * crop for size in shape)
+        return Mlp((inputs, *sizes, outputs), batch_norm=batch_norm, crop=crop)
     if len(shape) != 2 or min(shape) < 4:
         raise UsageError(f"{architecture} takes images of 4 by 4 pixels or more, found {shape}")
     if batch_norm:
@@ -128,7 +152,7 @@ def folded(module: nn.Module) -> nn.Module:
     """Return a dense network that computes the same in evaluation mode, without its batch normalisation; others as they are."""
     if not isinstance(module, Mlp) or not any(isinstance(layer, nn.BatchNorm1d) for layer in module.layers):
         return module
-    plain = Mlp(module.sizes)
+    plain = Mlp(module.sizes, crop=module.crop)
     targets = iter(layer for layer in plain.layers if isinstance(layer, nn.Linear))
     target = next(targets)
     with torch.no_grad():

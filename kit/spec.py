@@ -308,6 +308,42 @@ class Variant:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Speedup:
+    """How many times as fast as something else, with the 95 % interval."""
+
+    batch_size: int
+    threads: int
+    speedup: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """The bundle that a compressed one was made of.
+
+    Attributes:
+        bundle: Its name.
+        weights_sha256: Of its weights.
+        architecture: Before.
+        pixels_left_out: Inputs that carried nothing.
+        units_left: Of each hidden layer.
+        accuracy: Top-1 of the new fp32 on the test split, and its flips against the original's fp32.
+        speedups: Of the new fp32 against the original's, in one run.
+        machine: Where that was measured.
+    """
+
+    bundle: str
+    weights_sha256: str
+    architecture: str
+    pixels_left_out: int
+    units_left: tuple[int, ...]
+    accuracy: Accuracy | None
+    speedups: tuple[Speedup, ...]
+    machine: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Confidence:
     """What a model's probabilities are worth, found on the validation split.
 

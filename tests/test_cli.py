@@ -19,8 +19,7 @@ from PIL import Image
 
 from apps.cli import cli
 from apps.cli.train import DATASETS, MODELS
-from exporters.onnx_graph import DEFAULT_OPSET, OPSETS
-from exporters.pipeline import ExportOptions
+from exporters.options import DEFAULT_OPSET, OPSETS, ExportOptions
 from kit import data, models
 from kit.bundle import Bundle, find
 from tests.conftest import ROOT, Kit

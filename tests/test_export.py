@@ -17,6 +17,7 @@ import exporters
 import kit
 from exporters import ExportOptions, LabelledData, int8, onnx_graph
 from exporters.gate import check_accuracy, check_batches, check_file
+from exporters.options import OPSETS
 from kit import models
 from kit.bundle import Bundle, find
 from kit.data import Split
@@ -84,7 +85,7 @@ def test_no_trace_of_this_machine_is_left_in_the_graph(tiny_spec: ModelSpec) -> 
     assert b".py" not in encoded
 
 
-@pytest.mark.parametrize("opset", onnx_graph.OPSETS)
+@pytest.mark.parametrize("opset", OPSETS)
 def test_every_opset_offered_is_written(tiny_spec: ModelSpec, opset: int, tmp_path: Path) -> None:
     module = models.build("mlp-8", shape=(16,), outputs=3)
     report = exporters.export(module, tiny_spec, out=tmp_path / "b", options=ExportOptions(opset=opset))

@@ -15,6 +15,7 @@ from apps.cli.bench import bench
 from apps.cli.blame import blame
 from apps.cli.bundles import info, list_bundles
 from apps.cli.compare import compare
+from apps.cli.compress import compress
 from apps.cli.demo import demo
 from apps.cli.doctor import doctor
 from apps.cli.export import export
@@ -54,7 +55,7 @@ def cli() -> None:
 
 
 for command in (
-    *(quickstart, train, export, blame, verify, bench, tune, report, compare, predict, demo),
+    *(quickstart, train, export, blame, compress, verify, bench, tune, report, compare, predict, demo),
     *(pack, unpack, list_bundles, info, doctor),
 ):
     cli.add_command(command)

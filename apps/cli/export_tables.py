@@ -15,6 +15,7 @@ from kit.tuned import Choice
 if TYPE_CHECKING:  # importing them would import torch or the bench, which the other tables do not need
     from exporters import ExportReport
     from exporters.blame import Blame
+    from exporters.compress import CompressReport
     from kit.spec import Accuracy
     from kit.tuning import Judgement
 
@@ -91,6 +92,27 @@ def choice(found: Choice | None, name: str) -> None:
     stdout().print(
         f"{name} here, for {found.goal} at batch {found.batch_size}: [bold]{escape(found.describe())}[/], "
         f"p50 {microseconds(found.p50_us)} us{told}; measured {found.measured}",
+        soft_wrap=True,
+    )
+
+
+def compress_table(done: CompressReport) -> None:
+    """Print both bundles' variants in one table, and what was left out."""
+    judgement_table(done.judgement)
+    origin, (before, after) = done.bundle.manifest.origin, done.weights
+    assert origin is not None  # it was compressed a moment ago
+    found = origin.accuracy
+    lost = (
+        ""
+        if found is None
+        else (
+            f" fp32 reads {percent(found)} of {found.images:,} {found.dataset} {found.split} images, the original's changed by "
+            f"{found.flips_to_wrong} wrong and {found.flips_to_right} right."
+        )
+    )
+    stdout().print(
+        f"{done.bundle.name}: {done.bundle.spec.architecture}, {after:,} weights of {before:,}; "
+        f"{origin.pixels_left_out} border pixels left out.{lost}",
         soft_wrap=True,
     )
 

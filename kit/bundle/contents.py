@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kit.errors import BundleInvalid
-from kit.spec import FileRef, ModelSpec, TrainingRecord, Variant
+from kit.spec import FileRef, ModelSpec, Origin, TrainingRecord, Variant
 
 SCHEMA_VERSION = 2
 """2: variants of more precisions and formats than fp32 and int8 as QDQ or dynamic; 1 is read as it is."""
@@ -25,6 +25,7 @@ class Manifest:
 
     Attributes:
         card: The model card, Markdown: data, recipe, accuracy, known failures.
+        origin: What it was compressed from; None for a model that was trained by itself.
     """
 
     schema_version: int
@@ -36,6 +37,7 @@ class Manifest:
     variants: tuple[Variant, ...] = ()
     default_variant: str | None = None
     card: FileRef | None = None
+    origin: Origin | None = None
 
     def __post_init__(self) -> None:
         """Refuse variants that cannot be told apart, and a default that is none of them."""

@@ -17,7 +17,7 @@ from kit.bundle.contents import MANIFEST, SCHEMA_VERSION, GoldenSamples, Manifes
 from kit.bundle.packed import Packed, looks_packed, unpack_into
 from kit.bundle.read import Bundle, open_folder
 from kit.errors import CheckFailed, StorageUnavailable, UsageError
-from kit.spec import FileRef, ModelSpec, TrainingRecord, Variant
+from kit.spec import FileRef, ModelSpec, Origin, TrainingRecord, Variant
 
 _HASHED = re.compile(r"^[A-Za-z0-9-]+-([0-9a-f]{8})\.(?:onnx|npz|safetensors|md)$")
 
@@ -31,6 +31,7 @@ def create(
     weights: bytes | None = None,
     training: TrainingRecord | None = None,
     variants: tuple[tuple[Variant, bytes], ...] = (),
+    origin: Origin | None = None,
 ) -> Bundle:
     """Write a bundle from nothing, or replace the one in `folder` whole.
 
@@ -42,6 +43,7 @@ def create(
         weights: A safetensors file's bytes.
         training: Where the weights came from.
         variants: Checked variants with their bytes; the first becomes the default.
+        origin: What the model was compressed from.
 
     Raises:
         UsageError: The folder holds other things.
@@ -60,6 +62,7 @@ def create(
             training=training,
             variants=tuple(_add_variant(folder, variant, data) for variant, data in variants),
             default_variant=variants[0][0].id if variants else None,
+            origin=origin,
         )
         return _commit(folder, manifest)
 
