@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from exporters import candidates, workbench
@@ -44,7 +44,7 @@ class AutoOptions:
         calibration_samples: Training images those ranges are drawn from; None for 1,024.
         opset: ONNX operator set.
         seed: Of the draw of the calibration images.
-        turn_ms: Of the bench's plan: how long one turn is.
+        plan: How long to measure.
     """
 
     max_drop_points: float = DEFAULT_MAX_DROP_POINTS
@@ -54,7 +54,7 @@ class AutoOptions:
     calibration_samples: int | None = None
     opset: int = DEFAULT_OPSET
     seed: int = 0
-    turn_ms: float = BenchPlan.turn_ms
+    plan: BenchPlan = field(default_factory=BenchPlan)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be measured."""
@@ -63,7 +63,7 @@ class AutoOptions:
         if not self.max_drop_points >= 0:
             raise UsageError(f"the allowed drop must not be negative, found {self.max_drop_points}")
 
-    def plans(self) -> tuple[Plan, ...]:
+    def candidates(self) -> tuple[Plan, ...]:
         """Return everything that can be made, the plainest first."""
         common = ExportOptions(
             precisions=(Precision.FP16, Precision.INT8, Precision.INT4),
@@ -130,7 +130,7 @@ def _make(
 ) -> tuple[tuple[Passed, ...], tuple[tuning.Candidate, ...]]:
     """Make what can be made; return what passed the gate, fp32 first, and what did not, with the reason."""
     passed, rejected = [bench.fp32], []
-    for plan in options.plans():
+    for plan in options.candidates():
         on_step(f"{plan.id}: make")
         try:
             candidate = plan.make(bench.source)
@@ -159,7 +159,7 @@ def _judge(bundle: Bundle, passed: tuple[Passed, ...], options: AutoOptions, on_
                 for variant in trial.variants
             ),
             batch_sizes=options.batch_sizes,
-            plan=BenchPlan(turn_ms=options.turn_ms),
+            plan=options.plan,
             counts_accuracy=False,
         )
         return tuning.judge(

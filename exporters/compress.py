@@ -9,10 +9,11 @@ the original's accuracy, image by image.
 from __future__ import annotations
 
 import dataclasses
+import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,7 @@ MULTIPLE = 16
 
 _AT_ONCE = 5
 _SHOWN = 10_000
+_LEAST_STEPS, _LEAST_BATCH = 100, 32  # a few images give few steps an epoch: smaller batches, and smaller steps
 _ORIGINAL = "original"
 
 Smaller = Callable[[tuple[int, ...]], Mlp]
@@ -74,7 +76,7 @@ class CompressOptions:
         max_drop_points: Largest loss of top-1 against the original's fp32, in percentage points.
         epochs: Of the fitting, each of as many views as there are training images.
         seed: Of views and order.
-        turn_ms: Of the bench's plan: how long one turn is.
+        plan: How long to measure.
     """
 
     target_speedup: float = 3.0
@@ -83,7 +85,7 @@ class CompressOptions:
     max_drop_points: float = 0.1
     epochs: int = 200
     seed: int = 0
-    turn_ms: float = Plan.turn_ms
+    plan: Plan = field(default_factory=Plan)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be reached or measured."""
@@ -158,7 +160,7 @@ def compress(
         return prune(original, hidden, crop, shown, normalization)
 
     hidden = _widest(bundle, bench, smaller, original.sizes[1:-1], options, on_step)
-    chosen = _recipe(bundle, hidden, crop, options)
+    chosen = _recipe(bundle, hidden, crop, len(pixels), options)
     started = time.perf_counter()
     with world("auto") as here:
         fitted = distill(
@@ -252,7 +254,7 @@ def _scaled(hidden: Sequence[int], first: int) -> tuple[int, ...]:
     return tuple(min(size, max(MULTIPLE, round(size * share / MULTIPLE) * MULTIPLE)) for size in hidden)
 
 
-def _recipe(bundle: Bundle, hidden: tuple[int, ...], crop: int, options: CompressOptions) -> Recipe:
+def _recipe(bundle: Bundle, hidden: tuple[int, ...], crop: int, images: int, options: CompressOptions) -> Recipe:
     """Return how the smaller network is fitted: as the record recipe's student, undistorted where the original was."""
     record = bundle.manifest.training
     assert record is not None  # the workbench looked
@@ -262,9 +264,12 @@ def _recipe(bundle: Bundle, hidden: tuple[int, ...], crop: int, options: Compres
     if record.recipe.get("augment") == "False":
         teaching = dataclasses.replace(teaching, views=1, calm_views=0)
         distortion = distortion.times(0.0)
+    batch_size = min(base.batch_size, max(_LEAST_BATCH, images // _LEAST_STEPS))
     return dataclasses.replace(
         base,
         model=models.mlp_name(hidden, crop=crop),
+        batch_size=batch_size,
+        lr=base.lr * math.sqrt(batch_size / base.batch_size),
         epochs=options.epochs,
         seed=options.seed,
         distortion=distortion,
@@ -346,7 +351,7 @@ def _measure(
         request = Request(
             contenders=contenders,
             batch_sizes=options.batch_sizes,
-            plan=Plan(turn_ms=options.turn_ms),
+            plan=options.plan,
             counts_accuracy=False,
         )
         return measure(trial, request, on_progress=lambda what, share: on_step(f"measuring: {what}, {share:.0%}"))

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import logging
 import tempfile
 from collections.abc import Iterator
@@ -75,8 +76,9 @@ def quantize_static(
 
     class Samples(ort.CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no stubs
         def __init__(self) -> None:
-            starts = range(0, len(samples), _CALIBRATION_BATCH)
-            self.batches = iter([samples[start : start + _CALIBRATION_BATCH] for start in starts])
+            # All of one size: the histograms of ONNX Runtime's calibrators stumble over a smaller last batch.
+            size = next(size for size in range(_CALIBRATION_BATCH, 0, -1) if len(samples) % size == 0)
+            self.batches = iter(np.split(samples, len(samples) // size))
 
         def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
             batch = next(self.batches, None)
@@ -303,7 +305,8 @@ def _files(model: onnx.ModelProto) -> Iterator[tuple[str, str]]:
         onnx.save(model, source)
         logger.setLevel(logging.ERROR)
         try:
-            yield str(source), str(target)
+            with contextlib.redirect_stdout(io.StringIO()):  # some calibrators print what they are doing
+                yield str(source), str(target)
         except (RuntimeError, ValueError, onnx.shape_inference.InferenceError) as error:
             raise GateFailed(f"the quantizer failed: {error}") from error
         finally:

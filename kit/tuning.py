@@ -119,7 +119,7 @@ def tune(
     batch_size: int | None = None,
     most_threads: int | None = None,
     max_drop_points: float = DEFAULT_MAX_DROP_POINTS,
-    turn_ms: float = Plan.turn_ms,
+    plan: Plan | None = None,
     on_progress: OnProgress = lambda _what, _share: None,
 ) -> Tuned:
     """Measure, choose and remember.
@@ -130,7 +130,7 @@ def tune(
         batch_size: Images in one call; None for 1 or, for throughput, 64.
         most_threads: None for as many as CPUs may be used here.
         max_drop_points: Variants that lost more top-1 against fp32 when they were published are left out.
-        turn_ms: Of the bench's plan: how long one turn is.
+        plan: How long to measure.
         on_progress: Told what is being done, and its share of all.
 
     Raises:
@@ -138,7 +138,7 @@ def tune(
         CheckFailed: Nothing could be measured.
         StorageUnavailable: The choice cannot be kept.
     """
-    size, plan = batch_size or BATCH_SIZES[goal], Plan(turn_ms=turn_ms)
+    size, plan = batch_size or BATCH_SIZES[goal], plan or Plan()
     most_threads = most_threads or this_machine().cpus_to_use
     on_progress("checking the golden samples", 0.0)
     right, refused = _right_variants(bundle, max_drop_points)

@@ -61,6 +61,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(autouse=True)
+def choices(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where `kit tune` keeps its choices, here and in processes that the test starts: none of this machine's own."""
+    folder = tmp_path_factory.mktemp("data")
+    monkeypatch.setenv("XDG_DATA_HOME", str(folder))
+    path = folder / "kit" / "tuning.json"
+    if sys.platform != "linux":
+        monkeypatch.setattr("kit.tuned.store_path", lambda: path)
+    return path
+
+
+@pytest.fixture(autouse=True)
 def _same_weights_in_any_order() -> None:
     """Seed torch, which draws the weights of untrained modules: no test may depend on those that ran before it."""
     if torch := sys.modules.get("torch"):
@@ -149,6 +160,29 @@ def _digits(once: Once) -> Path:
 def digits(_digits: Path, tmp_path: Path) -> Bundle:
     """The main job's bundle on the embedded digits: fp32, int8-qdq and int8-dynamic; a fresh copy for each test."""
     return open_folder(Path(shutil.copytree(_digits, tmp_path / "digits-mlp")))
+
+
+@pytest.fixture(scope="session")
+def _quantized(once: Once, _digits: Path) -> Path:
+    def make(folder: Path) -> None:
+        import exporters
+
+        bundle = open_folder(Path(shutil.copytree(_digits, folder / "digits-mlp")))
+        every = exporters.ExportOptions(
+            precisions=("fp16", "int8", "int4"), formats=("qdq", "qoperator", "pixel"), max_drop_points=1.0
+        )
+        bundle = exporters.export_bundle(bundle, every).bundle
+        exporters.export_bundle(
+            bundle, exporters.ExportOptions(precisions=("int8",), per_channel=False, max_drop_points=1.0)
+        )
+
+    return once("quantized", make) / "digits-mlp"
+
+
+@pytest.fixture
+def quantized(_quantized: Path, tmp_path: Path) -> Bundle:
+    """The digits in every precision and format; a fresh copy for each test."""
+    return open_folder(Path(shutil.copytree(_quantized, tmp_path / "quantized")))
 
 
 @pytest.fixture

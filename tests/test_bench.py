@@ -190,7 +190,7 @@ def test_a_slow_opener_and_one_that_fails_to_open_again_stay_as_they_are(tiny: B
     field = Field(variants=(tiny.variant(),), runtimes=("onnxruntime",), providers=(Provider.CPU,))
     with ExitStack() as stack:
         (entry,) = open_entries(tiny, field, stack)
-        contestant = Contestant(tiny, field, entry, 2, Load())
+        contestant = Contestant(tiny, entry, 2, Load())
         first = contestant.call
         assert contestant.renew() is not first
         tiny.path(tiny.variant().artifact).write_bytes(b"")  # it cannot be opened again
@@ -198,7 +198,7 @@ def test_a_slow_opener_and_one_that_fails_to_open_again_stay_as_they_are(tiny: B
         assert contestant.renew() is first
         contestant.call()
         entry.runner.slow_to_open = True
-        slow = Contestant(tiny, field, entry, 2, Load(), own=True)
+        slow = Contestant(tiny, entry, 2, Load(), own=True)
         assert slow.renew() is slow.renew()
         assert slow.openings == 1
 

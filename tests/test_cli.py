@@ -19,9 +19,11 @@ from PIL import Image
 
 from apps.cli import cli
 from apps.cli.train import DATASETS, MODELS
-from exporters.options import DEFAULT_OPSET, OPSETS, ExportOptions
-from kit import data, models
+from exporters.compress import CompressOptions
+from exporters.options import AUTO, DEFAULT_CALIBRATION_SAMPLES, DEFAULT_OPSET, OPSETS, STATIC_FORMATS, ExportOptions
+from kit import data, models, tuning
 from kit.bundle import Bundle, find
+from kit.spec import Precision
 from tests.conftest import ROOT, Kit
 from tests.test_data import write_idx
 
@@ -40,7 +42,16 @@ def test_the_choices_offered_are_those_of_the_library() -> None:
     assert set(DATASETS) == set(data.DATASETS)
     assert MODELS == models.ARCHITECTURES
     options = {parameter.name: parameter for parameter in cli.commands["export"].params}
-    assert options["max_drop"].default == ExportOptions.max_drop_points
+    assert f"[default: {ExportOptions().allowed_drop_points:g}]" in options["max_drop"].help
+    assert f"[default: {DEFAULT_CALIBRATION_SAMPLES}]" in options["calibration_size"].help
+    assert set(options["precisions"].type.choices) == {*Precision, AUTO}
+    assert set(options["formats"].type.choices) == set(STATIC_FORMATS)
+    tune = {parameter.name: parameter for parameter in cli.commands["tune"].params}
+    assert tune["max_drop"].default == tuning.DEFAULT_MAX_DROP_POINTS
+    compress = {parameter.name: parameter for parameter in cli.commands["compress"].params}
+    for name, field in (("max_drop", "max_drop_points"), ("epochs", "epochs"), ("target_speedup", "target_speedup")):
+        assert compress[name].default == getattr(CompressOptions(), field)
+    assert compress["batch_sizes"].default == CompressOptions().batch_sizes
     assert options["opset"].default == DEFAULT_OPSET
     assert (options["opset"].type.min, options["opset"].type.max) == (OPSETS[0], OPSETS[-1])
 
@@ -69,6 +80,20 @@ def test_the_help_pages_in_the_docs_are_those_of_the_commands() -> None:
         (("export", "--quantization", "dynamic"), 2, "changes nothing"),
         (("export", "--max-drop", "1"), 2, "changes nothing"),
         (("export", "--opset", "3"), 2, "opset"),
+        (
+            ("export", "--precision", "int8", "--batch-size", "8"),
+            2,
+            "--batch-size changes nothing without --precision auto",
+        ),
+        (("export", "--precision", "auto", "--format", "pixel"), 2, "--format changes nothing with --precision auto"),
+        (("export", "--precision", "auto", "--precision", "int8"), 2, "leave the others out"),
+        (("export", "--precision", "int4", "--per-tensor"), 2, "changes nothing without --precision int8"),
+        (("export", "--precision", "fp16", "--calibration-size", "9"), 2, "changes nothing without --precision int8"),
+        (("export", "--precision", "int8", "--format", "pixel", "--exclude-layer", "x"), 2, "--format qdq"),
+        (("blame", "-o", "picture.bmp"), 2, ".png or .svg"),
+        (("tune", "--show", "--goal", "latency"), 2, "--goal changes nothing with --show"),
+        (("compress", "--target-speedup", "1"), 2, "target-speedup"),
+        (("compress", "missing"), 4, "no bundle 'missing'"),
         (("verify", "missing"), 4, "no bundle 'missing'"),
         (("info", "missing"), 4, "kit quickstart"),
         (("predict", "missing.png"), 4, "no picture, folder or bundle"),

@@ -1,0 +1,236 @@
+"""Choosing by measurement: the rule, auto, and what kit tune remembers."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import platform
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import numpy_helper
+
+import exporters
+import kit
+from exporters import AutoOptions, int8
+from kit import machine, tuned, tuning
+from kit.bench.measure import Plan
+from kit.bench.request import Request
+from kit.bench.results import Results, Row, Verdict
+from kit.bench.run import bench
+from kit.bench.stats import Comparison, Outcome
+from kit.bundle import Bundle, open_folder
+from kit.errors import BadInput, CheckFailed, UsageError
+from kit.runtime.base import RunnerOptions
+from kit.spec import Goal, Provider
+from kit.tuned import Choice
+from tests.conftest import Kit
+
+FAST = Plan(rounds=10, turn_ms=0.5)
+
+
+def choice(variant: str = "int8-qdq", **changes: object) -> Choice:
+    made = Choice(
+        variant=variant,
+        runtime="onnxruntime",
+        options=RunnerOptions(threads=1, arena=False),
+        goal=Goal.LATENCY,
+        batch_size=1,
+        p50_us=12.0,
+        speedup=2.0,
+        low=1.9,
+        high=2.1,
+        measured="2026-11-24T00:00:00+00:00",
+        runtime_version=tuned.runtime_version("onnxruntime"),
+    )
+    return dataclasses.replace(made, **changes)
+
+
+@pytest.fixture
+def measured(digits: Bundle) -> Results:
+    """A real run whose verdicts the tests write themselves: what is tested is the rule, not this machine's speed."""
+    request = Request(providers=(Provider.CPU,), batch_sizes=(1, 2), plan=FAST, counts_accuracy=False)
+    return bench(digits, request)
+
+
+def judged(results: Results, **verdicts: tuple[tuple[Outcome, float], tuple[Outcome, float]]) -> Results:
+    """Return the run with these outcomes and speedups, for batch 1 and 2, of the variants other than fp32."""
+
+    def of(row: Row) -> Row:
+        if row.variant == "fp32":
+            return dataclasses.replace(row, verdict=Verdict(outcome=Outcome.BASELINE, baseline="fp32"))
+        outcome, speedup = verdicts[row.variant.replace("-", "_")][row.batch_size - 1]
+        found = Comparison(speedup=speedup, low=speedup, high=speedup, p_value=0.0)
+        return dataclasses.replace(row, verdict=Verdict(outcome=outcome, baseline="fp32", comparison=found))
+
+    return dataclasses.replace(results, rows=tuple(of(row) for row in results.rows))
+
+
+FASTER, SLOWER, SAME = Outcome.FASTER, Outcome.SLOWER, Outcome.SAME
+
+
+def test_the_fastest_wins_that_is_slower_nowhere(measured: Results) -> None:
+    found = tuning.judge(
+        judged(measured, int8_qdq=((FASTER, 2.0), (SAME, 1.0)), int8_dynamic=((FASTER, 9.0), (SLOWER, 0.9)))
+    )
+    assert found.winner.name == "int8-qdq"
+    reasons = {one.name: one.reason for one in found.candidates}
+    assert reasons["fp32"] == "the baseline"
+    assert reasons["int8-qdq"].startswith("1.41x faster, ")
+    assert "9.00x faster at batch 1 and 1.11x slower at batch 2" in reasons["int8-dynamic"]
+    assert found.winner.speed == pytest.approx(math.sqrt(2))
+    assert found.remark == ""
+
+
+def test_of_equals_the_plainer_wins_and_where_nothing_is_faster_fp32_stays_and_says_so(measured: Results) -> None:
+    close = judged(measured, int8_qdq=((FASTER, 2.0), (FASTER, 2.0)), int8_dynamic=((FASTER, 2.02), (FASTER, 2.02)))
+    assert tuning.judge(close).winner.name == "int8-qdq"
+    slow = tuning.judge(
+        judged(measured, int8_qdq=((SLOWER, 0.5), (SAME, 1.0)), int8_dynamic=((SAME, 1.0), (SAME, 1.0)))
+    )
+    assert slow.winner.name == "fp32"
+    assert "fp32 stays" in slow.remark
+    assert {one.name: one.reason for one in slow.candidates}["int8-dynamic"].startswith("SAME here")
+
+
+def test_what_was_not_measured_cannot_win_and_nothing_measured_is_an_error(measured: Results) -> None:
+    rows = tuple(dataclasses.replace(row, verdict=None, reason="no such provider") for row in measured.rows)
+    with pytest.raises(CheckFailed, match="no such provider"):
+        tuning.judge(dataclasses.replace(measured, rows=rows))
+
+
+def test_a_choice_is_remembered_and_load_uses_it_unless_something_is_asked_for(digits: Bundle, choices: Path) -> None:
+    assert tuned.choice_for(digits) is None
+    tuned.remember(digits, choice())
+    assert choices.is_file()
+    assert tuned.choice_for(digits) == choice()
+    with kit.load(digits.folder) as engine:
+        assert engine.choice == choice()
+        found = engine.predict(digits.golden().pixels[:2])
+    assert (found.variant, found.runtime) == ("int8-qdq", "onnxruntime")
+    for asked in ({"variant": "fp32"}, {"provider": "cpu"}, {"threads": 1}):
+        with kit.load(digits.folder, **asked) as engine:
+            assert engine.choice is None
+            assert engine.variant.id == "fp32"
+    assert tuned.forget(digits)
+    assert not tuned.forget(digits)
+    with kit.load(digits.folder) as engine:
+        assert engine.variant.id == "fp32"
+
+
+def test_another_runtime_can_be_chosen(digits: Bundle) -> None:
+    version = tuned.runtime_version("openvino")
+    tuned.remember(digits, choice(runtime="openvino", options=RunnerOptions(), runtime_version=version))
+    with kit.load(digits.folder) as engine:
+        assert engine.runtime == "openvino"
+        found = engine.predict(digits.golden().pixels)
+    assert (found.labels == digits.golden().logits.argmax(axis=1)).mean() > 0.98
+
+
+def test_a_choice_is_forgotten_with_what_it_was_made_of(digits: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    tuned.remember(digits, choice())
+    other = dataclasses.replace(machine.this_machine(), cpu="another CPU")
+    with monkeypatch.context() as patch:
+        patch.setattr(machine, "this_machine", lambda: other)
+        assert tuned.choice_for(digits) is None
+    assert tuned.choice_for(digits) is not None
+    tuned.remember(digits, choice(runtime_version="onnxruntime 1.0.0"))
+    assert tuned.choice_for(digits) is None
+    tuned.remember(digits, choice())
+    exporters.export_bundle(digits, exporters.ExportOptions(precisions=("fp16",)))  # other variants to choose from
+    assert tuned.choice_for(open_folder(digits.folder)) is None
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"kind": "x"}', '{"kind": "kit-tuning", "version": 1, "choices": {"a": 1}}']
+)
+def test_a_broken_store_keeps_nobody_from_predicting(digits: Bundle, choices: Path, content: str) -> None:
+    choices.parent.mkdir(parents=True)
+    choices.write_text(content)
+    with kit.load(digits.folder) as engine:
+        assert engine.choice is None
+    with pytest.raises(BadInput, match=r"tuning\.json"):
+        tuned.remember(digits, choice())
+    assert choices.read_text() == content
+
+
+def test_tune_measures_chooses_and_remembers(digits: Bundle) -> None:
+    done = tuning.tune(digits, most_threads=2, plan=FAST)
+    assert tuned.choice_for(digits) == done.choice
+    named = {one.name for one in done.judgement.candidates}
+    assert {"fp32 in onnxruntime, 1 thread", "int8-qdq in onnxruntime, 1 thread"} <= named
+    assert any("2 threads, no spinning" in name for name in named)
+    assert any("openvino" in name for name in named)
+    assert any("no prepacking" in name for name in named)
+    chosen = done.judgement.winner.rows[0]
+    assert (chosen.variant, chosen.runtime) == (done.choice.variant, done.choice.runtime)
+    assert chosen.session == done.choice.options.describe_session()
+    with kit.load(digits.folder) as engine:
+        assert engine.choice == done.choice
+
+
+def test_a_variant_that_is_wrong_here_or_lost_too_much_is_left_out(digits: Bundle) -> None:
+    path = digits.path(digits.variant("int8-dynamic").artifact)
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    lossy = digits.variant("int8-qdq")
+    assert lossy.accuracy is not None
+    worse = dataclasses.replace(
+        lossy, accuracy=dataclasses.replace(lossy.accuracy, flips_to_wrong=20, flips_to_right=0)
+    )
+    variants = tuple(worse if one.id == "int8-qdq" else one for one in digits.variants)
+    bundle = dataclasses.replace(digits, manifest=dataclasses.replace(digits.manifest, variants=variants))
+    done = tuning.tune(bundle, most_threads=1, plan=FAST)
+    reasons = {one.name: one.reason for one in done.judgement.candidates}
+    assert "was altered" in reasons["int8-dynamic"]
+    assert "out: it loses" in reasons["int8-qdq"]
+    assert done.choice.variant == "fp32"
+
+
+def test_without_fp32_there_is_nothing_to_compare_with(digits: Bundle) -> None:
+    digits.path(digits.variant("fp32").artifact).write_bytes(b"")
+    with pytest.raises(UsageError, match="no fp32 variant"):
+        tuning.tune(digits, most_threads=1, plan=FAST)
+
+
+def test_the_command_shows_chooses_and_forgets(kit_inside: Kit, digits: Bundle) -> None:
+    name = str(digits.folder)
+    assert "Nothing is chosen" in kit_inside("tune", name, "--show").stderr
+    tuned.remember(digits, choice())
+    assert "int8-qdq in onnxruntime, 1 thread, no arena" in kit_inside("tune", name, "--show").stdout
+    assert '"variant": "int8-qdq"' in kit_inside("tune", name, "--show", "--json").stdout
+    assert kit_inside("tune", name, "--forget").returncode == 0
+    assert tuned.choice_for(digits) is None
+
+
+def test_auto_publishes_what_is_right_and_makes_the_winner_the_default(digits: Bundle) -> None:
+    options = AutoOptions(batch_sizes=(1,), max_drop_points=1.0, plan=FAST)
+    done = exporters.export_auto(digits, options)
+    bundle = done.report.bundle
+    assert bundle.manifest.default_variant == done.judgement.winner.name
+    ids = {variant.id for variant in bundle.variants}
+    assert {"fp32", "fp16", "int8-qdq", "int8-qoperator", "int8-pixel", "int8-qdq-per-tensor", "int4"} <= ids
+    reasons = {one.name: one.reason for one in done.judgement.candidates}
+    assert set(reasons) >= ids - {"int8-dynamic"}
+    assert all(reasons.values())
+    if platform.machine().lower() in {"x86_64", "amd64"}:
+        assert "runs as fp32" in reasons["fp16"]
+
+
+def test_auto_leaves_out_what_loses_too_much(digits: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    from exporters import int4
+
+    honest = int4.quantize_weights
+
+    def broken(*arguments: object, **named: object) -> int8.Quantized:
+        made = honest(*arguments, **named)
+        scales = next(tensor for tensor in made.model.graph.initializer if "scale" in tensor.name)
+        scales.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(scales) * np.float32(-1), scales.name))
+        return made
+
+    monkeypatch.setattr(int4, "quantize_weights", broken)
+    done = exporters.export_auto(digits, AutoOptions(batch_sizes=(1,), plan=FAST, max_drop_points=1.0))
+    assert "int4" not in {variant.id for variant in done.report.bundle.variants}
+    (reason,) = [one.reason for one in done.judgement.candidates if one.name == "int4"]
+    assert reason.startswith("rejected: loses")
+    assert done.judgement.winner.name != "int4"
