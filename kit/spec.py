@@ -75,6 +75,10 @@ class VariantFormat(_Choice):
     WEIGHT_ONLY = "weight-only"
 
 
+CPU_FORMATS = frozenset({VariantFormat.QOPERATOR, VariantFormat.PIXEL, VariantFormat.DYNAMIC})
+"""Formats with operators for which ONNX Runtime has kernels on the CPU alone."""
+
+
 class Goal(_Choice):
     """What a model is chosen for: the quickest answer to one image, or the most images in a second."""
 

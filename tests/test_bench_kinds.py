@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -9,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from kit.bench import sweep
+from kit.bench.entries import Field, entries
 from kit.bench.measure import LEAST_ROUNDS, Plan
 from kit.bench.results import SCHEMA_FILE, Latency, Results, Row, Status, schema
-from kit.bench.run import Request, bench
+from kit.bench.run import Request, advice, bench
 from kit.bench.scenarios import Load, Scenario
 from kit.bundle import Bundle
 from kit.errors import StorageUnavailable, UsageError
@@ -254,3 +256,27 @@ def test_the_command_line_asks_for_each_kind(tiny: Bundle, kit_inside: Kit) -> N
         ("--rate", "5"),
     ):
         assert kit_inside(*here, *wrong).returncode == 2
+
+
+def test_int8_on_cuda_is_said_to_be_no_integer_arithmetic_before_it_is_measured(
+    quantized: Bundle, digits: Bundle
+) -> None:
+    on_cuda = Request(providers=(Provider.CUDA,))
+    said = " ".join(advice(quantized, on_cuda))
+    assert "no integer arithmetic" in said
+    assert "--variant fp16" in said
+    assert "--provider tensorrt" in said
+    assert "int8-pixel" in said
+    assert "kit export digits-mlp --precision fp16" in " ".join(advice(digits, on_cuda))
+    assert advice(quantized, Request(providers=(Provider.CPU,))) == ()
+    assert advice(quantized, Request(providers=(Provider.CUDA,), variants=("fp16",))) == ()
+
+
+def test_formats_for_the_cpu_alone_do_not_stand_on_a_gpu_unless_it_was_named(quantized: Bundle) -> None:
+    everyone = Field(
+        variants=quantized.variants, runtimes=("onnxruntime",), providers=(Provider.CPU, Provider.CUDA), only_able=True
+    )
+    on_gpu = [one.row.variant for one in entries(quantized, everyone) if one.row.provider is Provider.CUDA]
+    assert on_gpu == ["fp32", "int8-qdq", "fp16", "int4", "int8-qdq-per-tensor"]
+    named = entries(quantized, dataclasses.replace(everyone, only_able=False))
+    assert len(named) == 2 * len(quantized.variants)

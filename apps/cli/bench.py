@@ -160,8 +160,11 @@ def run(bundle: Bundle, request: Request) -> Results:
     """Measure with progress on stderr and keep the results beside the bundle; shared with quickstart."""
     from apps.cli import render
     from kit.bench.results import last_path
+    from kit.bench.run import advice
     from kit.bench.run import bench as measure
 
+    for sentence in advice(bundle, request):
+        render.remark(sentence)
     with render.progress(1.0) as update:
         results = measure(
             bundle, request, on_progress=update, on_estimate=lambda seconds: update.say(_estimate(seconds))

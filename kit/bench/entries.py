@@ -27,7 +27,7 @@ from kit.errors import KitError, MemoryShort, Unavailable
 from kit.runtime import registry
 from kit.runtime.base import Runner, RunnerOptions, logits_of
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
-from kit.spec import Accuracy, Precision, Provider, Variant
+from kit.spec import CPU_FORMATS, Accuracy, Precision, Provider, Variant
 
 OnProgress = Callable[[str, float], None]
 
@@ -50,6 +50,7 @@ class Field:
 
     Attributes:
         contenders: Those and no others; empty for all.
+        only_able: Leave out formats whose operators a GPU lacks, there, instead of saying so in a row.
         threads: Threads one operator may use.
         device_id: Index of the GPU.
         allow_fallback: Let the CPU stand in where a provider cannot run; the row then says so.
@@ -62,6 +63,7 @@ class Field:
     device_id: int = 0
     allow_fallback: bool = False
     contenders: tuple[Contender, ...] = ()
+    only_able: bool = False
 
     @property
     def most_threads(self) -> int:
@@ -109,6 +111,7 @@ def entries(bundle: Bundle, field: Field) -> list[Entry]:
         for runtime in field.runtimes
         for variant in field.variants
         if registry.can_run(runtime, variant)
+        and not (field.only_able and provider is not Provider.CPU and variant.format in CPU_FORMATS)
     ]
 
 

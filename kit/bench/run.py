@@ -20,9 +20,9 @@ from kit.bench.request import Request
 from kit.bench.results import KIND, SCHEMA_VERSION, Control, Results
 from kit.bundle import Bundle
 from kit.runtime import providers, registry
-from kit.spec import Provider
+from kit.spec import CPU_FORMATS, Precision, Provider
 
-__all__ = ["Request", "bench"]
+__all__ = ["Request", "advice", "bench"]
 
 
 def bench(
@@ -71,6 +71,30 @@ def bench(
     )
 
 
+def advice(bundle: Bundle, request: Request) -> tuple[str, ...]:
+    """Return what should be known before measuring: sentences about INT8 on a GPU, where it is going to be measured there."""
+    providers_asked = request.providers or providers.working(device_id=request.device_id)
+    wanted = [bundle.variant(one) for one in request.variants] if request.variants else list(bundle.variants)
+    integers = [one for one in wanted if one.precision is Precision.INT8]
+    if Provider.CUDA not in providers_asked or not integers:
+        return ()
+    said = [
+        "INT8 on CUDA is no integer arithmetic: the CUDA provider turns QDQ files back into float, node by node (see the "
+        "placement). For a GPU use fp16"
+        + (
+            ": --variant fp16."
+            if any(one.id == "fp16" for one in bundle.variants)
+            else f": kit export {bundle.name} --precision fp16."
+        )
+    ]
+    if Provider.TENSORRT not in providers_asked:
+        said[0] += " TensorRT, where it is installed, runs QDQ files in INT8: --provider tensorrt."
+    only_cpu = [one.id for one in integers if one.format in CPU_FORMATS]
+    if only_cpu and request.providers:
+        said.append(f"{', '.join(only_cpu)}: the operators have kernels on the CPU alone.")
+    return tuple(said)
+
+
 def _field(bundle: Bundle, request: Request) -> Field:
     ids = dict.fromkeys(request.variants or (variant.id for variant in bundle.variants))
     if request.contenders:
@@ -87,4 +111,5 @@ def _field(bundle: Bundle, request: Request) -> Field:
         device_id=request.device_id,
         allow_fallback=request.allow_fallback,
         contenders=request.contenders,
+        only_able=request.providers is None,
     )
