@@ -174,6 +174,8 @@ def test_the_published_int8_agrees_with_itself_in_openvino_on_mnist() -> None:
 
 
 def test_runtimes_are_not_asked_for_operators_they_do_not_have(quantized: Bundle) -> None:
+    for runtime in ("pytorch", "pytorch-compile"):
+        assert [variant.id for variant in quantized.variants if registry.can_run(runtime, variant)] == ["fp32"]
     for runtime in ("openvino", "onnx-reference"):
         able = {variant.id for variant in quantized.variants if registry.can_run(runtime, variant)}
         assert able == {"fp32", "fp16", "int8-qdq", "int8-qdq-per-tensor", "int8-dynamic"}

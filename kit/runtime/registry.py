@@ -20,7 +20,7 @@ from kit.errors import PackageMissing, Unavailable, UsageError
 from kit.packages import explain
 from kit.runtime.base import Runner, RunnerOptions
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
-from kit.spec import Provider, Variant, VariantFormat
+from kit.spec import Precision, Provider, Variant, VariantFormat
 
 GROUP = "kit.runtimes"
 ALL = "all"
@@ -84,6 +84,8 @@ _BUILT_IN: dict[str, tuple[Open, frozenset[VariantFormat] | None]] = {
     "onnx-reference": (_reference, _PORTABLE),
 }
 
+_FP32_ONLY = frozenset({"pytorch", "pytorch-compile"})
+
 
 def names() -> tuple[str, ...]:
     """Return the runtimes by name, the default first, added ones last."""
@@ -114,6 +116,8 @@ def is_here(name: str) -> bool:
 def can_run(name: str, variant: Variant) -> bool:
     """Whether a runtime takes variants of this format at all; PyTorch has the fp32 weights and nothing else."""
     formats = _plug(name)[1]
+    if name in _FP32_ONLY and variant.precision is not Precision.FP32:
+        return False
     return formats is None or variant.format in formats
 
 
