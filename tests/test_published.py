@@ -26,7 +26,7 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
 
 def test_it_is_found_without_a_name_wherever_one_is(published: Bundle) -> None:
     assert published.folder.resolve() == (ROOT / "artifacts" / "mnist-mlp").resolve()
-    assert {variant.id for variant in published.variants} >= {"fp32", "int8-qdq"}
+    assert {variant.id for variant in published.variants} == {"fp32", "fp16", "int8-qdq", "int8-pixel"}
     assert sum(ref.size_bytes for ref in published.manifest.files()) < 8e6
 
 
@@ -54,7 +54,7 @@ def test_it_says_where_it_comes_from(published: Bundle) -> None:
 
 
 @pytest.mark.mnist
-@pytest.mark.parametrize("variant", ["fp32", "int8-qdq"])
+@pytest.mark.parametrize("variant", ["fp32", "fp16", "int8-qdq", "int8-pixel"])
 def test_its_accuracy_is_the_one_it_names(published: Bundle, variant: str) -> None:
     test = data.load("mnist").test
     with kit.load(published.folder, variant=variant) as engine:
@@ -64,6 +64,17 @@ def test_its_accuracy_is_the_one_it_names(published: Bundle, variant: str) -> No
     # Another CPU may round another way: three images in ten thousand.
     assert abs(right - named.correct) <= 3
     assert right >= 9_930
+
+
+def test_its_int8_agrees_with_fp32_and_loses_nothing(published: Bundle) -> None:
+    """As its manifest says; the test above holds the manifest to the images."""
+    for variant in ("int8-qdq", "int8-pixel"):
+        found = published.variant(variant).accuracy
+        assert found is not None
+        assert found.agreeing is not None
+        assert found.images == 10_000
+        assert found.agreeing >= 9_990
+        assert found.drop_points <= 0.05
 
 
 def test_everything_that_reads_a_bundle_takes_it_by_default(kit_inside: Kit, tmp_path: Path, published: Bundle) -> None:
