@@ -189,6 +189,10 @@ def bundle_info(bundle: Bundle) -> None:
         held_out = f"{percent(training.validation)} on validation" if training.validation else "on all its images"
         kept = f"epoch {training.best_epoch} of {training.epochs_run}, {held_out}"
         rows.insert(3, ("trained", f"on {training.dataset}, seed {training.seed}: {kept}"))
+    if (origin := bundle.manifest.origin) is not None:
+        gains = ", ".join(f"{one.speedup:.2f}x at batch {one.batch_size}" for one in origin.speedups)
+        left = "-".join(map(str, origin.units_left))
+        rows.insert(3, ("compressed", f"from {origin.bundle} ({origin.architecture}) to {left} units: {gains} in fp32"))
     for label, text in rows:
         table.add_row(label, escape(text))
     console.print(table)

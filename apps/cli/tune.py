@@ -45,8 +45,8 @@ def tune(
     """Choose what runs a BUNDLE best on this machine, by measuring it, and remember it here.
 
     Variants that do here what they did when they were published are measured in every runtime that is installed, the best of
-    them again with more threads and other session options. kit.load, kit predict and the demo use the choice from then on,
-    unless a variant, threads or a provider is asked for by name. The bundle is not changed.
+    them again with more threads and other session options. kit.load and kit predict go by the choice from then on, unless a
+    variant, threads or a provider is asked for by name. The bundle is not changed.
 
     \b
     Examples:
