@@ -97,18 +97,22 @@ def blame(plan: Plan, bench: Workbench, on_step: OnStep = lambda _: None) -> Bla
         UsageError: There are fewer than two layers to tell apart.
         GateFailed: A layer cannot be quantized.
     """
-    found = layers(bench.source.model)
+    every = {
+        layer.name: layer for layer in reversed(layers(bench.source.model))
+    }  # one that runs twice, by its first run
+    unable = plan.unable(bench.source.model)
+    found = [layer for layer in reversed(every.values()) if layer.name not in unable]
     if len(found) < 2:
         raise UsageError(f"the model has {len(found)} layer(s) to quantize: there is nothing to tell apart")
     trial = _Trial(bench)
     names = [layer.name for layer in found]
     on_step("all layers")
-    whole = trial.of(plan.make(bench.source, ()).model)
+    whole = trial.of(plan.make(bench.source, unable).model)
     rows = []
     for layer in found:
         on_step(layer.name)
-        only = plan.make(bench.source, tuple(name for name in names if name != layer.name)).model
-        alone, without = trial.of(only), trial.of(plan.make(bench.source, (layer.name,)).model)
+        only = plan.make(bench.source, (*unable, *(name for name in names if name != layer.name))).model
+        alone, without = trial.of(only), trial.of(plan.make(bench.source, (*unable, layer.name)).model)
         rows.append(
             LayerBlame(
                 layer=layer.name,
@@ -137,24 +141,29 @@ def fewest_excluded(
         raise UsageError(
             "--exclude-layer auto needs labelled data", hint="name the layers, or pass data=LabelledData(...)"
         )
-    names = [layer.name for layer in layers(bench.source.model)]
+    unable = plan.unable(bench.source.model)  # they stay in float in any case
+    every = list(dict.fromkeys(layer.name for layer in layers(bench.source.model)))
+    names = [name for name in every if name not in unable]
     trial = _Trial(bench)
     order: Sequence[str] = names
     for size in range(len(names)):
         results: dict[tuple[str, ...], _Result] = {}
         for chosen in itertools.islice(itertools.combinations(order, size), _MOST_SETS):
-            exclude = tuple(name for name in names if name in chosen)
-            on_step(f"{plan.id}: without {', '.join(exclude) or 'exceptions'}")
-            results[exclude] = trial.of(plan.make(bench.source, exclude).model)
-        best = min(results, key=lambda exclude: results[exclude].badness)
+            on_step(f"{plan.id}: without {', '.join(chosen) or 'exceptions'}")
+            results[chosen] = trial.of(plan.make(bench.source, _in_order(every, chosen, unable)).model)
+        best = min(results, key=lambda chosen: results[chosen].badness)
         if results[best].lost <= allowed_flips(max_drop_points, len(bench.data.validation)):
-            return best
+            return _in_order(every, best, unable)
         if size == 1:
-            order = [one[0] for one in sorted(results, key=lambda exclude: results[exclude].badness)]
+            order = [one[0] for one in sorted(results, key=lambda chosen: results[chosen].badness)]
     raise GateFailed(
         f"{plan.id} loses more than the allowed {max_drop_points:g} points of top-1, even with all layers but one in float",
         hint="nothing was published; allow more with --max-drop, or try another --precision",
     )
+
+
+def _in_order(every: Sequence[str], *chosen: Sequence[str]) -> tuple[str, ...]:
+    return tuple(name for name in every if any(name in some for some in chosen))
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,7 @@ class Plan:
     Attributes:
         build: Makes the graph of a source and the layers to leave in float, and the record of it.
         exclude: The layers that the options name.
+        unable: Names the layers that this kind of quantization is not for.
         prepare: Gives the float graph that is quantized: what it computes is the same, the scale of what lies between may not.
     """
 
@@ -67,6 +68,7 @@ class Plan:
     build: Callable[[Source, tuple[str, ...]], Made]
     exclude: tuple[str, ...] = ()
     prepare: Callable[[onnx.ModelProto], onnx.ModelProto] = lambda model: model
+    unable: Callable[[onnx.ModelProto], tuple[str, ...]] = lambda _: ()
 
     def make(self, source: Source, exclude: tuple[str, ...] | None = None) -> Candidate:
         """Make the candidate, with other layers left in float than the options said if `exclude` is given.
@@ -116,6 +118,7 @@ def plans(options: ExportOptions) -> tuple[Plan, ...]:
                 format=VariantFormat.WEIGHT_ONLY,
                 build=lambda source, kept: _made(int4.quantize_weights(source.model, exclude=kept)),
                 exclude=exclude,
+                unable=int4.unable,
             )
         )
     return tuple(found)

@@ -12,7 +12,7 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from exporters import candidates, workbench
+from exporters import candidates, pixel, workbench
 from exporters.candidates import Plan
 from exporters.gate import Passed
 from exporters.options import DEFAULT_MAX_DROP_POINTS, DEFAULT_OPSET, ExportOptions
@@ -62,6 +62,7 @@ class AutoOptions:
             raise UsageError("batch sizes must be 1 or more")
         if not self.max_drop_points >= 0:
             raise UsageError(f"the allowed drop must not be negative, found {self.max_drop_points}")
+        RunnerOptions(threads=self.threads)  # refuses too many
 
     def candidates(self) -> tuple[Plan, ...]:
         """Return everything that can be made, the plainest first."""
@@ -120,6 +121,7 @@ def export_auto(
         tuple((one.variant, one.data) for one in passed),
         tools=machine.tool_versions(),
         default=judgement.winner.rows[0].variant,
+        withdrawn=tuple(one.name for one in rejected),
     )
     everyone = dataclasses.replace(judgement, candidates=(*judgement.candidates, *rejected))
     return AutoReport(report=ExportReport(bundle=published, passed=passed), judgement=everyone)
@@ -131,12 +133,15 @@ def _make(
     """Make what can be made; return what passed the gate, fp32 first, and what did not, with the reason."""
     passed, rejected = [bench.fp32], []
     for plan in options.candidates():
+        if plan.format is VariantFormat.PIXEL and (reason := pixel.refusal(bench.source.model)):
+            rejected.append(tuning.Candidate(name=plan.id, reason=f"not for this model: {reason}"))
+            continue
         on_step(f"{plan.id}: make")
         try:
             candidate = plan.make(bench.source)
             on_step(f"{plan.id}: checks")
             passed.append(bench.examine(candidate, options.max_drop_points))
-        except (GateFailed, UsageError) as error:
+        except GateFailed as error:
             rejected.append(
                 tuning.Candidate(name=plan.id, reason=f"rejected: {str(error).removeprefix(f'{plan.id} ')}")
             )

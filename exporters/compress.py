@@ -26,7 +26,7 @@ from exporters.options import DEFAULT_OPSET, ExportOptions
 from exporters.prune import dispensable_border, prune
 from exporters.workbench import OnStep, Workbench
 from kit import bundle as bundles
-from kit import machine, models, tuning
+from kit import files, machine, models, tuning
 from kit.accuracy import accuracy
 from kit.bench.entries import Contender
 from kit.bench.measure import Plan
@@ -34,6 +34,7 @@ from kit.bench.request import Request
 from kit.bench.results import Results
 from kit.bench.run import bench as measure
 from kit.bundle import Bundle, GoldenSamples
+from kit.bundle.contents import MANIFEST
 from kit.errors import CheckFailed, UsageError
 from kit.models import Mlp
 from kit.runtime import registry
@@ -47,6 +48,7 @@ from kit.spec import (
     TrainingRecord,
     Variant,
     VariantFormat,
+    check_name,
 )
 from kit.training import confidence
 from kit.training.distill import distill
@@ -95,6 +97,7 @@ class CompressOptions:
             raise UsageError("batch sizes and epochs must be 1 or more")
         if not self.max_drop_points >= 0:
             raise UsageError(f"the allowed drop must not be negative, found {self.max_drop_points}")
+        RunnerOptions(threads=self.threads)  # refuses too many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +142,7 @@ def compress(
         CheckFailed: No width is fast enough.
         GateFailed: The smaller network loses too much; nothing was written.
     """
-    bundles.refuse_foreign(out)
+    _check_destination(bundle, out)
     bench = workbench.for_bundle(bundle, opset=DEFAULT_OPSET, data_dir=data_dir, on_step=on_step)
     assert bench.data is not None  # a bundle that kit trained names its data set
     assert bench.data.train is not None
@@ -175,6 +178,7 @@ def compress(
             world=here,
             on_step=lambda what, share: on_step(f"{what} ({share:.0%})"),
         )
+        device = f"{here.device.type} {'bfloat16' if chosen.bf16 and here.has_fast_bf16() else 'float32'}"
     seconds = time.perf_counter() - started
     spec = dataclasses.replace(bundle.spec, name=out.name, architecture=chosen.model)
     new = _own_bench(fitted, spec, bundle, bench, on_step)
@@ -189,6 +193,13 @@ def compress(
         _against(one, bench, options.max_drop_points)
     on_step("measuring both")
     results = _measure(bundle, _both(bundle, bench, passed), options, on_step)
+    reached = min((one.speedup for one in _speedups(results, "fp32")), default=0.0)
+    if reached < options.target_speedup:
+        raise CheckFailed(
+            f"fitted and measured once more it is {reached:.2f} times as fast, not {options.target_speedup:g}: the machine was "
+            "less steady than the widths' measurement made believe",
+            hint="nothing was published; try again with nothing else running, or use a lower --target-speedup",
+        )
     on_step("publishing")
     published = bundles.create(
         out,
@@ -196,7 +207,7 @@ def compress(
         golden=new.reference.golden,
         tools=machine.tool_versions(),
         weights=models.save_weights(fitted),
-        training=_record(bundle, chosen, against[0], seconds),
+        training=_record(bundle, chosen, against[0], seconds, device),
         variants=tuple((one.variant, one.data) for one in passed),
         origin=_origin(bundle, original, hidden, crop, against[1], results),
     )
@@ -204,6 +215,20 @@ def compress(
     return CompressReport(
         bundle=published, passed=passed, judgement=tuning.judge(results), results=results, weights=counts
     )
+
+
+def _check_destination(bundle: Bundle, out: Path) -> None:
+    """Refuse, before anything is made, what could not be written at the end."""
+    try:
+        check_name(out.name)
+    except ValueError as error:
+        raise UsageError(str(error), hint="choose another --out") from error
+    if out.resolve() in {bundle.folder.resolve(), bundle.origin.resolve()}:
+        raise UsageError(
+            f"{out} is the bundle that is to be compressed", hint="choose another --out: it stays as it is"
+        )
+    bundles.refuse_foreign(out)
+    files.check_writable(out / MANIFEST)
 
 
 def _widest(
@@ -384,7 +409,7 @@ def _speedups(results: Results, variant: str) -> tuple[Speedup, ...]:
     )
 
 
-def _record(bundle: Bundle, chosen: Recipe, validation: Accuracy | None, seconds: float) -> TrainingRecord:
+def _record(bundle: Bundle, chosen: Recipe, validation: Accuracy | None, seconds: float, device: str) -> TrainingRecord:
     before = bundle.manifest.training
     assert before is not None  # the workbench looked
     return TrainingRecord(
@@ -397,7 +422,7 @@ def _record(bundle: Bundle, chosen: Recipe, validation: Accuracy | None, seconds
         best_epoch=chosen.epochs,
         interrupted=False,
         train_seconds=round(seconds, 3),
-        device=before.device,
+        device=device,
     )
 
 

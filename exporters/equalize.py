@@ -13,7 +13,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from exporters.graph import assign, follow, initializers, uses
+from exporters.graph import assign, follow, initializers, is_plain, uses
 
 _PASSES = 20
 _LEAST = 1e-9
@@ -57,10 +57,13 @@ def _pairs(model: onnx.ModelProto) -> list[tuple[onnx.NodeProto, onnx.NodeProto]
 
     found = []
     for node in model.graph.node:
-        if node.op_type != "Gemm" or len(node.input) != 3 or not all(is_own(name) for name in node.input[1:]):
+        if node.op_type != "Gemm" or len(node.input) != 3 or not is_plain(node):
+            continue
+        if not all(is_own(name) for name in node.input[1:]):
             continue
         chain = follow(model, node.output[0])[:2]
         kinds = [one.op_type for one in chain]
-        if kinds == ["Relu", "Gemm"] and is_own(chain[1].input[1]) and chain[1].input[0] == chain[0].output[0]:
+        follows = kinds == ["Relu", "Gemm"] and chain[1].input[0] == chain[0].output[0]
+        if follows and is_own(chain[1].input[1]) and is_plain(chain[1]):
             found.append((node, chain[1]))
     return found

@@ -6,7 +6,9 @@ The quantizer knows MatMul only and passes over Gemm without a word, so that Gem
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 
 import onnx
 from onnx import helper
@@ -31,7 +33,8 @@ def quantize_weights(model: onnx.ModelProto, *, exclude: tuple[str, ...] = ()) -
         UsageError: A layer of that name does not exist, or all are excluded.
         GateFailed: A layer was skipped, because it is no dense one for instance, or the quantizer failed.
     """
-    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+    with _same_logging():
+        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     kept = excluded_layers(model, exclude)
     source = onnx.ModelProto()
@@ -68,6 +71,30 @@ def quantize_weights(model: onnx.ModelProto, *, exclude: tuple[str, ...] = ()) -
         layers_excluded=exclude,
     )
     return Quantized(model=quantized, record=record)
+
+
+@contextlib.contextmanager
+def _same_logging() -> Iterator[None]:
+    """Leave the root logger as it is: ONNX Runtime's module sets it up for everybody when it is imported."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.handlers[:] = handlers
+
+
+def unable(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Return the names of layers that weights of 4 bits are not for: convolutions, and Gemms that scale their product."""
+    found = layers(model)
+    return tuple(
+        dict.fromkeys(
+            one.name
+            for one in found
+            if one.node.op_type == "Conv" or (one.node.op_type == "Gemm" and not is_plain(one.node))
+        )
+    )
 
 
 def _as_matmul(model: onnx.ModelProto, layer: Layer) -> str:

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from exporters.equalize import equalize
-from exporters.graph import LAYERS, Layer, drop_unused_initializers, initializers, layers, strip
+from exporters.graph import LAYERS, Layer, drop_unused_initializers, initializers, is_plain, layers, strip
 from kit.errors import GateFailed, UsageError
 from kit.spec import Calibration, CalibrationMethod, ModelSpec, Quantization, QuantizationScheme, VariantFormat
 
@@ -113,7 +113,10 @@ def quantize_static(
         quantized = onnx.load(target)
     if door:
         _read_pixels_as_quantized(quantized, door)
-    if is_qdq:
+    makers = {name: node for node in model.graph.node for name in node.output}
+    if makers[model.graph.output[0].name].op_type in _FUSED:
+        pass  # the range of the quantized output is all that is left of the activation
+    elif is_qdq:
         _keep_logits_float(quantized)
         _add_last_bias(quantized)
     else:
@@ -251,7 +254,7 @@ def _add_last_bias(model: onnx.ModelProto) -> None:
     """Add the float bias of the layer that gives the logits behind it: with it inside, its integer kernel is not found."""
     graph, constants = model.graph, initializers(model)
     last = next(node for node in graph.node if graph.output[0].name in node.output)
-    if last.op_type != "Gemm" or len(last.input) != 3 or last.input[1] in constants:
+    if last.op_type != "Gemm" or len(last.input) != 3 or last.input[1] in constants or not is_plain(last):
         return
     bias, logits = last.input[2], last.output[0]
     del last.input[2:]
@@ -281,8 +284,8 @@ def count(model: onnx.ModelProto, quantized: onnx.ModelProto, exclude: tuple[str
     found = layers(model)
     floats = {t.name for t in quantized.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
     used = {name for node in quantized.graph.node if node.op_type in LAYERS for name in node.input}
-    left = [layer.name for layer in found if layer.weight in floats & used]
-    skipped = [name for name in left if name not in exclude]
+    left = [layer.name for layer in found if layer.weight in floats & used]  # a name twice where a layer runs twice
+    skipped = list(dict.fromkeys(name for name in left if name not in exclude))
     if ignored := [name for name in exclude if name not in left]:
         raise GateFailed(f"the quantizer quantized layers that were excluded: {', '.join(ignored)}")
     if skipped or not found:

@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from exporters.graph import drop_unused_initializers, follow, initializers, strip
+from exporters.graph import drop_unused_initializers, follow, initializers, is_plain, strip
 from kit.errors import UsageError
 
 DOMAIN = "com.microsoft"
@@ -34,7 +34,8 @@ def refusal(model: onnx.ModelProto) -> str:
     is_chain = body[::2] == ["Gemm"] * len(body[::2]) and body[1::2] == ["Relu"] * len(body[1::2]) and len(body) % 2
     door = [kind for kind in kinds[: len(kinds) - len(body)] if kind != "Slice"]
     if door in (["Cast", "Flatten"], ["Cast", "Reshape"]) and is_chain:
-        return ""
+        plain = all(is_plain(node) for node in model.graph.node if node.op_type == "Gemm")
+        return "" if plain else "it has a layer that is used twice, or scales its product"
     return f"its graph is no chain of dense layers with ReLU between them: {', '.join(dict.fromkeys(kinds))}"
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from kit.accuracy import probabilities
 from kit.bundle import Bundle, find
-from kit.errors import UsageError
+from kit.errors import Unavailable, UsageError
 from kit.images import to_pixels
 from kit.runtime import registry
 from kit.runtime.base import Placement, Runner, RunnerOptions
@@ -202,16 +202,27 @@ def load(
     """
     bundle = find(name)
     if variant is None and provider is None and threads is None:
-        choice = choice_for(bundle)
-        if choice is not None:
-            chosen = bundle.variant(choice.variant)
-            runner = registry.open_runner(choice.runtime, bundle, chosen, choice.options)
-            return Engine(bundle, chosen, runner, choice=choice)
+        engine = _tuned(bundle)
+        if engine is not None:
+            return engine
     where = Provider.CPU if provider is None else Provider.parse(provider)
     options = RunnerOptions(
         provider=where, threads=1 if threads is None else threads, device_id=device_id, allow_fallback=allow_fallback
     )
     return open_engine(bundle, variant, options=options)
+
+
+def _tuned(bundle: Bundle) -> Engine | None:
+    """Open what was chosen here; None where nothing was, or where its runtime does not load any more."""
+    choice = choice_for(bundle)
+    if choice is None:
+        return None
+    chosen = bundle.variant(choice.variant)
+    try:
+        runner = registry.open_runner(choice.runtime, bundle, chosen, choice.options)
+    except Unavailable:  # a choice is about speed: the default variant is as right
+        return None
+    return Engine(bundle, chosen, runner, choice=choice)
 
 
 def as_record(prediction: Prediction, spec: ModelSpec, *, file: str) -> dict[str, Any]:

@@ -71,10 +71,13 @@ def choice_for(bundle: Bundle) -> Choice | None:
     A store that cannot be read is as good as none: predicting must not fail for it.
     """
     try:
-        found = _choices().get(_key(bundle)) if store_path().exists() else None
-    except KitError:  # a choice of more threads than this machine has is one too
+        if not store_path().exists():
+            return None
+        key = _key(bundle)
+        found = serial.decode(Choice, _held()[key], path=key)
+    except (KitError, KeyError, serial.DecodeError, OSError):
         return None
-    if found is None or found.runtime_version != runtime_version(found.runtime):
+    if found.runtime_version != runtime_version(found.runtime):
         return None
     return found if found.variant in {variant.id for variant in bundle.variants} else None
 
@@ -86,7 +89,7 @@ def remember(bundle: Bundle, choice: Choice) -> None:
         BadInput: The store is no file of kit's.
         StorageUnavailable: It cannot be written.
     """
-    _save({**_choices(), _key(bundle): choice})
+    _save({**_held(), _key(bundle): serial.encode(choice)})
 
 
 def forget(bundle: Bundle) -> bool:
@@ -95,11 +98,21 @@ def forget(bundle: Bundle) -> bool:
     Raises:
         BadInput, StorageUnavailable: As for `remember`.
     """
-    choices = _choices()
-    if choices.pop(_key(bundle), None) is None:
+    held = _held()
+    if held.pop(_key(bundle), None) is None:
         return False
-    _save(choices)
+    _save(held)
     return True
+
+
+def check_writable() -> None:
+    """Refuse a store that `remember` would fail on: before a long measurement, not after it.
+
+    Raises:
+        BadInput, StorageUnavailable: As for `remember`.
+    """
+    _held()
+    files.check_writable(store_path())
 
 
 def runtime_version(runtime: str) -> str:
@@ -117,21 +130,22 @@ def _key(bundle: Bundle) -> str:
     return f"{this_machine().fingerprint}/{digest.hexdigest()[:16]}"
 
 
-def _choices() -> dict[str, Choice]:
+def _held() -> dict[str, Any]:
+    """Return the choices as they are kept, of other machines that share the folder too: only one's own is decoded."""
     path = store_path()
     try:
         data: Any = json.loads(path.read_bytes())
         if data["kind"] != _KIND or data["version"] != _VERSION:
-            raise BadInput(f"{path} is of another version of kit", hint=f"remove it and tune again: {path}")
-        return {key: serial.decode(Choice, value, path=key) for key, value in data["choices"].items()}
+            raise BadInput(f"{path} is of another version of kit", hint="remove it and tune again")
+        return dict(data["choices"])
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{path} holds no choices of kit tune: {error}", hint="remove it and tune again") from error
 
 
-def _save(choices: dict[str, Choice]) -> None:
-    held = {"kind": _KIND, "version": _VERSION, "choices": {key: serial.encode(one) for key, one in choices.items()}}
+def _save(choices: dict[str, Any]) -> None:
+    held = {"kind": _KIND, "version": _VERSION, "choices": choices}
     files.write(store_path(), json.dumps(held, indent=2) + "\n")

@@ -30,7 +30,6 @@ from kit.errors import CheckFailed, KitError, UsageError
 from kit.machine import this_machine
 from kit.runtime import registry
 from kit.runtime.base import RunnerOptions, logits_of
-from kit.runtime.onnxruntime import OnnxRuntimeRunner
 from kit.spec import Goal, Precision, Provider, Variant, VariantFormat
 from kit.tuned import Choice
 
@@ -87,14 +86,18 @@ class Tuned:
     results: Results
 
 
-def judge(results: Results) -> Judgement:
+def judge(results: Results, *, full_names: bool = False) -> Judgement:
     """Find the winner among the contestants of a run that fp32 on the CPU was part of.
+
+    Args:
+        results: Of that run.
+        full_names: Name runtime and session options even where all have the same.
 
     Raises:
         CheckFailed: The baseline itself could not be measured.
     """
     named: dict[str, list[Row]] = {}
-    is_one_way = len({(row.runtime, row.session) for row in results.rows}) == 1
+    is_one_way = not full_names and len({(row.runtime, row.session) for row in results.rows}) == 1
     for row in results.rows:
         named.setdefault(row.variant if is_one_way else _name(row), []).append(row)
     candidates = tuple(_candidate(name, tuple(rows)) for name, rows in named.items())
@@ -128,7 +131,7 @@ def tune(
         bundle: With two variants or more, or one that can be run in several ways.
         goal: What for.
         batch_size: Images in one call; None for 1 or, for throughput, 64.
-        most_threads: None for as many as CPUs may be used here.
+        most_threads: No more than so many, nor than CPUs may be used here.
         max_drop_points: Variants that lost more top-1 against fp32 when they were published are left out.
         plan: How long to measure.
         on_progress: Told what is being done, and its share of all.
@@ -139,16 +142,20 @@ def tune(
         StorageUnavailable: The choice cannot be kept.
     """
     size, plan = batch_size or BATCH_SIZES[goal], plan or Plan()
-    most_threads = most_threads or this_machine().cpus_to_use
+    cpus = this_machine().cpus_to_use
+    most_threads = min(most_threads or cpus, cpus)
+    tuned.check_writable()
     on_progress("checking the golden samples", 0.0)
-    right, refused = _right_variants(bundle, max_drop_points)
-    fields = [Contender(variant=one.id, runtime=runtime, options=RunnerOptions()) for runtime, one in _pairs(right)]
-    first = judge(_measure(bundle, fields, size, plan, lambda what, share: on_progress(what, 0.05 + 0.45 * share)))
+    fields, refused = _right(bundle, max_drop_points)
+    first = judge(
+        _measure(bundle, fields, size, plan, lambda what, share: on_progress(what, 0.05 + 0.45 * share)),
+        full_names=True,
+    )
     ranked = sorted((one for one in first.candidates if one.speed), key=lambda one: -(one.speed or 0.0))
     finalists = [next(one for one in fields if _shows(one, found)) for found in ranked[:_FINALISTS]]
     second = [fields[0], *_ways(finalists, most_threads)]
     results = _measure(bundle, second, size, plan, lambda what, share: on_progress(what, 0.5 + 0.5 * share))
-    final = judge(results)
+    final = judge(results, full_names=True)
     losers = tuple(one for one in first.candidates if one.name not in {found.name for found in final.candidates})
     judgement = dataclasses.replace(final, candidates=(*final.candidates, *losers, *refused))
     winner = final.winner.rows[0]
@@ -171,19 +178,23 @@ def tune(
     return Tuned(choice=choice, judgement=judgement, results=results)
 
 
-def _right_variants(bundle: Bundle, max_drop_points: float) -> tuple[list[Variant], tuple[Candidate, ...]]:
-    """Return the variants that do here what they did when they were published, fp32 first, and why others are out."""
+def _right(bundle: Bundle, max_drop_points: float) -> tuple[list[Contender], tuple[Candidate, ...]]:
+    """Return who does here what was promised when it was published, fp32 in ONNX Runtime first, and why others are out."""
     golden = bundle.golden()
     right, refused = [], []
-    for variant in sorted(bundle.variants, key=_plainness):
-        lost = variant.accuracy.drop_points if variant.accuracy else 0.0
-        if problem := _problem(bundle, variant, golden):
-            refused.append(Candidate(name=variant.id, reason=f"out: {problem}"))
-        elif lost > max_drop_points:
-            refused.append(Candidate(name=variant.id, reason=f"out: it loses {lost:.2f} points"))
-        else:
-            right.append(variant)
-    if not right or right[0].precision is not Precision.FP32:
+    for runtime in (name for name in RUNTIMES if registry.is_here(name)):
+        for variant in sorted(bundle.variants, key=_plainness):
+            if not registry.can_run(runtime, variant):
+                continue
+            lost = variant.accuracy.drop_points if variant.accuracy else 0.0
+            problem = f"it loses {lost:.2f} points" if lost > max_drop_points else ""
+            problem = problem or _problem(bundle, variant, runtime, golden)
+            if problem:
+                refused.append(Candidate(name=f"{variant.id} in {runtime}", reason=f"out: {problem}"))
+            else:
+                right.append(Contender(variant=variant.id, runtime=runtime, options=RunnerOptions()))
+    first = bundle.variant(right[0].variant) if right and right[0].runtime == registry.DEFAULT else None
+    if first is None or first.precision is not Precision.FP32:
         raise UsageError(
             f"bundle {bundle.name!r} has no fp32 variant that holds here, to compare the others with",
             hint=f"kit verify {bundle.name}; kit export {bundle.name}",
@@ -191,10 +202,10 @@ def _right_variants(bundle: Bundle, max_drop_points: float) -> tuple[list[Varian
     return right, tuple(refused)
 
 
-def _problem(bundle: Bundle, variant: Variant, golden: GoldenSamples) -> str:
+def _problem(bundle: Bundle, variant: Variant, runtime: str, golden: GoldenSamples) -> str:
     """Say what keeps a variant from doing here what it did when it was published; empty where nothing does."""
     try:
-        with OnnxRuntimeRunner(bundle.read(variant.artifact)) as runner:
+        with registry.open_runner(runtime, bundle, variant, RunnerOptions()) as runner:
             found = parity.compare(golden.logits, logits_of(runner, golden.pixels))
     except KitError as error:
         return str(error)
@@ -204,16 +215,6 @@ def _problem(bundle: Bundle, variant: Variant, golden: GoldenSamples) -> str:
 def _plainness(variant: Variant) -> tuple[int, bool, int]:
     precisions = list(Precision)
     return precisions.index(variant.precision), bool(variant.domains), _PLAINEST.index(variant.format)
-
-
-def _pairs(variants: Sequence[Variant]) -> list[tuple[str, Variant]]:
-    return [
-        (runtime, one)
-        for runtime in RUNTIMES
-        if registry.is_here(runtime)
-        for one in variants
-        if registry.can_run(runtime, one)
-    ]
 
 
 def _ways(finalists: Sequence[Contender], most_threads: int) -> list[Contender]:

@@ -142,6 +142,10 @@ def test_what_cannot_be_compressed_is_refused(tiny: Bundle, digits: Bundle, tmp_
     (strangers / "mine.txt").write_text("x")
     with pytest.raises(UsageError, match="other files"):
         compress(digits, strangers, QUICK)
+    with pytest.raises(UsageError, match="is the bundle that is to be compressed"):
+        compress(digits, digits.folder, QUICK)
+    with pytest.raises(UsageError, match="no bundle name"):
+        compress(digits, tmp_path / "my small", QUICK)
     for wrong in ({"target_speedup": 1.0}, {"epochs": 0}, {"batch_sizes": ()}, {"max_drop_points": -1.0}):
         with pytest.raises(UsageError):
             CompressOptions(**wrong)

@@ -460,3 +460,100 @@ def test_fp16_is_held_to_its_own_bar() -> None:
     assert not parity.judge_float(near).passed
     assert parity.judge_half(near).passed
     assert not parity.judge_half(parity.compare(exact, exact + np.float32(0.1))).passed
+
+
+class Scaled(torch.nn.Module):
+    """Ends in a product that is scaled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Linear(16, 8)
+        self.weight = torch.nn.Parameter(torch.randn(8, 3))
+        self.bias = torch.nn.Parameter(torch.randn(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.addmm(self.bias, torch.relu(self.first(x.flatten(1))), self.weight, alpha=3, beta=0.5)
+
+
+class Twice(torch.nn.Module):
+    """One layer that runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.again, self.last = (torch.nn.Linear(16, 8), torch.nn.Linear(8, 8), torch.nn.Linear(8, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = torch.relu(self.again(torch.relu(self.first(x.flatten(1)))))
+        return self.last(torch.relu(self.again(hidden)))
+
+
+class CutTwice(torch.nn.Module):
+    """Two cuts along one axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = torch.nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(x[:, 1:][:, :2].flatten(1))
+
+
+class Position(torch.nn.Module):
+    """Adds something of its own to every pixel before it cuts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.position, self.last = torch.nn.Parameter(torch.randn(4, 4)), torch.nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last((x + self.position)[:, 1:3].flatten(1))
+
+
+@pytest.mark.parametrize("mean", [0.4, 0.0])
+@pytest.mark.parametrize(
+    "module",
+    [
+        Scaled,
+        Twice,
+        CutTwice,
+        Position,
+        lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 8), torch.nn.Linear(8, 3), torch.nn.ReLU()),
+    ],
+)
+def test_modules_of_other_shapes_give_their_own_answers_in_every_format(
+    tiny_spec: ModelSpec, module: type[torch.nn.Module], mean: float
+) -> None:
+    torch.manual_seed(0)
+    spec = dataclasses.replace(tiny_spec, normalization=dataclasses.replace(tiny_spec.normalization, mean=mean))
+    made = module().eval()
+    pixels = noise(spec)
+    exact, source = reference_logits(made, spec, pixels), source_of(made, spec)
+    assert np.allclose(run(source.model, pixels), exact, atol=1e-4 * max(1.0, np.abs(exact).max()))
+    for options in (
+        ExportOptions(precisions=("fp16", "int8", "int4"), formats=("qdq", "qoperator")),
+        ExportOptions(precisions=("int8",), per_channel=False),
+        ExportOptions(precisions=("int8",), quantization="dynamic"),
+        ExportOptions(precisions=("int8",), formats=("pixel",)),
+    ):
+        for plan in candidates.plans(options):
+            if plan.format is VariantFormat.PIXEL and pixel.refusal(source.model):
+                continue
+            found = parity.compare(exact, run(plan.make(source).model, pixels))
+            limit = 0.25 if plan.precision is Precision.INT4 else 0.05
+            assert found.rms_error < limit * np.abs(exact).max(), (plan.id, found)
+
+
+def test_a_normalisation_without_a_mean_is_folded_too(tiny_spec: ModelSpec) -> None:
+    spec = dataclasses.replace(tiny_spec, normalization=dataclasses.replace(tiny_spec.normalization, mean=0.0))
+    source = source_of(models.build("mlp-8", shape=(16,), outputs=3).eval(), spec)
+    assert source.normalization_folded
+    assert [node.op_type for node in source.model.graph.node] == ["Cast", "Flatten", "Gemm", "Relu", "Gemm"]
+    assert pixel.refusal(source.model) == ""
+
+
+def test_int4_finds_its_exclusions_among_the_layers_it_can_quantize(tiny_spec: ModelSpec) -> None:
+    spec = dataclasses.replace(tiny_spec, architecture="Conv")
+    module = Conv().eval()
+    bench = workbench_of(module, spec)
+    (plan,) = candidates.plans(ExportOptions(precisions=("int4",), exclude_layers=("auto",)))
+    assert fewest_excluded(plan, bench, 50.0) == ("conv",)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import platform
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ from kit.bench.request import Request
 from kit.bench.results import Results, Row, Verdict
 from kit.bench.run import bench
 from kit.bench.stats import Comparison, Outcome
-from kit.bundle import Bundle, open_folder
+from kit.bundle import Bundle, open_folder, publish
 from kit.errors import BadInput, CheckFailed, UsageError
 from kit.runtime.base import RunnerOptions
 from kit.spec import Goal, Provider
@@ -142,9 +144,7 @@ def test_a_choice_is_forgotten_with_what_it_was_made_of(digits: Bundle, monkeypa
     assert tuned.choice_for(open_folder(digits.folder)) is None
 
 
-@pytest.mark.parametrize(
-    "content", ["", "[]", '{"kind": "x"}', '{"kind": "kit-tuning", "version": 1, "choices": {"a": 1}}']
-)
+@pytest.mark.parametrize("content", ["", "[]", '{"kind": "x"}', '{"kind": "kit-tuning", "version": 9, "choices": {}}'])
 def test_a_broken_store_keeps_nobody_from_predicting(digits: Bundle, choices: Path, content: str) -> None:
     choices.parent.mkdir(parents=True)
     choices.write_text(content)
@@ -182,9 +182,58 @@ def test_a_variant_that_is_wrong_here_or_lost_too_much_is_left_out(digits: Bundl
     bundle = dataclasses.replace(digits, manifest=dataclasses.replace(digits.manifest, variants=variants))
     done = tuning.tune(bundle, most_threads=1, plan=FAST)
     reasons = {one.name: one.reason for one in done.judgement.candidates}
-    assert "was altered" in reasons["int8-dynamic"]
-    assert "out: it loses" in reasons["int8-qdq"]
+    assert "was altered" in reasons["int8-dynamic in onnxruntime"]
+    assert "out: it loses" in reasons["int8-qdq in onnxruntime"]
     assert done.choice.variant == "fp32"
+
+
+def test_a_runtime_that_is_wrong_here_cannot_win(digits: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kit.runtime.openvino import OpenVinoRunner
+
+    honest = OpenVinoRunner.run
+    monkeypatch.setattr(OpenVinoRunner, "run", lambda self, pixels: -honest(self, pixels))
+    done = tuning.tune(digits, most_threads=1, plan=FAST)
+    reasons = {one.name: one.reason for one in done.judgement.candidates}
+    assert reasons["fp32 in openvino"].startswith("out: relative error")
+    assert reasons["int8-qdq in openvino"].startswith("out: ")
+    assert done.choice.runtime == "onnxruntime"
+
+
+def test_every_candidate_stands_once(digits: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "RUNTIMES", ("onnxruntime",))
+    names = [one.name for one in tuning.tune(digits, most_threads=1, plan=FAST).judgement.candidates]
+    assert len(names) == len(set(names))
+    assert all(", 1 thread" in name for name in names)
+
+
+def test_what_cannot_be_kept_is_said_before_anything_is_measured(digits: Bundle, choices: Path) -> None:
+    choices.parent.mkdir(parents=True)
+    choices.write_text("[]")
+    steps: list[str] = []
+    with pytest.raises(BadInput):
+        tuning.tune(digits, on_progress=lambda what, _: steps.append(what))
+    assert steps == []
+
+
+def test_choices_of_other_machines_in_a_shared_folder_stay_and_do_no_harm(digits: Bundle, choices: Path) -> None:
+    tuned.remember(digits, choice())
+    held = json.loads(choices.read_text())
+    other = {"variant": "fp32", "options": {"threads": 10_000}}
+    held["choices"]["another machine"] = other
+    choices.write_text(json.dumps(held))
+    assert tuned.choice_for(digits) == choice()
+    tuned.remember(digits, choice(variant="fp32"))
+    assert json.loads(choices.read_text())["choices"]["another machine"] == other
+
+
+def test_a_runtime_that_does_not_load_any_more_gives_way_to_the_default(
+    digits: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = tuned.runtime_version("openvino")
+    tuned.remember(digits, choice(runtime="openvino", options=RunnerOptions(), runtime_version=version))
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with kit.load(digits.folder) as engine:
+        assert (engine.choice, engine.runtime, engine.variant.id) == (None, "onnxruntime", "fp32")
 
 
 def test_without_fp32_there_is_nothing_to_compare_with(digits: Bundle) -> None:
@@ -229,6 +278,11 @@ def test_auto_leaves_out_what_loses_too_much(digits: Bundle, monkeypatch: pytest
         return made
 
     monkeypatch.setattr(int4, "quantize_weights", broken)
+    earlier = exporters.export_bundle(
+        digits, exporters.ExportOptions(precisions=("fp16",)), on_step=lambda _: None
+    ).bundle
+    with_int4 = tuple(dataclasses.replace(one, id="int4") if one.id == "fp16" else one for one in earlier.variants)
+    publish(earlier, tuple((one, earlier.read(one.artifact)) for one in with_int4 if one.id == "int4"), tools={})
     done = exporters.export_auto(digits, AutoOptions(batch_sizes=(1,), plan=FAST, max_drop_points=1.0))
     assert "int4" not in {variant.id for variant in done.report.bundle.variants}
     (reason,) = [one.reason for one in done.judgement.candidates if one.name == "int4"]

@@ -64,18 +64,18 @@ def export_table(report: ExportReport) -> None:
             )
 
 
-def judgement_table(judgement: Judgement) -> None:
-    """Print all candidates, what each was found to be, and who won."""
+def judgement_table(judgement: Judgement, *, names_winner: bool = True) -> None:
+    """Print all candidates, what each was found to be, and who won, where there was something to win."""
     sizes = sorted({row.batch_size for one in judgement.candidates for row in one.rows})
     table = _table("candidate", *(f"p50 us, batch {size}" for size in sizes), "verdict", left=("candidate", "verdict"))
     for one in judgement.candidates:
         found = {row.batch_size: row.latency.p50_us for row in one.rows if row.latency}
-        chosen = one.name == judgement.winner.name
+        chosen = names_winner and one.name == judgement.winner.name
         name = f"[bold green]{escape(one.name)}[/]" if chosen else escape(one.name)
         reason = escape(one.reason) + ("  [bold green]<- chosen[/]" if chosen else "")
         table.add_row(name, *(microseconds(found.get(size)) for size in sizes), reason)
     stdout().print(table)
-    if judgement.remark:
+    if judgement.remark and names_winner:
         remark(judgement.remark)
 
 
@@ -98,7 +98,7 @@ def choice(found: Choice | None, name: str) -> None:
 
 def compress_table(done: CompressReport) -> None:
     """Print both bundles' variants in one table, and what was left out."""
-    judgement_table(done.judgement)
+    judgement_table(done.judgement, names_winner=False)
     origin, (before, after) = done.bundle.manifest.origin, done.weights
     assert origin is not None  # it was compressed a moment ago
     found = origin.accuracy

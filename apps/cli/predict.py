@@ -59,6 +59,8 @@ def predict(
     bundle, sources = (arguments[0], arguments[1:]) if names_bundle else (None, arguments)
     if not sources:
         raise UsageError(f"no picture to read with bundle {bundle!r}", hint=f"kit predict {bundle} PICTURE")
+    if provider is None and (device_id or allow_fallback):
+        raise UsageError("--device-id and --allow-fallback change nothing on the CPU", hint="add --provider cuda")
     pictures = list(_pictures(sources))
     with engines.load(
         bundle,

@@ -65,6 +65,9 @@ def tune(
     name = bundle or found.name
     if forget:
         had = tuned.forget(found)
+        if as_json:
+            render.print_json({"forgotten": had})
+            return
         render.remark(
             f"Nothing is chosen for {found.name} here any more."
             if had

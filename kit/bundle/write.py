@@ -73,6 +73,7 @@ def publish(
     *,
     tools: Mapping[str, str],
     default: str | None = None,
+    withdrawn: tuple[str, ...] = (),
 ) -> Bundle:
     """Add checked variants to a bundle, replacing those of the same id, in one step.
 
@@ -81,6 +82,7 @@ def publish(
         variants: With their bytes.
         tools: Package names and versions that made them.
         default: Id of the variant that becomes the default; the one there is stays without it.
+        withdrawn: Ids of variants that are taken out, if they are there.
 
     Raises:
         CheckFailed: Its weights were replaced since `bundle` was opened, so that the variants are of another model.
@@ -95,7 +97,7 @@ def publish(
                 f"bundle {bundle.name!r} was trained anew meanwhile; nothing was published",
                 hint=f"kit export {bundle.name}",
             )
-        merged = {variant.id: variant for variant in current.variants}
+        merged = {variant.id: variant for variant in current.variants if variant.id not in withdrawn}
         for variant, data in variants:
             merged[variant.id] = _add_variant(bundle.folder, variant, data)
         manifest = dataclasses.replace(

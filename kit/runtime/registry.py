@@ -133,6 +133,8 @@ def open_runner(name: str, bundle: Bundle, variant: Variant, options: RunnerOpti
     except ModuleNotFoundError as error:
         missing = explain(error) or PackageMissing(f"the runtime {name!r} needs {error.name}, which is not installed")
         raise missing from error
+    except ImportError as error:  # a broken installation: its own message names the library
+        raise Unavailable(f"the runtime {name!r} does not load: {error}", hint="install its package again") from error
 
 
 def _plug(name: str) -> tuple[Open, frozenset[VariantFormat] | None]:
