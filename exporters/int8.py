@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from exporters.equalize import equalize
-from exporters.graph import LAYERS, Layer, drop_unused_initializers, initializers, is_plain, layers, strip
+from exporters.graph import LAYERS, Layer, drop_unused_initializers, initializers, is_plain, layers, strip, uses
 from kit.errors import GateFailed, UsageError
 from kit.spec import Calibration, CalibrationMethod, ModelSpec, Quantization, QuantizationScheme, VariantFormat
 
@@ -92,6 +92,8 @@ def quantize_static(
     is_qdq = form is VariantFormat.QDQ
     model, equalized = prepared(model, per_channel=per_channel)
     kept = excluded_layers(model, exclude)
+    if not is_qdq:
+        _refuse_shared_biases(model)
     door = _door(model, kept)
     # Raw pixels are quantized as they are, whatever range the samples happened to show.
     known = {door: [{"scale": np.array(1, np.float32), "zero_point": np.array(0, np.uint8)}]} if door else {}
@@ -201,6 +203,25 @@ def _recorded(
         calibration=calibration,
     )
     return Quantized(model=quantized, record=record)
+
+
+def _refuse_shared_biases(model: onnx.ModelProto) -> None:
+    """Refuse a bias that is added twice: as an integer it has the scale of one input, and the other's answers are off.
+
+    Raises:
+        GateFailed: There is one.
+    """
+    constants = initializers(model)
+    shared = [
+        layer.name
+        for layer in layers(model)
+        if len(layer.node.input) == 3 and layer.node.input[2] in constants and uses(model, layer.node.input[2]) > 1
+    ]
+    if shared:
+        raise GateFailed(
+            f"{shared[0]} runs more than once, and integer operators have one scale for its bias",
+            hint="use --format qdq",
+        )
 
 
 def _door(model: onnx.ModelProto, kept: tuple[Layer, ...]) -> str:

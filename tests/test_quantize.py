@@ -538,6 +538,10 @@ def test_modules_of_other_shapes_give_their_own_answers_in_every_format(
         for plan in candidates.plans(options):
             if plan.format is VariantFormat.PIXEL and pixel.refusal(source.model):
                 continue
+            if plan.format is VariantFormat.QOPERATOR and module is Twice:
+                with pytest.raises(GateFailed, match="again runs more than once"):
+                    plan.make(source)
+                continue
             found = parity.compare(exact, run(plan.make(source).model, pixels))
             limit = 0.25 if plan.precision is Precision.INT4 else 0.05
             assert found.rms_error < limit * np.abs(exact).max(), (plan.id, found)
