@@ -39,7 +39,8 @@ def quantize_weights(model: onnx.ModelProto, *, exclude: tuple[str, ...] = ()) -
     kept = excluded_layers(model, exclude)
     source = onnx.ModelProto()
     source.CopyFrom(model)
-    matmuls = {layer.name: _as_matmul(source, layer) for layer in layers(source)}
+    named = {layer.name for layer in kept}
+    left = [name for layer in layers(source) if (name := _as_matmul(source, layer)) and layer.name in named]
     logger = logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -49,7 +50,7 @@ def quantize_weights(model: onnx.ModelProto, *, exclude: tuple[str, ...] = ()) -
             block_size=BLOCK_SIZE,
             is_symmetric=False,
             accuracy_level=_INTEGER_ARITHMETIC,
-            nodes_to_exclude=[matmuls[layer.name] for layer in kept],
+            nodes_to_exclude=left,
         )
         quantizer.process()
     except (RuntimeError, ValueError, TypeError) as error:
@@ -103,10 +104,10 @@ def _as_matmul(model: onnx.ModelProto, layer: Layer) -> str:
     if gemm.op_type != "Gemm" or not is_plain(gemm):
         return str(gemm.name)
     place = list(model.graph.node).index(gemm)
-    name, product = f"{layer.name}.MatMul", f"{gemm.output[0]}.product"
+    name, product = f"{gemm.output[0]}.MatMul", f"{gemm.output[0]}.product"
     nodes = [helper.make_node("MatMul", list(gemm.input[:2]), [product], name=name)]
     if len(gemm.input) == 3:
-        nodes.append(helper.make_node("Add", [product, gemm.input[2]], [gemm.output[0]], name=f"{layer.name}.Add"))
+        nodes.append(helper.make_node("Add", [product, gemm.input[2]], [gemm.output[0]], name=f"{gemm.output[0]}.Add"))
     else:
         nodes[0].output[0] = gemm.output[0]
     model.graph.node.remove(gemm)
