@@ -152,7 +152,15 @@ def test_what_cannot_be_compressed_is_refused(tiny: Bundle, digits: Bundle, tmp_
 
 
 @pytest.mark.slow
-def test_the_command_compresses(kit_inside: Kit, digits: Bundle, tmp_path: Path) -> None:
+def test_the_command_compresses(
+    kit_inside: Kit, digits: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = compressing.compress
+
+    def quickly(bundle: Bundle, out: Path, options: CompressOptions, **named: object) -> compressing.CompressReport:
+        return whole(bundle, out, dataclasses.replace(options, plan=QUICK.plan), **named)
+
+    monkeypatch.setattr(compressing, "compress", quickly)
     found = kit_inside(
         *("compress", str(digits.folder), "--target-speedup", "1.01", "--batch-size", "64", "--epochs", "4"),
         *("--max-drop", "8", "--out", str(tmp_path / "small")),
