@@ -8,11 +8,10 @@ machine `kit tune` may choose otherwise.
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from exporters import candidates, pixel, workbench
+from exporters import candidates, pixel, trial, workbench
 from exporters.candidates import Plan
 from exporters.gate import Passed
 from exporters.options import DEFAULT_MAX_DROP_POINTS, DEFAULT_OPSET, ExportOptions
@@ -20,13 +19,9 @@ from exporters.pipeline import ExportReport
 from exporters.workbench import OnStep, Workbench
 from kit import bundle as bundles
 from kit import machine, tuning
-from kit.bench.entries import Contender
 from kit.bench.measure import Plan as BenchPlan
-from kit.bench.request import Request
-from kit.bench.run import bench as measure
 from kit.bundle import Bundle
 from kit.errors import GateFailed, UsageError
-from kit.runtime import registry
 from kit.runtime.base import RunnerOptions
 from kit.spec import CalibrationMethod, Precision, QuantizationScheme, VariantFormat
 from kit.tuning import Judgement
@@ -114,11 +109,20 @@ def export_auto(
     bench = workbench.for_bundle(bundle, opset=options.opset, data_dir=data_dir, on_step=on_step)
     passed, rejected = _make(bench, options, on_step)
     on_step("measuring")
-    judgement = _judge(bundle, passed, options, on_step)
+    entries = tuple((one.variant, one.data) for one in passed)
+    results = trial.measure(
+        bundle,
+        entries,
+        batch_sizes=options.batch_sizes,
+        threads=options.threads,
+        plan=options.plan,
+        on_step=on_step,
+    )
+    judgement = tuning.judge(results)
     on_step("publishing")
     published = bundles.publish(
         bundle,
-        tuple((one.variant, one.data) for one in passed),
+        entries,
         tools=machine.tool_versions(),
         default=judgement.winner.rows[0].variant,
         withdrawn=tuple(one.name for one in rejected),
@@ -146,27 +150,3 @@ def _make(
                 tuning.Candidate(name=plan.id, reason=f"rejected: {str(error).removeprefix(f'{plan.id} ')}")
             )
     return tuple(passed), tuple(rejected)
-
-
-def _judge(bundle: Bundle, passed: tuple[Passed, ...], options: AutoOptions, on_step: OnStep) -> Judgement:
-    """Bench all that passed, side by side, before they are published."""
-    with tempfile.TemporaryDirectory(prefix="kit-") as folder:
-        trial = bundles.create(
-            Path(folder) / bundle.name,
-            spec=bundle.spec,
-            golden=bundle.golden(),
-            tools=machine.tool_versions(),
-            variants=tuple((one.variant, one.data) for one in passed),
-        )
-        request = Request(
-            contenders=tuple(
-                Contender(variant=variant.id, runtime=registry.DEFAULT, options=RunnerOptions(threads=options.threads))
-                for variant in trial.variants
-            ),
-            batch_sizes=options.batch_sizes,
-            plan=options.plan,
-            counts_accuracy=False,
-        )
-        return tuning.judge(
-            measure(trial, request, on_progress=lambda what, share: on_step(f"measuring: {what}, {share:.0%}"))
-        )

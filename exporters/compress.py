@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from exporters import onnx_graph, pipeline, workbench
+from exporters import onnx_graph, pipeline, trial, workbench
 from exporters.gate import Passed, check_accuracy
 from exporters.options import DEFAULT_OPSET, ExportOptions
 from exporters.prune import dispensable_border, prune
@@ -28,16 +27,12 @@ from exporters.workbench import OnStep, Workbench
 from kit import bundle as bundles
 from kit import files, machine, models, tuning
 from kit.accuracy import accuracy
-from kit.bench.entries import Contender
 from kit.bench.measure import Plan
-from kit.bench.request import Request
 from kit.bench.results import Results
-from kit.bench.run import bench as measure
 from kit.bundle import Bundle, GoldenSamples
 from kit.bundle.contents import MANIFEST
 from kit.errors import CheckFailed, UsageError
 from kit.models import Mlp
-from kit.runtime import registry
 from kit.runtime.base import RunnerOptions
 from kit.spec import (
     Accuracy,
@@ -253,12 +248,12 @@ def _widest(
         places = sorted({round(place) for place in np.linspace(low, high, min(_AT_ONCE, high - low - 1) + 2)[1:-1]})
         tried = {place: _scaled(hidden, firsts[place]) for place in places}
         on_step("measuring widths " + ", ".join("-".join(map(str, one)) for one in tried.values()))
-        trial = [(_renamed(bench.fp32.variant, _ORIGINAL), bench.fp32.data)]
+        standing = [(_renamed(bench.fp32.variant, _ORIGINAL), bench.fp32.data)]
         for place, sizes in tried.items():
             model = onnx_graph.to_onnx(smaller(sizes).eval(), bundle.spec).model
             data = model.SerializeToString(deterministic=True)
-            trial.append((_renamed(bench.fp32.variant, f"width-{place}"), data))
-        results = _measure(bundle, trial, options, lambda _: None)
+            standing.append((_renamed(bench.fp32.variant, f"width-{place}"), data))
+        results = _measure(bundle, standing, options, lambda _: None)
         for place in places:
             speedups = _speedups(results, f"width-{place}")
             slowest = min((one.low for one in speedups), default=0.0)
@@ -371,26 +366,14 @@ def _both(bundle: Bundle, bench: Workbench, passed: Sequence[Passed]) -> list[tu
 def _measure(
     bundle: Bundle, variants: Sequence[tuple[Variant, bytes]], options: CompressOptions, on_step: OnStep
 ) -> Results:
-    """Bench variants side by side, the first as the baseline, in a bundle that is thrown away."""
-    with tempfile.TemporaryDirectory(prefix="kit-") as folder:
-        trial = bundles.create(
-            Path(folder) / bundle.name,
-            spec=bundle.spec,
-            golden=bundle.golden(),
-            tools=machine.tool_versions(),
-            variants=tuple(variants),
-        )
-        contenders = tuple(
-            Contender(variant=one.id, runtime=registry.DEFAULT, options=RunnerOptions(threads=options.threads))
-            for one in trial.variants
-        )
-        request = Request(
-            contenders=contenders,
-            batch_sizes=options.batch_sizes,
-            plan=options.plan,
-            counts_accuracy=False,
-        )
-        return measure(trial, request, on_progress=lambda what, share: on_step(f"measuring: {what}, {share:.0%}"))
+    return trial.measure(
+        bundle,
+        variants,
+        batch_sizes=options.batch_sizes,
+        threads=options.threads,
+        plan=options.plan,
+        on_step=on_step,
+    )
 
 
 def _renamed(variant: Variant, name: str) -> Variant:

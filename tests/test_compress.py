@@ -12,19 +12,20 @@ import torch
 from exporters import compress as compressing
 from exporters.compress import CompressOptions, compress
 from exporters.prune import dispensable_border, prune
+from exporters.workbench import for_bundle
 from kit import data, models
 from kit.bench.measure import Plan
 from kit.bundle import Bundle, find
 from kit.errors import CheckFailed, GateFailed, UsageError
 from kit.models import Mlp
-from kit.spec import Normalization, Precision
+from kit.spec import Normalization, Precision, Speedup, Variant
 from kit.training.distill import with_batch_norm
 from kit.verify import verify
 from tests.conftest import Kit
 
 PLAIN = Normalization(mean=0.0, std=1.0)
 QUICK = CompressOptions(
-    target_speedup=1.05, batch_sizes=(256,), epochs=3, max_drop_points=5.0, plan=Plan(rounds=10, turn_ms=1.0)
+    target_speedup=1.01, batch_sizes=(256,), epochs=4, max_drop_points=5.0, plan=Plan(rounds=10, turn_ms=1.0)
 )
 
 
@@ -75,7 +76,43 @@ def test_batch_normalisation_put_in_and_folded_away_changes_nothing() -> None:
             assert torch.allclose(found(normalized), module(normalized), atol=1e-4)
 
 
+def test_the_widest_that_is_surely_fast_enough_is_found_in_few_runs(
+    digits: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock is left out: a width is so many times as fast as it is said to be here."""
+    runs: list[list[str]] = []
+
+    def measure(_bundle: Bundle, standing: list[tuple[Variant, bytes]], *_: object) -> list[str]:
+        runs.append([variant.id for variant, _ in standing])
+        return runs[-1]
+
+    def speedups(_results: object, name: str) -> tuple[Speedup, ...]:
+        found = 8.0 / (int(name.removeprefix("width-")) + 1)
+        return (Speedup(batch_size=1, threads=1, speedup=found + 0.1, low=found, high=found + 0.2),)
+
+    monkeypatch.setattr(compressing, "_measure", measure)
+    monkeypatch.setattr(compressing, "_speedups", speedups)
+    bench = for_bundle(digits, opset=20, data_dir=None, on_step=lambda _: None)
+    original = models.load_trained(digits.spec, digits.path(digits.manifest.weights))
+    pixels = digits_pixels()
+
+    def smaller(hidden: tuple[int, ...]) -> Mlp:
+        return prune(original, hidden, 0, pixels, digits.spec.normalization)
+
+    options = dataclasses.replace(QUICK, target_speedup=2.0)
+    found = compressing._widest(digits, bench, smaller, original.sizes[1:-1], options, lambda _: None)
+    assert found == (64, 32, 16)
+    assert len(runs) <= 3
+
+
+@pytest.fixture
+def half(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the original's width, without asking the clock: what is fast enough on a busy machine is another matter."""
+    monkeypatch.setattr(compressing, "_widest", lambda *_: (256, 128, 64))
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("half")
 def test_a_smaller_bundle_is_published_and_says_what_it_was_made_of(digits: Bundle, tmp_path: Path) -> None:
     done = compress(digits, tmp_path / "small", QUICK)
     bundle = find(tmp_path / "small")
@@ -152,6 +189,7 @@ def test_what_cannot_be_compressed_is_refused(tiny: Bundle, digits: Bundle, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("half")
 def test_the_command_compresses(
     kit_inside: Kit, digits: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
