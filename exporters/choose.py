@@ -105,7 +105,7 @@ def export_auto(
     Raises:
         UsageError, DatasetUnavailable, GateFailed: As for `export_bundle`; one candidate that fails is no failure.
     """
-    bundles.refuse_packed(bundle)
+    bundles.refuse_unwritable(bundle)
     bench = workbench.for_bundle(bundle, opset=options.opset, data_dir=data_dir, on_step=on_step)
     passed, rejected = _make(bench, options, on_step)
     on_step("measuring")

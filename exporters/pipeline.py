@@ -50,7 +50,7 @@ def export_bundle(
         DatasetUnavailable: The data set it was trained on, which the gate needs, is not here.
         GateFailed: A check said no; the bundle is as it was.
     """
-    bundles.refuse_packed(bundle)
+    bundles.refuse_unwritable(bundle)
     bench = workbench.for_bundle(bundle, opset=options.opset, data_dir=data_dir, on_step=on_step)
     passed = make(bench, options, on_step)
     on_step("publishing")

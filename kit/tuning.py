@@ -138,6 +138,7 @@ def tune(
 
     Raises:
         UsageError: There is no fp32 variant to compare with.
+        BundleInvalid: A file of it is missing or altered.
         CheckFailed: Nothing could be measured.
         StorageUnavailable: The choice cannot be kept.
     """
@@ -204,6 +205,7 @@ def _right(bundle: Bundle, max_drop_points: float) -> tuple[list[Contender], tup
 
 def _problem(bundle: Bundle, variant: Variant, runtime: str, golden: GoldenSamples) -> str:
     """Say what keeps a variant from doing here what it did when it was published; empty where nothing does."""
+    bundle.read(variant.artifact)  # a damaged bundle is no bundle to choose from: what is damaged must be mended
     try:
         with registry.open_runner(runtime, bundle, variant, RunnerOptions()) as runner:
             found = parity.compare(golden.logits, logits_of(runner, golden.pixels))
@@ -296,7 +298,7 @@ def _reason(rows: tuple[Row, ...], speed: float, outcomes: set[Outcome]) -> str:
     ):
         said += ": runs as fp32"
     if row.accuracy is not None and row.precision is not Precision.FP32:
-        said += f", {0.0 - row.accuracy.drop_points:+.2f} points"
+        said += f", top-1 {0.0 - row.accuracy.drop_points:+.2f} points"
     return said
 
 

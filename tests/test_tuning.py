@@ -23,7 +23,7 @@ from kit.bench.results import Results, Row, Verdict
 from kit.bench.run import bench
 from kit.bench.stats import Comparison, Outcome
 from kit.bundle import Bundle, open_folder, publish
-from kit.errors import BadInput, CheckFailed, UsageError
+from kit.errors import BadInput, BundleInvalid, CheckFailed, UsageError
 from kit.runtime.base import RunnerOptions
 from kit.spec import Goal, Provider
 from kit.tuned import Choice
@@ -79,7 +79,7 @@ def test_the_fastest_wins_that_is_slower_nowhere(measured: Results) -> None:
     assert found.winner.name == "int8-qdq"
     reasons = {one.name: one.reason for one in found.candidates}
     assert reasons["fp32"] == "the baseline"
-    assert reasons["int8-qdq"].startswith("1.41x faster, ")
+    assert reasons["int8-qdq"].startswith("1.41x faster, top-1 ")
     assert "9.00x faster at batch 1 and 1.11x slower at batch 2" in reasons["int8-dynamic"]
     assert found.winner.speed == pytest.approx(math.sqrt(2))
     assert found.remark == ""
@@ -171,8 +171,6 @@ def test_tune_measures_chooses_and_remembers(digits: Bundle) -> None:
 
 
 def test_a_variant_that_is_wrong_here_or_lost_too_much_is_left_out(digits: Bundle) -> None:
-    path = digits.path(digits.variant("int8-dynamic").artifact)
-    path.write_bytes(path.read_bytes()[:-1] + b"x")
     lossy = digits.variant("int8-qdq")
     assert lossy.accuracy is not None
     worse = dataclasses.replace(
@@ -182,9 +180,17 @@ def test_a_variant_that_is_wrong_here_or_lost_too_much_is_left_out(digits: Bundl
     bundle = dataclasses.replace(digits, manifest=dataclasses.replace(digits.manifest, variants=variants))
     done = tuning.tune(bundle, most_threads=1, plan=FAST)
     reasons = {one.name: one.reason for one in done.judgement.candidates}
-    assert "was altered" in reasons["int8-dynamic in onnxruntime"]
     assert "out: it loses" in reasons["int8-qdq in onnxruntime"]
-    assert done.choice.variant == "fp32"
+    assert done.choice.variant != "int8-qdq"
+
+
+def test_a_damaged_bundle_is_not_tuned_and_the_line_that_mends_it_is_said(digits: Bundle, choices: Path) -> None:
+    path = digits.path(digits.variant("int8-dynamic").artifact)
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(BundleInvalid, match="was altered") as caught:
+        tuning.tune(digits, most_threads=1, plan=FAST)
+    assert caught.value.hint.endswith("--precision int8 --quantization dynamic")
+    assert not choices.exists()
 
 
 def test_a_runtime_that_is_wrong_here_cannot_win(digits: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,9 +243,10 @@ def test_a_runtime_that_does_not_load_any_more_gives_way_to_the_default(
 
 
 def test_without_fp32_there_is_nothing_to_compare_with(digits: Bundle) -> None:
-    digits.path(digits.variant("fp32").artifact).write_bytes(b"")
+    variants = tuple(one for one in digits.variants if one.id != "fp32")
+    manifest = dataclasses.replace(digits.manifest, variants=variants, default_variant="int8-qdq")
     with pytest.raises(UsageError, match="no fp32 variant"):
-        tuning.tune(digits, most_threads=1, plan=FAST)
+        tuning.tune(dataclasses.replace(digits, manifest=manifest), most_threads=1, plan=FAST)
 
 
 def test_the_command_shows_chooses_and_forgets(kit_inside: Kit, digits: Bundle) -> None:

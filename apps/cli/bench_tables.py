@@ -201,7 +201,8 @@ def _notes(console: Console, results: Results) -> None:
         and not any(row.cold or row.profile for row in results.rows)
     ):
         found = counted.accuracy
-        where = "counted now" if counted.accuracy_source == "live" else "* from the manifest, not counted here"
+        sources = {row.accuracy_source for row in results.rows if row.accuracy}
+        where = "counted now" if sources == {"live"} else "* from the manifest, not counted here"
         console.print(f"top-1: {found.dataset} {found.split}, {found.images:,} images; {where}.", soft_wrap=True)
     if any(latency.p99_us is None for latency in warm):
         console.print("p99 is shown from 1,000 calls on.", soft_wrap=True)

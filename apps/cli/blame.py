@@ -17,7 +17,7 @@ from kit.spec import Precision
 @click.option(
     "--precision",
     type=click.Choice([Precision.INT8, Precision.INT4], case_sensitive=False),
-    default=Precision.INT8,
+    default=Precision.INT8.value,
     show_default=True,
     help="What to quantize to.",
 )
@@ -81,6 +81,9 @@ def blame(
         files.write(output, draw(result, form=output.suffix.lower()[1:]))
         render.remark(f"Drawn into {output}.")
     name = bundle or found.name
-    render.next_steps(
-        (f"kit export {name} --precision {precision} --exclude-layer auto", "leave the fewest layers in float"),
-    )
+    if result.together is not None and result.together.drop_points > 0:
+        render.next_steps(
+            (f"kit export {name} --precision {precision} --exclude-layer auto", "leave the fewest layers in float"),
+        )
+    elif result.together is not None:
+        render.remark("All layers together lose nothing: none needs to stay in float.")

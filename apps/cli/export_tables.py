@@ -67,7 +67,7 @@ def export_table(report: ExportReport) -> None:
 def judgement_table(judgement: Judgement, *, names_winner: bool = True) -> None:
     """Print all candidates, what each was found to be, and who won, where there was something to win."""
     sizes = sorted({row.batch_size for one in judgement.candidates for row in one.rows})
-    table = _table("candidate", *(f"p50 us, batch {size}" for size in sizes), "verdict", left=("candidate", "verdict"))
+    table = _table("candidate", *(f"p50 µs, batch {size}" for size in sizes), "verdict", left=("candidate", "verdict"))
     for one in judgement.candidates:
         found = {row.batch_size: row.latency.p50_us for row in one.rows if row.latency}
         chosen = names_winner and one.name == judgement.winner.name
@@ -75,6 +75,8 @@ def judgement_table(judgement: Judgement, *, names_winner: bool = True) -> None:
         reason = escape(one.reason) + ("  [bold green]<- chosen[/]" if chosen else "")
         table.add_row(name, *(microseconds(found.get(size)) for size in sizes), reason)
     stdout().print(table)
+    if names_winner:
+        stdout().print("Of those within 2 % of the fastest, the plainest is chosen.", soft_wrap=True)
     if judgement.remark and names_winner:
         remark(judgement.remark)
 
@@ -91,7 +93,7 @@ def choice(found: Choice | None, name: str) -> None:
     )
     stdout().print(
         f"{name} here, for {found.goal} at batch {found.batch_size}: [bold]{escape(found.describe())}[/], "
-        f"p50 {microseconds(found.p50_us)} us{told}; measured {found.measured}",
+        f"p50 {microseconds(found.p50_us)} µs{told}; measured {found.measured}",
         soft_wrap=True,
     )
 

@@ -13,7 +13,7 @@ from kit.spec import Goal
 @click.option(
     "--goal",
     type=click.Choice(list(Goal), case_sensitive=False),
-    default=Goal.LATENCY,
+    default=Goal.LATENCY.value,
     show_default=True,
     help="The quickest answer to one image, or the most images in a second.",
 )
@@ -34,7 +34,7 @@ from kit.spec import Goal
 def tune(
     ctx: click.Context,
     bundle: str | None,
-    goal: Goal,
+    goal: str,
     batch_size: int | None,
     max_threads: int | None,
     max_drop: float,
@@ -86,7 +86,7 @@ def tune(
     with render.progress(1.0) as update:
         done = tuning.tune(
             found,
-            goal=goal,
+            goal=Goal.parse(goal),
             batch_size=batch_size,
             most_threads=max_threads,
             max_drop_points=max_drop,

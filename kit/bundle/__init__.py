@@ -27,7 +27,15 @@ from kit.bundle.packed import Packed
 from kit.bundle.packed import check as check_packed
 from kit.bundle.packing import pack, unpack
 from kit.bundle.read import ROOT, Bundle, open_folder
-from kit.bundle.write import attach_card, create, file_ref, publish, refuse_foreign, refuse_packed
+from kit.bundle.write import (
+    attach_card,
+    create,
+    file_ref,
+    publish,
+    refuse_foreign,
+    refuse_packed,
+    refuse_unwritable,
+)
 
 __all__ = [
     "ROOT",
@@ -47,6 +55,7 @@ __all__ = [
     "publish",
     "refuse_foreign",
     "refuse_packed",
+    "refuse_unwritable",
     "scan",
     "scan_packed",
     "unpack",

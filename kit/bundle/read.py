@@ -12,7 +12,7 @@ from typing import Any
 from kit import serial
 from kit.bundle.contents import MANIFEST, SCHEMA_VERSION, GoldenSamples, Manifest, golden_from_bytes
 from kit.errors import BundleInvalid, UsageError
-from kit.spec import FileRef, ModelSpec, Variant
+from kit.spec import FileRef, ModelSpec, Precision, Variant, VariantFormat
 
 MANIFEST_MAX_BYTES = 16 * 2**20
 ROOT = Path("artifacts")
@@ -98,11 +98,11 @@ class Bundle:
             size = path.stat().st_size
         except OSError as error:
             raise BundleInvalid(
-                f"bundle {self.name!r} lacks {ref.file}, which its manifest names", hint=self._restore_hint()
+                f"bundle {self.name!r} lacks {ref.file}, which its manifest names", hint=self._restore_hint(ref)
             ) from error
         if size != ref.size_bytes:
             raise BundleInvalid(
-                f"{path} has {size} bytes, its manifest says {ref.size_bytes}", hint=self._restore_hint()
+                f"{path} has {size} bytes, its manifest says {ref.size_bytes}", hint=self._restore_hint(ref)
             )
         return path
 
@@ -121,7 +121,7 @@ class Bundle:
         if found != ref.sha256:
             raise BundleInvalid(
                 f"{self.folder / ref.file} was altered: sha256 {found[:12]}…, its manifest says {ref.sha256[:12]}…",
-                hint=self._restore_hint(),
+                hint=self._restore_hint(ref),
             )
         return data
 
@@ -136,9 +136,12 @@ class Bundle:
     def _export_hint(self) -> str:
         return f"kit unpack {self.packed}, then: kit export {self.name}" if self.packed else f"kit export {self.name}"
 
-    def _restore_hint(self) -> str:
+    def _restore_hint(self, ref: FileRef) -> str:
         """Say how to mend its files; the copy of a packed bundle is checked and mended whenever it is opened."""
-        return f"open {self.packed} again" if self.packed else _restore_hint(self.name)
+        if self.packed:
+            return f"open {self.packed} again"
+        variant = next((one for one in self.variants if one.artifact == ref), None)
+        return _restore_hint(self.name, _flags(variant) if variant else "")
 
 
 def open_folder(folder: Path) -> Bundle:
@@ -196,8 +199,22 @@ def _refuse_paths(manifest: Manifest, path: Path) -> None:
             raise BundleInvalid(f"{path} names {ref.file!r}, which is not a plain file name")
 
 
-def _restore_hint(name: str) -> str:
-    return f"copy the bundle again from where it came, or rebuild it: kit export {name}"
+def _restore_hint(name: str, flags: str = "") -> str:
+    return f"copy the bundle again from where it came, or rebuild it: kit export {name}{flags}"
+
+
+def _flags(variant: Variant) -> str:
+    """Return what `kit export` is to be told to make a variant again, beyond the bundle's name."""
+    if variant.precision is Precision.FP32:
+        return ""
+    said = f" --precision {variant.precision}"
+    if variant.format in {VariantFormat.QOPERATOR, VariantFormat.PIXEL}:
+        said += f" --format {variant.format}"
+    if variant.format is VariantFormat.DYNAMIC:
+        said += " --quantization dynamic"
+    if variant.id.endswith(("-per-tensor", "-per-channel")):
+        said += " --per-tensor" if variant.id.endswith("-per-tensor") else " --per-channel"
+    return said
 
 
 def name_of(packed: Path) -> str:

@@ -123,6 +123,17 @@ def attach_card(bundle: Bundle, text: str) -> Bundle:
         return _commit(bundle.folder, dataclasses.replace(current.manifest, card=card))
 
 
+def refuse_unwritable(bundle: Bundle) -> None:
+    """Refuse, before anything is made for it, a bundle that could not be written into at the end.
+
+    Raises:
+        UsageError: It was opened from a packed file, or came with kit.
+        StorageUnavailable: Its folder cannot be written.
+    """
+    refuse_packed(bundle)
+    files.check_writable(bundle.folder / MANIFEST)
+
+
 def refuse_foreign(folder: Path) -> None:
     """Raise UsageError when `folder` is a file, or holds anything but a bundle."""
     if looks_packed(folder):
@@ -234,5 +245,5 @@ def _storage(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise StorageUnavailable(
             f"cannot write the bundle {folder}: {error.strerror or error}",
-            hint="free some space or choose another --out; the bundle is as it was before",
+            hint="free some space there, or work in a folder that can be written; the bundle is as it was before",
         ) from error
