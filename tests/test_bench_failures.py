@@ -32,14 +32,14 @@ CPU = (Provider.CPU,)
 FUSSY = """
 import numpy as np
 from kit.errors import BundleInvalid
-from kit.runtime.base import ClosingRunner, Placement
+from kit.runtime.base import BaseRunner, Placement
 from kit.spec import Provider
 
 largest = 1_000_000
 calls_left = 1_000_000_000
 last_fed = 0
 
-class Fussy(ClosingRunner):
+class Fussy(BaseRunner):
     runtime, provider, fallback_reason, placement = "fussy", Provider.CPU, "", Placement({"cpu": 1})
 
     def run(self, pixels):

@@ -12,8 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 from kit.bundle import Bundle
 from kit.errors import BundleInvalid, ProviderUnavailable, UsageError
 from kit.runtime import libraries, providers
-from kit.runtime.base import Placement, RunnerOptions
-from kit.runtime.onnxruntime import OnnxRuntimeRunner, check_pixels
+from kit.runtime.base import Placement, RunnerOptions, check_pixels
+from kit.runtime.onnxruntime import OnnxRuntimeRunner
 from kit.spec import Provider
 
 

@@ -170,10 +170,10 @@ def test_another_package_adds_a_runtime_by_an_entry_point(tiny: Bundle, tmp_path
     (site / "zeros.py").write_text(
         """
 import numpy as np
-from kit.runtime.base import ClosingRunner, Placement
+from kit.runtime.base import BaseRunner, Placement
 from kit.spec import Provider
 
-class Zeros(ClosingRunner):
+class Zeros(BaseRunner):
     runtime, provider, fallback_reason, placement = "zeros", Provider.CPU, "", Placement({"cpu": 1})
 
     def __init__(self, classes):

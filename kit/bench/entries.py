@@ -110,7 +110,7 @@ def entries(bundle: Bundle, field: Field) -> list[Entry]:
         for provider in field.providers
         for runtime in field.runtimes
         for variant in field.variants
-        if registry.can_run(runtime, variant)
+        if registry.can_run(runtime, variant, provider)
         and not (field.only_able and provider is not Provider.CPU and variant.format in CPU_FORMATS)
     ]
 

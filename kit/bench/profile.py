@@ -14,7 +14,7 @@ from kit.bench.entries import Entry, Field, OnProgress, entries, pixels
 from kit.bench.results import NodeTime, Row, Status
 from kit.bundle import Bundle
 from kit.errors import KitError, StorageUnavailable, Unavailable
-from kit.runtime import onnxruntime, registry
+from kit.runtime import profiler, registry
 
 CALLS = 100
 
@@ -44,7 +44,7 @@ def _row(bundle: Bundle, entry: Entry, size: int, folder: Path) -> Row:
     if row.runtime != registry.DEFAULT:
         raise Unavailable(f"kit has no profiler for {row.runtime}", hint="profile --runtime onnxruntime")
     variant = bundle.variant(row.variant)
-    profiled = onnxruntime.profile(bundle.read(variant.artifact), entry.options, pixels(bundle, size), calls=CALLS)
+    profiled = profiler.profile(bundle.read(variant.artifact), entry.options, pixels(bundle, size), calls=CALLS)
     where = row.provider if profiled.provider is row.provider else f"{row.provider}-fell-back-to-{profiled.provider}"
     name = bundle.beside(f".{row.variant}.{where}.batch{size}.trace.json").name
     files.write(folder / name, profiled.trace)

@@ -9,24 +9,22 @@ TensorRT is held to the same, with CUDA beside it for the nodes it does not know
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import importlib.util
 import io
-import json
-import tempfile
-from collections import defaultdict
+import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from kit import packages
-from kit.errors import BundleInvalid, PackageMissing, ProviderUnavailable, UsageError
-from kit.runtime import libraries
-from kit.runtime.base import ClosingRunner, Logits, Pixels, Placement, RunnerOptions
+from kit.errors import BundleInvalid, KitError, PackageMissing, ProviderUnavailable, UsageError
+from kit.runtime import io_binding, libraries
+from kit.runtime.base import BaseRunner, Binding, Logits, Pixels, Placement, RunnerOptions
 from kit.spec import Provider
 
 _CPU_FALLBACK = "session.disable_cpu_ep_fallback"
@@ -45,16 +43,19 @@ _OPTIMIZATIONS = {
     "basic": "ORT_ENABLE_BASIC",
     "off": "ORT_DISABLE_ALL",
 }
+_BIND_UP_TO_BYTES = 64 * 2**10  # copying more takes longer than binding saves
+_MOST_BINDINGS = 32
 _QUIET = 4  # fatal only: what matters is raised, with words of our own
 
 
-class OnnxRuntimeRunner(ClosingRunner):
+class OnnxRuntimeRunner(BaseRunner):
     """An ONNX model opened in ONNX Runtime.
 
     Args:
         model: The ONNX file's bytes; external data is not followed.
         options: Provider, threads, device.
         profile_into: Folder for the profiler's trace, which `end_profiling` returns; None: no profiler.
+        binds: Keep small inputs and outputs bound from call to call; without, each call is a plain `session.run`.
 
     Raises:
         PackageMissing: No ONNX Runtime is installed.
@@ -62,11 +63,18 @@ class OnnxRuntimeRunner(ClosingRunner):
         BundleInvalid: ONNX Runtime does not accept the model.
     """
 
-    runtime = "onnxruntime"
-
-    def __init__(self, model: bytes, options: RunnerOptions | None = None, *, profile_into: Path | None = None) -> None:
+    def __init__(
+        self,
+        model: bytes,
+        options: RunnerOptions | None = None,
+        *,
+        profile_into: Path | None = None,
+        binds: bool = True,
+    ) -> None:
         self._options = options or RunnerOptions()
         self._profile_into = profile_into
+        self._binds = binds
+        self.runtime = "onnxruntime" if binds else "onnxruntime-plain"
         self.provider = self._options.provider
         self.fallback_reason = self.fallback_fix = ""
         self._session: Any = self._open(model)
@@ -74,34 +82,89 @@ class OnnxRuntimeRunner(ClosingRunner):
         self._outputs = [self._session.get_outputs()[0].name]
         self.placement = _placement(self._session)
         self._check_placement()
+        self._bindings: dict[tuple[int, ...], Binding] = {}
+        self._graphs = itertools.count()
 
     def run(self, pixels: Pixels) -> Logits:
-        """Compute logits float32 `[N, classes]` for pixels uint8 `[N, *input shape]`.
+        """Compute logits float32 `[N, classes]` for pixels uint8 `[N, *input shape]`; the array is the caller's to keep.
+
+        Small inputs are copied into buffers that stay bound, 0.4 us instead of the 4 us that a plain call takes longer; large ones
+        are read where they are.
 
         Raises:
             ProviderUnavailable: CUDA failed while running, for want of memory for instance.
             BundleInvalid: The graph does not run with these inputs.
             UsageError: The runner was closed.
         """
+        bound = self._bindings.get(pixels.shape)
+        if bound is not None and pixels.dtype == bound.pixels.dtype:
+            return bound.run(pixels).copy()
         if self._session is None:
             raise UsageError("this runner was closed")
-        try:
-            logits: Logits = self._session.run(self._outputs, {self._input: pixels})[0]
-        except _theirs() as error:
-            kind = BundleInvalid if self.provider is Provider.CPU else ProviderUnavailable
-            raise kind(
-                f"ONNX Runtime could not run {len(pixels):,} samples on {self.provider}: {_words(error)}",
-                hint="see whether it runs a few: kit verify; if it does, use a smaller batch",
-            ) from error
+        logits = self._run_plainly(pixels)
+        if self._binds and 0 < pixels.nbytes <= _BIND_UP_TO_BYTES:
+            if len(self._bindings) >= _MOST_BINDINGS:
+                del self._bindings[next(iter(self._bindings))]
+            self._bindings[pixels.shape] = self._bound(pixels.copy(), logits.copy())
         return logits
+
+    def bind(self, shape: tuple[int, ...]) -> Binding:
+        """Return buffers for inputs of one shape, `(N, *input shape)`, on the device where the model runs."""
+        if self._session is None:
+            raise UsageError("this runner was closed")
+        pixels = np.zeros(shape, np.uint8)
+        return self._bound(pixels, self._run_plainly(pixels))
+
+    def share(self) -> Self:
+        """Return a runner on the same session, with buffers of its own: sessions may run in several threads at once."""
+        if self._session is None:
+            raise UsageError("this runner was closed")
+        other = copy.copy(self)
+        other._bindings = {}
+        return other
+
+    def _bound(self, pixels: Pixels, logits: Logits) -> Binding:
+        ort = _onnxruntime()
+        pixels = np.ascontiguousarray(pixels)
+        translate = partial(self._translated, samples=len(pixels))
+        if self.provider is Provider.CPU:
+            return io_binding.bind_host(self._session, ort, pixels, logits, translate)
+        return io_binding.bind_device(
+            self._session,
+            ort,
+            pixels,
+            logits,
+            translate,
+            device=("cuda", self._options.device_id),
+            graph_id=next(self._graphs) if self._options.cuda_graph else None,
+        )
+
+    def _run_plainly(self, pixels: Pixels) -> Logits:
+        how = io_binding.without_graph(_onnxruntime()) if self._options.cuda_graph else None
+        try:
+            logits: Logits = self._session.run(self._outputs, {self._input: pixels}, how)[0]
+        except _theirs() as error:
+            raise self._failure(error, len(pixels)) from error
+        return logits
+
+    def _translated(self, error: Exception, *, samples: int) -> KitError | None:
+        return self._failure(error, samples) if isinstance(error, _theirs()) else None
+
+    def _failure(self, error: Exception, samples: int) -> KitError:
+        kind = BundleInvalid if self.provider is Provider.CPU else ProviderUnavailable
+        return kind(
+            f"ONNX Runtime could not run {samples:,} samples on {self.provider}: {_words(error)}",
+            hint="see whether it runs a few: kit verify; if it does, use a smaller batch",
+        )
 
     def end_profiling(self) -> bytes:
         """Stop the profiler and return its trace, in Chrome's format."""
         return Path(self._session.end_profiling()).read_bytes()
 
     def close(self) -> None:
-        """Free the session."""
+        """Free the session, as soon as no binding and no runner that shares it is left."""
         self._session = None
+        self._bindings = {}
 
     def _open(self, model: bytes) -> Any:
         if self.provider is Provider.CPU:
@@ -171,7 +234,12 @@ def gpu_problem(provider: Provider, device_id: int = 0) -> libraries.Problem | N
 
 def _gpu_providers(options: RunnerOptions) -> list[Any]:
     """Return the wanted provider and its helper, each with its settings."""
-    cuda = ("CUDAExecutionProvider", {"device_id": options.device_id, "use_tf32": 0})
+    settings: dict[str, Any] = {"device_id": options.device_id, "use_tf32": int(options.tf32)}
+    if options.cuda_graph:
+        settings["enable_cuda_graph"] = 1
+    if options.gpu_memory_limit_bytes is not None:
+        settings["gpu_mem_limit"] = options.gpu_memory_limit_bytes
+    cuda = ("CUDAExecutionProvider", settings)
     if options.provider is Provider.CUDA:
         return [cuda]
     return [("TensorrtExecutionProvider", {"device_id": options.device_id}), cuda]
@@ -211,83 +279,6 @@ def _preload_tensorrt() -> None:
         for library in sorted(Path(folder).glob("libnv*.so*")):
             with contextlib.suppress(OSError):
                 ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-
-
-@dataclass(frozen=True)
-class ProfiledNode:
-    """One node of the final graph, after the providers fused it; `mean_us` of one call."""
-
-    name: str
-    operator: str
-    provider: str
-    mean_us: float
-
-
-@dataclass(frozen=True)
-class Profiled:
-    """What ONNX Runtime's profiler saw.
-
-    Attributes:
-        nodes: The longest first.
-        run_us: Mean of a whole call, without Python.
-        kernels: Final nodes by provider.
-        placement: Nodes by provider before fusion.
-        provider: Where it truly ran.
-        trace: In Chrome's trace format, which Perfetto opens.
-        fallback_reason: Why it did not run where it was asked to; empty when it did.
-        fallback_fix: What to do about that.
-    """
-
-    nodes: tuple[ProfiledNode, ...]
-    run_us: float
-    kernels: Placement
-    placement: Placement
-    provider: Provider
-    trace: bytes
-    fallback_reason: str = ""
-    fallback_fix: str = ""
-
-
-def profile(model: bytes, options: RunnerOptions, pixels: Pixels, *, calls: int, warmup: int = 20) -> Profiled:
-    """Run a model under the profiler; `warmup` calls are in the trace but not in the means.
-
-    Raises:
-        ProviderUnavailable: The provider cannot run here.
-        BundleInvalid: ONNX Runtime does not accept the model.
-    """
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        OnnxRuntimeRunner(model, options, profile_into=Path(folder)) as runner,
-    ):
-        for _ in range(warmup + calls):
-            runner.run(pixels)
-        trace = runner.end_profiling()
-        events = json.loads(trace)
-        nodes: dict[tuple[str, str, str], list[float]] = defaultdict(list)
-        for event in events:
-            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-                provider = event["args"]["provider"].removesuffix("ExecutionProvider").lower()
-                name = event["name"].removesuffix("_kernel_time")
-                nodes[name, event["args"]["op_name"], provider].append(float(event["dur"]))
-        runs = [float(event["dur"]) for event in events if event["name"] == "model_run"]
-        kernels: dict[str, int] = defaultdict(int)
-        for _, _, provider in nodes:
-            kernels[provider] += 1
-        seen = [ProfiledNode(*key, mean_us=_mean(durations[warmup:])) for key, durations in nodes.items()]
-        return Profiled(
-            nodes=tuple(sorted(seen, key=lambda node: -node.mean_us)),
-            run_us=_mean(runs[warmup:]),
-            kernels=Placement(dict(kernels)),
-            placement=runner.placement,
-            provider=runner.provider,
-            trace=trace,
-            fallback_reason=runner.fallback_reason,
-            fallback_fix=runner.fallback_fix,
-        )
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / max(len(values), 1)
 
 
 def _session(
@@ -354,19 +345,3 @@ def _placement(session: Any) -> Placement:
         name = str(graph.ep_name).removesuffix("ExecutionProvider").lower()
         nodes[name] = nodes.get(name, 0) + len(graph.get_nodes())
     return Placement(nodes)
-
-
-def check_pixels(pixels: np.ndarray[Any, Any], shape: tuple[int, ...]) -> Pixels:
-    """Return `pixels` as a contiguous uint8 batch, or say what was expected.
-
-    Raises:
-        UsageError: Wrong dtype or shape.
-    """
-    batch = pixels[np.newaxis] if pixels.shape == shape else pixels
-    if batch.dtype != np.uint8 or batch.shape[1:] != shape or batch.ndim != len(shape) + 1:
-        raise UsageError(
-            f"expected uint8 pixels of shape {shape} or (N, {', '.join(map(str, shape))}), "
-            f"found {pixels.dtype} {pixels.shape}",
-            hint="give raw 0..255 pixels; the graph normalises them itself",
-        )
-    return np.ascontiguousarray(batch)

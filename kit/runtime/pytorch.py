@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
+from typing import Self
 
 import numpy as np
 import torch
@@ -11,18 +13,35 @@ from torch import nn
 
 from kit.errors import ProviderUnavailable, Unavailable
 from kit.models import FromPixels
-from kit.runtime.base import ClosingRunner, Logits, Pixels, Placement, RunnerOptions, logits_of
+from kit.runtime.base import BaseRunner, Binding, Logits, Pixels, Placement, RunnerOptions, logits_of
 from kit.spec import ModelSpec, Provider
 
+_WARMUP_CALLS = 3  # before a CUDA graph is recorded, as torch.cuda.graph asks for
+Forward = Callable[[torch.Tensor], torch.Tensor]
 
-class PyTorchRunner(ClosingRunner):
+
+class _Half(nn.Module):
+    """A module whose weights and activations are float16, between float32 in and out."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = copy.deepcopy(module).half()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.module(x.half())
+        return output.float()
+
+
+class PyTorchRunner(BaseRunner):
     """A module on the CPU or on CUDA, in inference mode: eager, or through torch.compile. Matrices multiply without TF32.
 
     Args:
         module: Takes normalised float32 `[N, *input shape]`, gives logits `[N, classes]`; set to evaluation mode.
         spec: Tells the normalisation.
-        options: Provider, threads (of the whole process, as torch has one setting), device; None: the CPU, torch's threads.
-        compiled: Compile now, for a dynamic batch.
+        options: Provider, threads (of the whole process, as torch has one setting), device, TF32 and CUDA graphs; None: the CPU,
+            torch's threads.
+        compiled: Compile now: for a dynamic batch, or with CUDA graphs for each batch size in its mode `reduce-overhead`.
+        half: Compute in float16.
 
     Raises:
         ProviderUnavailable: This torch has no CUDA, or sees no such GPU.
@@ -30,20 +49,34 @@ class PyTorchRunner(ClosingRunner):
     """
 
     def __init__(
-        self, module: nn.Module, spec: ModelSpec, *, options: RunnerOptions | None = None, compiled: bool = False
+        self,
+        module: nn.Module,
+        spec: ModelSpec,
+        *,
+        options: RunnerOptions | None = None,
+        compiled: bool = False,
+        half: bool = False,
     ) -> None:
         if options is not None:
             torch.set_num_threads(options.threads)
         self.fallback_reason = ""
         self.slow_to_open = compiled
-        self.provider, self._device = self._where(options or RunnerOptions())
+        self._options = options or RunnerOptions()
+        self.provider, self._device = self._where(self._options)
         self.runtime = "pytorch-compile" if compiled else "pytorch"
         self.placement = Placement({})
-        self._module: Callable[[torch.Tensor], torch.Tensor] = FromPixels(module, spec).eval().to(self._device)
+        on_gpu = self.provider is Provider.CUDA
+        graphs = self._options.cuda_graph and on_gpu
+        self._records = graphs and not compiled  # torch.compile records by itself
+        self._module: Forward = FromPixels(_Half(module) if half else module, spec).eval().to(self._device)
         if compiled:
             # it warns on every machine that has CUDA's compiler and no GPU
             logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-            self._module = torch.compile(self._module, dynamic=True)
+            self._module = (
+                torch.compile(self._module, mode="reduce-overhead")
+                if graphs
+                else torch.compile(self._module, dynamic=True)
+            )
             try:
                 self.run(np.zeros((2, *spec.input.shape), np.uint8))
             except (RuntimeError, OSError) as error:
@@ -56,8 +89,41 @@ class PyTorchRunner(ClosingRunner):
         """Compute logits float32 `[N, classes]` for pixels uint8 `[N, *input shape]`."""
         with torch.inference_mode():
             # torch warns about arrays it could write to but must not; pixels are only read.
-            logits: Logits = self._module(torch.tensor(pixels).to(self._device)).cpu().numpy()
+            logits: Logits = self._forward(torch.tensor(pixels).to(self._device)).cpu().numpy()
         return logits
+
+    def bind(self, shape: tuple[int, ...]) -> Binding:
+        """Return a tensor for inputs of one shape, `(N, *input shape)`, on the device, and the call on it."""
+        pixels = np.zeros(shape, np.uint8)
+        tensor = torch.from_numpy(pixels).to(self._device)
+        return _Tensors(pixels, tensor, self._recorded(tensor) if self._records else self._forward)
+
+    def share(self) -> Self:
+        """Return a runner of the same module, which may run in several threads at once."""
+        return copy.copy(self)
+
+    def _forward(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self.provider is Provider.CUDA:  # one setting for the whole process: whoever runs sets it
+            torch.set_float32_matmul_precision("high" if self._options.tf32 else "highest")
+        return self._module(tensor)
+
+    def _recorded(self, tensor: torch.Tensor) -> Forward:
+        """Record the module on a tensor as a CUDA graph, after some calls on a stream of their own."""
+        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.inference_mode(), torch.cuda.stream(stream):
+            for _ in range(_WARMUP_CALLS):
+                self._forward(tensor)
+        torch.cuda.current_stream(self._device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.inference_mode(), torch.cuda.graph(graph):
+            output = self._forward(tensor)
+
+        def replay(_: torch.Tensor) -> torch.Tensor:
+            graph.replay()
+            return output
+
+        return replay
 
     def _where(self, options: RunnerOptions) -> tuple[Provider, torch.device]:
         if options.provider is Provider.CPU:
@@ -73,6 +139,37 @@ class PyTorchRunner(ClosingRunner):
 
     def close(self) -> None:
         """Nothing is held beyond the module."""
+
+
+class _Tensors(Binding):
+    """A tensor that stays, and the tensor the module made of it. On the CPU the input is `pixels` itself."""
+
+    __slots__ = ("_forward", "_input", "_output")
+
+    def __init__(self, pixels: Pixels, tensor: torch.Tensor, forward: Forward) -> None:
+        self._input, self._forward = tensor, forward
+        self._output = self._called()
+        super().__init__(pixels, self._output.cpu().numpy().copy(), self._compute)
+
+    def _compute(self) -> None:
+        self._output = self._called()
+
+    def _called(self) -> torch.Tensor:
+        with torch.inference_mode():
+            output = self._forward(self._input)
+        if output.is_cuda:
+            torch.cuda.synchronize(output.device)
+        return output
+
+    def copy_in(self, pixels: Pixels) -> None:
+        self.check(pixels)
+        np.copyto(self.pixels, pixels)
+        if self._input.is_cuda:
+            self._input.copy_(torch.from_numpy(self.pixels))
+
+    def copy_out(self) -> Logits:
+        np.copyto(self.logits, self._output.cpu().numpy())
+        return self.logits
 
 
 def reference_logits(module: nn.Module, spec: ModelSpec, pixels: Pixels) -> Logits:

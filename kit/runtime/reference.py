@@ -11,11 +11,11 @@ from onnx.reference import ReferenceEvaluator
 from threadpoolctl import threadpool_limits
 
 from kit.errors import BundleInvalid
-from kit.runtime.base import ClosingRunner, Logits, Pixels, Placement, RunnerOptions
+from kit.runtime.base import BaseRunner, Logits, Pixels, Placement, RunnerOptions
 from kit.spec import Provider
 
 
-class ReferenceRunner(ClosingRunner):
+class ReferenceRunner(BaseRunner):
     """An ONNX model in the reference evaluator. While it is open, numpy's matrix library has `options.threads` threads.
 
     Raises:

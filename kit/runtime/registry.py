@@ -33,15 +33,19 @@ def _onnxruntime(bundle: Bundle, variant: Variant, options: RunnerOptions) -> Ru
     return OnnxRuntimeRunner(bundle.read(variant.artifact), options)
 
 
-def _pytorch(bundle: Bundle, _variant: Variant, options: RunnerOptions) -> Runner:
-    return _torch(bundle, options, compiled=False)
+def _plain(bundle: Bundle, variant: Variant, options: RunnerOptions) -> Runner:
+    return OnnxRuntimeRunner(bundle.read(variant.artifact), options, binds=False)
 
 
-def _pytorch_compile(bundle: Bundle, _variant: Variant, options: RunnerOptions) -> Runner:
-    return _torch(bundle, options, compiled=True)
+def _pytorch(bundle: Bundle, variant: Variant, options: RunnerOptions) -> Runner:
+    return _torch(bundle, variant, options, compiled=False)
 
 
-def _torch(bundle: Bundle, options: RunnerOptions, *, compiled: bool) -> Runner:
+def _pytorch_compile(bundle: Bundle, variant: Variant, options: RunnerOptions) -> Runner:
+    return _torch(bundle, variant, options, compiled=True)
+
+
+def _torch(bundle: Bundle, variant: Variant, options: RunnerOptions, *, compiled: bool) -> Runner:
     if options.provider is Provider.TENSORRT:
         raise Unavailable("kit runs PyTorch on the CPU and on CUDA", hint="use --provider cuda for it")
     from kit import models
@@ -52,7 +56,8 @@ def _torch(bundle: Bundle, options: RunnerOptions, *, compiled: bool) -> Runner:
         raise Unavailable(f"kit cannot rebuild {bundle.spec.architecture!r} for PyTorch")
     bundle.read(weights)  # checks the sha256
     module = models.load_trained(bundle.spec, bundle.path(weights))
-    return PyTorchRunner(module, bundle.spec, options=options, compiled=compiled)
+    half = variant.precision is Precision.FP16
+    return PyTorchRunner(module, bundle.spec, options=options, compiled=compiled, half=half)
 
 
 def _openvino(bundle: Bundle, variant: Variant, options: RunnerOptions) -> Runner:
@@ -78,13 +83,15 @@ def _cpu_only(name: str, options: RunnerOptions) -> None:
 _PORTABLE = frozenset({VariantFormat.FLOAT, VariantFormat.QDQ, VariantFormat.DYNAMIC})
 _BUILT_IN: dict[str, tuple[Open, frozenset[VariantFormat] | None]] = {
     DEFAULT: (_onnxruntime, None),
+    "onnxruntime-plain": (_plain, None),
     "openvino": (_openvino, _PORTABLE),
     "pytorch": (_pytorch, frozenset({VariantFormat.FLOAT})),
     "pytorch-compile": (_pytorch_compile, frozenset({VariantFormat.FLOAT})),
     "onnx-reference": (_reference, _PORTABLE),
 }
 
-_FP32_ONLY = frozenset({"pytorch", "pytorch-compile"})
+_MODULES = {"onnxruntime-plain": DEFAULT, "pytorch": "torch", "pytorch-compile": "torch", "onnx-reference": "onnx"}
+_PYTORCH = frozenset({"pytorch", "pytorch-compile"})
 
 
 def names() -> tuple[str, ...]:
@@ -109,14 +116,13 @@ def chosen(wanted: tuple[str, ...]) -> tuple[str, ...]:
 
 def is_here(name: str) -> bool:
     """Whether the package of a built-in runtime is installed; it may still not load."""
-    module = {"pytorch-compile": "torch", "pytorch": "torch", "onnx-reference": "onnx"}.get(name, name)
-    return find_spec(module) is not None
+    return find_spec(_MODULES.get(name, name)) is not None
 
 
-def can_run(name: str, variant: Variant) -> bool:
-    """Whether a runtime takes variants of this format at all; PyTorch has the fp32 weights and nothing else."""
+def can_run(name: str, variant: Variant, provider: Provider = Provider.CPU) -> bool:
+    """Whether a runtime takes variants of this format at all; PyTorch has the float weights, in fp16 on a GPU alone."""
     formats = _plug(name)[1]
-    if name in _FP32_ONLY and variant.precision is not Precision.FP32:
+    if name in _PYTORCH and variant.precision is not Precision.FP32 and provider is Provider.CPU:
         return False
     return formats is None or variant.format in formats
 
