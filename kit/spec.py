@@ -79,6 +79,15 @@ CPU_FORMATS = frozenset({VariantFormat.QOPERATOR, VariantFormat.PIXEL, VariantFo
 """Formats with operators for which ONNX Runtime has kernels on the CPU alone."""
 
 
+class Mode(_Choice):
+    """Where input and output of a measured call lie."""
+
+    HOST = "host"
+    """In host memory: pixels are handed over and logits handed back, copies included."""
+    DEVICE = "device"
+    """Where the model runs, bound in place: the call alone."""
+
+
 class Goal(_Choice):
     """What a model is chosen for: the quickest answer to one image, or the most images in a second."""
 

@@ -10,7 +10,7 @@ import click
 from apps.cli import options
 from kit import files
 from kit.errors import StorageUnavailable, UsageError
-from kit.spec import Provider
+from kit.spec import Mode, Provider
 
 if TYPE_CHECKING:
     from kit.bench.request import Request
@@ -76,8 +76,18 @@ class _BatchSize(click.ParamType[int | str]):
 @click.option(
     "--profile", is_flag=True, help="Where the time goes, by node; writes traces for Perfetto beside the bundle."
 )
+@click.option(
+    "--mode",
+    "modes",
+    type=click.Choice(list(Mode), case_sensitive=False),
+    multiple=True,
+    default=(Mode.HOST.value,),
+    show_default=True,
+    help="May be repeated. host hands pixels over and logits back; device binds them where the model runs: no copies.",
+)
 @options.threads
 @options.fallback
+@options.on_gpu
 @click.option(
     "--json",
     "json_file",
@@ -98,9 +108,13 @@ def bench(
     rate: float | None,
     cold: bool,
     profile: bool,
+    modes: tuple[str, ...],
     threads: int,
     device_id: int,
     allow_fallback: bool,
+    tf32: bool,
+    cuda_graph: bool,
+    gpu_memory_limit_bytes: int | None,
     json_file: Path | None,
     data_dir: Path | None,
 ) -> int:
@@ -115,6 +129,7 @@ def bench(
       kit bench mnist-mlp --batch-size 1 --batch-size 1024 --threads 2 --json results.json
       kit bench mnist-mlp --runtime all --batch-size sweep --budget 2m
       kit bench mnist-mlp --scenario Server --rate 2000
+      kit bench mnist-mlp --provider cuda --mode host --mode device --cuda-graph
     """
     from apps.cli import bench_tables, render
     from kit.bench.measure import Plan
@@ -143,6 +158,10 @@ def bench(
         threads=threads,
         device_id=device_id,
         allow_fallback=allow_fallback,
+        modes=tuple(dict.fromkeys(map(Mode, modes))),
+        tf32=tf32,
+        cuda_graph=cuda_graph,
+        gpu_memory_limit_bytes=gpu_memory_limit_bytes,
         data_dir=data_dir,
     )
     results = run(found, request)

@@ -14,6 +14,8 @@ from kit.bench.results import Results, Row, Status
 from kit.bench.scenarios import Scenario
 from kit.bench.stats import Outcome
 from kit.report.format import NONE, interval, microseconds, percent, size
+from kit.report.tables import memory
+from kit.spec import Mode
 
 _NARROW = 104
 _WIDE = 126
@@ -105,7 +107,10 @@ def _where(row: Row) -> str:
         return f"{row.placement} (FALLBACK, asked for {row.provider})"
     if row.status is not Status.OK:
         return f"{row.provider}: {row.status}"
-    return row.placement or f"{row.provider}: {row.status}"
+    found = row.placement or f"{row.provider}: {row.status}"
+    return ", ".join(
+        [found, *([row.mode] if row.mode != Mode.HOST else []), *([row.session] if row.session else [])]
+    )
 
 
 def _sweep_lines(console: Console, results: Results) -> None:
@@ -180,13 +185,14 @@ def _profile_tables(console: Console, results: Results) -> None:
 
 
 def _notes(console: Console, results: Results) -> None:
-    warm = [row.latency for row in results.rows if row.latency]
+    measured = [row for row in results.rows if row.latency]
+    warm = [row.latency for row in measured if row.latency]
     if warm:
         rounds = sorted({latency.rounds for latency in warm})
         spread = str(rounds[0]) if len(rounds) == 1 else f"{rounds[0]} to {rounds[-1]}"
         threads = results.arguments.get("threads", "1")
         console.print(
-            f"{_load(results)}, {spread} interleaved rounds, {threads} thread(s), input and output in host memory.",
+            f"{_load(results)}, {spread} interleaved rounds, {threads} thread(s), {memory(measured)}.",
             soft_wrap=True,
         )
     baselines = _baselines(results)

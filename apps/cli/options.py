@@ -94,7 +94,8 @@ def runtimes(function: F) -> F:
         multiple=True,
         default=("onnxruntime",),
         show_default=True,
-        help="May be repeated: onnxruntime, openvino, pytorch, pytorch-compile, onnx-reference, an added one, or all.",
+        help="May be repeated: onnxruntime, onnxruntime-plain (session.run), openvino, pytorch, pytorch-compile, "
+        "onnx-reference, an added one, or all.",
     )(function)
 
 
@@ -106,6 +107,47 @@ def threads(function: F) -> F:
         default=1,
         show_default=True,
         help="Threads one operator may use.",
+    )(function)
+
+
+class Size(click.ParamType[int]):
+    """An amount of memory typed as `512MB`, `2GB` or `2GiB`; bytes without a unit."""
+
+    name = "size"
+    _UNITS: ClassVar[dict[str, int]] = {
+        "": 1,
+        "b": 1,
+        "kb": 10**3,
+        "mb": 10**6,
+        "gb": 10**9,
+        "kib": 2**10,
+        "mib": 2**20,
+        "gib": 2**30,
+    }
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return bytes."""
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(value).lower())
+        if found is None or found[2] not in self._UNITS:
+            self.fail(f"{str(value)!r} is no size such as 512MB or 2GiB", param, ctx)
+        return round(float(found[1]) * self._UNITS[found[2]])
+
+
+def on_gpu(function: F) -> F:
+    """Add what says how a GPU runs a model: `--tf32`, `--cuda-graph` and `--gpu-memory-limit`."""
+    function = click.option(
+        "--gpu-memory-limit",
+        "gpu_memory_limit_bytes",
+        type=Size(),
+        help="The most ONNX Runtime may take of the GPU's memory, such as 2GB.  [default: all that is free]",
+    )(function)
+    function = click.option(
+        "--cuda-graph", is_flag=True, help="CUDA: record the kernels of each batch size once, and replay them."
+    )(function)
+    return click.option(
+        "--tf32",
+        is_flag=True,
+        help="Let the GPU round the inputs of float32 products to 10 bits: no longer what the CPU computes.",
     )(function)
 
 

@@ -75,15 +75,14 @@ def rows(
 
 def _start(bundle: Bundle, entry: Entry) -> dict[str, Any]:
     """Run one process; return its moments, or its error."""
+    from kit import serial
+
     row, options = entry.row, entry.options
     asked = {
         "bundle": str(bundle.origin.resolve()),
         "variant": row.variant,
         "runtime": row.runtime,
-        "provider": row.provider.value,
-        "threads": options.threads,
-        "device_id": options.device_id,
-        "allow_fallback": options.allow_fallback,
+        "options": serial.encode(options),
     }
     started = time.perf_counter_ns()
     try:
@@ -149,10 +148,10 @@ def _child(asked: dict[str, Any]) -> dict[str, Any]:
     """Do what a fresh program does; return the moments at which each stage ended."""
     moments = [_BEGAN]
     from kit import bundle as bundles
+    from kit import serial
     from kit.errors import KitError
     from kit.runtime import registry
     from kit.runtime.base import RunnerOptions
-    from kit.spec import Provider
 
     moments.append(time.perf_counter_ns())
     try:
@@ -161,12 +160,7 @@ def _child(asked: dict[str, Any]) -> dict[str, Any]:
         bundle.read(variant.artifact)
         pixels = bundle.golden().pixels[:1]
         moments.append(time.perf_counter_ns())
-        options = RunnerOptions(
-            provider=Provider(asked["provider"]),
-            threads=asked["threads"],
-            device_id=asked["device_id"],
-            allow_fallback=asked["allow_fallback"],
-        )
+        options = serial.decode(RunnerOptions, asked["options"])
         with registry.open_runner(asked["runtime"], bundle, variant, options) as runner:
             moments.append(time.perf_counter_ns())
             runner.run(pixels)

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from kit.bench import stats
 from kit.bench.measure import LEAST_ROUNDS
 from kit.bench.results import Latency, Results, Row
+from kit.bench.scenarios import Scenario
 from kit.bench.stats import Comparison, Outcome
 from kit.errors import UsageError
-from kit.spec import Provider
+from kit.spec import Mode, Provider
 
-Key = tuple[str, str, Provider, int, int, str, str, float | None]
+Key = tuple[str, str, Provider, int, int, Mode, str, Scenario, float | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +169,7 @@ def compare(
 
 
 def _key(row: Row) -> Key:
-    how = (row.mode, row.scenario, row.offered_rate)
+    how = (row.mode, row.session, row.scenario, row.offered_rate)
     return row.variant, row.runtime, row.provider, row.batch_size, row.threads, *how
 
 

@@ -27,7 +27,7 @@ from kit.errors import KitError, MemoryShort, Unavailable
 from kit.runtime import registry
 from kit.runtime.base import Runner, RunnerOptions, logits_of
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
-from kit.spec import CPU_FORMATS, Accuracy, Precision, Provider, Variant
+from kit.spec import CPU_FORMATS, Accuracy, Mode, Precision, Provider, Variant
 
 OnProgress = Callable[[str, float], None]
 
@@ -42,6 +42,7 @@ class Contender:
     variant: str
     runtime: str
     options: RunnerOptions
+    mode: Mode = Mode.HOST
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,10 @@ class Field:
 
     Attributes:
         contenders: Those and no others; empty for all.
+        modes: Where input and output lie.
+        tf32: Let a GPU round the inputs of float32 products.
+        cuda_graph: Record and replay the kernels, on CUDA.
+        gpu_memory_limit_bytes: The most ONNX Runtime may take of a GPU's memory.
         only_able: Leave out formats whose operators a GPU lacks, there, instead of saying so in a row.
         threads: Threads one operator may use.
         device_id: Index of the GPU.
@@ -63,6 +68,10 @@ class Field:
     device_id: int = 0
     allow_fallback: bool = False
     contenders: tuple[Contender, ...] = ()
+    modes: tuple[Mode, ...] = (Mode.HOST,)
+    tf32: bool = False
+    cuda_graph: bool = False
+    gpu_memory_limit_bytes: int | None = None
     only_able: bool = False
 
     @property
@@ -72,8 +81,15 @@ class Field:
 
     def options(self, provider: Provider) -> RunnerOptions:
         """Return what is asked of a runner there."""
+        on_gpu = provider is not Provider.CPU
         return RunnerOptions(
-            provider=provider, threads=self.threads, device_id=self.device_id, allow_fallback=self.allow_fallback
+            provider=provider,
+            threads=self.threads,
+            device_id=self.device_id,
+            allow_fallback=self.allow_fallback,
+            tf32=self.tf32 and on_gpu,
+            cuda_graph=self.cuda_graph and provider is Provider.CUDA,
+            gpu_memory_limit_bytes=self.gpu_memory_limit_bytes if on_gpu else None,
         )
 
 
@@ -88,8 +104,7 @@ class Entry:
     @property
     def name(self) -> str:
         """How other rows refer to it."""
-        place = f"{self.row.variant} {self.row.runtime} {self.row.ran_on or self.row.provider}"
-        return f"{place} {self.row.session}" if self.row.session else place
+        return f"{self.row.variant} {self.row.place}"
 
     def failed(self, error: KitError) -> Entry:
         """Return the entry without its runner, its row saying why."""
@@ -102,11 +117,16 @@ def entries(bundle: Bundle, field: Field) -> list[Entry]:
     """Return who stands, in the order of the table, none of them open."""
     if field.contenders:
         return [
-            Entry(_row(bundle, bundle.variant(one.variant), one.runtime, one.options, own=True), None, one.options)
+            Entry(
+                _row(bundle, bundle.variant(one.variant), one.runtime, one.options, one.mode, own=True),
+                None,
+                one.options,
+            )
             for one in field.contenders
         ]
     return [
-        Entry(_row(bundle, variant, runtime, field.options(provider)), None, field.options(provider))
+        Entry(_row(bundle, variant, runtime, field.options(provider), mode), None, field.options(provider))
+        for mode in field.modes
         for provider in field.providers
         for runtime in field.runtimes
         for variant in field.variants
@@ -132,7 +152,9 @@ def open_entries(
     return opened
 
 
-def _row(bundle: Bundle, variant: Variant, runtime: str, options: RunnerOptions, *, own: bool = False) -> Row:
+def _row(
+    bundle: Bundle, variant: Variant, runtime: str, options: RunnerOptions, mode: Mode, *, own: bool = False
+) -> Row:
     return Row(
         bundle=bundle.name,
         variant=variant.id,
@@ -143,8 +165,8 @@ def _row(bundle: Bundle, variant: Variant, runtime: str, options: RunnerOptions,
         provider=options.provider,
         batch_size=0,
         threads=options.threads,
-        session=options.describe_session() if own else "",
-        mode="host",
+        session=options.describe_session() if own or not options.is_usual else "",
+        mode=mode,
         status=Status.OK,
         accuracy=variant.accuracy,
         accuracy_source="manifest" if variant.accuracy else "",

@@ -11,7 +11,7 @@ from kit.bench.measure import Plan
 from kit.bench.scenarios import Load, Scenario
 from kit.errors import UsageError
 from kit.runtime import registry
-from kit.spec import Provider
+from kit.spec import Mode, Provider
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,10 @@ class Request:
         plan: How long.
         cold: Measure fresh processes, from their start to the first prediction, and nothing else.
         profile: Measure where the time goes, by node, and write traces into this folder; nothing else.
+        modes: Where input and output lie.
+        tf32: Let a GPU round the inputs of float32 products to 10 bits.
+        cuda_graph: Record the kernels of each batch size once and replay them, on CUDA.
+        gpu_memory_limit_bytes: The most ONNX Runtime may take of a GPU's memory.
         contenders: Measure these alone, each opened in its own way, in place of variants, runtimes, providers and threads.
         counts_accuracy: Count accuracy anew where labelled data is at hand; else the manifest's stands in the rows.
     """
@@ -49,6 +53,10 @@ class Request:
     plan: Plan = dataclasses.field(default_factory=Plan)
     cold: bool = False
     profile: Path | None = None
+    modes: tuple[Mode, ...] = (Mode.HOST,)
+    tf32: bool = False
+    cuda_graph: bool = False
+    gpu_memory_limit_bytes: int | None = None
     contenders: tuple[Contender, ...] = ()
     counts_accuracy: bool = True
 
@@ -60,17 +68,32 @@ class Request:
             raise UsageError("a sweep chooses its batch sizes itself", hint="leave the others out")
         if self.cold or self.profile is not None:
             self._check_special()
+        self._check_gpu()
         offline = self.load.scenario is Scenario.OFFLINE
         if offline and self.batch_sizes is not None and max(self.batch_sizes) > self.load.samples:
             raise UsageError(
                 f"Offline serves {self.load.samples:,} samples: no batch of them can be larger",
                 hint=f"use --batch-size {self.load.samples} or less",
             )
+        if offline and Mode.DEVICE in self.modes:
+            raise UsageError(
+                "Offline serves more samples than one bound batch holds", hint="use --mode host, or another scenario"
+            )
         if self.sweep and self.load.scenario is Scenario.SERVER:
             raise UsageError(
                 "a sweep looks for throughput; the Server scenario has the rate it is given",
                 hint="use --batch-size 1 or another, or --scenario Offline",
             )
+
+    def _check_gpu(self) -> None:
+        """Refuse what no provider that was asked for can do."""
+        on_gpu = {"--tf32": self.tf32, "--gpu-memory-limit": self.gpu_memory_limit_bytes is not None}
+        named = self.providers or ()
+        for name, is_asked in on_gpu.items():
+            if is_asked and not set(named) - {Provider.CPU}:
+                raise UsageError(f"{name} changes nothing on the CPU", hint="add --provider cuda")
+        if self.cuda_graph and Provider.CUDA not in named:
+            raise UsageError("--cuda-graph is for CUDA", hint="add --provider cuda")
 
     def _check_special(self) -> None:
         """Refuse what says nothing to fresh processes or to a profiler."""
@@ -79,6 +102,8 @@ class Request:
         name = "--cold" if self.cold else "--profile"
         if self.load.scenario is not Scenario.SINGLE_STREAM:
             raise UsageError(f"{name} knows no load shape", hint="leave --scenario out")
+        if self.modes != (Mode.HOST,):
+            raise UsageError(f"{name} hands pixels over from host memory", hint="leave --mode out")
         if self.data_dir is not None:
             raise UsageError(f"{name} counts no accuracy and reads no data", hint="leave --data-dir out")
         if self.cold and (self.sweep or self.batch_sizes not in {None, (1,)}):
@@ -105,6 +130,10 @@ class Request:
             "rate": f"{self.load.rate:g}" if self.load.rate else "",
             "threads": str(self.threads),
             "device_id": str(self.device_id),
+            "modes": " ".join(self.modes),
+            "tf32": str(self.tf32),
+            "cuda_graph": str(self.cuda_graph),
+            "gpu_memory_limit_bytes": str(self.gpu_memory_limit_bytes or ""),
             "allow_fallback": str(self.allow_fallback),
             "rounds": str(self.plan.rounds),
             "turn_ms": f"{self.plan.turn_ms:g}",

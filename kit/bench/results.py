@@ -20,7 +20,7 @@ from kit.bench.stats import Comparison, Outcome
 from kit.bundle import Bundle
 from kit.errors import BadInput
 from kit.machine import Machine
-from kit.spec import Accuracy, Precision, Provider
+from kit.spec import Accuracy, Mode, Precision, Provider
 
 SCHEMA_VERSION = 2
 KIND = "kit-bench"
@@ -171,7 +171,7 @@ class Row:
         ran_on: Where it truly ran; None when it did not.
         placement: Nodes by provider, such as `cuda 6/6`.
         session: Threads and session options, where contestants differ in them.
-        mode: `host`: inputs and outputs in host memory.
+        mode: Where input and output lie: in host memory, or where the model runs.
         accuracy_source: `live`, or `manifest` where no labelled data is at hand.
         correct_images: Which test images were read correctly, packed as by numpy.packbits, base64; empty unless live.
         scenario: How queries arrived.
@@ -193,7 +193,7 @@ class Row:
     provider: Provider
     batch_size: int
     threads: int
-    mode: str
+    mode: Mode
     status: Status
     reason: str = ""
     fix: str = ""
@@ -214,6 +214,13 @@ class Row:
     kernels: str = ""
     trace_file: str = ""
     session: str = ""
+
+    @property
+    def place(self) -> str:
+        """Return `onnxruntime cpu`, and what is unusual about how it ran there: `onnxruntime cuda, device`."""
+        mode = "" if self.mode == Mode.HOST else f", {self.mode}"
+        session = f" {self.session}" if self.session else ""
+        return f"{self.runtime} {self.ran_on or self.provider}{mode}{session}"
 
     @property
     def saturated(self) -> bool:

@@ -111,5 +111,9 @@ def _field(bundle: Bundle, request: Request) -> Field:
         device_id=request.device_id,
         allow_fallback=request.allow_fallback,
         contenders=request.contenders,
+        modes=request.modes,
+        tf32=request.tf32,
+        cuda_graph=request.cuda_graph,
+        gpu_memory_limit_bytes=request.gpu_memory_limit_bytes,
         only_able=request.providers is None,
     )

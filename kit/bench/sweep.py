@@ -182,5 +182,5 @@ def _contestants(results: Results) -> dict[str, list[Row]]:
     found: dict[str, list[Row]] = {}
     for row in sorted(results.rows, key=lambda row: row.batch_size):
         if row.latency is not None and row.status is Status.OK:
-            found.setdefault(f"{row.variant} {row.runtime} {row.ran_on or row.provider}", []).append(row)
+            found.setdefault(f"{row.variant} {row.place}", []).append(row)
     return found

@@ -12,7 +12,7 @@ from functools import partial
 
 from kit.bench import judging, sweep
 from kit.bench.contestants import Contestant
-from kit.bench.entries import Entry, Field, OnProgress, count_accuracy, open_entries, pixels
+from kit.bench.entries import Entry, Field, OnProgress, count_accuracy, open_entries
 from kit.bench.judging import Group, Measured
 from kit.bench.measure import LEAST_ROUNDS, Call, ClosedLoop, LoadShape, Plan, expected_seconds, measure
 from kit.bench.meters import PeakMemory, energy_meter, steady_energy_uj
@@ -208,7 +208,7 @@ def _best_call_us(bundle: Bundle, entry: Entry, size: int) -> float:
     """Return the best of three calls, in microseconds; infinite where it fails, which is said when it is measured."""
     assert entry.runner is not None  # the caller looked
     try:
-        run = partial(entry.runner.run, pixels(bundle, size))
+        run = Contestant(bundle, entry, size, Load()).call
         return min(_second_call_us(run) for _ in range(3))
     except KitError:
         return math.inf

@@ -90,7 +90,7 @@ class Style:
 def place(row: Row) -> str:
     """Return `onnxruntime cpu`; where a fallback ran, what was asked for as well."""
     asked = f" for {row.provider}" if row.status is Status.FALLBACK else ""
-    return f"{row.runtime} {row.ran_on or row.provider}{asked}"
+    return f"{row.place}{asked}"
 
 
 def require() -> None:
@@ -219,7 +219,7 @@ def sweep(rows: Sequence[Row], knees: Sequence[Knee], style: Style, *, field: st
             "colour": style.colour(row.variant),
             "shape": style.shape(place(row)),
             "dash": list(style.dash(place(row))),
-            "knee": (f"{row.variant} {row.runtime} {row.ran_on or row.provider}", row.batch_size) in bends,
+            "knee": (f"{row.variant} {row.place}", row.batch_size) in bends,
         }
         for row in rows
         if row.latency

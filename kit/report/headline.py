@@ -57,7 +57,8 @@ def headline(results: Results) -> Headline:
 
 def called(row: Row) -> str:
     """Return how a sentence names a row: `int8-qdq in onnxruntime on cpu`."""
-    return f"{row.variant} in {row.runtime} on {row.ran_on or row.provider}"
+    how = row.place.removeprefix(f"{row.runtime} {row.ran_on or row.provider}")
+    return f"{row.variant} in {row.runtime} on {row.ran_on or row.provider}{how}"
 
 
 def _warm(results: Results, rows: Sequence[Row], missing: tuple[str, ...]) -> Headline:
@@ -142,8 +143,8 @@ def _others(rows: Sequence[Row], winner: Row) -> str:
 
 def _elsewhere(rows: Sequence[Row], winner: Row) -> str:
     """Return whether the winner is faster at the other batch sizes as well."""
-    same = (winner.variant, winner.runtime, winner.ran_on)
-    others = [row for row in rows if (row.variant, row.runtime, row.ran_on) == same and row is not winner]
+    same = (winner.variant, winner.place)
+    others = [row for row in rows if (row.variant, row.place) == same and row is not winner]
     if _outcome(winner) is not Outcome.FASTER or not others:
         return ""
     faster = [row for row in others if _outcome(row) is Outcome.FASTER]
@@ -231,7 +232,7 @@ def _batch(row: Row) -> str:
 
 def _baseline(name: str, winner: Row) -> str:
     """Return the baseline's name, shortened to the variant where it ran in the same place."""
-    return name.removesuffix(f" {winner.runtime} {winner.ran_on}")
+    return name.removesuffix(f" {winner.place}")
 
 
 def _outcome(row: Row) -> Outcome | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from kit.bench.results import Results, Row, Status
 from kit.report.format import NONE, interval, microseconds, percent, size
+from kit.spec import Mode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +81,15 @@ def notes(results: Results) -> tuple[Note, ...]:
     return tuple(Note(number=number, reason=reason, fix=fix) for number, (reason, fix) in enumerate(reasons, start=1))
 
 
+def memory(rows: Sequence[Row]) -> str:
+    """Return where input and output lay, for each mode that is among the rows."""
+    words = {
+        Mode.HOST: "input and output in host memory",
+        Mode.DEVICE: "device: bound where the model runs, copies not counted",
+    }
+    return "; ".join(words[mode] for mode in dict.fromkeys(row.mode for row in rows))
+
+
 def measured(results: Results) -> str:
     """Return in one sentence how the rows were measured."""
     rows = [row for row in results.rows if row.latency or row.cold or row.profile]
@@ -96,7 +106,7 @@ def measured(results: Results) -> str:
         said.append("nodes timed by the runtime's profiler, whose own cost is in their times")
     threads = _range([row.threads for row in rows])
     said.append(f"{threads} thread" + ("" if threads == "1" else "s"))
-    said.append(f"input and output in {' and '.join(dict.fromkeys(row.mode for row in rows))} memory")
+    said.append(memory(rows))
     if latencies:
         said.append(f"scenario {', '.join(dict.fromkeys(row.scenario for row in rows))}")
     if rates := dict.fromkeys(f"{row.offered_rate:,.0f}" for row in rows if row.offered_rate is not None):

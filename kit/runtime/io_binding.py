@@ -1,4 +1,4 @@
-"""ONNX Runtime's IO binding as a Binding: in host memory for the CPU, on the device for CUDA, replayed as a CUDA graph if wanted."""
+"""ONNX Runtime's IO binding as a Binding: in host memory for the CPU, on the device for CUDA."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Translate = Callable[[Exception], Exception | None]
 class DeviceBinding(Binding):
     """Input and output in the memory of a device, at addresses that stay: what a CUDA graph needs.
 
-    `compute` is the call alone, and waits for its end; `copy_in` and `copy_out` carry pixels and logits over. `pixels` says what was
-    bound; filling it in place changes nothing.
+    `compute` is the call alone, and waits for its end; `copy_in` and `copy_out` carry pixels and logits over. `pixels` says
+    what was bound; filling it in place changes nothing.
     """
 
     __slots__ = ("_input", "_output")
@@ -109,8 +109,8 @@ def _call(session: Any, values: tuple[Any, Any], options: Any, translate: Transl
 def _bound_run(session: Any, binding: Any, options: Any) -> Callable[[], object]:
     """Return the call with all its arguments.
 
-    The public method looks into the run options by way of Python exceptions, 30 us a call, and without options the call makes them
-    anew, 0.9 us (1.31, docs/performance.md): the method behind it is called with options that stay.
+    The public method looks into the run options by way of Python exceptions, 30 us a call, and without options the call makes
+    them anew, 0.9 us (1.31, docs/performance.md): the method behind it is called with options that stay.
     """
     inner, bound = getattr(session, "_sess", None), getattr(binding, "_iobinding", None)
     if inner is None or bound is None:

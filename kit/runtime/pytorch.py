@@ -38,7 +38,7 @@ class PyTorchRunner(BaseRunner):
     Args:
         module: Takes normalised float32 `[N, *input shape]`, gives logits `[N, classes]`; set to evaluation mode.
         spec: Tells the normalisation.
-        options: Provider, threads (of the whole process, as torch has one setting), device, TF32 and CUDA graphs; None: the CPU,
+        options: Provider, threads (of the whole process, as torch has one setting), device, TF32, CUDA graphs; None: the CPU,
             torch's threads.
         compiled: Compile now: for a dynamic batch, or with CUDA graphs for each batch size in its mode `reduce-overhead`.
         half: Compute in float16.
