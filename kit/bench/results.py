@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
@@ -232,7 +232,11 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """A whole run: the machine, the tools, what was asked, and the rows."""
+    """A whole run: the machine, the tools, what was asked, and the rows.
+
+    Attributes:
+        limits: What the machine can do at most, where it was measured in the same run, by name with its unit.
+    """
 
     schema_version: int
     kind: str
@@ -244,6 +248,7 @@ class Results:
     rows: tuple[Row, ...]
     controls: tuple[Control, ...] = ()
     conditions: Conditions | None = None
+    limits: dict[str, float] = field(default_factory=dict)
 
     def remarks(self) -> tuple[str, ...]:
         """Return what a reader of the figures must know about the run, in sentences."""
