@@ -142,16 +142,16 @@ class Binding:
     Args:
         pixels: uint8 `[N, *input shape]`, what the next call will read.
         logits: float32 `[N, classes]`, what the last call wrote: copy what must outlive the next one.
-        compute: Runs the model on them. Raises what the runner's `run` does.
+        call: Runs the model on them. It need not keep them alive: the binding does.
     """
 
-    __slots__ = ("_shape", "compute", "logits", "pixels")
+    __slots__ = ("_call", "_shape", "logits", "pixels")
 
-    def __init__(self, pixels: Pixels, logits: Logits, compute: Callable[[], object]) -> None:
+    def __init__(self, pixels: Pixels, logits: Logits, call: Callable[[], object]) -> None:
+        self._call = call
         self._shape = pixels.shape
         self.pixels = pixels
         self.logits = logits
-        self.compute = compute
 
     def run(self, pixels: Pixels) -> Logits:
         """Return logits float32 `[N, classes]` for pixels uint8 `[N, *input shape]`; valid until the next call.
@@ -162,6 +162,10 @@ class Binding:
         self.copy_in(pixels)
         self.compute()
         return self.copy_out()
+
+    def compute(self) -> None:
+        """Run the model on what lies in its input, and wait for the end. Raises what the runner's `run` does."""
+        self._call()
 
     def copy_in(self, pixels: Pixels) -> None:
         """Copy pixels to where the model reads them."""

@@ -26,9 +26,9 @@ class DeviceBinding(Binding):
     __slots__ = ("_input", "_output")
 
     def __init__(
-        self, pixels: Pixels, logits: Logits, compute: Callable[[], object], *, on_device: tuple[Any, Any]
+        self, pixels: Pixels, logits: Logits, call: Callable[[], object], *, on_device: tuple[Any, Any]
     ) -> None:
-        super().__init__(pixels, logits, compute)
+        super().__init__(pixels, logits, call)
         self._input, self._output = on_device
 
     def copy_in(self, pixels: Pixels) -> None:
@@ -77,8 +77,8 @@ def bind_device(
     options = ort.RunOptions()
     if graph_id is not None:
         options.add_run_config_entry(_GRAPH_ID, str(graph_id))
-    compute = _call(session, values, options, translate)
-    return DeviceBinding(pixels, logits, compute, on_device=values)
+    call = _call(session, values, options, translate)
+    return DeviceBinding(pixels, logits, call, on_device=values)
 
 
 def without_graph(ort: Any) -> Any:
@@ -94,7 +94,7 @@ def _call(session: Any, values: tuple[Any, Any], options: Any, translate: Transl
     binding.bind_ortvalue_output(session.get_outputs()[0].name, values[1])
     run = _bound_run(session, binding, options)
 
-    def compute() -> None:
+    def call() -> None:
         try:
             run()
         except Exception as error:
@@ -103,7 +103,7 @@ def _call(session: Any, values: tuple[Any, Any], options: Any, translate: Transl
                 raise
             raise ours from error
 
-    return compute
+    return call
 
 
 def _bound_run(session: Any, binding: Any, options: Any) -> Callable[[], object]:
