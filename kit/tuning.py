@@ -232,7 +232,7 @@ def _ways(finalists: Sequence[Contender], most_threads: int) -> list[Contender]:
         if one.runtime == registry.DEFAULT:
             options += [RunnerOptions(threads=number, spinning=False) for number in threads if number > 1]
             options += [
-                RunnerOptions(arena=False),
+                RunnerOptions(arena=True),
                 RunnerOptions(prepacking=False),
                 RunnerOptions(optimization="extended"),
             ]

@@ -18,7 +18,8 @@ from kit.bench.scenarios import Load, Scenario
 from kit.bundle import Bundle
 from kit.errors import StorageUnavailable, UsageError
 from kit.machine import this_machine
-from kit.spec import Precision, Provider
+from kit.report import tables
+from kit.spec import Mode, Precision, Provider
 from tests.conftest import Kit
 
 QUICK = Plan(rounds=10, turn_ms=0.5, warmup_ms=1.0)
@@ -280,3 +281,37 @@ def test_formats_for_the_cpu_alone_do_not_stand_on_a_gpu_unless_it_was_named(qua
     assert on_gpu == ["fp32", "int8-qdq", "fp16", "int4", "int8-qdq-per-tensor"]
     named = entries(quantized, dataclasses.replace(everyone, only_able=False))
     assert len(named) == 2 * len(quantized.variants)
+
+
+def test_device_mode_is_a_row_of_its_own_and_counts_no_copies(tiny: Bundle) -> None:
+    asked = Request(
+        providers=(Provider.CPU,),
+        runtimes=("onnxruntime", "onnxruntime-plain"),
+        modes=(Mode.HOST, Mode.DEVICE),
+        batch_sizes=(1, 4),
+        plan=Plan(rounds=10, turn_ms=1),
+    )
+    found = bench(tiny, asked)
+    assert [(row.runtime, row.mode) for row in found.rows if row.batch_size == 4] == [
+        ("onnxruntime", Mode.HOST),
+        ("onnxruntime-plain", Mode.HOST),
+        ("onnxruntime", Mode.DEVICE),
+        ("onnxruntime-plain", Mode.DEVICE),
+    ]
+    assert all(row.status is Status.OK and row.latency for row in found.rows)
+    assert {row.verdict.baseline for row in found.rows if row.verdict} == {"fp32 onnxruntime cpu"}
+    assert found.rows[2].place == "onnxruntime cpu, device"
+    assert "copies not counted" in tables.measured(found)
+
+
+def test_modes_and_options_that_mean_nothing_are_refused() -> None:
+    with pytest.raises(UsageError, match="one bound batch"):
+        Request(modes=(Mode.DEVICE,), load=Load(scenario=Scenario.OFFLINE))
+    with pytest.raises(UsageError, match="host memory"):
+        Request(modes=(Mode.DEVICE,), cold=True)
+    with pytest.raises(UsageError, match="--tf32 changes nothing"):
+        Request(providers=(Provider.CPU,), tf32=True)
+    with pytest.raises(UsageError, match="--cuda-graph is for CUDA"):
+        Request(cuda_graph=True)
+    with pytest.raises(UsageError, match="--gpu-memory-limit changes nothing"):
+        Request(gpu_memory_limit_bytes=2**30)

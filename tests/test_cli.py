@@ -288,3 +288,9 @@ def test_fashion_mnist_takes_the_same_path(kit_inside: Kit, tmp_path: Path) -> N
     assert kit_inside("verify", "my-fashion-mnist-mlp-64-64").returncode == 0
     line = ("bench", "my-fashion-mnist-mlp-64-64", "--provider", "cpu", "--budget", "300ms", "--batch-size", "1")
     assert "fashion-mnist test, 400 images; counted now" in kit_inside(*line, *here).stdout
+
+
+@pytest.mark.parametrize(("typed", "code"), [("2GB", 3), ("512MiB", 3), ("10", 2), ("much", 2)])
+def test_a_limit_of_gpu_memory_is_typed_with_its_unit(kit: Kit, tiny: Bundle, typed: str, code: int) -> None:
+    found = kit("bench", str(tiny.folder), "--provider", "cuda", "--gpu-memory-limit", typed)
+    assert found.returncode in ({0, 3} if code == 3 else {code}), found.stderr

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +96,20 @@ def test_threads_and_device_ids_are_checked() -> None:
         RunnerOptions(device_id=-1)
 
 
+@pytest.mark.parametrize("option", [{"tf32": True}, {"cuda_graph": True}, {"gpu_memory_limit_bytes": 2**30}])
+def test_what_only_a_gpu_has_is_refused_on_the_cpu(option: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match=f"{next(iter(option))} changes nothing on the CPU"):
+        RunnerOptions(**option)
+    assert not RunnerOptions(provider=Provider.CUDA, **option).is_usual
+
+
+def test_a_gpu_is_not_left_without_memory_and_graphs_are_of_cuda() -> None:
+    with pytest.raises(UsageError, match="too few"):
+        RunnerOptions(provider=Provider.CUDA, gpu_memory_limit_bytes=1000)
+    with pytest.raises(UsageError, match="for CUDA"):
+        RunnerOptions(provider=Provider.TENSORRT, cuda_graph=True)
+
+
 def test_one_sample_and_a_batch_are_accepted() -> None:
     assert check_pixels(np.zeros((4, 4), np.uint8), (4, 4)).shape == (1, 4, 4)
     strided = np.zeros((6, 8, 8), np.uint8)[::2, ::2, ::2]
@@ -112,6 +128,23 @@ def test_one_sample_and_a_batch_are_accepted() -> None:
 def test_other_arrays_are_refused_with_what_was_expected(wrong: np.ndarray) -> None:
     with pytest.raises(UsageError, match=r"expected uint8 pixels of shape \(4, 4\)"):
         check_pixels(wrong, (4, 4))
+
+
+@pytest.mark.skipif(libraries.GPU_PACKAGE not in libraries.installed_packages(), reason="no GPU build is installed")
+@pytest.mark.parametrize("first", ["", "import torch", "import onnxruntime, torch"])
+def test_the_libraries_of_cuda_are_found_with_and_without_torch(first: str) -> None:
+    """Nothing but the driver may be missing, whoever loaded which of them before."""
+    code = f"""{first}
+from pathlib import Path
+import onnxruntime
+from kit.runtime import libraries
+from kit.runtime.onnxruntime import _preload
+_preload()
+problem = libraries._library_problem(Path(onnxruntime.__file__).parent / "capi")
+print(problem.reason if problem else "")
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert found in {"", "the library libcuda.so.1 is missing"}
 
 
 @pytest.mark.gpu

@@ -36,7 +36,7 @@ def choice(variant: str = "int8-qdq", **changes: object) -> Choice:
     made = Choice(
         variant=variant,
         runtime="onnxruntime",
-        options=RunnerOptions(threads=1, arena=False),
+        options=RunnerOptions(threads=1, arena=True),
         goal=Goal.LATENCY,
         batch_size=1,
         p50_us=12.0,
@@ -253,7 +253,7 @@ def test_the_command_shows_chooses_and_forgets(kit_inside: Kit, digits: Bundle) 
     name = str(digits.folder)
     assert "Nothing is chosen" in kit_inside("tune", name, "--show").stderr
     tuned.remember(digits, choice())
-    assert "int8-qdq in onnxruntime, 1 thread, no arena" in kit_inside("tune", name, "--show").stdout
+    assert "int8-qdq in onnxruntime, 1 thread, arena" in kit_inside("tune", name, "--show").stdout
     assert '"variant": "int8-qdq"' in kit_inside("tune", name, "--show", "--json").stdout
     assert kit_inside("tune", name, "--forget").returncode == 0
     assert tuned.choice_for(digits) is None

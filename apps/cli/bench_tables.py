@@ -108,9 +108,7 @@ def _where(row: Row) -> str:
     if row.status is not Status.OK:
         return f"{row.provider}: {row.status}"
     found = row.placement or f"{row.provider}: {row.status}"
-    return ", ".join(
-        [found, *([row.mode] if row.mode != Mode.HOST else []), *([row.session] if row.session else [])]
-    )
+    return ", ".join([found, *([row.mode] if row.mode != Mode.HOST else []), *([row.session] if row.session else [])])
 
 
 def _sweep_lines(console: Console, results: Results) -> None:

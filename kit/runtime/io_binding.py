@@ -26,7 +26,7 @@ class DeviceBinding(Binding):
     __slots__ = ("_input", "_output")
 
     def __init__(
-        self, pixels: Pixels, logits: Logits, call: Callable[[], object], *, on_device: tuple[Any, Any]
+        self, pixels: Pixels, logits: Logits, call: Callable[[], object], *, on_device: tuple[Any, ...]
     ) -> None:
         super().__init__(pixels, logits, call)
         self._input, self._output = on_device
@@ -70,10 +70,10 @@ def bind_device(
         graph_id: Record the first call as a CUDA graph of that number, and replay it from then on.
     """
     kind, index = device
-    values = (
-        ort.OrtValue.ortvalue_from_numpy(pixels, kind, index),
-        ort.OrtValue.ortvalue_from_shape_and_type(logits.shape, logits.dtype.type, kind, index),
+    values: tuple[Any, ...] = tuple(
+        ort.OrtValue.ortvalue_from_shape_and_type(one.shape, one.dtype.type, kind, index) for one in (pixels, logits)
     )
+    values[0].update_inplace(pixels)
     options = ort.RunOptions()
     if graph_id is not None:
         options.add_run_config_entry(_GRAPH_ID, str(graph_id))
@@ -88,7 +88,7 @@ def without_graph(ort: Any) -> Any:
     return options
 
 
-def _call(session: Any, values: tuple[Any, Any], options: Any, translate: Translate) -> Callable[[], None]:
+def _call(session: Any, values: tuple[Any, ...], options: Any, translate: Translate) -> Callable[[], None]:
     binding = session.io_binding()
     binding.bind_ortvalue_input(session.get_inputs()[0].name, values[0])
     binding.bind_ortvalue_output(session.get_outputs()[0].name, values[1])
