@@ -18,21 +18,21 @@ import platformdirs
 
 from kit import data, explain, files, graphs, serial
 from kit.accuracy import accuracy, probabilities
+from kit.bench.measure import Plan
 from kit.bench.request import Request
 from kit.bench.run import bench
 from kit.bundle import Bundle, find
 from kit.engine import Engine
 from kit.errors import BundleInvalid, KitError, StorageUnavailable, UsageError
-from kit.runtime import registry
+from kit.runtime import providers, registry
 from kit.runtime.base import RunnerOptions
-from kit.spec import Variant
+from kit.spec import Provider, Variant
 from kit.verify import verify
 from kit.worker import Answer, Job
 
 CALLS = 30
 """The latency shown is the median of this many: a single call measures the page, not the model."""
 
-MANY = "kept"
 _BATCH = 500
 _COUNTED = "accuracy-2"  # of the files that keep what was counted; another number, and older ones are not read
 _MOST_PICTURES = 1000
@@ -41,19 +41,19 @@ _MOST_PICTURES = 1000
 def open_bundle(job: Job) -> dict[str, Any]:
     """Open a bundle's variants in runtimes.
 
-    Values: `path`, `runtimes` (names; those that cannot run say why), `threads`. What is open already stays so.
+    Asked: `path`, `runtimes` (names; those that cannot run say why), `threads`. What is open already stays so.
     Returns `contestants`: variant, runtime, provider, nodes, problem and fix of each, by number.
     """
-    bundle, kept = find(job.values["path"]), job.state.setdefault("engines", {})
+    bundle, kept = find(job.asked["path"]), job.state.setdefault("engines", {})
     stand, told = [], []
-    for runtime in job.values["runtimes"]:
+    for runtime in job.asked["runtimes"]:
         for variant in (one for one in bundle.variants if registry.can_run(runtime, one)):
             job.on_progress(f"opening {variant.id} in {runtime}", 0.0)
             key = (str(bundle.origin), variant.artifact.sha256, runtime)
             problem = fix = ""
             try:
                 if key not in kept:
-                    options = RunnerOptions(threads=int(job.values.get("threads", 1)))
+                    options = RunnerOptions(threads=int(job.asked.get("threads", 1)))
                     kept[key] = Engine(bundle, variant, registry.open_runner(runtime, bundle, variant, options))
             except KitError as error:
                 problem, fix = str(error), error.hint
@@ -85,7 +85,7 @@ def predict(job: Job) -> Answer:
         raise UsageError("nothing is open to be asked")
     given = job.arrays[0]
     first = running[0][1]
-    pixels = first.pixels(given if job.values["kind"] == "pixels" else given.tobytes())
+    pixels = first.pixels(given if job.asked["kind"] == "pixels" else given.tobytes())
     told, shares = [], []
     for number, engine in running:
         found = [engine.predict(pixels) for _ in range(CALLS)]
@@ -102,8 +102,8 @@ def predict(job: Job) -> Answer:
 
 
 def occlude(job: Job) -> Answer:
-    """Find where a contestant looked. Values: `number`. Arrays: pixels in, heat float32 `[height, width]` out."""
-    engine: Engine = job.state["stand"][job.values["number"]]
+    """Find where a contestant looked. Asked: `number`. Arrays: pixels in, heat float32 `[height, width]` out."""
+    engine: Engine = job.state["stand"][job.asked["number"]]
     found = explain.occlusion(
         lambda pixels: engine.predict(pixels).logits, job.arrays[0], temperature=engine.spec.temperature
     )
@@ -113,14 +113,17 @@ def occlude(job: Job) -> Answer:
 def count(job: Job) -> Answer:
     """Count the accuracy of every variant on a data set's test images, in ONNX Runtime on the CPU; kept for next time.
 
-    Values: `path`, `dataset`, `again` (count though it is kept). Returns for each variant its Accuracy; and the arrays: labels
-    int64 `[N]`, answers int64 `[variants, N]`, probabilities of them float32 `[variants, N]`, numbers of the images that any
-    variant misreads or that they disagree on int64 `[m]`, and those images uint8 `[m, *shape]`.
+    Asked: `path`, `dataset`, `again` (count though it is kept), `only_kept` (count nothing; `kept` says whether there was any).
+    Returns for each variant its Accuracy; and the arrays: labels int64 `[N]`, answers int64 `[variants, N]`, probabilities of
+    them float32 `[variants, N]`, numbers of the images that any variant misreads or that they disagree on int64 `[m]`, and
+    those images uint8 `[m, *shape]`.
     """
-    bundle, name = find(job.values["path"]), str(job.values["dataset"])
+    bundle, name = find(job.asked["path"]), str(job.asked["dataset"])
     kept = _kept_path(bundle, name)
-    if not job.values.get("again") and (found := _kept(kept)) is not None:
+    if not job.asked.get("again") and (found := _kept(kept)) is not None:
         return Answer({**_summary(bundle, name, found), "kept": True}, found)
+    if job.asked.get("only_kept"):
+        return Answer({"kept": False})
     job.on_progress(f"reading {name}", 0.0)
     test = data.load(name).test
     shape = bundle.spec.input.shape
@@ -144,23 +147,34 @@ def count(job: Job) -> Answer:
 
 
 def measure(job: Job) -> dict[str, Any]:
-    """Bench a bundle. Values: `path`, and the fields of a Request as plain values. Returns the results as JSON text."""
-    bundle = find(job.values["path"])
-    request = serial.decode(Request, {**serial.encode(Request()), **job.values["request"]})
-    found = bench(bundle, request, on_progress=job.on_progress)
-    return {"results": found.to_json()}
+    """Bench a bundle. Returns the results as JSON text.
+
+    Asked: `path`, and `request`: `providers`, `runtimes`, `variants`, `batch_sizes` (null where it is a `sweep`), `threads`,
+    `budget_seconds`.
+    """
+    asked = job.asked["request"]
+    request = Request(
+        providers=tuple(map(Provider.parse, asked["providers"])),
+        runtimes=tuple(asked["runtimes"]),
+        variants=tuple(asked["variants"]),
+        batch_sizes=None if asked["batch_sizes"] is None else tuple(asked["batch_sizes"]),
+        sweep=bool(asked["sweep"]),
+        threads=int(asked["threads"]),
+        plan=Plan(budget_seconds=float(asked["budget_seconds"])),
+    )
+    return {"results": bench(find(job.asked["path"]), request, on_progress=job.on_progress).to_json()}
 
 
 def check(job: Job) -> dict[str, Any]:
     """Check a packed bundle from anyone before it is used: its frame and hashes, its graphs, its golden samples.
 
-    Values: `path`. Returns the bundle's name and what was checked, a sentence each.
+    Asked: `path`. Returns the bundle's name and what was checked, a sentence each.
 
     Raises:
         BundleInvalid: It is refused; the message says why.
     """
     job.on_progress("hashes and sizes", 0.1)
-    bundle = find(job.values["path"])
+    bundle = find(job.asked["path"])
     if not bundle.variants:
         raise BundleInvalid(f"{bundle.name} holds no variant")
     for place, variant in enumerate(bundle.variants):
@@ -236,3 +250,48 @@ def _keep(path: Path, arrays: tuple[np.ndarray, ...]) -> None:
         files.write(path, buffer.getvalue())
     except (OSError, StorageUnavailable):
         return  # counted again next time
+
+
+def sample(job: Job) -> Answer:
+    """Draw a picture: a test image of the bundle's data set where that is at hand, else a golden sample.
+
+    Asked: `path`, `number` (of the draw; the same number gives the same picture). Returns `label` (-1 where nobody knows) and
+    `source`; and the pixels uint8 `[*input shape]`.
+    """
+    bundle, number = find(job.asked["path"]), int(job.asked["number"])
+    training = bundle.manifest.training
+    name = training.dataset if training else ""
+    if f"test {name}" not in job.state:
+        found = data.at_hand(name) if name else None
+        job.state[f"test {name}"] = (
+            found.test if found and found.test.images.shape[1:] == bundle.spec.input.shape else None
+        )
+    test = job.state[f"test {name}"]
+    pick = np.random.default_rng(number).integers
+    if test is not None:
+        index = int(pick(len(test)))
+        source, pixels, label = f"{name} test image {index:,}", test.images[index], int(test.labels[index])
+    else:
+        golden = bundle.golden()
+        index = int(pick(len(golden.pixels)))
+        source, pixels, label = f"golden sample {index}", golden.pixels[index], int(golden.labels[index])
+    return Answer({"label": label, "source": source}, (pixels,))
+
+
+def graph(job: Job) -> dict[str, Any]:
+    """Read a variant's graph. Asked: `path`, `variant`. Returns its picture in Graphviz's language, operators and opsets."""
+    bundle = find(job.asked["path"])
+    found = graphs.read(bundle.read(bundle.variant(job.asked["variant"]).artifact))
+    return {
+        "dot": found.dot(),
+        "operators": found.operators,
+        "opsets": found.opsets,
+        "inputs": list(found.inputs),
+        "outputs": list(found.outputs),
+        "nodes": len(found.nodes),
+    }
+
+
+def doctor(job: Job) -> dict[str, Any]:  # noqa: ARG001 - every task takes one
+    """Prove what runs here. Returns the report of each provider: whether it works, why not, what mends it."""
+    return {"providers": [serial.encode(providers.prove(one)) for one in (Provider.CPU, Provider.CUDA)]}

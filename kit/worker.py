@@ -46,7 +46,7 @@ _KINDS = frozenset({"progress", "done", "error"})
 class Answer:
     """What a task gives back: plain JSON values, and arrays by position."""
 
-    values: dict[str, Any] = field(default_factory=dict)
+    told: dict[str, Any] = field(default_factory=dict)
     arrays: tuple[Array, ...] = ()
 
 
@@ -55,13 +55,13 @@ class Job:
     """What a task is given, in the child.
 
     Attributes:
-        values: Plain JSON values.
+        asked: Plain JSON values.
         arrays: By position.
         state: Kept from one call to the next.
         on_progress: Tells the parent what is being done, and its share of all.
     """
 
-    values: dict[str, Any]
+    asked: dict[str, Any]
     arrays: tuple[Array, ...]
     state: dict[str, Any]
     on_progress: OnProgress
@@ -80,7 +80,8 @@ class Worker:
 
     def __init__(self, *, memory_bytes: int | None = None) -> None:
         self._memory_bytes = memory_bytes
-        line = [sys.executable, "-P", "-m", __name__, str(memory_bytes or 0)]
+        # By its name, not as a script: tasks import this module as well, and must get the same classes.
+        line = [sys.executable, "-P", "-c", f"from {__name__} import serve; serve({memory_bytes or 0})"]
         self._process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         self._answers: queue.SimpleQueue[tuple[dict[str, Any], tuple[Array, ...]] | None] = queue.SimpleQueue()
         threading.Thread(target=_read_all, args=(self._process.stdout, self._answers), daemon=True).start()
@@ -228,7 +229,7 @@ def _raised(message: dict[str, Any]) -> KitError:
     return kind(str(message["text"]), hint=str(message["hint"]))
 
 
-def _serve(memory_bytes: int) -> None:
+def serve(memory_bytes: int) -> None:
     """Answer until the parent says no more. What tasks print goes nowhere: stdout is the parent's ear."""
     answers, questions = os.fdopen(os.dup(1), "wb"), os.fdopen(os.dup(0), "rb")
     nowhere = os.open(os.devnull, os.O_RDWR)
@@ -255,7 +256,7 @@ def _serve(memory_bytes: int) -> None:
             text = f"a defect of kit: {type(error).__name__}: {error}"
             _write(answers, {"kind": "error", "name": "KitError", "text": text, "hint": "please report it"})
         else:
-            _write(answers, {"kind": "done", "values": answer.values}, answer.arrays)
+            _write(answers, {"kind": "done", "values": answer.told}, answer.arrays)
 
 
 def _limit(memory_bytes: int) -> None:
@@ -265,7 +266,3 @@ def _limit(memory_bytes: int) -> None:
     import resource
 
     resource.setrlimit(resource.RLIMIT_AS, (2 * memory_bytes, 2 * memory_bytes))
-
-
-if __name__ == "__main__":
-    _serve(int(sys.argv[1]))

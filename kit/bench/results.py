@@ -317,6 +317,15 @@ def load(path: Path) -> Results:
         ) from error
     except ValueError as error:
         raise BadInput(f"{path} is no JSON: {error}") from error
+    return from_json(data, path)
+
+
+def from_json(data: Any, path: Path) -> Results:
+    """Check what was read from a results file; `path` names it in errors.
+
+    Raises:
+        BadInput: It is not one, or newer than this kit.
+    """
     if not isinstance(data, dict) or data.get("kind") != KIND:
         raise BadInput(f"{path} holds no results of kit bench", hint="make one: kit bench --json FILE")
     if isinstance(data.get("schema_version"), int) and data["schema_version"] > SCHEMA_VERSION:

@@ -25,7 +25,7 @@ from kit.bundle.contents import GoldenSamples, Manifest
 from kit.bundle.lookup import available, find, is_bundle, scan, scan_packed
 from kit.bundle.packed import Packed
 from kit.bundle.packed import check as check_packed
-from kit.bundle.packing import pack, unpack
+from kit.bundle.packing import pack, packed_bytes, unpack
 from kit.bundle.read import ROOT, Bundle, open_folder
 from kit.bundle.write import (
     attach_card,
@@ -52,6 +52,7 @@ __all__ = [
     "is_bundle",
     "open_folder",
     "pack",
+    "packed_bytes",
     "publish",
     "refuse_foreign",
     "refuse_packed",

@@ -43,7 +43,7 @@ def pack(bundle: Bundle, out: Path | None = None) -> Path:
         raise UsageError(
             f"{folder} is no name for a packed bundle", hint=f"end it in {SUFFIX}, or name a folder that exists"
         )
-    data = _zip(bundle)
+    data = packed_bytes(bundle)
     digest = hashlib.sha256(data).hexdigest()
     path = folder / f"{bundle.name}-{digest[:8]}{SUFFIX}" if folder.is_dir() else folder
     if not digest.startswith(digest_of(path)):
@@ -78,8 +78,8 @@ def unpack(path: Path, out: Path | None = None) -> Bundle:
         return write.unpack_over(packed, file, folder)
 
 
-def _zip(bundle: Bundle) -> bytes:
-    """Return the zip: the manifest first, then the files it names, sorted, without anything that varies."""
+def packed_bytes(bundle: Bundle) -> bytes:
+    """Return a packed file: the manifest first, then the files it names, sorted, without anything that varies."""
     path = bundle.folder / MANIFEST
     try:
         manifest_bytes = path.read_bytes()

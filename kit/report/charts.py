@@ -1,4 +1,4 @@
-"""Results as charts: Vega specifications in JSON that fill whatever width they are given, and the script that draws them.
+"""Results as charts that fill whatever width they are given; as Vega specifications in JSON, and the script that draws them.
 
 Altair and vl-convert are imported here and nowhere else, when a chart is made. Charts are compiled from Vega-Lite to Vega here,
 so that a page carries Vega alone (580 kB) and not its compiler as well (900 kB).
@@ -67,12 +67,13 @@ class Style:
 
     variants: tuple[str, ...]
     places: tuple[str, ...]
+    ink: str = _INK
 
     @classmethod
-    def of(cls, rows: Iterable[Row]) -> Style:
-        """Give every variant a colour and every place a shape."""
+    def of(cls, rows: Iterable[Row], *, ink: str = _INK) -> Style:
+        """Give every variant a colour and every place a shape; `ink` is the colour of what belongs to none, on dark ground."""
         rows = tuple(rows)
-        return cls(tuple(dict.fromkeys(row.variant for row in rows)), tuple(dict.fromkeys(map(place, rows))))
+        return cls(tuple(dict.fromkeys(row.variant for row in rows)), tuple(dict.fromkeys(map(place, rows))), ink)
 
     def colour(self, variant: str) -> str:
         """Return the colour of a variant."""
@@ -130,7 +131,7 @@ def latency_domain(rows: Iterable[Row]) -> tuple[float, float]:
     return max(min(one[5] for one in found), 1e-3) / 1.2, max(one[99] for one in found) * 1.2
 
 
-def latency(rows: Sequence[Row], style: Style, domain: tuple[float, float]) -> str:
+def latency(rows: Sequence[Row], style: Style, domain: tuple[float, float]) -> alt.LayerChart | alt.FacetChart:
     """Draw the distributions of one batch size: 5th to 95th percentile, quartiles, median, and p99 from 1,000 calls on."""
     import altair as alt
 
@@ -147,16 +148,16 @@ def latency(rows: Sequence[Row], style: Style, domain: tuple[float, float]) -> s
         x=_micros("p5", "latency, µs (log scale)", domain), x2="p95:Q"
     )
     box = base.mark_bar(height=14, opacity=0.85).encode(x=_micros("p25", None, domain), x2="p75:Q", tooltip=tooltip)
-    median = base.mark_tick(thickness=2.5, size=22).encode(x=_micros("p50", None, domain), color=alt.value(_INK))
+    median = base.mark_tick(thickness=2.5, size=22).encode(x=_micros("p50", None, domain), color=alt.value(style.ink))
     tail = (
         base.transform_filter("datum.p99 !== null")
         .mark_point(filled=True, size=45, opacity=1)
         .encode(x=_micros("p99", None, domain))
     )
-    return _compiled(alt.layer(whisker, box, median, tail), height=alt.Step(38))
+    return _sized(alt.layer(whisker, box, median, tail), height=alt.Step(38))
 
 
-def accuracy(rows: Sequence[Row], front: Sequence[Row], style: Style) -> str:
+def accuracy(rows: Sequence[Row], front: Sequence[Row], style: Style) -> alt.LayerChart | alt.FacetChart:
     """Draw top-1 against the median latency of one batch size; filled points are on the Pareto front."""
     import altair as alt
 
@@ -168,7 +169,7 @@ def accuracy(rows: Sequence[Row], front: Sequence[Row], style: Style) -> str:
             "high": row.latency.high_us or row.latency.p50_us,
             "top1": 100 * row.accuracy.top1,
             "colour": style.colour(row.variant),
-            "fill": style.colour(row.variant) if row in front else "white",
+            "fill": style.colour(row.variant) if row in front else "transparent",
             "shape": style.shape(place(row)),
             "front": row in front,
         }
@@ -203,10 +204,12 @@ def accuracy(rows: Sequence[Row], front: Sequence[Row], style: Style) -> str:
         shape=alt.Shape("shape:N", scale=None),
         tooltip=["name:N", alt.Tooltip("p50:Q", format=",.1f"), alt.Tooltip("top1:Q", format=".2f")],
     )
-    return _compiled(alt.layer(line, error, points), height=210)
+    return _sized(alt.layer(line, error, points), height=210)
 
 
-def sweep(rows: Sequence[Row], knees: Sequence[Knee], style: Style, *, field: str, title: str) -> str:
+def sweep(
+    rows: Sequence[Row], knees: Sequence[Knee], style: Style, *, field: str, title: str
+) -> alt.LayerChart | alt.FacetChart:
     """Draw `images_per_second` or `p50_us` against the batch size, both on log scales; rings mark the knees."""
     import altair as alt
 
@@ -260,10 +263,10 @@ def sweep(rows: Sequence[Row], knees: Sequence[Knee], style: Style, *, field: st
         tooltip=["name:N", alt.Tooltip("batch:Q", format=",~f"), alt.Tooltip("value:Q", format=",.1f", title=title)],
     )
     rings = base.transform_filter("datum.knee").mark_point(filled=False, size=260, strokeWidth=2.5, opacity=1).encode()
-    return _compiled(alt.layer(*lines, points, rings), height=270)
+    return _sized(alt.layer(*lines, points, rings), height=270)
 
 
-def cold(rows: Sequence[Row], style: Style, stages: Sequence[str]) -> str:
+def cold(rows: Sequence[Row], style: Style, stages: Sequence[str]) -> alt.LayerChart | alt.FacetChart:
     """Draw the stages from the start of a process to its first answer, stacked, with the total and its interval."""
     import altair as alt
 
@@ -304,10 +307,10 @@ def cold(rows: Sequence[Row], style: Style, stages: Sequence[str]) -> str:
     label = total.mark_text(align="left", dx=6, fontWeight="bold").encode(
         x=alt.X("high:Q", scale=scale), text="label:N"
     )
-    return _compiled(alt.layer(bars, interval, label), height=alt.Step(44))
+    return _sized(alt.layer(bars, interval, label), height=alt.Step(44))
 
 
-def profile(row: Row, providers: Sequence[str]) -> str:
+def profile(row: Row, providers: Sequence[str]) -> alt.LayerChart | alt.FacetChart:
     """Draw the nodes that take the most time in a call; what the others take is one bar more."""
     import altair as alt
 
@@ -334,7 +337,7 @@ def profile(row: Row, providers: Sequence[str]) -> str:
     )
     bars = base.mark_bar(height=18).encode(color=alt.Color("colour:N", scale=None))
     label = base.mark_text(align="left", dx=5).encode(text="label:N")
-    return _compiled(alt.layer(bars, label), height=alt.Step(38))
+    return _sized(alt.layer(bars, label), height=alt.Step(38))
 
 
 def _chart(values: Sequence[Mapping[str, object]]) -> alt.Chart:
@@ -343,11 +346,16 @@ def _chart(values: Sequence[Mapping[str, object]]) -> alt.Chart:
     return alt.Chart(alt.InlineData(values=[dict(value) for value in values]))
 
 
-def _compiled(layers: alt.LayerChart | alt.FacetChart, *, height: int | alt.Step) -> str:
+def _sized(layers: alt.LayerChart | alt.FacetChart, *, height: int | alt.Step) -> alt.LayerChart | alt.FacetChart:
+    """Return a chart that fills the width it is given."""
+    return layers.properties(width="container", height=height)
+
+
+def compiled(chart: alt.LayerChart | alt.FacetChart) -> str:
     """Return a chart as a Vega specification in JSON, safe inside a script element."""
     import vl_convert
 
-    spec: dict[str, Any] = layers.properties(width="container", height=height).to_dict() | {"config": _CONFIG}
+    spec: dict[str, Any] = chart.to_dict() | {"config": _CONFIG}
     vega = vl_convert.vegalite_to_vega(spec)
     vega.pop("$schema", None)
     vega.pop("usermeta", None)

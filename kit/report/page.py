@@ -191,7 +191,11 @@ def _latency(runs: Sequence[Run]) -> Section:
                 if row.latency
             )
             plots.append(
-                Plot(_title(size), charts.latency(here, style, domains[size]), f"Latency at batch {size}. {words}.")
+                Plot(
+                    _title(size),
+                    charts.compiled(charts.latency(here, style, domains[size])),
+                    f"Latency at batch {size}. {words}.",
+                )
             )
         caption = (
             "Latency of one query, whole batch. Line: 5th to 95th percentile of all calls; box: the middle half; tick: "
@@ -219,7 +223,13 @@ def _accuracy(runs: Sequence[Run]) -> Section:
                 for row in here
                 if row.latency
             )
-            plots.append(Plot(_title(size), charts.accuracy(here, front, style), f"Accuracy and latency. {words}."))
+            plots.append(
+                Plot(
+                    _title(size),
+                    charts.compiled(charts.accuracy(here, front, style)),
+                    f"Accuracy and latency. {words}.",
+                )
+            )
         caption = (
             "Up and to the left is better. Filled: on the Pareto front, nothing measured here is both quicker and at least "
             f"as accurate. Bars: 95 % interval of the median.{_left_out(_sizes(rows))}"
@@ -251,7 +261,11 @@ def _sweep(runs: Sequence[Run]) -> Section:
         findings = [_bend(knee) for knee in knees] + [f"{one.describe()}." for one in sweep.crossovers(run.results)]
         span = f"batch {sizes[0]:,} to {sizes[-1]:,}"
         plots = [
-            Plot(label, charts.sweep(rows, knees, style, field=field, title=title), f"{label}, {span}. See the table.")
+            Plot(
+                label,
+                charts.compiled(charts.sweep(rows, knees, style, field=field, title=title)),
+                f"{label}, {span}. See the table.",
+            )
             for label, field, title in (
                 ("Throughput", "images_per_second", "images per second"),
                 ("Latency", "p50_us", "p50, µs"),
@@ -290,7 +304,7 @@ def _cold(runs: Sequence[Run]) -> Section:
             for row in rows
             if row.cold
         )
-        plot = Plot("", charts.cold(rows, style, stages), f"Cold start. {words}.")
+        plot = Plot("", charts.compiled(charts.cold(rows, style, stages)), f"Cold start. {words}.")
         caption = (
             "From the start of a fresh process to its first answer, files in the system's cache. Segments are the median of "
             "each stage; the line at their end is the 95 % interval of the whole."
@@ -310,7 +324,7 @@ def _profile(runs: Sequence[Run]) -> Section:
         plots = [
             Plot(
                 f"{called(row)}, {_title(row.batch_size)}",
-                charts.profile(row, providers),
+                charts.compiled(charts.profile(row, providers)),
                 "; ".join(f"{node.operator} {node.node}: {100 * node.share:.0f} %" for node in row.profile[:10]),
             )
             for row in rows

@@ -5,34 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from kit.accuracy import probabilities
+from kit.accuracy import expected_calibration_error, probabilities
 from kit.spec import Confidence
 
-BINS = 15
 _TEMPERATURES = np.exp(np.linspace(np.log(0.2), np.log(5.0), 461))  # 0.7 % apart
 _WRONG_ANSWERS = 0.001
 _MOST_SILENCE = 0.05
 _SUREST = 0.9999
-
-
-def expected_calibration_error(shares: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """Return how far the probability of the answer is from the share of right ones, over BINS bins of equal count.
-
-    Equal counts in place of equal widths (Nguyen and O'Connor 2015): a good model's answers nearly all lie in one bin of ten.
-
-    Args:
-        shares: Probabilities float32 `[N, classes]`.
-        labels: int64 `[N]`.
-    """
-    sure, right = shares.max(axis=1), shares.argmax(axis=1) == labels
-    return float(
-        sum(abs(sure[part].mean() - right[part].mean()) * len(part) for part in equal_bins(sure)) / len(labels)
-    )
-
-
-def equal_bins(sure: NDArray[np.float32]) -> list[NDArray[np.intp]]:
-    """Return the indices of `sure` `[N]` in BINS bins of equal count, from the least sure to the surest; none is empty."""
-    return [part for part in np.array_split(np.argsort(sure, kind="stable"), BINS) if len(part)]
 
 
 def fit(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> tuple[float, float | None, Confidence]:

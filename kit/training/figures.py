@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from kit import files, packages
-from kit.accuracy import probabilities
+from kit.accuracy import confusion, probabilities, reliability
 from kit.data import Split
-from kit.training.confidence import equal_bins
 from kit.training.loop import TrainingResult
 
 if TYPE_CHECKING:
@@ -81,8 +80,7 @@ def _confusion(labels: NDArray[np.int64], read: NDArray[np.int64], names: Sequen
     """Draw how often each class was read as each other; the right ones are left out, for they would drown the rest."""
     import altair as alt
 
-    counts = np.zeros((len(names), len(names)), np.int64)
-    np.add.at(counts, (labels, read), 1)
+    counts = confusion(labels, read, len(names))
     values = [
         {"label": names[row], "read": names[column], "count": int(counts[row, column]), "right": row == column}
         for row in range(len(names))
@@ -113,9 +111,7 @@ def _reliability(shares: NDArray[np.float32], labels: NDArray[np.int64]) -> alt.
     import altair as alt
 
     sure, right = shares.max(axis=1), shares.argmax(axis=1) == labels
-    values = [
-        {"said": 100 * float(sure[part].mean()), "right": 100 * float(right[part].mean())} for part in equal_bins(sure)
-    ]
+    values = [{"said": 100 * one.probability, "right": 100 * one.right} for one in reliability(sure, right)]
     low = min(min(one.values()) for one in values)
     scale = alt.Scale(domain=[low, 100], nice=False)
     points = alt.Chart(_data(values)).encode(

@@ -1,0 +1,152 @@
+"""Charts of the page that no report has: probabilities, the confusion matrix, the calibration curve, a heat map."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import altair as alt
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
+
+from kit.accuracy import Bin
+
+ACCENT, MUTED, ALARM = "#2a6fdb", "#9aa5b1", "#d55e00"
+_ROW = 34
+CELL = "cell"
+"""Name of the selection of a confusion matrix."""
+
+
+def probabilities(
+    names: Sequence[str], labels: Sequence[str], shares: NDArray[np.float32]
+) -> alt.LayerChart | alt.FacetChart:
+    """Draw the probabilities of every contestant as bars, a row for each; the answer is in colour.
+
+    Args:
+        names: Of the contestants.
+        labels: Of the classes.
+        shares: float32 `[contestants, classes]`.
+    """
+    rows = [
+        {
+            "contestant": name,
+            "label": label,
+            "place": place,
+            "column": column,
+            "base": len(names) - 1 - place,
+            "top": len(names) - 1 - place + 0.82 * float(share),
+            "probability": float(share),
+            "answer": column == int(own.argmax()),
+        }
+        for place, (name, own) in enumerate(zip(names, shares, strict=True))
+        for column, (label, share) in enumerate(zip(labels, own, strict=True))
+    ]
+    called = ", ".join(f"'{name}'" for name in reversed(names))
+    base = alt.Chart(pd.DataFrame(rows))
+    y = alt.Y(
+        "base:Q",
+        title=None,
+        scale=alt.Scale(domain=[0, len(names)], nice=False),
+        axis=alt.Axis(
+            values=list(range(len(names))),
+            labelExpr=f"[{called}][datum.value]",
+            labelLimit=150,
+            labelOffset=-_ROW // 3,
+            labelFlush=False,
+            ticks=False,
+            domain=False,
+        ),
+    )
+    bars = base.mark_bar(cornerRadiusTopLeft=2, cornerRadiusTopRight=2).encode(
+        x=alt.X("label:N", sort=None, title=None, axis=alt.Axis(labelAngle=0, ticks=False, domain=False)),
+        y=y,
+        y2="top:Q",
+        color=alt.condition("datum.answer", alt.value(ACCENT), alt.value(MUTED)),
+        tooltip=["contestant", "label", alt.Tooltip("probability", format=".2%")],
+    )
+    return alt.layer(bars).properties(height=_ROW * len(names) + 26)
+
+
+def confusion(counts: NDArray[np.int64], labels: Sequence[str]) -> alt.LayerChart | alt.FacetChart:
+    """Draw how often each class was read as each other; a click on a cell selects it. Right answers stay grey."""
+    rows = [
+        {
+            "label": labels[row],
+            "read": labels[column],
+            "count": int(counts[row, column]),
+            "misread": int(counts[row, column]) if row != column else 0,
+            "right": row == column,
+        }
+        for row in range(len(labels))
+        for column in range(len(labels))
+    ]
+    chosen = alt.selection_point(name=CELL, fields=["label", "read"], on="click", clear=False)
+    base = alt.Chart(pd.DataFrame(rows)).encode(
+        x=alt.X(
+            "read:N", title="read as", sort=None, axis=alt.Axis(orient="top", labelAngle=0, domain=False, ticks=False)
+        ),
+        y=alt.Y("label:N", title="label", sort=None, axis=alt.Axis(domain=False, ticks=False)),
+        tooltip=["label", "read", "count"],
+    )
+    cells = (
+        base.mark_rect(cornerRadius=3, cursor="pointer")
+        .encode(
+            color=alt.condition(
+                "datum.misread > 0",
+                alt.Color("misread:Q", legend=None, scale=alt.Scale(range=["#f7c59f", ALARM])),
+                alt.value("rgba(128,128,128,0.10)"),
+            ),
+            stroke=alt.condition(chosen, alt.value(ACCENT), alt.value("transparent")),
+            strokeWidth=alt.value(2),
+        )
+        .add_params(chosen)
+    )
+    text = (
+        base.transform_filter("datum.count > 0")
+        .mark_text(fontSize=11)
+        .encode(
+            text=alt.Text("count:Q", format=",d"),
+            color=alt.condition("datum.right", alt.value("#8a94a0"), alt.value("#1f2933")),
+        )
+    )
+    return alt.layer(cells, text).properties(height=max(26 * len(labels), 120) + 30)
+
+
+def calibration(curves: Mapping[str, Sequence[Bin]]) -> alt.LayerChart | alt.FacetChart:
+    """Draw the share of right answers against the probability the model gave, a line for each variant."""
+    rows = [
+        {"variant": variant, "said": 100 * one.probability, "right": 100 * one.right, "images": one.images}
+        for variant, bins in curves.items()
+        for one in bins
+    ]
+    low = min(min(float(str(one["said"])), float(str(one["right"]))) for one in rows)
+    scale = alt.Scale(domain=[low, 100], nice=False)
+    ends = pd.DataFrame([{"said": low, "right": low}, {"said": 100, "right": 100}])
+    diagonal = alt.Chart(ends).mark_line(color=MUTED, strokeDash=[4, 4]).encode(x="said:Q", y="right:Q")
+    lines = (
+        alt.Chart(pd.DataFrame(rows))
+        .mark_line(point=True)
+        .encode(
+            x=alt.X("said:Q", title="probability of the answer, %", scale=scale),
+            y=alt.Y("right:Q", title="right answers, %", scale=scale),
+            color=alt.Color("variant:N", sort=None, title=None, legend=alt.Legend(orient="bottom")),
+            tooltip=["variant", alt.Tooltip("said", format=".2f"), alt.Tooltip("right", format=".2f"), "images"],
+        )
+    )
+    return alt.layer(diagonal, lines).properties(height=320)
+
+
+def heat(pixels: NDArray[np.uint8], lost: NDArray[np.float32], side: int) -> Image.Image:
+    """Lay what was lost over what the model saw: the more orange, the more of the probability rests on it.
+
+    Args:
+        pixels: uint8 `[height, width]`.
+        lost: float32 of the same shape, shares of the probability; what is gained is not shown.
+        side: Of the picture, in pixels.
+    """
+    shares = np.maximum(lost, 0) / max(float(lost.max()), 1e-6)
+    grey = 0.75 * pixels.astype(np.float32)[..., np.newaxis]
+    orange = np.array([255, 120, 10], np.float32)
+    mixed = grey * (1 - shares[..., np.newaxis]) + orange * shares[..., np.newaxis]
+    return Image.fromarray(mixed.astype(np.uint8)).resize((side, side), Image.Resampling.NEAREST)

@@ -1,0 +1,269 @@
+"""The tab about speed: measure here, in a process of its own, or look at results of anywhere, in charts, words and a table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from apps.demo.bench_job import BenchJob
+from apps.demo.visitor import Visitor, installed_runtimes
+from kit.bench import results as files
+from kit.bench import sweep
+from kit.bench.compare import Limits, compare
+from kit.bench.results import Results, Row
+from kit.bundle import Bundle
+from kit.errors import BadInput, KitError
+from kit.machine import this_machine
+from kit.report import charts, tables
+from kit.report.format import NONE, microseconds, percent
+from kit.report.headline import headline
+from kit.report.page import pareto
+from kit.runtime import registry
+from kit.spec import Provider
+
+BATCH_SIZES = (1, 8, 64, 256, 1024)
+BUDGETS = {"5 s": 5, "15 s": 15, "30 s": 30, "1 min": 60, "3 min": 180}
+MAX_RESULTS_MB = 20
+_GLANCE_SECONDS = 0.5
+_GRACE_SECONDS = 120
+_MEASURED, _LAST = "measured here just now", "the last kit bench here"
+
+
+@st.fragment
+def show(visitor: Visitor, bundle: Bundle) -> None:
+    """Draw the tab."""
+    _form(visitor, bundle)
+    _progress(visitor)
+    known = _known(visitor, bundle)
+    if not known:
+        st.info("Nothing was measured on this machine yet.", icon=":material/timer:")
+        _uploads(visitor)
+        return
+    st.divider()
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        name = st.selectbox("Results", list(known), width=320)
+        others = [one for one in known if one != name]
+        base = st.selectbox("Compare with", [NONE, *others], disabled=not others, width=320)
+        st.download_button(
+            "Download",
+            known[name].to_json(),
+            file_name=f"{bundle.name}.bench.json",
+            mime="application/json",
+            icon=":material/download:",
+            on_click="ignore",
+        )
+    _uploads(visitor)
+    if base in known:
+        _comparison(known[base], known[name])
+    _results(known[name], bundle)
+
+
+def _form(visitor: Visitor, bundle: Bundle) -> None:
+    reports = _reports(visitor)
+    ids = [variant.id for variant in bundle.variants]
+    runtimes = installed_runtimes()[:1] if visitor.is_strange else installed_runtimes()
+    with st.form("bench", border=True):
+        first, second, third = st.columns(3)
+        providers = first.multiselect("Providers", [one["provider"] for one in reports], default=[Provider.CPU.value])
+        asked = second.multiselect("Runtimes", runtimes, default=[registry.DEFAULT])
+        variants = third.multiselect("Variants", ids, default=ids)
+        sizes = first.multiselect("Batch sizes", BATCH_SIZES, default=[1, 64])
+        threads = second.number_input("Threads", 1, max(this_machine().cpus_to_use, 1), 1)
+        budget = third.select_slider("Budget", list(BUDGETS), value="15 s")
+        with st.container(horizontal=True, vertical_alignment="center"):
+            start = st.form_submit_button(
+                "Measure", type="primary", icon=":material/play_arrow:", disabled=_is_busy(visitor)
+            )
+            swept = st.checkbox("Sweep batch sizes until throughput no longer grows")
+    for one in reports:
+        if not one["works"] and one["provider"] in providers:
+            st.warning(
+                f"{one['provider']} cannot run here: {one['reason']}  \n{one['fix']}", icon=":material/memory_alt:"
+            )
+    if not start:
+        return
+    request: dict[str, Any] = {
+        "providers": providers or [Provider.CPU.value],
+        "runtimes": asked or [registry.DEFAULT],
+        "variants": variants or ids,
+        "batch_sizes": None if swept else sorted(sizes or [1]),
+        "sweep": swept,
+        "threads": int(threads),
+    }
+    seconds = BUDGETS[budget]
+    visitor.bench = BenchJob(
+        visitor.new_worker(), visitor.path, {**request, "budget_seconds": seconds}, seconds + _GRACE_SECONDS
+    )
+    st.rerun(scope="fragment")
+
+
+def _reports(visitor: Visitor) -> list[dict[str, Any]]:
+    """Return what runs here, proved once for each visitor."""
+    if "reports" not in st.session_state:
+        st.session_state["reports"] = visitor.ask("doctor").told["providers"]
+    found: list[dict[str, Any]] = st.session_state["reports"]
+    return found
+
+
+def _is_busy(visitor: Visitor) -> bool:
+    return visitor.bench is not None and visitor.bench.is_running
+
+
+def _progress(visitor: Visitor) -> None:
+    job: BenchJob | None = visitor.bench
+    if job is None:
+        return
+    if job.is_running:
+        _watch(visitor)
+        return
+    visitor.bench = None
+    if job.results is not None:
+        visitor.results[_MEASURED] = job.results
+        st.success("Measured.", icon=":material/check:")
+    elif job.problem:
+        st.error(job.problem)
+    else:
+        st.info("Stopped: nothing was kept.", icon=":material/stop_circle:")
+
+
+@st.fragment(run_every=_GLANCE_SECONDS)
+def _watch(visitor: Visitor) -> None:
+    """Look at the run again and again; when it has ended the page is drawn anew."""
+    job: BenchJob | None = visitor.bench
+    if job is None or not job.is_running:
+        st.rerun()
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.progress(min(max(job.share, 0.0), 1.0), job.what)
+        if st.button("Stop", icon=":material/stop:"):
+            job.stop()
+
+
+def _known(visitor: Visitor, bundle: Bundle) -> dict[str, Results]:
+    """Return all results in sight, what was measured last first."""
+    found: dict[str, Results] = {name: one for name, one in visitor.results.items() if isinstance(one, Results)}
+    if not visitor.is_strange and (path := files.last_path(bundle)).exists():
+        try:
+            found[_LAST] = files.load(path)
+        except BadInput as error:
+            st.error(f"{error}  \n{error.hint}")
+    return dict(sorted(found.items(), key=lambda one: (one[0] != _MEASURED, one[0] != _LAST, one[0])))
+
+
+def _uploads(visitor: Visitor) -> None:
+    with st.expander("Results from another machine", icon=":material/upload_file:"):
+        file = st.file_uploader("Results file of kit bench", type=["json"], max_upload_size=MAX_RESULTS_MB)
+        if file is None:
+            return
+        try:
+            found = files.from_json(json.loads(file.getvalue()), Path(file.name))
+        except (ValueError, RecursionError):
+            st.error(f"{file.name} is no JSON.")
+        except BadInput as error:
+            st.error(f"{error}  \n{error.hint}")
+        else:
+            if f"uploaded: {file.name}" not in visitor.results:
+                visitor.results[f"uploaded: {file.name}"] = found
+                st.rerun()
+
+
+def _comparison(base: Results, new: Results) -> None:
+    st.subheader("Compared, row by row")
+    try:
+        found = compare(base, new, Limits(), any_machine=True, any_bundle=True)
+    except KitError as error:
+        st.warning(f"{error}  \n{error.hint}")
+        return
+    rows = [
+        {
+            "variant": one.variant,
+            "runtime": one.runtime,
+            "on": str(one.provider),
+            "batch": str(one.batch_size),
+            "p50 µs before": microseconds(one.base_p50_us),
+            "p50 µs now": microseconds(one.new_p50_us),
+            "now, times as fast": NONE
+            if one.speed is None
+            else f"{one.speed.speedup:.2f} [{one.speed.low:.2f}, {one.speed.high:.2f}]",
+            "": str(one.outcome or one.missing),
+        }
+        for one in found.changes
+    ]
+    st.table(pd.DataFrame(rows).set_index("variant"))
+    if base.machine.cpu != new.machine.cpu:
+        st.caption(f"Two machines: {base.machine.describe()}, and {new.machine.describe()}.")
+
+
+def _results(found: Results, bundle: Bundle) -> None:
+    told = headline(found)
+    st.subheader(told.title)
+    for sentence in told.sentences:
+        st.markdown(sentence)
+    if cautions := dict.fromkeys((*told.cautions, *found.remarks())):
+        st.warning("  \n".join(f"{one[0].upper()}{one[1:]}." for one in cautions), icon=":material/warning:")
+    stale = {row.sha256 for row in found.rows if row.bundle == bundle.name} - {
+        one.artifact.sha256 for one in bundle.variants
+    }
+    if stale:
+        st.warning("The bundle was exported again since.", icon=":material/history:")
+    rows = [row for row in found.rows if row.latency]
+    if rows:
+        _charts(found, rows)
+    st.table(pd.DataFrame([_row(row) for row in found.rows]).set_index("variant"))
+    for reason, fix in dict.fromkeys((row.reason, row.fix) for row in found.rows if row.reason):
+        st.warning(f"{reason}  \n{fix}", icon=":material/block:")
+    st.caption(f"{tables.measured(found)} {found.created}, {found.machine.describe()}.")
+
+
+def _charts(found: Results, rows: list[Row]) -> None:
+    ink = "#fafafa" if st.context.theme.type == "dark" else "#1f2933"
+    style = charts.Style.of(rows, ink=ink)
+    sizes = sorted({row.batch_size for row in rows})
+    size = st.segmented_control("Batch size", sizes, default=sizes[0], required=True) or sizes[0]
+    here = [row for row in rows if row.batch_size == size]
+    left, right = st.columns(2, gap="large")
+    with left:
+        st.markdown("**Latency** of one call")
+        st.altair_chart(
+            charts.latency(here, style, charts.latency_domain(here)),
+            alt="Distribution of latencies; the table has the figures",
+        )
+        st.caption(
+            "Line: 5th to 95th percentile; box: the middle half; tick: median; dot: 99th percentile, from 1,000 calls on."
+        )
+    with right:
+        if any(row.accuracy for row in here):
+            front = pareto(here)
+            st.markdown("**Accuracy** against latency")
+            st.altair_chart(
+                charts.accuracy(here, front, style), alt="Top-1 against median latency; the table has the figures"
+            )
+            st.caption("Up and to the left is better. Filled: on the Pareto front.")
+    if len(sizes) > 1:
+        st.markdown("**Throughput** against batch size")
+        knees = sweep.knees(found)
+        st.altair_chart(
+            charts.sweep(rows, knees, style, field="images_per_second", title="images per second"),
+            alt="Images per second against batch size; the table has the figures",
+        )
+        for one in sweep.crossovers(found):
+            st.markdown(f"{one.describe()}.")
+    st.caption(" · ".join(f':color[■]{{foreground="{style.colour(one)}"}} {one}' for one in style.variants))
+
+
+def _row(row: Row) -> dict[str, str]:
+    latency = row.latency
+    return {
+        "variant": row.variant,
+        "runtime": row.runtime,
+        "nodes on": row.placement or f"{row.provider}: {row.status}",
+        "batch": str(row.batch_size),
+        "p50 µs": microseconds(latency.p50_us if latency else None),
+        "p99 µs": microseconds(latency.p99_us if latency else None),
+        "images/s": f"{latency.images_per_second:,.0f}" if latency else NONE,
+        "top-1": percent(row.accuracy, row.accuracy_source),
+        "verdict": row.verdict.describe() if row.verdict else NONE,
+    }

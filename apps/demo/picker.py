@@ -1,0 +1,74 @@
+"""Which bundle is in sight: one of this machine, by name or path, or one that is uploaded and checked first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from apps.demo.visitor import LIMIT_BYTES, LIMIT_SECONDS, MAX_UPLOAD_MB, Visitor
+from kit.bundle import Bundle, available, find
+from kit.errors import KitError
+from kit.worker import Worker
+
+
+def show(visitor: Visitor, bundle: Bundle) -> None:
+    """Draw the button that opens the choice."""
+    with st.popover("Another bundle", icon=":material/folder_open:"):
+        known = {one.name: str(one.origin) for one in available() if one.variants}
+        known |= {bundle.name: visitor.path} | visitor.uploads
+        names = list(known)
+        chosen = st.selectbox("On this machine", names, index=names.index(bundle.name) if bundle.name in names else 0)
+        if known[chosen] != visitor.path and st.button(f"Open {chosen}", type="primary"):
+            _open(visitor, known[chosen])
+        path = st.text_input("Path of a folder or a packed file", placeholder="artifacts/my-model or my-model.kit")
+        if path and st.button("Open path"):
+            _open(visitor, path)
+        file = st.file_uploader(
+            "Packed bundle (.kit)",
+            type=["kit"],
+            max_upload_size=MAX_UPLOAD_MB,
+            help=f"Up to {MAX_UPLOAD_MB} MB, checked before it is opened, run in a process with limits of time and memory",
+        )
+        if file is not None and file.file_id != st.session_state.get("checked"):
+            _check(visitor, file.name, file.getvalue(), file.file_id)
+        if problem := st.session_state.get("upload problem"):
+            st.error(problem)
+
+
+def _told(bar: Any, what: str, share: float) -> None:
+    bar.progress(min(max(share, 0.0), 1.0), what)
+
+
+def _open(visitor: Visitor, path: str) -> None:
+    try:
+        find(path).variant()
+    except KitError as error:
+        st.error(f"{error}  \n{error.hint}")
+        return
+    visitor.choose(path)
+    st.rerun()
+
+
+def _check(visitor: Visitor, name: str, data: bytes, file_id: str) -> None:
+    """Check an upload in a process with limits; only what holds is put in sight."""
+    st.session_state["checked"] = file_id
+    path = visitor.keep_upload(name, data)
+    bar = st.progress(0.0, "checking")
+    try:
+        with Worker(memory_bytes=LIMIT_BYTES) as worker:
+            found = worker.ask(
+                "kit.jobs:check",
+                {"path": path},
+                seconds=LIMIT_SECONDS,
+                on_progress=lambda what, share: _told(bar, what, share),
+            )
+    except KitError as error:
+        bar.empty()
+        st.session_state["upload problem"] = f"{name} is refused: {error}  \n{error.hint}"
+        return
+    st.session_state["upload problem"] = ""
+    visitor.uploads[f"{found.told['name']} (uploaded)"] = path
+    visitor.choose(path)
+    st.session_state["upload told"] = f"{name} was checked: {'; '.join(found.told['checked'])}."
+    st.rerun()

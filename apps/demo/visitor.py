@@ -1,0 +1,155 @@
+"""What belongs to one visitor: the bundle in sight, the process that runs it, what was uploaded. Nothing of it is shared.
+
+A bundle of this machine is run in a process without limits; one that was uploaded in a process that may take LIMIT_BYTES of
+memory and, for each question, LIMIT_SECONDS, after it was checked in one of the same kind.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import streamlit as st
+from numpy.typing import NDArray
+
+from kit.bundle import Bundle, find
+from kit.runtime import registry
+from kit.worker import Answer, Worker
+
+LIMIT_BYTES = 2 * 10**9
+LIMIT_SECONDS = 30.0
+MAX_UPLOAD_MB = 200
+FIRST_RUNTIMES = ("onnxruntime", "openvino")
+"""Those that are open from the start, where they are installed; PyTorch takes some seconds to import."""
+
+_PATIENT_SECONDS = 600.0
+OnProgress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A variant in a runtime, open or with the reason why it is not."""
+
+    number: int
+    variant: str
+    runtime: str
+    provider: str
+    nodes: str
+    problem: str
+    fix: str
+
+    @property
+    def name(self) -> str:
+        """What it is called among the others."""
+        return f"{self.variant} · {self.runtime}"
+
+
+@dataclass
+class Visitor:
+    """One visitor's own things."""
+
+    path: str
+    uploads: dict[str, str] = field(default_factory=dict)
+    folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="kit-demo-")))
+    bench: Any = None
+    results: dict[str, Any] = field(default_factory=dict)
+    _worker: Worker | None = None
+    _opened: dict[tuple[str, tuple[str, ...]], list[Contestant]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Take what was uploaded away when the visitor is gone."""
+        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+
+    @property
+    def is_strange(self) -> bool:
+        """Whether the bundle in sight was uploaded."""
+        return self.path in self.uploads.values()
+
+    def bundle(self) -> Bundle:
+        """Open the bundle in sight; raises what `find` raises."""
+        return find(self.path)
+
+    def choose(self, path: str) -> None:
+        """Put another bundle in sight; its questions go to a process of its own."""
+        if path != self.path:
+            self.path = path
+            self.results = {}
+            self.forget()
+
+    def forget(self) -> None:
+        """End the process; the next question starts another."""
+        if self._worker is not None:
+            self._worker.stop()
+        self._worker = None
+        self._opened = {}
+
+    def ready(self) -> None:
+        """Start the process, so that it has started when the first question comes."""
+        if self._worker is None or not self._worker.is_alive:
+            self._opened = {}
+            self._worker = self.new_worker()
+
+    def new_worker(self) -> Worker:
+        """Start a process that may run the bundle in sight."""
+        return Worker(memory_bytes=LIMIT_BYTES if self.is_strange else None)
+
+    def ask(
+        self,
+        task: str,
+        values: dict[str, Any] | None = None,
+        arrays: Sequence[NDArray[Any]] = (),
+        *,
+        on_progress: OnProgress = lambda _what, _share: None,
+    ) -> Answer:
+        """Have a task of kit.jobs done; raises KitError with the reason where that fails."""
+        self.ready()
+        assert self._worker is not None  # just started
+        return self._worker.ask(
+            f"kit.jobs:{task}", values, arrays, seconds=self.patience_seconds, on_progress=on_progress
+        )
+
+    @property
+    def patience_seconds(self) -> float:
+        """How long one question may take."""
+        return LIMIT_SECONDS if self.is_strange else _PATIENT_SECONDS
+
+    def contestants(self, runtimes: tuple[str, ...]) -> list[Contestant]:
+        """Open every variant in these runtimes, unless they are open already."""
+        self.ready()
+        key = (self.path, runtimes)
+        if key not in self._opened:
+            told = self.ask("open_bundle", {"path": self.path, "runtimes": list(runtimes)}).told["contestants"]
+            self._opened = {key: [Contestant(number, **one) for number, one in enumerate(told)]}
+        return self._opened[key]
+
+    def keep_upload(self, name: str, data: bytes) -> str:
+        """Write an upload into the visitor's own folder and return its path."""
+        path = self.folder / f"{len(self.uploads)}-{Path(name).name}"
+        path.write_bytes(data)
+        return str(path)
+
+
+def here(path: str) -> Visitor:
+    """Return this visitor's things; `path` is the bundle that is in sight at first."""
+    found: Visitor | None = st.session_state.get("visitor")
+    if found is None:
+        found = st.session_state["visitor"] = Visitor(path)
+    return found
+
+
+def installed_runtimes() -> tuple[str, ...]:
+    """Return the runtimes that answer pictures and are installed here; the slow reference evaluator does not."""
+    left_out = {"onnx-reference", "onnxruntime-plain"}
+    return tuple(name for name in registry.names() if name not in left_out and registry.is_here(name))
+
+
+def pixels_of(picture: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """Enlarge pixels by whole factors to about `side`, so that each stays a square."""
+    factor = max(side // max(picture.shape[-2:]), 1)
+    return np.kron(picture.reshape(picture.shape[-2:]), np.ones((factor, factor), np.uint8))
