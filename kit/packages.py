@@ -68,9 +68,7 @@ def needed(module: str, *, distribution: str, purpose: str, extra: str, beside: 
 def explain(error: ModuleNotFoundError) -> PackageMissing | None:
     """Turn a failed import of one of kit's optional packages into words; None when it is no package of kit's."""
     module = (error.name or "").split(".")[0]
-    distribution = {"sklearn": "scikit-learn", "streamlit_drawable_canvas": "streamlit-drawable-canvas"}.get(
-        module, module
-    )
+    distribution = {"sklearn": "scikit-learn"}.get(module, module)
     if requirement(distribution) == distribution:
         return None
     return PackageMissing(

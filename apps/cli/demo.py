@@ -37,7 +37,7 @@ def demo(bundle: str | None, port: int, open_browser: bool, data_dir: Path | Non
 
     found = find(bundle)
     found.variant()  # a bundle without variants has nothing to show: say so here, not in the page
-    missing = [name for name in ("streamlit", "streamlit-drawable-canvas") if find_spec(name.replace("-", "_")) is None]
+    missing = [name for name in ("streamlit", "onnx") if find_spec(name.replace("-", "_")) is None]
     if missing:
         raise PackageMissing(
             f"the demo page needs {' and '.join(missing)}",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,16 +11,13 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 from numpy.typing import NDArray
-from PIL import Image
-from streamlit_drawable_canvas import st_canvas
 
-from apps.demo import charts
+from apps.demo import canvas, charts
 from apps.demo.visitor import FIRST_RUNTIMES, Contestant, Visitor, installed_runtimes, pixels_of
 from kit.bundle import Bundle
 from kit.errors import KitError, PictureInvalid
 from kit.report.format import microseconds
 
-CANVAS_PIXELS = 280
 SEEN_PIXELS = 136
 MAX_PICTURE_MB = 20
 _SOURCES = ("Draw", "File", "Camera", "Random")
@@ -79,42 +75,8 @@ def _open_early(visitor: Visitor, runtimes: tuple[str, ...]) -> None:
 
 
 def _drawn() -> Picture | None:
-    version = st.session_state.setdefault("canvas", 0)
-    st.space("small")  # the canvas opens its tool bar above itself
-    canvas = st_canvas(
-        fill_color="#000000",
-        stroke_width=20,
-        stroke_color="#ffffff",
-        background_color="#000000",
-        width=CANVAS_PIXELS,
-        height=CANVAS_PIXELS,
-        drawing_mode="freedraw",
-        return_image_data=True,
-        initial_drawing=st.session_state.get("strokes"),
-        key=f"canvas-{version}",
-    )
-    strokes: dict[str, Any] = canvas.json_data or {}
-    drawn = len(strokes.get("objects", []))
-    with st.container(horizontal=True):
-        st.button("Undo", icon=":material/undo:", disabled=not drawn, on_click=_redraw, args=(strokes, drawn - 1))
-        st.button("Clear", icon=":material/delete:", disabled=not drawn, on_click=_redraw, args=(strokes, 0))
-    image = canvas.image_data if drawn else None
-    if image is None:
-        return None
-    plain = Image.fromarray(np.asarray(image, np.uint8)).convert("L")
-    return Picture("picture", np.frombuffer(_png(plain), np.uint8), source="drawn")
-
-
-def _redraw(strokes: dict[str, Any], count: int) -> None:
-    """Begin a new canvas with the first strokes of this one."""
-    st.session_state["strokes"] = {**strokes, "objects": strokes.get("objects", [])[:count]}
-    st.session_state["canvas"] += 1
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
+    drawing = canvas.canvas()
+    return None if drawing is None else Picture("picture", np.frombuffer(drawing.png, np.uint8), source="drawn")
 
 
 def _uploaded() -> Picture | None:
@@ -142,7 +104,7 @@ def _random(visitor: Visitor, bundle: Bundle) -> Picture | None:
         return None
     label = int(found.told["label"])
     known = f"label **{bundle.spec.labels[label]}**" if label >= 0 else "no label"
-    st.image(pixels_of(found.arrays[0], CANVAS_PIXELS), alt=f"{found.told['source']}, label {label}")
+    st.image(pixels_of(found.arrays[0], canvas.SIDE), alt=f"{found.told['source']}, label {label}")
     st.caption(f"{known} · {found.told['source']}")
     return Picture(
         "pixels",
@@ -213,8 +175,8 @@ def _answers(bundle: Bundle, found: _Found, picture: Picture) -> None:
         least = bundle.spec.abstain_below or 0.0
         st.warning(f"Unsure: the model keeps silent under {100 * least:.1f} %.", icon=":material/help:")
     names = [one.name for one in found.contestants]
-    st.altair_chart(
-        charts.probabilities(names, bundle.spec.labels, found.shares),
+    st.vega_lite_chart(
+        spec=charts.probabilities(names, bundle.spec.labels, found.shares),
         alt="Probabilities: "
         + "; ".join(
             f"{name} {label} {100 * one.max():.1f} %"
