@@ -25,7 +25,7 @@ def with_onnxruntime(bundle: Bundle, variant: Variant) -> str:
     """Return a program that needs onnxruntime and numpy, the variant's file and nothing of kit."""
     spec = bundle.spec
     shape = ", ".join(map(str, spec.input.shape))
-    temperature = "" if spec.temperature == 1.0 else f" / {spec.temperature}"
+    cooled = "" if spec.temperature == 1.0 else f"logits = logits / {spec.temperature}  # the model's temperature\n"
     return (
         "import numpy as np\n"
         "import onnxruntime\n\n"
@@ -33,9 +33,10 @@ def with_onnxruntime(bundle: Bundle, variant: Variant) -> str:
         "session = onnxruntime.InferenceSession(\n"
         f'    "{variant.artifact.file}", providers=["CPUExecutionProvider"]\n'
         ")\n"
-        f"pixels = np.zeros((1, {shape}), np.uint8)  # raw, 0 to 255: the graph normalises them\n"
+        f"pixels = np.zeros((1, {shape}), np.uint8)  # raw, 0 to 255\n"
         f'(logits,) = session.run(["{spec.output.name}"], {{"{spec.input.name}": pixels}})\n'
-        f"shares = np.exp(logits{temperature} - (logits{temperature}).max(axis=1, keepdims=True))\n"
+        f"{cooled}"
+        "shares = np.exp(logits - logits.max(axis=1, keepdims=True))\n"
         "shares /= shares.sum(axis=1, keepdims=True)\n"
-        "print(labels[int(logits[0].argmax())], shares[0].max())\n"
+        "print(labels[shares[0].argmax()], shares[0].max())\n"
     )

@@ -53,8 +53,10 @@ def demo(bundle: str | None, port: int, open_browser: bool, data_dir: Path | Non
         "server.headless": str(not open_browser).lower(),
         "browser.gatherUsageStats": "false",
         "server.fileWatcherType": "none",
+        "server.maxUploadSize": "200",
         "client.toolbarMode": "viewer",
-        "theme.primaryColor": "#2a6fdb",
+        "theme.light.primaryColor": "#2a6fdb",
+        "theme.dark.primaryColor": "#6ea0f0",
     }
     # -P keeps a folder named apps/ or kit/ in the current directory from standing in for ours.
     line = [sys.executable, "-P", "-m", "streamlit", "run", str(_PAGE), *(f"--{k}={v}" for k, v in flags.items())]

@@ -222,8 +222,9 @@ def _disagreements(bundle: Bundle, found: Counted) -> None:
         return
     variants = list(found.variants)
     st.subheader("Where variants disagree")
-    other = st.segmented_control(f"{variants[0]} against", variants[1:], default=variants[1], required=True)
-    place = variants.index(other or variants[1])
+    most = int((found.answers != found.answers[0]).sum(axis=1).argmax()) or 1
+    other = st.segmented_control(f"{variants[0]} against", variants[1:], default=variants[most], required=True)
+    place = variants.index(other or variants[most])
     wanted = found.answers[0] != found.answers[place]
     names = bundle.spec.labels
     st.caption(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kit.accuracy import Bin
+from kit.report.charts import COLOURS
 
 ACCENT, MUTED, ALARM = "#2a6fdb", "#9aa5b1", "#d55e00"
 _ROW = 34
@@ -123,7 +124,7 @@ def confusion(counts: NDArray[np.int64], labels: Sequence[str]) -> alt.LayerChar
             color=alt.condition("datum.right", alt.value("#8a94a0"), alt.value("#1f2933")),
         )
     )
-    return alt.layer(cells, text).properties(height=max(26 * len(labels), 120) + 30)
+    return alt.layer(cells, text).properties(height=alt.Step(28))
 
 
 def calibration(curves: Mapping[str, Sequence[Bin]]) -> alt.LayerChart | alt.FacetChart:
@@ -135,6 +136,7 @@ def calibration(curves: Mapping[str, Sequence[Bin]]) -> alt.LayerChart | alt.Fac
     ]
     low = min(min(float(str(one["said"])), float(str(one["right"]))) for one in rows)
     scale = alt.Scale(domain=[low, 100], nice=False)
+    colours = alt.Scale(domain=list(curves), range=list(COLOURS[: len(curves)]))
     ends = pd.DataFrame([{"said": low, "right": low}, {"said": 100, "right": 100}])
     diagonal = (
         alt.Chart(ends)
@@ -147,7 +149,7 @@ def calibration(curves: Mapping[str, Sequence[Bin]]) -> alt.LayerChart | alt.Fac
         .encode(
             x=alt.X("said:Q", title="probability of the answer, %", scale=scale),
             y=alt.Y("right:Q", title="right answers, %", scale=scale),
-            color=alt.Color("variant:N", sort=None, title=None, legend=alt.Legend(orient="bottom")),
+            color=alt.Color("variant:N", sort=None, title=None, legend=alt.Legend(orient="bottom"), scale=colours),
             tooltip=["variant", alt.Tooltip("said", format=".2f"), alt.Tooltip("right", format=".2f"), "images"],
         )
     )

@@ -43,7 +43,6 @@ def show(visitor: Visitor, bundle: Bundle) -> None:
         st.info("Nothing was measured on this machine yet.", icon=":material/timer:")
         _uploads(visitor)
         return
-    st.divider()
     with st.container(horizontal=True, vertical_alignment="bottom"):
         name = st.selectbox("Results", list(known), width=320)
         others = [one for one in known if one != name]

@@ -21,6 +21,7 @@ TABS = {
 }
 _STYLE = """<style>
 .stMainBlockContainer { max-width: 1240px; padding: 3.5rem 1.25rem 4rem; }
+.stMainBlockContainer [data-testid="stImageContainer"] { margin-right: 0.4rem; }
 .stMainBlockContainer table { font-variant-numeric: tabular-nums; }
 </style>"""
 
