@@ -195,7 +195,7 @@ def _read_all(pipe: IO[bytes], answers: queue.SimpleQueue[tuple[dict[str, Any], 
 
 
 def _write(pipe: IO[bytes], message: dict[str, Any], arrays: Sequence[Array] = ()) -> None:
-    plain = [np.ascontiguousarray(one) for one in arrays]
+    plain = [np.asarray(one, order="C") for one in arrays]
     message = {**message, "arrays": [{"dtype": one.dtype.str, "shape": one.shape} for one in plain]}
     pipe.write(json.dumps(message).encode() + b"\n" + b"".join(one.tobytes() for one in plain))
     pipe.flush()

@@ -43,7 +43,6 @@ class Counted:
         return found[:_MOST_PICTURES]
 
 
-@st.fragment
 def show(visitor: Visitor, bundle: Bundle) -> None:
     """Draw the tab."""
     _published(bundle)

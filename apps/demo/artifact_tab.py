@@ -13,7 +13,6 @@ from kit.report.format import size
 from kit.serial import encode
 
 
-@st.fragment
 def show(visitor: Visitor, bundle: Bundle) -> None:
     """Draw the tab."""
     _files(bundle)

@@ -33,7 +33,6 @@ _GRACE_SECONDS = 120
 _MEASURED, _LAST = "measured here just now", "the last kit bench here"
 
 
-@st.fragment
 def show(visitor: Visitor, bundle: Bundle) -> None:
     """Draw the tab."""
     _form(visitor, bundle)
@@ -80,9 +79,7 @@ def _form(visitor: Visitor, bundle: Bundle) -> None:
             swept = st.checkbox("Sweep batch sizes until throughput no longer grows")
     for one in reports:
         if not one["works"] and one["provider"] in providers:
-            st.warning(
-                f"{one['provider']} cannot run here: {one['reason']}  \n{one['fix']}", icon=":material/memory_alt:"
-            )
+            st.warning(f"{one['reason']}  \n{one['fix']}", icon=":material/memory_alt:")
     if not start:
         return
     request: dict[str, Any] = {
@@ -97,7 +94,7 @@ def _form(visitor: Visitor, bundle: Bundle) -> None:
     visitor.bench = BenchJob(
         visitor.new_worker(), visitor.path, {**request, "budget_seconds": seconds}, seconds + _GRACE_SECONDS
     )
-    st.rerun(scope="fragment")
+    st.rerun()
 
 
 def _reports(visitor: Visitor) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """The demo page: try a model, see how right and how fast it is, and take it away. Started by `kit demo`.
 
-Streamlit runs this file anew at every interaction; each tab is a fragment, so that only the one in sight is drawn again. All
-models run in a process of the visitor's own (visitor.py, kit.worker); what is computed is computed by the library (kit.jobs).
+Streamlit runs this file anew at every interaction, and only the tab in sight is drawn. All models run in a process of the
+visitor's own (visitor.py, kit.worker); what is computed is computed by the library (kit.jobs).
 """
 
 from __future__ import annotations

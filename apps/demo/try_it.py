@@ -33,7 +33,6 @@ class Picture:
     source: str = ""
 
 
-@st.fragment
 def show(visitor: Visitor, bundle: Bundle) -> None:
     """Draw the tab."""
     source = st.segmented_control("Picture", _SOURCES, default=_SOURCES[0], required=True, key="source")
@@ -95,7 +94,7 @@ def _photographed() -> Picture | None:
 
 
 def _random(visitor: Visitor, bundle: Bundle) -> Picture | None:
-    if st.button("Another", icon=":material/shuffle:") or "draw" not in st.session_state:
+    if st.button("Another picture", icon=":material/shuffle:") or "draw" not in st.session_state:
         st.session_state["draw"] = st.session_state.get("draw", -1) + 1
     try:
         found = visitor.ask("sample", {"path": visitor.path, "number": st.session_state["draw"]})

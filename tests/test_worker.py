@@ -1,0 +1,133 @@
+"""Work in a process of its own: answers, errors, limits of time and memory, and an end at any moment."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from kit.errors import BundleNotFound, KitError, MemoryShort, UsageError
+from kit.worker import Worker, WorkerStopped
+
+TASKS = """
+import os
+import sys
+import numpy as np
+from kit.errors import UsageError
+from kit.worker import Answer
+
+def echo(job):
+    print("what tasks print is nobody's answer")
+    return Answer({"told": job.asked, "pid": os.getpid()}, tuple(2 * one for one in job.arrays))
+
+def remember(job):
+    job.state["calls"] = job.state.get("calls", 0) + 1
+    for share in (0.0, 0.5, 1.0):
+        job.on_progress("counting", share)
+    return {"calls": job.state["calls"]}
+
+def refuse(job):
+    raise UsageError("not like this", hint="like that")
+
+def break_down(job):
+    raise ZeroDivisionError("a defect")
+
+def sleep(job):
+    while True:
+        pass
+
+def leave(job):
+    os._exit(7)
+
+def grow(job):
+    kept = []
+    while True:
+        kept.append(np.ones(2**24, np.uint8))
+"""
+
+
+@pytest.fixture
+def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "tasks.py").write_text(TASKS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with Worker() as found:
+        yield found
+
+
+def test_values_and_arrays_go_there_and_back(worker: Worker) -> None:
+    arrays = [np.arange(6, dtype=np.float32).reshape(2, 3), np.zeros((0, 4), np.uint8), np.array(5, np.int64)]
+    answer = worker.ask("tasks:echo", {"text": "ä", "number": 1.5}, arrays)
+    assert answer.told["told"] == {"text": "ä", "number": 1.5}
+    assert answer.told["pid"] != psutil.Process().pid
+    assert all(
+        np.array_equal(found, 2 * one) and found.dtype == one.dtype
+        for found, one in zip(answer.arrays, arrays, strict=True)
+    )
+
+
+def test_state_stays_and_progress_is_told(worker: Worker) -> None:
+    told: list[tuple[str, float]] = []
+    assert worker.ask("tasks:remember").told == {"calls": 1}
+    assert worker.ask("tasks:remember", on_progress=lambda what, share: told.append((what, share))).told == {"calls": 2}
+    assert told == [("counting", 0.0), ("counting", 0.5), ("counting", 1.0)]
+
+
+def test_errors_arrive_as_what_they_are_and_the_process_goes_on(worker: Worker) -> None:
+    with pytest.raises(UsageError, match="not like this") as caught:
+        worker.ask("tasks:refuse")
+    assert caught.value.hint == "like that"
+    with pytest.raises(KitError, match="a defect of kit: ZeroDivisionError"):
+        worker.ask("tasks:break_down")
+    with pytest.raises(BundleNotFound):
+        worker.ask("kit.jobs:open_bundle", {"path": "nowhere", "runtimes": ["onnxruntime"]})
+    assert worker.ask("tasks:remember").told == {"calls": 1}
+
+
+def test_what_takes_too_long_is_ended(worker: Worker) -> None:
+    with pytest.raises(WorkerStopped, match=r"longer than 0\.3 s"):
+        worker.ask("tasks:sleep", seconds=0.3)
+    assert not worker.is_alive
+    with pytest.raises(WorkerStopped):
+        worker.ask("tasks:echo")
+
+
+def test_it_is_stopped_from_another_thread(worker: Worker) -> None:
+    caught: list[KitError] = []
+
+    def ask() -> None:
+        try:
+            worker.ask("tasks:sleep")
+        except KitError as error:
+            caught.append(error)
+
+    worker.ask("tasks:echo")  # it has started
+    asking = threading.Thread(target=ask)
+    asking.start()
+    worker.stop()
+    asking.join(10)
+    assert not asking.is_alive()
+    assert isinstance(caught[0], WorkerStopped)
+
+
+def test_a_process_that_ends_by_itself_is_told(worker: Worker) -> None:
+    with pytest.raises(WorkerStopped, match="ended"):
+        worker.ask("tasks:leave")
+
+
+def test_a_process_that_takes_too_much_memory_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tasks.py").write_text(TASKS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with Worker(memory_bytes=300_000_000) as limited, pytest.raises(MemoryShort):
+        limited.ask("tasks:grow", seconds=60)
+
+
+def test_a_worker_that_is_forgotten_ends() -> None:
+    forgotten = Worker()
+    process = psutil.Process(forgotten._process.pid)
+    del forgotten
+    gc.collect()
+    assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
