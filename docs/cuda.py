@@ -106,18 +106,18 @@ def rate(name: str, device_id: int) -> tuple[str, float]:
     """Return the name and the rate of the largest square product, in TFLOP/s, the median of ten."""
     dtype, precision = _RATES[name]
     torch.set_float32_matmul_precision(precision)
-    device = torch.device("cuda", device_id)
-    left, right = (torch.randn(_MATRIX, _MATRIX, device=device, dtype=dtype) for _ in range(2))
-    for _ in range(3):
-        left @ right
     milliseconds = []
-    for _ in range(10):
-        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        began.record()
-        left @ right
-        ended.record()
-        torch.cuda.synchronize(device)
-        milliseconds.append(began.elapsed_time(ended))
+    with torch.cuda.device(device_id):
+        left, right = (torch.randn(_MATRIX, _MATRIX, device="cuda", dtype=dtype) for _ in range(2))
+        for _ in range(3):
+            left @ right
+        for _ in range(10):
+            began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            began.record()
+            left @ right
+            ended.record()
+            torch.cuda.synchronize()
+            milliseconds.append(began.elapsed_time(ended))
     return f"matmul_{name}_tflops", 2 * _MATRIX**3 / statistics.median(milliseconds) / 1e9
 
 

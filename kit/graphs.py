@@ -129,7 +129,8 @@ def read(model: bytes) -> Graph:
 def _refuse(onnx: Any, loaded: Any) -> None:
     """Refuse what would make a runtime read other files, or code that it does not have."""
     tensors = [*loaded.graph.initializer]
-    graphs = [loaded.graph]
+    graphs = [loaded.graph, *loaded.functions]
+    sparse = [*loaded.graph.sparse_initializer]
     domains = {one.domain for one in loaded.opset_import} | {one.domain for one in loaded.functions}
     while graphs:
         for node in graphs.pop().node:
@@ -139,6 +140,10 @@ def _refuse(onnx: Any, loaded: Any) -> None:
                 below = [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
                 graphs += below
                 tensors += [one for graph in below for one in graph.initializer]
+                sparse += [one for graph in below for one in graph.sparse_initializer]
+                sparse += [*([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else [])]
+                sparse += attribute.sparse_tensors
+    tensors += [part for one in sparse for part in (one.values, one.indices)]
     if any(one.data_location == onnx.TensorProto.EXTERNAL for one in tensors):
         raise BundleInvalid("the model keeps weights in another file, which kit does not follow")
     foreign = sorted(domains - KNOWN_DOMAINS)

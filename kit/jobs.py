@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import io
 import statistics
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,14 +48,15 @@ def open_bundle(job: Job) -> dict[str, Any]:
     """
     bundle, kept = find(job.asked["path"]), job.state.setdefault("engines", {})
     stand, told = [], []
+    threads = int(job.asked.get("threads", 1))
     for runtime in job.asked["runtimes"]:
         for variant in (one for one in bundle.variants if registry.can_run(runtime, one)):
             job.on_progress(f"opening {variant.id} in {runtime}", 0.0)
-            key = (str(bundle.origin), variant.artifact.sha256, runtime)
+            key = (str(bundle.origin), variant.artifact.sha256, runtime, threads, str(bundle.spec))
             problem = fix = ""
             try:
                 if key not in kept:
-                    options = RunnerOptions(threads=int(job.asked.get("threads", 1)))
+                    options = RunnerOptions(threads=threads)
                     kept[key] = Engine(bundle, variant, registry.open_runner(runtime, bundle, variant, options))
             except KitError as error:
                 problem, fix = str(error), error.hint
@@ -227,7 +230,13 @@ def _summary(bundle: Bundle, name: str, arrays: tuple[np.ndarray, ...]) -> dict[
 
 
 def _kept_path(bundle: Bundle, dataset: str) -> Path:
-    parts = [_COUNTED, dataset, *(one.artifact.sha256 for one in bundle.variants), registry.DEFAULT]
+    parts = [
+        _COUNTED,
+        dataset,
+        str(bundle.spec.temperature),
+        *(one.artifact.sha256 for one in bundle.variants),
+        registry.DEFAULT,
+    ]
     name = hashlib.sha256("|".join(parts).encode()).hexdigest()[:24]
     return Path(platformdirs.user_cache_dir("kit")) / "counted" / f"{name}.npz"
 
@@ -237,7 +246,7 @@ def _kept(path: Path) -> tuple[np.ndarray, ...] | None:
     try:
         with np.load(path, allow_pickle=False) as found:
             arrays = tuple(found[f"arr_{index}"] for index in range(5))
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
     return arrays
 

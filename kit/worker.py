@@ -67,6 +67,14 @@ class Job:
     on_progress: OnProgress
 
 
+class _ReportedError(Exception):
+    """Carries an error that the child told, after which it waits for the next question."""
+
+    def __init__(self, error: KitError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
 class WorkerStopped(Unavailable):
     """The process was stopped, ended by itself, or took longer than it may."""
 
@@ -75,7 +83,7 @@ class Worker:
     """A child process that calls functions by name, one at a time. It is started at once and ready when it is first asked.
 
     Args:
-        memory_bytes: The most it may hold; it is ended beyond that. On Linux the system refuses it more address space as well.
+        memory_bytes: The most it may hold; it is ended beyond that. On Linux the system refuses it twice as much as well.
     """
 
     def __init__(self, *, memory_bytes: int | None = None) -> None:
@@ -118,21 +126,32 @@ class Worker:
         """
         with self._asking:
             try:
-                _write(self._pipe(), {"task": task, "values": values or {}}, arrays)
-            except (OSError, ValueError) as error:
-                raise WorkerStopped("the process has ended", hint="try again") from error
-            until = time.monotonic() + seconds
-            while True:
-                found = self._next(until, seconds)
-                if found is None:
-                    continue
-                message, given = found
-                if message["kind"] == "progress":
-                    on_progress(str(message["what"]), float(message["share"]))
-                elif message["kind"] == "error":
-                    raise _raised(message)
-                else:
-                    return Answer(message["values"], given)
+                return self._answer({"task": task, "values": values or {}}, arrays, seconds, on_progress)
+            except _ReportedError as reported:
+                raise reported.error from None
+            except BaseException:  # whoever stops listening must not get this answer to the next question
+                self.stop()
+                raise
+
+    def _answer(
+        self, question: dict[str, Any], arrays: Sequence[Array], seconds: float, on_progress: OnProgress
+    ) -> Answer:
+        try:
+            _write(self._pipe(), question, arrays)
+        except (OSError, ValueError) as error:
+            raise WorkerStopped("the process has ended", hint="try again") from error
+        until = time.monotonic() + seconds
+        while True:
+            found = self._next(until, seconds)
+            if found is None:
+                continue
+            message, given = found
+            if message["kind"] == "progress":
+                on_progress(str(message["what"]), float(message["share"]))
+            elif message["kind"] == "error":
+                raise _ReportedError(_raised(message))
+            else:
+                return Answer(message["values"], given)
 
     def stop(self) -> None:
         """End the process now; whoever waits for it is told."""
@@ -150,22 +169,18 @@ class Worker:
 
     def _next(self, until: float, seconds: float) -> tuple[dict[str, Any], tuple[Array, ...]] | None:
         """Return the next message; None when it is time to look at the clock and the memory again."""
+        if time.monotonic() > until:
+            raise WorkerStopped(f"it took longer than {seconds:g} s and was ended")
+        if self._memory_bytes and _resident_bytes(self._process.pid) > self._memory_bytes:
+            raise MemoryShort(f"it took more than {self._memory_bytes / 1e9:.1f} GB of memory and was ended")
         try:
             found = self._answers.get(timeout=_GLANCE_SECONDS)
         except queue.Empty:
-            if time.monotonic() > until:
-                self.stop()
-                raise WorkerStopped(f"it took longer than {seconds:g} s and was ended") from None
-            if self._memory_bytes and _resident_bytes(self._process.pid) > self._memory_bytes:
-                self.stop()
-                raise MemoryShort(
-                    f"it took more than {self._memory_bytes / 1e9:.1f} GB of memory and was ended"
-                ) from None
             return None
         if found is None:
-            code = self._process.wait()
+            self.stop()
             self._answers.put(None)  # for whoever asks next
-            raise WorkerStopped(f"the process ended with code {code}", hint="try again")
+            raise WorkerStopped(f"the process ended with code {self._process.returncode}", hint="try again")
         return found
 
 
@@ -188,10 +203,12 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _read_all(pipe: IO[bytes], answers: queue.SimpleQueue[tuple[dict[str, Any], tuple[Array, ...]] | None]) -> None:
     """Pass on all that the child says; None when it says no more, or something that is no message."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        while (found := _read(pipe)) is not None and found[0].get("kind") in _KINDS:
-            answers.put(found)
-    answers.put(None)
+    try:
+        with contextlib.suppress(Exception):  # what is no message ends the talk, whatever is wrong with it
+            while (found := _read(pipe)) is not None and found[0].get("kind") in _KINDS:
+                answers.put(found)
+    finally:
+        answers.put(None)
 
 
 def _write(pipe: IO[bytes], message: dict[str, Any], arrays: Sequence[Array] = ()) -> None:
@@ -247,6 +264,7 @@ def serve(memory_bytes: int) -> None:
             module, name = message["task"].split(":")
             done = getattr(importlib.import_module(module), name)(Job(message["values"], arrays, state, progress))
             answer = done if isinstance(done, Answer) else Answer(done)
+            _write(answers, {"kind": "done", "values": answer.told}, answer.arrays)
         except KitError as error:
             _write(answers, {"kind": "error", "name": type(error).__name__, "text": str(error), "hint": error.hint})
         except MemoryError:
@@ -255,14 +273,12 @@ def serve(memory_bytes: int) -> None:
         except Exception as error:  # noqa: BLE001 - the border: a defect must reach the parent as words
             text = f"a defect of kit: {type(error).__name__}: {error}"
             _write(answers, {"kind": "error", "name": "KitError", "text": text, "hint": "please report it"})
-        else:
-            _write(answers, {"kind": "done", "values": answer.told}, answer.arrays)
 
 
 def _limit(memory_bytes: int) -> None:
-    """Have the system refuse more, where it can; libraries reserve more addresses than they use, so it gets twice that."""
+    """Have the system refuse more, where it can; libraries ask for more than they use, so it gets twice that."""
     if not memory_bytes or sys.platform != "linux":
         return
     import resource
 
-    resource.setrlimit(resource.RLIMIT_AS, (2 * memory_bytes, 2 * memory_bytes))
+    resource.setrlimit(resource.RLIMIT_DATA, (2 * memory_bytes, 2 * memory_bytes))

@@ -55,6 +55,7 @@ def test_bound_buffers_give_the_logits_of_an_ordinary_call(tiny: Bundle, runtime
         assert np.allclose(bound.run(pixels), expected, atol=1e-6)
         bound.copy_in(pixels[::-1])
         bound.compute()
+        assert np.allclose(bound.logits, expected[::-1], atol=1e-6)
         assert np.allclose(bound.copy_out(), expected[::-1], atol=1e-6)
 
 

@@ -57,6 +57,17 @@ def test_weights_elsewhere_and_foreign_operators_are_refused_in_subgraphs_too(ti
         graphs.read(model.SerializeToString())
 
 
+def test_weights_elsewhere_are_refused_inside_functions_too(tiny: Bundle) -> None:
+    model = onnx.load(tiny.path(tiny.variant().artifact))
+    value = onnx.helper.make_tensor("v", 1, [1], [1.0])
+    value.data_location = onnx.TensorProto.EXTERNAL
+    inner = onnx.helper.make_node("Constant", [], ["y"], value=value)
+    opsets = [onnx.helper.make_opsetid("", 20)]
+    model.functions.append(onnx.helper.make_function("com.microsoft", "Inner", [], ["y"], [inner], opsets))
+    with pytest.raises(BundleInvalid, match="another file"):
+        graphs.read(model.SerializeToString())
+
+
 def test_heat_lies_where_the_answer_rests() -> None:
     """A model that looks at one quarter of the picture alone."""
 
@@ -73,7 +84,7 @@ def test_heat_lies_where_the_answer_rests() -> None:
         explain.occlusion(run, np.zeros(784, np.uint8))
 
 
-def test_accuracy_is_counted_and_kept(digits: Bundle, cache: Path) -> None:  # noqa: ARG001
+def test_accuracy_is_counted_and_kept(digits: Bundle, cache: Path) -> None:
     asked = {"path": str(digits.folder), "dataset": "digits"}
     assert jobs.count(job({**asked, "only_kept": True})).arrays == ()
     counted = jobs.count(job(asked))
@@ -89,9 +100,12 @@ def test_accuracy_is_counted_and_kept(digits: Bundle, cache: Path) -> None:  # n
     assert np.trace(counts) == (answers[0] == labels).sum()
     bins = reliability(sure[0], answers[0] == labels)
     assert sum(one.images for one in bins) == len(labels)
+    (kept,) = (cache.parent / "counted").glob("*.npz")
     again = jobs.count(job({**asked, "only_kept": True}))
     assert again.told["kept"] is True
     assert all(np.array_equal(a, b) for a, b in zip(again.arrays, counted.arrays, strict=True))
+    kept.write_bytes(kept.read_bytes()[:100])
+    assert jobs.count(job({**asked, "only_kept": True})).arrays == ()
 
 
 def test_another_models_data_is_refused(tiny: Bundle, cache: Path) -> None:  # noqa: ARG001

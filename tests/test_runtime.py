@@ -106,8 +106,10 @@ def test_what_only_a_gpu_has_is_refused_on_the_cpu(option: dict[str, int]) -> No
 def test_a_gpu_is_not_left_without_memory_and_graphs_are_of_cuda() -> None:
     with pytest.raises(UsageError, match="too few"):
         RunnerOptions(provider=Provider.CUDA, gpu_memory_limit_bytes=1000)
-    with pytest.raises(UsageError, match="for CUDA"):
+    with pytest.raises(UsageError, match="changes nothing on tensorrt"):
         RunnerOptions(provider=Provider.TENSORRT, cuda_graph=True)
+    with pytest.raises(UsageError, match="all nodes or none"):
+        RunnerOptions(provider=Provider.CUDA, cuda_graph=True, allow_fallback=True)
 
 
 def test_one_sample_and_a_batch_are_accepted() -> None:

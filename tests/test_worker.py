@@ -40,6 +40,13 @@ def sleep(job):
     while True:
         pass
 
+def talk(job):
+    while True:
+        job.on_progress("still here", 0.5)
+
+def mumble(job):
+    return {"number": np.int64(3)}
+
 def leave(job):
     os._exit(7)
 
@@ -93,6 +100,26 @@ def test_what_takes_too_long_is_ended(worker: Worker) -> None:
     assert not worker.is_alive
     with pytest.raises(WorkerStopped):
         worker.ask("tasks:echo")
+
+
+def test_talking_all_the_time_is_no_way_around_the_limit(worker: Worker) -> None:
+    with pytest.raises(WorkerStopped, match="longer than"):
+        worker.ask("tasks:talk", seconds=0.3)
+
+
+def test_an_answer_nobody_waited_for_is_not_the_next_one(worker: Worker) -> None:
+    def stop_listening(_what: str, _share: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        worker.ask("tasks:remember", on_progress=stop_listening)
+    assert not worker.is_alive
+
+
+def test_an_answer_that_cannot_be_told_is_an_error_and_the_process_goes_on(worker: Worker) -> None:
+    with pytest.raises(KitError, match="a defect of kit"):
+        worker.ask("tasks:mumble")
+    assert worker.ask("tasks:remember").told == {"calls": 1}
 
 
 def test_it_is_stopped_from_another_thread(worker: Worker) -> None:

@@ -81,14 +81,14 @@ class Field:
 
     def options(self, provider: Provider) -> RunnerOptions:
         """Return what is asked of a runner there."""
-        on_gpu = provider is not Provider.CPU
+        on_gpu = provider is Provider.CUDA
         return RunnerOptions(
             provider=provider,
             threads=self.threads,
             device_id=self.device_id,
             allow_fallback=self.allow_fallback,
             tf32=self.tf32 and on_gpu,
-            cuda_graph=self.cuda_graph and provider is Provider.CUDA,
+            cuda_graph=self.cuda_graph and on_gpu,
             gpu_memory_limit_bytes=self.gpu_memory_limit_bytes if on_gpu else None,
         )
 

@@ -87,13 +87,15 @@ class Request:
 
     def _check_gpu(self) -> None:
         """Refuse what no provider that was asked for can do."""
-        on_gpu = {"--tf32": self.tf32, "--gpu-memory-limit": self.gpu_memory_limit_bytes is not None}
-        named = self.providers or ()
+        limited = self.gpu_memory_limit_bytes is not None
+        on_gpu = {"--tf32": self.tf32, "--gpu-memory-limit": limited, "--cuda-graph": self.cuda_graph}
         for name, is_asked in on_gpu.items():
-            if is_asked and not set(named) - {Provider.CPU}:
-                raise UsageError(f"{name} changes nothing on the CPU", hint="add --provider cuda")
-        if self.cuda_graph and Provider.CUDA not in named:
-            raise UsageError("--cuda-graph is for CUDA", hint="add --provider cuda")
+            if is_asked and Provider.CUDA not in (self.providers or ()):
+                raise UsageError(f"{name} changes nothing without CUDA", hint="add --provider cuda")
+        if self.cuda_graph and self.allow_fallback:
+            raise UsageError("a CUDA graph holds all nodes or none", hint="leave --allow-fallback out")
+        if self.cuda_graph and self.profile is not None:
+            raise UsageError("a replayed graph has no nodes to profile", hint="leave --cuda-graph out")
 
     def _check_special(self) -> None:
         """Refuse what says nothing to fresh processes or to a profiler."""

@@ -223,14 +223,23 @@ def _group(
     on_round: Callable[[float], None],
 ) -> Group:
     """Measure all contestants of one batch size, and the baseline once more; who fails meanwhile leaves the field."""
-    running = [index for index, entry in enumerate(standing) if entry.runner is not None]
-    base = judging.baseline_index(standing)
     failures: dict[int, KitError] = {}
     with contextlib.ExitStack() as stack:
         contestants: list[Contestant] = []
-        for index in [*running, *([base] if base is not None else [])]:
-            twin = len(contestants) == len(running)
-            contestants.append(Contestant(bundle, standing[index], size, setting.load, own=twin))
+        standing = list(standing)
+        for index, entry in enumerate(standing):
+            if entry.runner is None:
+                continue
+            try:
+                contestants.append(Contestant(bundle, entry, size, setting.load))
+            except KitError as error:  # it ran a moment ago, but there is no room left for its buffers
+                standing[index] = entry.failed(error)
+                continue
+            stack.callback(contestants[-1].close)
+        running = [index for index, entry in enumerate(standing) if entry.runner is not None]
+        base = judging.baseline_index(standing)
+        if base is not None:
+            contestants.append(Contestant(bundle, standing[base], size, setting.load, own=True))
             stack.callback(contestants[-1].close)
         slow = [one.entry.row.ran_on not in {None, Provider.CPU} for one in contestants]
         meters = [energy_meter(one.entry.row.ran_on or Provider.CPU, setting.field.device_id) for one in contestants]

@@ -82,10 +82,11 @@ class RunnerOptions:
             raise UsageError(f"{limit:,} bytes of GPU memory are too few", hint="allow 64 MiB or more")
         asked = {"tf32": self.tf32, "cuda_graph": self.cuda_graph, "gpu_memory_limit_bytes": limit is not None}
         for name, is_asked in asked.items():
-            if is_asked and self.provider is Provider.CPU:
-                raise UsageError(f"{name} changes nothing on the CPU", hint="use it with provider cuda")
-        if self.cuda_graph and self.provider is not Provider.CUDA:
-            raise UsageError("cuda_graph is for CUDA", hint="use it with provider cuda")
+            if is_asked and self.provider is not Provider.CUDA:
+                where = "the CPU" if self.provider is Provider.CPU else self.provider
+                raise UsageError(f"{name} changes nothing on {where}", hint="use it with provider cuda")
+        if self.cuda_graph and self.allow_fallback:
+            raise UsageError("a CUDA graph holds all nodes or none", hint="leave the fallback out")
 
     def describe_session(self) -> str:
         """Return the threads and what is not as usual: `2 threads, no spinning`."""

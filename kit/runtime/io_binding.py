@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -23,23 +24,43 @@ class DeviceBinding(Binding):
     what was bound; filling it in place changes nothing.
     """
 
-    __slots__ = ("_input", "_output")
+    __slots__ = ("_input", "_output", "_translate")
 
     def __init__(
-        self, pixels: Pixels, logits: Logits, call: Callable[[], object], *, on_device: tuple[Any, ...]
+        self,
+        pixels: Pixels,
+        logits: Logits,
+        call: Callable[[], object],
+        *,
+        on_device: tuple[Any, ...],
+        translate: Translate,
     ) -> None:
         super().__init__(pixels, logits, call)
         self._input, self._output = on_device
+        self._translate = translate
 
     def copy_in(self, pixels: Pixels) -> None:
         """Copy pixels to the device."""
         self.check(pixels)
-        self._input.update_inplace(pixels)
+        with _translating(self._translate):
+            self._input.update_inplace(pixels)
 
     def copy_out(self) -> Logits:
         """Copy logits from the device."""
-        np.copyto(self.logits, self._output.numpy())
+        with _translating(self._translate):
+            np.copyto(self.logits, self._output.numpy())
         return self.logits
+
+
+@contextlib.contextmanager
+def _translating(translate: Translate) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        ours = translate(error)
+        if ours is None:
+            raise
+        raise ours from error
 
 
 def bind_host(session: Any, ort: Any, pixels: Pixels, logits: Logits, translate: Translate) -> Binding:
@@ -78,7 +99,7 @@ def bind_device(
     if graph_id is not None:
         options.add_run_config_entry(_GRAPH_ID, str(graph_id))
     call = _call(session, values, options, translate)
-    return DeviceBinding(pixels, logits, call, on_device=values)
+    return DeviceBinding(pixels, logits, call, on_device=values, translate=translate)
 
 
 def without_graph(ort: Any) -> Any:

@@ -3,7 +3,8 @@
 Asked for CUDA, ONNX Runtime gives a CPU session and a warning where CUDA cannot load. Here three locks forbid that: only
 the wanted provider is listed, `session.disable_cpu_ep_fallback` refuses nodes it cannot run, and the placement of every
 node is read back and checked. TF32, on by default in the CUDA provider, is switched off, so that CPU and GPU agree.
-TensorRT is held to the same, with CUDA beside it for the nodes it does not know.
+TensorRT is held to the same, with CUDA beside it for the nodes it does not know; but it uses TF32, and ONNX Runtime has no
+option to forbid it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import ctypes
 import importlib.util
 import io
 import itertools
+import math
 from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
@@ -22,7 +24,7 @@ from typing import Any, Self
 import numpy as np
 
 from kit import packages
-from kit.errors import BundleInvalid, KitError, PackageMissing, ProviderUnavailable, UsageError
+from kit.errors import BundleInvalid, KitError, PackageMissing, ProviderUnavailable, Unavailable, UsageError
 from kit.runtime import io_binding, libraries
 from kit.runtime.base import BaseRunner, Binding, Logits, Pixels, Placement, RunnerOptions
 from kit.spec import Provider
@@ -102,16 +104,20 @@ class OnnxRuntimeRunner(BaseRunner):
         if self._session is None:
             raise UsageError("this runner was closed")
         logits = self._run_plainly(pixels)
-        if self._binds and 0 < pixels.nbytes <= _BIND_UP_TO_BYTES:
-            if len(self._bindings) >= _MOST_BINDINGS:
+        graphs = self._options.cuda_graph  # each size is recorded, and a recorded one is never forgotten
+        if self._binds and not self._is_mixed and 0 < pixels.nbytes <= (math.inf if graphs else _BIND_UP_TO_BYTES):
+            if len(self._bindings) >= _MOST_BINDINGS and not graphs:
                 del self._bindings[next(iter(self._bindings))]
-            self._bindings[pixels.shape] = self._bound(pixels.copy(), logits.copy())
+            with contextlib.suppress(ProviderUnavailable):  # no room for buffers: the answer is there all the same
+                self._bindings[pixels.shape] = self._bound(pixels.copy(), logits.copy())
         return logits
 
     def bind(self, shape: tuple[int, ...]) -> Binding:
         """Return buffers for inputs of one shape, `(N, *input shape)`, on the device where the model runs."""
         if self._session is None:
             raise UsageError("this runner was closed")
+        if self._is_mixed:
+            return super().bind(shape)
         pixels = np.zeros(shape, np.uint8)
         return self._bound(pixels, self._run_plainly(pixels))
 
@@ -119,6 +125,8 @@ class OnnxRuntimeRunner(BaseRunner):
         """Return a runner on the same session, with buffers of its own: sessions may run in several threads at once."""
         if self._session is None:
             raise UsageError("this runner was closed")
+        if self._options.cuda_graph:
+            raise Unavailable("a session that replays CUDA graphs is for one thread", hint="open the model once more")
         other = copy.copy(self)
         other._bindings = {}  # noqa: SLF001 - one of this class
         return other
@@ -129,15 +137,26 @@ class OnnxRuntimeRunner(BaseRunner):
         translate = partial(self._translated, samples=len(pixels))
         if self.provider is Provider.CPU:
             return io_binding.bind_host(self._session, ort, pixels, logits, translate)
-        return io_binding.bind_device(
-            self._session,
-            ort,
-            pixels,
-            logits,
-            translate,
-            device=("cuda", self._options.device_id),
-            graph_id=next(self._graphs) if self._options.cuda_graph else None,
-        )
+        try:
+            return io_binding.bind_device(
+                self._session,
+                ort,
+                pixels,
+                logits,
+                translate,
+                device=("cuda", self._options.device_id),
+                graph_id=next(self._graphs) if self._options.cuda_graph else None,
+            )
+        except Exception as error:  # memory of the device has run out, for instance
+            ours = translate(error)
+            if ours is None:
+                raise
+            raise ours from error
+
+    @property
+    def _is_mixed(self) -> bool:
+        """Whether nodes run in several places: an input is copied to its own once, when it is bound, and never again."""
+        return bool(self.fallback_reason) and set(self.placement.nodes) != {Provider.CPU.value}
 
     def _run_plainly(self, pixels: Pixels) -> Logits:
         how = io_binding.without_graph(_onnxruntime()) if self._options.cuda_graph else None
@@ -148,7 +167,7 @@ class OnnxRuntimeRunner(BaseRunner):
         return logits
 
     def _translated(self, error: Exception, *, samples: int) -> KitError | None:
-        return self._failure(error, samples) if isinstance(error, _theirs()) else None
+        return self._failure(error, samples) if isinstance(error, (RuntimeError, *_theirs())) else None
 
     def _failure(self, error: Exception, samples: int) -> KitError:
         kind = BundleInvalid if self.provider is Provider.CPU else ProviderUnavailable
@@ -195,6 +214,8 @@ class OnnxRuntimeRunner(BaseRunner):
 
     def _nodes_left_behind(self, model: bytes, gpu: list[Any]) -> str:
         """Name the nodes for which the GPU has no kernel, by opening the model once more with the CPU allowed."""
+        for _, settings in gpu:
+            settings.pop("enable_cuda_graph", None)  # with it, a session that needs the CPU does not open at all
         session = _session(model, self._options, [*gpu, "CPUExecutionProvider"], strict=False)
         left = [
             f"{node.name or '?'} ({node.op_type})"

@@ -68,6 +68,7 @@ class PyTorchRunner(BaseRunner):
         on_gpu = self.provider is Provider.CUDA
         graphs = self._options.cuda_graph and on_gpu
         self._records = graphs and not compiled  # torch.compile records by itself
+        self._bindings: dict[tuple[int, ...], Binding] = {}
         self._module: Forward = FromPixels(_Half(module) if half else module, spec).eval().to(self._device)
         if compiled:
             # it warns on every machine that has CUDA's compiler and no GPU
@@ -87,6 +88,10 @@ class PyTorchRunner(BaseRunner):
 
     def run(self, pixels: Pixels) -> Logits:
         """Compute logits float32 `[N, classes]` for pixels uint8 `[N, *input shape]`."""
+        if self._records:
+            if pixels.shape not in self._bindings:
+                self._bindings[pixels.shape] = self.bind(pixels.shape)
+            return self._bindings[pixels.shape].run(pixels).copy()
         with torch.inference_mode():
             # torch warns about arrays it could write to but must not; pixels are only read.
             logits: Logits = self._forward(torch.tensor(pixels).to(self._device)).cpu().numpy()
@@ -99,7 +104,9 @@ class PyTorchRunner(BaseRunner):
         return _Tensors(pixels, tensor, self._recorded(tensor) if self._records else self._forward)
 
     def share(self) -> Self:
-        """Return a runner of the same module, which may run in several threads at once."""
+        """Return a runner of the same module, which may run in several threads at once unless it replays CUDA graphs."""
+        if self._options.cuda_graph:
+            raise Unavailable("a module that replays CUDA graphs is for one thread", hint="open the model once more")
         return copy.copy(self)
 
     def _forward(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -110,13 +117,14 @@ class PyTorchRunner(BaseRunner):
     def _recorded(self, tensor: torch.Tensor) -> Forward:
         """Record the module on a tensor as a CUDA graph, after some calls on a stream of their own."""
         stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        device = torch.cuda.device(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.inference_mode(), torch.cuda.stream(stream):
             for _ in range(_WARMUP_CALLS):
                 self._forward(tensor)
         torch.cuda.current_stream(self._device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.inference_mode(), torch.cuda.graph(graph):
+        with torch.inference_mode(), device, torch.cuda.graph(graph, stream=stream):
             output = self._forward(tensor)
 
         def replay(_: torch.Tensor) -> torch.Tensor:
@@ -138,7 +146,8 @@ class PyTorchRunner(BaseRunner):
         return Provider.CPU, torch.device("cpu")
 
     def close(self) -> None:
-        """Nothing is held beyond the module."""
+        """Free recorded graphs; nothing else is held beyond the module."""
+        self._bindings = {}
 
 
 class _Tensors(Binding):
@@ -149,10 +158,12 @@ class _Tensors(Binding):
     def __init__(self, pixels: Pixels, tensor: torch.Tensor, forward: Forward) -> None:
         self._input, self._forward = tensor, forward
         self._output = self._called()
-        super().__init__(pixels, self._output.cpu().numpy().copy(), self._compute)
+        super().__init__(pixels, self._output.cpu().numpy().copy(), _nothing)
 
-    def _compute(self) -> None:
+    def compute(self) -> None:
         self._output = self._called()
+        if not self._output.is_cuda:
+            np.copyto(self.logits, self._output.numpy())
 
     def _called(self) -> torch.Tensor:
         with torch.inference_mode():
@@ -168,8 +179,13 @@ class _Tensors(Binding):
             self._input.copy_(torch.from_numpy(self.pixels))
 
     def copy_out(self) -> Logits:
-        np.copyto(self.logits, self._output.cpu().numpy())
+        if self._output.is_cuda:
+            np.copyto(self.logits, self._output.cpu().numpy())
         return self.logits
+
+
+def _nothing() -> None:
+    """Stand in for a call of the binding's own, which would refer to itself and live until the next collection."""
 
 
 def reference_logits(module: nn.Module, spec: ModelSpec, pixels: Pixels) -> Logits:

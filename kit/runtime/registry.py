@@ -34,6 +34,10 @@ def _onnxruntime(bundle: Bundle, variant: Variant, options: RunnerOptions) -> Ru
 
 
 def _plain(bundle: Bundle, variant: Variant, options: RunnerOptions) -> Runner:
+    if options.cuda_graph:
+        raise Unavailable(
+            "session.run replays no CUDA graph", hint="use the runtime onnxruntime, or leave the graph out"
+        )
     return OnnxRuntimeRunner(bundle.read(variant.artifact), options, binds=False)
 
 
