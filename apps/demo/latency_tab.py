@@ -35,8 +35,11 @@ _MEASURED, _LAST = "measured here just now", "the last kit bench here"
 
 def show(visitor: Visitor, bundle: Bundle) -> None:
     """Draw the tab."""
-    _form(visitor, bundle)
-    _progress(visitor)
+    # What comes and goes stands in boxes that stay: else all that follows moves, and what is unfolded closes.
+    with st.container():
+        _form(visitor, bundle)
+    with st.container():
+        _progress(visitor)
     known = _known(visitor, bundle)
     if not known:
         st.info("Nothing was measured on this machine yet.", icon=":material/timer:")
