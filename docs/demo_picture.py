@@ -1,13 +1,12 @@
-"""Take docs/demo.png, the README's picture, from the running page.
+"""The picture of the README, taken from the running page: a digit drawn by mouse, read by every variant in every runtime.
 
-    uv run python docs/demo_picture.py [BUNDLE]
+    python docs/demo_picture.py [docs/demo.png]
 
-Needs Chromium; draws a three with the mouse and photographs what the page answers.
+Needs Chromium on the path.
 """
 
 from __future__ import annotations
 
-import math
 import shutil
 import socket
 import subprocess
@@ -16,47 +15,52 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-PICTURE = Path(__file__).with_name("demo.png")
+BUNDLE = Path(__file__).parents[1] / "artifacts" / "mnist-mlp"
+THREE = [
+    (92, 78),
+    (120, 52),
+    (160, 50),
+    (188, 76),
+    (176, 112),
+    (136, 132),
+    (180, 146),
+    (200, 182),
+    (180, 220),
+    (136, 234),
+    (90, 216),
+]
+"""Strokes of a three, in pixels of the canvas."""
 
 
 def main() -> None:
-    """Start the page, draw, photograph, stop."""
+    """Start the page, draw, and take the picture."""
+    out = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).with_name("demo.png"))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    line = [sys.executable, "-c", "from apps.cli import main; main()", "demo", *sys.argv[1:2], "--no-open"]
-    with subprocess.Popen([*line, "--port", str(port)], stdout=subprocess.PIPE, text=True) as server:
+    line = [str(Path(sys.executable).with_name("kit")), "demo", str(BUNDLE), "--no-open", "--port", str(port)]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as server, sync_playwright() as playwright:
         assert server.stdout is not None
         next(text for text in server.stdout if "URL" in text)
-        photograph(f"http://localhost:{port}")
-        server.terminate()
-
-
-def photograph(address: str) -> None:
-    """Draw a three and wait for the answers."""
-    with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 800, "height": 850}, device_scale_factor=1.5)
-        page.goto(address)
-        canvas = page.locator("canvas").last
-        canvas.wait_for()
-        box = canvas.bounding_box()
+        page = browser.new_page(viewport={"width": 1180, "height": 1060}, device_scale_factor=1.5)
+        page.goto(f"http://localhost:{port}")
+        page.get_by_text("Draw a digit with the mouse").wait_for()
+        box = page.locator("canvas").first.bounding_box()
         assert box is not None
-        upper = [
-            (135 + 45 * math.sin(a), 90 - 45 * math.cos(a)) for a in (math.radians(d) for d in range(-60, 181, 10))
-        ]
-        lower = [(135 + 52 * math.sin(a), 187 - 52 * math.cos(a)) for a in (math.radians(d) for d in range(0, 241, 10))]
-        page.mouse.move(box["x"] + upper[0][0], box["y"] + upper[0][1])
-        page.mouse.down()
-        for x, y in [*upper[1:], *lower]:
-            page.mouse.move(box["x"] + x, box["y"] + y)
+        for place, (x, y) in enumerate(THREE):
+            page.mouse.move(box["x"] + x, box["y"] + y, steps=6)
+            if place == 0:
+                page.mouse.down()
         page.mouse.up()
-        page.get_by_test_id("stMetric").first.wait_for()
-        page.get_by_text(
-            "pictures go through"
-        ).hover()  # away from the canvas, so that its tool bar does not stand in the way
-        page.screenshot(path=PICTURE, clip={"x": 0, "y": 90, "width": 800, "height": 750})
+        page.locator("table tr", has_text="openvino").last.wait_for()
+        page.get_by_role("img", name="Where it looked").wait_for()
+        page.mouse.move(0, 0)
+        page.wait_for_load_state("networkidle")
+        page.wait_for_timeout(800)  # the bars grow
+        page.screenshot(path=out)
         browser.close()
+        server.terminate()
 
 
 if __name__ == "__main__":

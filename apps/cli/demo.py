@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +23,11 @@ _PAGE = Path(__file__).parent.parent / "demo" / "page.py"
 @options.data_dir
 @options.debug
 def demo(bundle: str | None, port: int, open_browser: bool, data_dir: Path | None) -> int:
-    """Open a page to draw on, with every variant's answer side by side.
+    """Open a page to try a BUNDLE on, see how right and how fast it is, and take it away.
+
+    Draw, upload or photograph a picture: every variant in every runtime reads it, side by side. Count accuracy and open the
+    misread images; bench with progress and a stop button, and compare with results of another machine; see graphs, card and
+    manifest. A packed bundle from anyone may be uploaded: it is checked first and run with limits of time and memory.
 
     It listens on this machine only, and asks the internet for nothing. Ctrl-C ends it.
 
@@ -60,10 +65,14 @@ def demo(bundle: str | None, port: int, open_browser: bool, data_dir: Path | Non
     }
     # -P keeps a folder named apps/ or kit/ in the current directory from standing in for ours.
     line = [sys.executable, "-P", "-m", "streamlit", "run", str(_PAGE), *(f"--{k}={v}" for k, v in flags.items())]
-    try:
-        return subprocess.run([*line, "--", str(found.origin)], env=environment, check=False).returncode
-    except KeyboardInterrupt:
-        return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # told to end, it ends the server as well
+    with subprocess.Popen([*line, "--", str(found.origin)], env=environment) as server:
+        try:
+            return server.wait()
+        except KeyboardInterrupt:
+            return 0
+        finally:
+            server.terminate()
 
 
 def _check_port(port: int) -> None:
