@@ -244,7 +244,7 @@ def _kept_path(bundle: Bundle, dataset: str) -> Path:
 def _kept(path: Path) -> tuple[np.ndarray, ...] | None:
     """Read what was counted before; None where there is nothing, or nothing whole."""
     try:
-        with np.load(path, allow_pickle=False) as found:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
             arrays = tuple(found[f"arr_{index}"] for index in range(5))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None

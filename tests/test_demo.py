@@ -45,9 +45,9 @@ class Site:
     asked: list[str] = field(default_factory=list)
     console: list[str] = field(default_factory=list)
 
-    def visit(self, *, width: int = 1200, height: int = 1600, scheme: str = "light"):
+    def visit(self, *, width: int = 1100, height: int = 1000):
         context = self.browser.new_context(
-            viewport={"width": width, "height": height}, color_scheme=scheme, has_touch=width < 500
+            viewport={"width": width, "height": height}, reduced_motion="reduce", has_touch=width < 500
         )
         page = context.new_page()
         page.set_default_timeout(15_000)
@@ -347,7 +347,7 @@ def test_a_corrupt_bundle_is_refused_and_a_path_is_opened(page, tiny: Bundle, tm
 
 @pytest.mark.parametrize(("name", "width"), [("phone", 380), ("desktop", 1920)])
 def test_it_fits_phones_and_wide_screens_light_and_dark(site: Site, name: str, width: int) -> None:
-    page = site.visit(width=width, height=1400)
+    page = site.visit(width=width)
     draw(page, CIRCLE)
     assert set(answers(page).values()) == {"0"}
     assert page.evaluate("document.querySelector('.stMain').scrollWidth") <= width

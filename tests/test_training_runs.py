@@ -283,15 +283,15 @@ def test_training_stays_on_the_gpu(dataset: Dataset) -> None:
 SHORT = ("--dataset", "digits", "--model", "mlp-64-64", "--epochs", "3", "--batch-size", "64")
 
 
-def test_the_command_leaves_a_bundle_a_run_folder_and_events(kit: Kit, tmp_path: Path) -> None:
+def test_the_command_leaves_a_bundle_a_run_folder_and_events(kit_inside: Kit, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    made = kit("train", *SHORT, "--out", "a", "--log-dir", "events")
+    made = kit_inside("train", *SHORT, "--out", "a", "--log-dir", "events")
     assert made.returncode == 0, made.stderr
     assert "calibration error" in made.stderr
     assert list((tmp_path / "events").glob("events.out.tfevents.*"))
     assert (tmp_path / "a.run" / "misread.png").exists()
     assert find(str(tmp_path / "a")).spec.temperature != 1.0
-    again = kit("train", *SHORT, "--out", "a", "--resume")
+    again = kit_inside("train", *SHORT, "--out", "a", "--resume")
     assert again.returncode == 0, again.stderr
     assert "epoch   1/3" not in again.stderr, "nothing was left to do"
 
