@@ -100,8 +100,27 @@ def site(_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Si
         os.killpg(server.pid, signal.SIGKILL)  # told to end, streamlit may stay behind and keep its memory
 
 
+@pytest.fixture(scope="module")
+def _visitor(site: Site):
+    return site.visit()
+
+
 @pytest.fixture
-def page(site: Site) -> Iterator[object]:
+def page(_visitor):
+    """One visitor that stays: opening the page anew for each test takes longer than the test."""
+    tab(_visitor, "Try it")
+    _visitor.get_by_text("Draw", exact=True).click()
+    clear = _visitor.get_by_role("button", name="Clear")
+    clear.wait_for()
+    if clear.is_enabled():
+        clear.click()
+    _visitor.get_by_text("Draw a digit with the mouse").wait_for()
+    return _visitor
+
+
+@pytest.fixture
+def guest(site: Site) -> Iterator[object]:
+    """A visitor of one's own, for what changes more than a picture."""
     opened = site.visit()
     yield opened
     opened.context.close()
@@ -274,19 +293,17 @@ def upload(page, path: Path) -> None:
     page.locator("input[type=file][accept*='kit']").set_input_files(path)
 
 
-def test_an_uploaded_bundle_is_checked_and_put_in_sight(page, site: Site, quantized: Bundle, tmp_path: Path) -> None:
+def test_an_uploaded_bundle_is_checked_and_put_in_sight(guest, page, quantized: Bundle, tmp_path: Path) -> None:
     packed = pack(quantized, tmp_path)
-    upload(page, packed)
-    page.get_by_text(re.compile("was checked: .* agree with their golden samples")).wait_for(timeout=60_000)
-    page.get_by_text("uploaded, runs with limits").wait_for()
-    draw(page, CIRCLE)
-    found = answers(page)
+    upload(guest, packed)
+    guest.get_by_text(re.compile("was checked: .* agree with their golden samples")).wait_for(timeout=60_000)
+    guest.get_by_text("uploaded, runs with limits").wait_for()
+    draw(guest, CIRCLE)
+    found = answers(guest)
     assert "int8-pixel" in found
     assert set(found.values()) == {"0"}
-    assert page.locator("table tr", has_text="openvino").count() == 0
-    other = site.visit()
-    assert other.get_by_text("uploaded, runs with limits").count() == 0
-    other.context.close()
+    assert guest.locator("table tr", has_text="openvino").count() == 0
+    assert page.get_by_text("uploaded, runs with limits").count() == 0  # another visitor sees nothing of it
 
 
 def with_model(bundle: Bundle, change) -> Bundle:
@@ -321,28 +338,28 @@ def external(model: onnx.ModelProto) -> None:
     tensor.external_data.add(key="location", value="../../etc/passwd")
 
 
-def test_bundles_with_strange_graphs_are_refused(page, digits: Bundle, tmp_path: Path) -> None:
+def test_bundles_with_strange_graphs_are_refused(guest, digits: Bundle, tmp_path: Path) -> None:
     copy = open_folder(Path(shutil.copytree(digits.folder, tmp_path / "copy")))
-    upload(page, pack(with_model(digits, custom), tmp_path))
-    page.get_by_text(re.compile("is refused: .*needs operators of evil.example")).wait_for(timeout=60_000)
-    page.locator("input[type=file][accept*='kit']").set_input_files(pack(with_model(copy, external), tmp_path))
-    page.get_by_text(re.compile("is refused: .*keeps weights in another file")).wait_for(timeout=60_000)
-    assert page.get_by_text("uploaded, runs with limits").count() == 0
+    upload(guest, pack(with_model(digits, custom), tmp_path))
+    guest.get_by_text(re.compile("is refused: .*needs operators of evil.example")).wait_for(timeout=60_000)
+    guest.locator("input[type=file][accept*='kit']").set_input_files(pack(with_model(copy, external), tmp_path))
+    guest.get_by_text(re.compile("is refused: .*keeps weights in another file")).wait_for(timeout=60_000)
+    assert guest.get_by_text("uploaded, runs with limits").count() == 0
 
 
-def test_a_corrupt_bundle_is_refused_and_a_path_is_opened(page, tiny: Bundle, tmp_path: Path) -> None:
+def test_a_corrupt_bundle_is_refused_and_a_path_is_opened(guest, tiny: Bundle, tmp_path: Path) -> None:
     (tmp_path / "broken.kit").write_bytes(b"PK\x03\x04 and nothing more")
-    upload(page, tmp_path / "broken.kit")
-    page.get_by_text("broken.kit is refused").wait_for()
-    box = page.get_by_role("textbox", name=re.compile("Path of a folder"))
+    upload(guest, tmp_path / "broken.kit")
+    guest.get_by_text("broken.kit is refused").wait_for()
+    box = guest.get_by_role("textbox", name=re.compile("Path of a folder"))
     box.fill(str(tmp_path / "nowhere"))
     box.press("Enter")
-    page.get_by_role("button", name="Open path").click()
-    page.get_by_text("there is no bundle").wait_for()
+    guest.get_by_role("button", name="Open path").click()
+    guest.get_by_text("there is no bundle").wait_for()
     box.fill(str(tiny.folder))
     box.press("Enter")
-    page.get_by_role("button", name="Open path").click()
-    page.get_by_role("heading", name="tiny").wait_for()
+    guest.get_by_role("button", name="Open path").click()
+    guest.get_by_role("heading", name="tiny").wait_for()
 
 
 @pytest.mark.parametrize(("name", "width"), [("phone", 380), ("desktop", 1920)])
