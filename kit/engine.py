@@ -233,6 +233,7 @@ def load(
     threads: int | None = None,
     device_id: int = 0,
     allow_fallback: bool = False,
+    gpu_memory_limit_bytes: int | None = None,
 ) -> Engine:
     """Open a bundle for predicting.
 
@@ -246,6 +247,7 @@ def load(
         threads: Threads one operator may use; None for 1.
         device_id: Index of the GPU.
         allow_fallback: Accept the CPU where the provider cannot run; `Prediction.provider` tells.
+        gpu_memory_limit_bytes: The most ONNX Runtime may take of the GPU's memory; None: all that is free.
 
     Raises:
         BundleNotFound, BundleInvalid, UsageError, ProviderUnavailable, PackageMissing.
@@ -257,7 +259,11 @@ def load(
             return engine
     where = Provider.CPU if provider is None else Provider.parse(provider)
     options = RunnerOptions(
-        provider=where, threads=1 if threads is None else threads, device_id=device_id, allow_fallback=allow_fallback
+        provider=where,
+        threads=1 if threads is None else threads,
+        device_id=device_id,
+        allow_fallback=allow_fallback,
+        gpu_memory_limit_bytes=gpu_memory_limit_bytes,
     )
     return open_engine(bundle, variant, options=options)
 

@@ -26,7 +26,11 @@ from tests.conftest import Kit
 
 PLAIN = Normalization(mean=0.0, std=1.0)
 QUICK = CompressOptions(
-    target_speedup=1.01, batch_sizes=(256,), epochs=4, max_drop_points=5.0, plan=Plan(rounds=10, turn_ms=1.0)
+    target_speedup=1.01,
+    batch_sizes=(256,),
+    epochs=4,
+    max_drop_points=5.0,
+    plan=Plan(rounds=10, turn_ms=1.0, warmup_ms=1.0, warmup_limit_ms=10.0),
 )
 
 

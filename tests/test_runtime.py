@@ -133,7 +133,7 @@ def test_other_arrays_are_refused_with_what_was_expected(wrong: np.ndarray) -> N
 
 
 @pytest.mark.skipif(libraries.GPU_PACKAGE not in libraries.installed_packages(), reason="no GPU build is installed")
-@pytest.mark.parametrize("first", ["", "import torch", "import onnxruntime, torch"])
+@pytest.mark.parametrize("first", ["", "import torch"])
 def test_the_libraries_of_cuda_are_found_with_and_without_torch(first: str) -> None:
     """Nothing but the driver may be missing, whoever loaded which of them before."""
     code = f"""{first}

@@ -29,7 +29,7 @@ from kit.spec import Goal, Provider
 from kit.tuned import Choice
 from tests.conftest import Kit
 
-FAST = Plan(rounds=10, turn_ms=0.5)
+FAST = Plan(rounds=10, turn_ms=0.5, warmup_ms=1.0, warmup_limit_ms=10.0)
 
 
 def choice(variant: str = "int8-qdq", **changes: object) -> Choice:
