@@ -73,7 +73,10 @@ def _files(bundle: Bundle) -> None:
 def _graph(visitor: Visitor, variant: str) -> None:
     st.subheader("Graph")
     try:
-        found = visitor.ask("graph", {"path": visitor.path, "variant": variant}).told
+        key = f"graph {visitor.path} {variant}"
+        if key not in visitor.results:
+            visitor.results[key] = visitor.ask("graph", {"path": visitor.path, "variant": variant}).told
+        found = visitor.results[key]
     except KitError as error:
         st.warning(f"{error}  \n{error.hint}", icon=":material/account_tree:")
         return

@@ -101,10 +101,13 @@ def _form(visitor: Visitor, bundle: Bundle) -> None:
 
 
 def _reports(visitor: Visitor) -> list[dict[str, Any]]:
-    """Return what runs here, proved once for each visitor."""
-    if "reports" not in st.session_state:
-        st.session_state["reports"] = visitor.ask("doctor").told["providers"]
-    found: list[dict[str, Any]] = st.session_state["reports"]
+    """Return what runs here; it is the machine's, and proved once for everyone."""
+    return _proved(visitor)
+
+
+@st.cache_data(ttl="10m", show_spinner="looking what runs here")
+def _proved(_visitor: Visitor) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = _visitor.ask("doctor").told["providers"]
     return found
 
 
