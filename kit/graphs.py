@@ -89,9 +89,11 @@ def read(model: bytes) -> Graph:
         PackageMissing: The package onnx is not installed.
     """
     onnx: Any = packages.needed("onnx", distribution="onnx", purpose="reading a graph", extra="demo")
+    from google.protobuf.message import DecodeError  # it comes with onnx
+
     try:
         loaded = onnx.load_model_from_string(model)
-    except Exception as error:  # protobuf's own, which only onnx knows
+    except DecodeError as error:
         raise BundleInvalid(f"this is no ONNX file: {error}") from error
     if not loaded.graph.node:
         raise BundleInvalid("this is no ONNX file: it has no nodes")

@@ -42,18 +42,19 @@ class DeviceBinding(Binding):
     def copy_in(self, pixels: Pixels) -> None:
         """Copy pixels to the device."""
         self.check(pixels)
-        with _translating(self._translate):
+        with translating(self._translate):
             self._input.update_inplace(pixels)
 
     def copy_out(self) -> Logits:
         """Copy logits from the device."""
-        with _translating(self._translate):
+        with translating(self._translate):
             np.copyto(self.logits, self._output.numpy())
         return self.logits
 
 
 @contextlib.contextmanager
-def _translating(translate: Translate) -> Iterator[None]:
+def translating(translate: Translate) -> Iterator[None]:
+    """Raise kit's errors in place of ONNX Runtime's."""
     try:
         yield
     except Exception as error:
@@ -115,7 +116,7 @@ def _call(session: Any, values: tuple[Any, ...], options: Any, translate: Transl
     binding.bind_ortvalue_output(session.get_outputs()[0].name, values[1])
     run = _bound_run(session, binding, options)
 
-    def call() -> None:
+    def call() -> None:  # without the context manager, which takes a microsecond
         try:
             run()
         except Exception as error:

@@ -137,7 +137,7 @@ class OnnxRuntimeRunner(BaseRunner):
         translate = partial(self._translated, samples=len(pixels))
         if self.provider is Provider.CPU:
             return io_binding.bind_host(self._session, ort, pixels, logits, translate)
-        try:
+        with io_binding.translating(translate):  # memory of the device may have run out, for instance
             return io_binding.bind_device(
                 self._session,
                 ort,
@@ -147,11 +147,6 @@ class OnnxRuntimeRunner(BaseRunner):
                 device=("cuda", self._options.device_id),
                 graph_id=next(self._graphs) if self._options.cuda_graph else None,
             )
-        except Exception as error:  # memory of the device has run out, for instance
-            ours = translate(error)
-            if ours is None:
-                raise
-            raise ours from error
 
     @property
     def _is_mixed(self) -> bool:
