@@ -45,7 +45,7 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1180, "height": 1060}, device_scale_factor=1.5)
         page.goto(f"http://localhost:{port}")
-        page.get_by_text("Draw a digit with the mouse").wait_for()
+        page.get_by_text("Draw with the mouse").wait_for()
         box = page.locator("canvas").first.bounding_box()
         assert box is not None
         for place, (x, y) in enumerate(THREE):

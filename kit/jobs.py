@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import shutil
 import statistics
 import zipfile
 import zlib
@@ -23,7 +24,8 @@ from kit.accuracy import accuracy, probabilities
 from kit.bench.measure import Plan
 from kit.bench.request import Request
 from kit.bench.run import bench
-from kit.bundle import Bundle, find
+from kit.bundle import Bundle, find, unpack
+from kit.data import Split
 from kit.engine import Engine
 from kit.errors import BundleInvalid, KitError, StorageUnavailable, UsageError
 from kit.runtime import providers, registry
@@ -130,7 +132,7 @@ def count(job: Job) -> Answer:
     job.on_progress(f"reading {name}", 0.0)
     test = data.load(name).test
     shape = bundle.spec.input.shape
-    if test.images.shape[1:] != shape or int(test.labels.max(initial=0)) >= len(bundle.spec.labels):
+    if not _fits(test, bundle):
         raise UsageError(f"{name} has images {test.images.shape[1:]}, this model takes {shape} of its own classes")
     answers, sure = [], []
     for place, variant in enumerate(bundle.variants):
@@ -171,13 +173,22 @@ def measure(job: Job) -> dict[str, Any]:
 def check(job: Job) -> dict[str, Any]:
     """Check a packed bundle from anyone before it is used: its frame and hashes, its graphs, its golden samples.
 
-    Asked: `path`. Returns the bundle's name and what was checked, a sentence each.
+    Asked: `path`, and `into`, the folder it is unpacked into; what is refused does not stay there. Returns the bundle's name
+    and what was checked, a sentence each.
 
     Raises:
         BundleInvalid: It is refused; the message says why.
     """
     job.on_progress("hashes and sizes", 0.1)
-    bundle = find(job.asked["path"])
+    bundle = unpack(Path(job.asked["path"]), Path(job.asked["into"]))
+    try:
+        return _checked(bundle, job)
+    except BaseException:
+        shutil.rmtree(bundle.folder, ignore_errors=True)
+        raise
+
+
+def _checked(bundle: Bundle, job: Job) -> dict[str, Any]:
     if not bundle.variants:
         raise BundleInvalid(f"{bundle.name} holds no variant")
     for place, variant in enumerate(bundle.variants):
@@ -203,6 +214,11 @@ def check(job: Job) -> dict[str, Any]:
             f"all {len(found.variants)} agree with their golden samples ({found.golden_source})",
         ],
     }
+
+
+def _fits(test: Split, bundle: Bundle) -> bool:
+    classes = int(test.labels.max(initial=0)) + 1
+    return test.images.shape[1:] == bundle.spec.input.shape and classes <= len(bundle.spec.labels)
 
 
 def _logits(bundle: Bundle, variant: Variant, images: np.ndarray, on_share: Callable[[float], None]) -> np.ndarray:
@@ -272,9 +288,7 @@ def sample(job: Job) -> Answer:
     name = training.dataset if training else ""
     if f"test {name}" not in job.state:
         found = data.at_hand(name) if name else None
-        job.state[f"test {name}"] = (
-            found.test if found and found.test.images.shape[1:] == bundle.spec.input.shape else None
-        )
+        job.state[f"test {name}"] = found.test if found and _fits(found.test, bundle) else None
     test = job.state[f"test {name}"]
     pick = np.random.default_rng(number).integers
     if test is not None:

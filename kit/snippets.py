@@ -13,7 +13,7 @@ def with_kit(bundle: Bundle, variant: Variant) -> str:
     return (
         "import numpy as np\n"
         "import kit\n\n"
-        f'with kit.load("{bundle.name}", variant="{variant.id}") as engine:\n'
+        f"with kit.load({bundle.name!r}, variant={variant.id!r}) as engine:\n"
         f"{picture}"
         f"    pixels = np.zeros((1, {shape}), np.uint8)  # raw, 0 to 255\n"
         "    found = engine.predict(pixels)\n"
@@ -31,10 +31,10 @@ def with_onnxruntime(bundle: Bundle, variant: Variant) -> str:
         "import onnxruntime\n\n"
         f"labels = {list(spec.labels)}\n"
         "session = onnxruntime.InferenceSession(\n"
-        f'    "{variant.artifact.file}", providers=["CPUExecutionProvider"]\n'
+        f'    {variant.artifact.file!r}, providers=["CPUExecutionProvider"]\n'
         ")\n"
         f"pixels = np.zeros((1, {shape}), np.uint8)  # raw, 0 to 255\n"
-        f'(logits,) = session.run(["{spec.output.name}"], {{"{spec.input.name}": pixels}})\n'
+        f"(logits,) = session.run([{spec.output.name!r}], {{{spec.input.name!r}: pixels}})\n"
         f"{cooled}"
         "shares = np.exp(logits - logits.max(axis=1, keepdims=True))\n"
         "shares /= shares.sum(axis=1, keepdims=True)\n"

@@ -39,6 +39,8 @@ Array = NDArray[Any]
 OnProgress = Callable[[str, float], None]
 _GLANCE_SECONDS = 0.1
 _MOST_ARRAYS = 256
+_MOST_ARRAY_BYTES = 2**30
+_LONGEST_LINE = 2**26
 _KINDS = frozenset({"progress", "done", "error"})
 
 
@@ -224,7 +226,7 @@ def _read(pipe: IO[bytes]) -> tuple[dict[str, Any], tuple[Array, ...]] | None:
     Raises:
         ValueError: It is no message.
     """
-    line = pipe.readline()
+    line = pipe.readline(_LONGEST_LINE)
     if not line:
         return None
     message = json.loads(line)
@@ -233,7 +235,10 @@ def _read(pipe: IO[bytes]) -> tuple[dict[str, Any], tuple[Array, ...]] | None:
         dtype, shape = np.dtype(str(one["dtype"])), tuple(map(int, one["shape"]))
         if dtype.hasobject:
             raise ValueError("no plain array")
-        data = pipe.read(dtype.itemsize * math.prod(shape))
+        size = dtype.itemsize * math.prod(shape)
+        if not 0 <= size <= _MOST_ARRAY_BYTES:
+            raise ValueError("an array that is too large")
+        data = pipe.read(size)
         arrays.append(np.frombuffer(data, dtype).reshape(shape))
     return message, tuple(arrays)
 

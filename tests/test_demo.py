@@ -114,7 +114,7 @@ def page(_visitor):
     clear.wait_for()
     if clear.is_enabled():
         clear.click()
-    _visitor.get_by_text("Draw a digit with the mouse").wait_for()
+    _visitor.get_by_text("Draw with the mouse").wait_for()
     return _visitor
 
 
@@ -151,7 +151,7 @@ def tab(page, name: str) -> None:
 
 
 def test_a_drawn_digit_is_read_by_every_variant_in_every_runtime(page) -> None:
-    page.get_by_text("Draw a digit with the mouse").wait_for()
+    page.get_by_text("Draw with the mouse").wait_for()
     draw(page, CIRCLE)
     assert answers(page) == dict.fromkeys(CONTESTANTS, "0")
     assert page.locator("table tr", has_text="openvino").count() == 3
@@ -179,7 +179,7 @@ def test_strokes_are_undone_and_cleared_and_outlive_another_tab(page) -> None:
     tab(page, "Try it")
     assert set(answers(page).values()) == {"0"}
     page.get_by_role("button", name="Clear").click()
-    page.get_by_text("Draw a digit with the mouse").wait_for()
+    page.get_by_text("Draw with the mouse").wait_for()
 
 
 def test_pictures_good_blank_corrupt_huge_and_random_are_answered(page, site: Site, tmp_path: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from apps.demo import visitor
 from kit.bundle import Bundle
 from tests.conftest import ROOT
 
@@ -35,7 +38,7 @@ def page(monkeypatch: pytest.MonkeyPatch, cache: Path):  # noqa: ARG001 - nothin
 
 
 def texts(elements) -> str:
-    return "\n".join(str(one.value) for one in elements)
+    return "\n".join(str(one.value) for one in elements).replace("\\", "")
 
 
 def test_a_bundle_that_is_not_there_is_said_with_what_to_do(page) -> None:
@@ -56,7 +59,7 @@ def test_the_first_view_invites_to_draw(page, tiny: Bundle) -> None:
     app = page(tiny.folder)
     assert not app.exception
     assert app.title[0].value == "tiny"
-    assert "Draw a digit" in texts(app.info)
+    assert "Draw with the mouse" in texts(app.info)
     assert "takes uint8 [batch, 4, 4]" in texts(app.caption)
 
 
@@ -102,3 +105,26 @@ def test_under_the_threshold_it_says_that_it_is_unsure(page, tiny: Bundle) -> No
     assert not app.exception
     assert "Unsure: the model keeps silent under 100.0 %" in texts(app.warning)
     assert "golden sample" in texts(app.caption)
+
+
+def test_what_a_stranger_wrote_stays_text(page, tiny: Bundle) -> None:
+    manifest = json.loads((tiny.folder / "manifest.json").read_text())
+    manifest["spec"]["architecture"] = "![x](http://evil.example/x.png)"
+    (tiny.folder / "manifest.json").write_text(json.dumps(manifest))
+    app = page(tiny.folder)
+    assert not app.exception
+    assert "!\\[x\\](http\\://evil.example/x.png)" in app.caption[0].value
+
+
+def test_a_bundle_that_disappears_leaves_the_choice_of_another(page, tiny: Bundle) -> None:
+    app = page(tiny.folder)
+    shutil.rmtree(tiny.folder)
+    app.run()
+    assert not app.exception
+    assert "there is no bundle" in texts(app.error)
+    assert any("Path of a folder" in one.label for one in app.text_input)
+
+
+def test_pictures_of_channels_are_shown_as_one_plane() -> None:
+    for shape in ((4, 14, 14), (3, 14, 14), (14, 14, 3), (1, 14, 14), (14, 14)):
+        assert visitor.pixels_of(np.full(shape, 9, np.uint8), 28).tolist() == [[9] * 28] * 28

@@ -11,7 +11,7 @@ import pandas as pd
 import streamlit as st
 from numpy.typing import NDArray
 
-from apps.demo import charts
+from apps.demo import charts, words
 from apps.demo.visitor import Visitor, pixels_of
 from kit import data, serial
 from kit.accuracy import confusion, drop_interval, reliability
@@ -23,6 +23,7 @@ from kit.spec import Accuracy
 
 _MOST_PICTURES = 48
 _SIDE = 84
+_MOST_CLASSES = 50
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,10 @@ def show(visitor: Visitor, bundle: Bundle) -> None:
     known = _datasets(bundle)
     if not known:
         name = bundle.manifest.training.dataset if bundle.manifest.training else "its data set"
-        st.info(f"{name} is not on this machine, so that nothing can be counted here.", icon=":material/database_off:")
+        st.info(
+            f"{words.plain(name)} is not on this machine, so that nothing can be counted here.",
+            icon=":material/database_off:",
+        )
         return
     with st.container(horizontal=True, vertical_alignment="bottom"):
         dataset = st.selectbox("Data set", known, format_func=lambda one: f"{one}, test images", width=260)
@@ -57,7 +61,7 @@ def show(visitor: Visitor, bundle: Bundle) -> None:
     try:
         found = _count(visitor, dataset, again=again)
     except KitError as error:
-        st.error(f"{error}  \n{error.hint}")
+        st.error(words.problem(error))
         return
     if found is None:
         st.caption("A few seconds; what was counted is kept for next time.")
@@ -89,8 +93,8 @@ def _published(bundle: Bundle) -> None:
         for variant in known
         if variant.accuracy
     }
-    st.table(pd.DataFrame.from_dict(rows, orient="index"))
-    st.caption(f"As published: {first.dataset}, {first.split} split, {first.images:,} images.")
+    words.table(pd.DataFrame.from_dict(rows, orient="index"))
+    st.caption(f"As published: {words.plain(first.dataset)}, {first.split} split, {first.images:,} images.")
 
 
 def _drop(found: Accuracy) -> str:
@@ -146,19 +150,25 @@ def _figures(found: Counted) -> None:
             delta_arrow="off",
         )
     first = next(iter(found.variants.values()))
-    st.caption(f"Counted on this machine: {found.dataset}, {first.split} split, {first.images:,} images.")
+    st.caption(f"Counted on this machine: {words.plain(found.dataset)}, {first.split} split, {first.images:,} images.")
 
 
 def _confusion(bundle: Bundle, found: Counted, place: int) -> None:
     names = bundle.spec.labels
     counts = confusion(found.labels, found.answers[place], len(names))
     st.subheader("What is read as what")
-    chosen = st.altair_chart(
-        charts.confusion(counts, names),
-        on_select="rerun",
-        selection_mode=charts.CELL,
-        key=f"confusion {place}",
-        alt="Confusion matrix: labels in rows, readings in columns; the list below it opens the same cells",
+    if len(names) > _MOST_CLASSES:
+        st.caption(f"{len(names):,} classes are too many to draw.")
+    chosen = (
+        None
+        if len(names) > _MOST_CLASSES
+        else st.altair_chart(
+            charts.confusion(counts, names),
+            on_select="rerun",
+            selection_mode=charts.CELL,
+            key=f"confusion {place}",
+            alt="Confusion matrix: labels in rows, readings in columns; the list below it opens the same cells",
+        )
     )
     cells = [
         (int(row), int(column))

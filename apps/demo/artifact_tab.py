@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
+from apps.demo import words
 from apps.demo.visitor import Visitor
 from kit import snippets
 from kit.bundle import Bundle, packed_bytes
@@ -36,9 +37,11 @@ def show(visitor: Visitor, bundle: Bundle) -> None:
     if bundle.manifest.card is not None:
         with st.expander("Model card", icon=":material/description:"):
             try:
-                st.markdown(bundle.read(bundle.manifest.card).decode())
+                card = bundle.read(bundle.manifest.card).decode()
             except (KitError, UnicodeDecodeError) as error:
-                st.error(str(error))
+                st.error(words.plain(error))
+            else:  # a stranger's card is shown as it was written: Markdown may have pictures of elsewhere
+                _ = st.code(card, language="markdown", wrap_lines=True) if visitor.is_strange else st.markdown(card)
     with st.expander("Manifest", icon=":material/data_object:"):
         st.json(encode(bundle.manifest), expanded=1)
 
@@ -56,7 +59,7 @@ def _files(bundle: Bundle) -> None:
         }
         for one in bundle.variants
     ]
-    st.table(pd.DataFrame(rows).set_index("variant"))
+    words.table(pd.DataFrame(rows).set_index("variant"))
     with st.container(horizontal=True, vertical_alignment="center"):
         st.download_button(
             f"Download {bundle.name}.kit",
@@ -78,9 +81,9 @@ def _graph(visitor: Visitor, variant: str) -> None:
             visitor.results[key] = visitor.ask("graph", {"path": visitor.path, "variant": variant}).told
         found = visitor.results[key]
     except KitError as error:
-        st.warning(f"{error}  \n{error.hint}", icon=":material/account_tree:")
+        st.warning(words.problem(error), icon=":material/account_tree:")
         return
-    operators = ", ".join(f"{count} {name}" for name, count in found["operators"].items())
-    opsets = ", ".join(f"{name} {version}" for name, version in found["opsets"].items())
+    operators = ", ".join(f"{count} {words.plain(name)}" for name, count in found["operators"].items())
+    opsets = ", ".join(f"{words.plain(name)} {version}" for name, version in found["opsets"].items())
     st.caption(f"{found['nodes']} nodes: {operators}. Opsets: {opsets}. What only prepares weights is not drawn.")
     st.graphviz_chart(found["dot"], alt=f"Graph of {variant}: {operators}")

@@ -61,7 +61,9 @@ class BenchJob:
                 )
             self.results = from_json(json.loads(answer.told["results"]), Path("measured here"))
         except KitError as error:
-            self.problem = "" if self.stopped else f"{error}  \n{error.hint}"
+            self.problem = "" if self.stopped else f"{error}. {error.hint}"
+        except Exception as error:  # noqa: BLE001 - the border of a thread: nobody else would hear of it
+            self.problem = f"a defect of kit: {type(error).__name__}: {error}"
 
     def _told(self, what: str, share: float) -> None:
         self.what, self.share = what, share

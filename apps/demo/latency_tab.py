@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from apps.demo import words
 from apps.demo.bench_job import BenchJob
 from apps.demo.visitor import Visitor, installed_runtimes
 from kit.bench import results as files
@@ -24,6 +25,7 @@ from kit.report.headline import headline
 from kit.report.page import pareto
 from kit.runtime import registry
 from kit.spec import Provider
+from kit.worker import Worker
 
 BATCH_SIZES = (1, 8, 64, 256, 1024)
 BUDGETS = {"5 s": 5, "15 s": 15, "30 s": 30, "1 min": 60, "3 min": 180}
@@ -64,7 +66,7 @@ def show(visitor: Visitor, bundle: Bundle) -> None:
 
 
 def _form(visitor: Visitor, bundle: Bundle) -> None:
-    reports = _reports(visitor)
+    reports = _reports()
     ids = [variant.id for variant in bundle.variants]
     runtimes = installed_runtimes()[:1] if visitor.is_strange else installed_runtimes()
     with st.form("bench", border=True):
@@ -82,7 +84,7 @@ def _form(visitor: Visitor, bundle: Bundle) -> None:
             swept = st.checkbox("Sweep batch sizes until throughput no longer grows")
     for one in reports:
         if not one["works"] and one["provider"] in providers:
-            st.warning(f"{one['reason']}  \n{one['fix']}", icon=":material/memory_alt:")
+            st.warning(f"{words.plain(one['reason'])}  \n{words.plain(one['fix'])}", icon=":material/memory_alt:")
     if not start:
         return
     request: dict[str, Any] = {
@@ -100,14 +102,19 @@ def _form(visitor: Visitor, bundle: Bundle) -> None:
     st.rerun()
 
 
-def _reports(visitor: Visitor) -> list[dict[str, Any]]:
-    """Return what runs here; it is the machine's, and proved once for everyone."""
-    return _proved(visitor)
+def _reports() -> list[dict[str, Any]]:
+    """Return what runs here, proved once for everyone, in a process that has run nobody's model."""
+    try:
+        return _proved()
+    except KitError as error:
+        st.error(words.problem(error))
+        return [{"provider": Provider.CPU.value, "works": True, "reason": "", "fix": ""}]
 
 
 @st.cache_data(ttl="10m", show_spinner="looking what runs here")
-def _proved(_visitor: Visitor) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = _visitor.ask("doctor").told["providers"]
+def _proved() -> list[dict[str, Any]]:
+    with Worker() as worker:
+        found: list[dict[str, Any]] = worker.ask("kit.jobs:doctor", seconds=_GRACE_SECONDS).told["providers"]
     return found
 
 
@@ -127,7 +134,7 @@ def _progress(visitor: Visitor) -> None:
         visitor.results[_MEASURED] = job.results
         st.success("Measured.", icon=":material/check:")
     elif job.problem:
-        st.error(job.problem)
+        st.error(words.plain(job.problem))
     else:
         st.info("Stopped: nothing was kept.", icon=":material/stop_circle:")
 
@@ -151,7 +158,7 @@ def _known(visitor: Visitor, bundle: Bundle) -> dict[str, Results]:
         try:
             found[_LAST] = files.load(path)
         except BadInput as error:
-            st.error(f"{error}  \n{error.hint}")
+            st.error(words.problem(error))
     return dict(sorted(found.items(), key=lambda one: (one[0] != _MEASURED, one[0] != _LAST, one[0])))
 
 
@@ -163,11 +170,12 @@ def _uploads(visitor: Visitor) -> None:
         try:
             found = files.from_json(json.loads(file.getvalue()), Path(file.name))
         except (ValueError, RecursionError):
-            st.error(f"{file.name} is no JSON.")
+            st.error(words.plain(f"{file.name} is no JSON."))
         except BadInput as error:
-            st.error(f"{error}  \n{error.hint}")
+            st.error(words.problem(error))
         else:
-            if f"uploaded: {file.name}" not in visitor.results:
+            if st.session_state.get("results file") != file.file_id:
+                st.session_state["results file"] = file.file_id
                 visitor.results[f"uploaded: {file.name}"] = found
                 st.rerun()
 
@@ -177,7 +185,7 @@ def _comparison(base: Results, new: Results) -> None:
     try:
         found = compare(base, new, Limits(), any_machine=True, any_bundle=True)
     except KitError as error:
-        st.warning(f"{error}  \n{error.hint}")
+        st.warning(words.problem(error))
         return
     rows = [
         {
@@ -194,18 +202,24 @@ def _comparison(base: Results, new: Results) -> None:
         }
         for one in found.changes
     ]
-    st.table(pd.DataFrame(rows).set_index("variant"))
+    if rows:
+        words.table(pd.DataFrame(rows).set_index("variant"))
     if base.machine.cpu != new.machine.cpu:
-        st.caption(f"Two machines: {base.machine.describe()}, and {new.machine.describe()}.")
+        st.caption(words.plain(f"Two machines: {base.machine.describe()}, and {new.machine.describe()}."))
 
 
 def _results(found: Results, bundle: Bundle) -> None:
+    if not found.rows:
+        st.info("These results have no rows.", icon=":material/table_rows:")
+        return
     told = headline(found)
-    st.subheader(told.title)
+    st.subheader(words.plain(told.title))
     for sentence in told.sentences:
-        st.markdown(sentence)
+        st.markdown(words.plain(sentence))
     if cautions := dict.fromkeys((*told.cautions, *found.remarks())):
-        st.warning("  \n".join(f"{one[0].upper()}{one[1:]}." for one in cautions), icon=":material/warning:")
+        st.warning(
+            "  \n".join(words.plain(f"{one[:1].upper()}{one[1:]}.") for one in cautions), icon=":material/warning:"
+        )
     stale = {row.sha256 for row in found.rows if row.bundle == bundle.name} - {
         one.artifact.sha256 for one in bundle.variants
     }
@@ -214,10 +228,10 @@ def _results(found: Results, bundle: Bundle) -> None:
     rows = [row for row in found.rows if row.latency]
     if rows:
         _charts(found, rows)
-    st.table(pd.DataFrame([_row(row) for row in found.rows]).set_index("variant"))
+    words.table(pd.DataFrame([_row(row) for row in found.rows]).set_index("variant"))
     for reason, fix in dict.fromkeys((row.reason, row.fix) for row in found.rows if row.reason):
-        st.warning(f"{reason}  \n{fix}", icon=":material/block:")
-    st.caption(f"{tables.measured(found)} {found.created}, {found.machine.describe()}.")
+        st.warning(f"{words.plain(reason)}  \n{words.plain(fix)}", icon=":material/block:")
+    st.caption(words.plain(f"{tables.measured(found)} {found.created}, {found.machine.describe()}."))
 
 
 def _charts(found: Results, rows: list[Row]) -> None:
@@ -252,7 +266,7 @@ def _charts(found: Results, rows: list[Row]) -> None:
             alt="Images per second against batch size; the table has the figures",
         )
         for one in sweep.crossovers(found):
-            st.markdown(f"{one.describe()}.")
+            st.markdown(words.plain(f"{one.describe()}."))
     st.caption(" · ".join(f':color[■]{{foreground="{style.colour(one)}"}} {one}' for one in style.variants))
 
 

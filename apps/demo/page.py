@@ -10,7 +10,7 @@ import sys
 
 import streamlit as st
 
-from apps.demo import accuracy_tab, artifact_tab, latency_tab, picker, try_it, visitor
+from apps.demo import accuracy_tab, artifact_tab, latency_tab, picker, try_it, visitor, words
 from kit.errors import KitError
 
 TABS = {
@@ -35,19 +35,20 @@ def main() -> None:
         bundle = me.bundle()
         bundle.variant()
     except KitError as error:
-        st.error(f"{error}  \n{error.hint}")
+        st.error(words.problem(error))
+        picker.show(me, None)
         return
+    me.notice(bundle)
     me.ready()
     with st.container(horizontal=True, vertical_alignment="bottom", horizontal_alignment="distribute"):
-        st.title(bundle.name, anchor=False)
+        st.title(words.plain(bundle.name), anchor=False)
         picker.show(me, bundle)
-    takes = bundle.spec.pipeline or "no pictures, pixels only"
+    takes = bundle.spec.pipeline or "no pipeline: pixels only"
     uploaded = " · uploaded, runs with limits" if me.is_strange else ""
-    st.caption(
-        f"{bundle.spec.architecture} · takes {bundle.spec.input.describe()} · pictures go through {takes}{uploaded}"
-    )
+    about = f"{bundle.spec.architecture} · takes {bundle.spec.input.describe()} · pictures go through {takes}{uploaded}"
+    st.caption(words.plain(about))
     if told := st.session_state.pop("upload told", ""):
-        st.success(told, icon=":material/verified:")
+        st.success(words.plain(told), icon=":material/verified:")
     tabs = st.tabs(list(TABS), key="tab", on_change="rerun")
     for tab, show in zip(tabs, TABS.values(), strict=True):
         if tab.open:

@@ -6,20 +6,22 @@ from typing import Any
 
 import streamlit as st
 
+from apps.demo import words
 from apps.demo.visitor import LIMIT_BYTES, LIMIT_SECONDS, MAX_UPLOAD_MB, Visitor
 from kit.bundle import Bundle, available, find
 from kit.errors import KitError
 from kit.worker import Worker
 
 
-def show(visitor: Visitor, bundle: Bundle) -> None:
+def show(visitor: Visitor, bundle: Bundle | None) -> None:
     """Draw the button that opens the choice."""
     with st.popover("Another bundle", icon=":material/folder_open:"):
         known = {one.name: str(one.origin) for one in available() if one.variants}
-        known |= {bundle.name: visitor.path} | visitor.uploads
+        known |= visitor.uploads | ({bundle.name: visitor.path} if bundle and not visitor.is_strange else {})
         names = list(known)
-        chosen = st.selectbox("On this machine", names, index=names.index(bundle.name) if bundle.name in names else 0)
-        if known[chosen] != visitor.path and st.button(f"Open {chosen}", type="primary"):
+        place = next((place for place, name in enumerate(names) if known[name] == visitor.path), 0)
+        chosen = st.selectbox("On this machine", names, index=place if names else None)
+        if chosen is not None and known[chosen] != visitor.path and st.button(f"Open {chosen}", type="primary"):
             _open(visitor, known[chosen])
         path = st.text_input("Path of a folder or a packed file", placeholder="artifacts/my-model or my-model.kit")
         if path and st.button("Open path"):
@@ -30,10 +32,12 @@ def show(visitor: Visitor, bundle: Bundle) -> None:
             max_upload_size=MAX_UPLOAD_MB,
             help=f"Up to {MAX_UPLOAD_MB} MB, checked before it is opened, run in a process with limits of time and memory",
         )
-        if file is not None and file.file_id != st.session_state.get("checked"):
+        if file is None:
+            st.session_state["upload problem"] = ""
+        elif file.file_id != st.session_state.get("checked"):
             _check(visitor, file.name, file.getvalue(), file.file_id)
         if problem := st.session_state.get("upload problem"):
-            st.error(problem)
+            st.error(words.plain(problem))
 
 
 def _told(bar: Any, what: str, share: float) -> None:
@@ -44,31 +48,32 @@ def _open(visitor: Visitor, path: str) -> None:
     try:
         find(path).variant()
     except KitError as error:
-        st.error(f"{error}  \n{error.hint}")
+        st.error(words.problem(error))
         return
     visitor.choose(path)
     st.rerun()
 
 
 def _check(visitor: Visitor, name: str, data: bytes, file_id: str) -> None:
-    """Check an upload in a process with limits; only what holds is put in sight."""
-    st.session_state["checked"] = file_id
-    path = visitor.keep_upload(name, data)
+    """Check an upload in a process with limits, which unpacks it; only what holds is put in sight."""
     bar = st.progress(0.0, "checking")
     try:
+        path, into = visitor.keep_upload(name, data)
         with Worker(memory_bytes=LIMIT_BYTES) as worker:
             found = worker.ask(
                 "kit.jobs:check",
-                {"path": path},
+                {"path": path, "into": into},
                 seconds=LIMIT_SECONDS,
                 on_progress=lambda what, share: _told(bar, what, share),
             )
     except KitError as error:
         bar.empty()
-        st.session_state["upload problem"] = f"{name} is refused: {error}  \n{error.hint}"
+        st.session_state["checked"] = file_id
+        st.session_state["upload problem"] = f"{name} is refused: {error}. {error.hint}"
         return
+    st.session_state["checked"] = file_id
     st.session_state["upload problem"] = ""
-    visitor.uploads[f"{found.told['name']} (uploaded)"] = path
-    visitor.choose(path)
+    visitor.uploads[f"{found.told['name']} (uploaded)"] = into
+    visitor.choose(into)
     st.session_state["upload told"] = f"{name} was checked: {'; '.join(found.told['checked'])}."
     st.rerun()

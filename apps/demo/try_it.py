@@ -12,7 +12,7 @@ import pandas as pd
 import streamlit as st
 from numpy.typing import NDArray
 
-from apps.demo import canvas, charts
+from apps.demo import canvas, charts, words
 from apps.demo.visitor import FIRST_RUNTIMES, Contestant, Visitor, installed_runtimes, pixels_of
 from kit.bundle import Bundle
 from kit.errors import KitError, PictureInvalid
@@ -49,10 +49,10 @@ def show(visitor: Visitor, bundle: Bundle) -> None:
         try:
             found = _asked(visitor, picture, runtimes)
         except PictureInvalid as error:
-            st.warning(f"{str(error).capitalize()}.", icon=":material/hide_image:")
+            st.warning(words.plain(f"{str(error)[:1].upper()}{str(error)[1:]}."), icon=":material/hide_image:")
             return
         except KitError as error:
-            st.error(f"{error}  \n{error.hint}")
+            st.error(words.problem(error))
             return
         _answers(bundle, found, picture)
     with left:
@@ -60,7 +60,7 @@ def show(visitor: Visitor, bundle: Bundle) -> None:
 
 
 _INVITATIONS = {
-    "Draw": "Draw a digit with the mouse or a finger. The answer comes when you lift the pen.",
+    "Draw": "Draw with the mouse or a finger. The answer comes when you lift the pen.",
     "File": "Choose a picture: PNG or JPEG, any size, dark on light or light on dark.",
     "Camera": "Take a photograph: one digit on paper, filling much of the picture.",
     "Random": "There is no picture to draw from.",
@@ -99,12 +99,12 @@ def _random(visitor: Visitor, bundle: Bundle) -> Picture | None:
     try:
         found = visitor.ask("sample", {"path": visitor.path, "number": st.session_state["draw"]})
     except KitError as error:
-        st.error(f"{error}  \n{error.hint}")
+        st.error(words.problem(error))
         return None
     label = int(found.told["label"])
-    known = f"label **{bundle.spec.labels[label]}**" if label >= 0 else "no label"
+    known = f"label **{words.plain(bundle.spec.labels[label])}**" if label >= 0 else "no label"
     st.image(pixels_of(found.arrays[0], canvas.SIDE), alt=f"{found.told['source']}, label {label}")
-    st.caption(f"{known} · {found.told['source']}")
+    st.caption(f"{known} · {words.plain(found.told['source'])}")
     return Picture(
         "pixels",
         found.arrays[0],
@@ -160,7 +160,7 @@ def _answers(bundle: Bundle, found: _Found, picture: Picture) -> None:
     first = next((place for place, one in enumerate(found.contestants) if one.variant == bundle.variant().id), 0)
     share = float(found.shares[first].max())
     st.metric(
-        f"{found.contestants[first].name} reads",
+        words.plain(f"{found.contestants[first].name} reads"),
         labels[first],
         f"{100 * share:.1f} %"
         + ("" if not picture.label else ", right" if picture.label == labels[first] else f", it is a {picture.label}"),
@@ -169,7 +169,7 @@ def _answers(bundle: Bundle, found: _Found, picture: Picture) -> None:
     )
     if len(set(labels)) > 1:
         others = [one.name for one, label in zip(found.contestants, labels, strict=True) if label != labels[first]]
-        st.warning(f"They disagree: {', '.join(others)} read it otherwise.", icon=":material/call_split:")
+        st.warning(words.plain(f"They disagree: {', '.join(others)} read it otherwise."), icon=":material/call_split:")
     if any(one["unsure"] for one in found.answers):
         least = bundle.spec.abstain_below or 0.0
         st.warning(f"Unsure: the model keeps silent under {100 * least:.1f} %.", icon=":material/help:")
@@ -191,12 +191,12 @@ def _answers(bundle: Bundle, found: _Found, picture: Picture) -> None:
         },
         index=pd.Index(names, name="variant · runtime"),
     )
-    st.table(table)
+    words.table(table)
     st.caption(
         "µs: median of 30 calls, pixels to probabilities, in a process of its own; the Latency tab measures properly."
     )
     for one in found.silent:
-        st.caption(f"{one.name}: {one.problem}. {one.fix}")
+        st.caption(words.plain(f"{one.name}: {one.problem}. {one.fix}"))
 
 
 def _seen(found: _Found) -> None:

@@ -6,6 +6,7 @@ memory and, for each question, LIMIT_SECONDS, after it was checked in one of the
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 import weakref
@@ -19,6 +20,8 @@ import streamlit as st
 from numpy.typing import NDArray
 
 from kit.bundle import Bundle, find
+from kit.bundle.packed import SUFFIX
+from kit.errors import StorageUnavailable
 from kit.runtime import registry
 from kit.worker import Answer, Worker
 
@@ -60,6 +63,8 @@ class Visitor:
     bench: Any = None
     results: dict[str, Any] = field(default_factory=dict)
     _worker: Worker | None = None
+    _stamp: str = ""
+    _uploads: int = 0
     _opened: dict[tuple[str, tuple[str, ...]], list[Contestant]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -69,7 +74,7 @@ class Visitor:
     @property
     def is_strange(self) -> bool:
         """Whether the bundle in sight was uploaded."""
-        return self.path in self.uploads.values()
+        return Path(self.path).is_relative_to(self.folder)
 
     def bundle(self) -> Bundle:
         """Open the bundle in sight; raises what `find` raises."""
@@ -79,8 +84,22 @@ class Visitor:
         """Put another bundle in sight; its questions go to a process of its own."""
         if path != self.path:
             self.path = path
-            self.results = {}
-            self.forget()
+            self._start_over()
+
+    def notice(self, bundle: Bundle) -> None:
+        """Forget what was found of a bundle that has been exported again."""
+        stamp = " ".join([str(bundle.spec), *(one.artifact.sha256 for one in bundle.variants)])
+        if self._stamp and stamp != self._stamp:
+            self._start_over()
+        self._stamp = stamp
+
+    def _start_over(self) -> None:
+        self.results = {}
+        self._stamp = ""
+        if self.bench is not None:
+            self.bench.stop()
+            self.bench = None
+        self.forget()
 
     def forget(self) -> None:
         """End the process; the next question starts another."""
@@ -95,9 +114,12 @@ class Visitor:
             self._opened = {}
             self._worker = self.new_worker()
 
-    def new_worker(self) -> Worker:
-        """Start a process that may run the bundle in sight."""
-        return Worker(memory_bytes=LIMIT_BYTES if self.is_strange else None)
+    def new_worker(self, *, for_long: bool = False) -> Worker:
+        """Start a process that may run the bundle in sight; one that works for long ends with its visitor."""
+        worker = Worker(memory_bytes=LIMIT_BYTES if self.is_strange else None)
+        if for_long:
+            weakref.finalize(self, worker.stop)
+        return worker
 
     def ask(
         self,
@@ -128,11 +150,22 @@ class Visitor:
             self._opened = {key: [Contestant(number, **one) for number, one in enumerate(told)]}
         return self._opened[key]
 
-    def keep_upload(self, name: str, data: bytes) -> str:
-        """Write an upload into the visitor's own folder and return its path."""
-        path = self.folder / f"{len(self.uploads)}-{Path(name).name}"
-        path.write_bytes(data)
-        return str(path)
+    def keep_upload(self, name: str, data: bytes) -> tuple[str, str]:
+        """Write an upload into a folder of its own; return its path and where it may be unpacked.
+
+        Raises:
+            StorageUnavailable: It cannot be written.
+        """
+        self._uploads += 1
+        folder = self.folder / str(self._uploads)
+        path = folder / f"upload{SUFFIX}"
+        try:
+            folder.mkdir(parents=True)
+            path.write_bytes(data)
+        except OSError as error:
+            raise StorageUnavailable(f"the upload cannot be kept: {error.strerror or error}") from error
+        stem = re.sub(r"[^A-Za-z0-9._-]", "_", Path(name).stem)[-60:].strip("._-") or "bundle"
+        return str(path), str(folder / re.sub(r"-[0-9a-f]{8}$", "", stem))
 
 
 def here(path: str) -> Visitor:
@@ -150,6 +183,9 @@ def installed_runtimes() -> tuple[str, ...]:
 
 
 def pixels_of(picture: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """Enlarge pixels by whole factors to about `side`, so that each stays a square."""
-    factor = max(side // max(picture.shape[-2:]), 1)
-    return np.kron(picture.reshape(picture.shape[-2:]), np.ones((factor, factor), np.uint8))
+    """Enlarge pixels by whole factors to about `side`, so that each stays a square; channels are averaged."""
+    plane: NDArray[Any] = picture
+    while plane.ndim > 2:
+        plane = plane.mean(axis=-1 if plane.shape[-1] in {3, 4} else 0)
+    factor = max(side // max(plane.shape), 1)
+    return plane.astype(np.uint8).repeat(factor, axis=0).repeat(factor, axis=1)

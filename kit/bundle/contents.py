@@ -78,6 +78,8 @@ def check_golden(golden: GoldenSamples, spec: ModelSpec) -> None:
     dtypes = (str(golden.pixels.dtype), str(golden.logits.dtype))
     if count == 0 or shapes != expected or dtypes != (spec.input.dtype, spec.output.dtype):
         raise BundleInvalid(f"golden samples {shapes} {dtypes} do not fit the model {expected}")
+    if golden.labels.min() < -1 or golden.labels.max() >= len(spec.labels):
+        raise BundleInvalid(f"golden samples have labels that are none of the model's {len(spec.labels)} classes")
 
 
 def golden_bytes(golden: GoldenSamples) -> bytes:

@@ -1,0 +1,29 @@
+"""Words that come from files, as text and nothing else: what a stranger wrote must not become Markdown, links or pictures."""
+
+from __future__ import annotations
+
+import re
+
+import pandas as pd
+import streamlit as st
+
+from kit.errors import KitError
+
+_SPECIAL = re.compile(r"([\\`*_\[\]<>$:~#|])")
+
+
+def plain(text: object) -> str:
+    """Return a text that Markdown shows as it is."""
+    return _SPECIAL.sub(r"\\\1", str(text))
+
+
+def problem(error: KitError) -> str:
+    """Return an error and what to do about it."""
+    return f"{plain(error)}  \n{plain(error.hint)}"
+
+
+def table(frame: pd.DataFrame) -> None:
+    """Draw a table of texts, its first column the index."""
+    shown = frame.map(plain)
+    shown.index = pd.Index([plain(one) for one in frame.index], name=frame.index.name)
+    st.table(shown)
