@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-from dataclasses import dataclass
 from typing import Any
 
 import streamlit as st
@@ -88,16 +87,8 @@ export default function ({ parentElement, data, setStateValue }) {
 _canvas = st.components.v2.component("kit_canvas", html=_HTML, css=_CSS, js=_JS)
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """What was drawn: a picture as PNG, and how many strokes it took."""
-
-    png: bytes
-    strokes: int
-
-
-def canvas() -> Drawing | None:
-    """Draw the canvas; None as long as it is empty. What was drawn outlives a visit to another tab."""
+def canvas() -> bytes | None:
+    """Draw the canvas; return the drawing as PNG, None as long as it is empty. It outlives a visit to another tab."""
     kept: dict[str, Any] = st.session_state.get("drawing") or {}
     found = _canvas(key="canvas", data={"strokes": kept.get("strokes", [])}, on_drawing_change=_nothing)
     drawing = found.get("drawing")
@@ -106,10 +97,9 @@ def canvas() -> Drawing | None:
     if not kept.get("picture"):
         return None
     try:
-        png = base64.b64decode(str(kept["picture"]).partition("base64,")[2], validate=True)
+        return base64.b64decode(str(kept["picture"]).partition("base64,")[2], validate=True)
     except binascii.Error:
         return None
-    return Drawing(png, len(kept["strokes"]))
 
 
 def _nothing() -> None:

@@ -30,7 +30,6 @@ class Picture:
     kind: str
     data: NDArray[np.uint8]
     label: str = ""
-    source: str = ""
 
 
 def show(visitor: Visitor, bundle: Bundle) -> None:
@@ -74,8 +73,8 @@ def _open_early(visitor: Visitor, runtimes: tuple[str, ...]) -> None:
 
 
 def _drawn() -> Picture | None:
-    drawing = canvas.canvas()
-    return None if drawing is None else Picture("picture", np.frombuffer(drawing.png, np.uint8), source="drawn")
+    png = canvas.canvas()
+    return None if png is None else Picture("picture", np.frombuffer(png, np.uint8))
 
 
 def _uploaded() -> Picture | None:
@@ -85,12 +84,12 @@ def _uploaded() -> Picture | None:
         max_upload_size=MAX_PICTURE_MB,
         help=f"PNG or JPEG, any size and polarity, up to {MAX_PICTURE_MB} MB",
     )
-    return None if file is None else Picture("picture", np.frombuffer(file.getvalue(), np.uint8), source=file.name)
+    return None if file is None else Picture("picture", np.frombuffer(file.getvalue(), np.uint8))
 
 
 def _photographed() -> Picture | None:
     taken = st.camera_input("Photograph")
-    return None if taken is None else Picture("picture", np.frombuffer(taken.getvalue(), np.uint8), source="photograph")
+    return None if taken is None else Picture("picture", np.frombuffer(taken.getvalue(), np.uint8))
 
 
 def _random(visitor: Visitor, bundle: Bundle) -> Picture | None:
@@ -109,7 +108,6 @@ def _random(visitor: Visitor, bundle: Bundle) -> Picture | None:
         "pixels",
         found.arrays[0],
         label=bundle.spec.labels[label] if label >= 0 else "",
-        source=str(found.told["source"]),
     )
 
 
