@@ -11,13 +11,13 @@ import importlib
 from typing import Any
 
 _ROOMS = {
-    "AutoOptions": "choose",
+    "AutoOptions": "search.choose",
     "ExportOptions": "options",
-    "ExportReport": "pipeline",
+    "ExportReport": "workbench",
     "LabelledData": "gate",
     "Split": "pipeline",
     "export": "pipeline",
-    "export_auto": "choose",
+    "export_auto": "search.choose",
     "export_bundle": "pipeline",
 }
 __all__ = list(_ROOMS)

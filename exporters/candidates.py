@@ -13,22 +13,15 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from exporters import float16, int4, int8, pixel
+from exporters.formats import float16, int4, int8, pixel
+from exporters.formats.int8 import Quantized
 from exporters.gate import Candidate
-from exporters.int8 import Quantized
 from exporters.options import DEFAULT_CALIBRATION_SAMPLES, ExportOptions
-from kit import data as datasets
-from kit.data import Split
+from kit.bundle.records import Calibration, ModelSpec, Quantization
+from kit.choices import CalibrationMethod, Precision, QuantizationScheme, VariantFormat
 from kit.errors import UsageError
-from kit.spec import (
-    Calibration,
-    CalibrationMethod,
-    ModelSpec,
-    Precision,
-    Quantization,
-    QuantizationScheme,
-    VariantFormat,
-)
+from kit.lab import data as datasets
+from kit.lab.data import Split
 
 Made = tuple[onnx.ModelProto, Quantization | None]
 
@@ -38,7 +31,7 @@ class Source:
     """What candidates are made of.
 
     Attributes:
-        model: fp32, as exporters.onnx_graph makes it.
+        model: fp32, as exporters.sources.module makes it.
         normalization_folded: Whether the first layer's weights hold the normalisation.
         train: What calibration samples are drawn from; None where there is no data.
         dataset: Its name, for the record.

@@ -2,7 +2,7 @@
 
 How small is measured, not guessed: networks of falling width are benched beside the original on this machine, and the widest
 that is surely fast enough is taken. Its units are those of the original that matter most (prune), fitted again to the
-original's answers on distorted views (kit.training.distill); what comes out is exported and gated like any model, and held to
+original's answers on distorted views (kit.lab.training); what comes out is exported and gated like any model, and held to
 the original's accuracy, image by image.
 """
 
@@ -19,36 +19,31 @@ import numpy as np
 import torch
 from torch import nn
 
-from exporters import onnx_graph, pipeline, trial, workbench
+from exporters import pipeline, workbench
 from exporters.gate import Passed, check_accuracy
 from exporters.options import DEFAULT_OPSET, ExportOptions
 from exporters.prune import dispensable_border, prune
+from exporters.search import trial
+from exporters.sources import module as onnx_graph
 from exporters.workbench import OnStep, Workbench
 from kit import bundle as bundles
-from kit import files, machine, models, tuning
+from kit import tuning
 from kit.accuracy import accuracy
 from kit.bench.measure import Plan
 from kit.bench.results import Results
 from kit.bundle import Bundle, GoldenSamples
 from kit.bundle.contents import MANIFEST
+from kit.bundle.records import Accuracy, ModelSpec, Origin, Speedup, TrainingRecord, Variant, check_name
+from kit.choices import Precision, VariantFormat
 from kit.errors import CheckFailed, UsageError
-from kit.models import Mlp
+from kit.lab import models
+from kit.lab.models import Mlp
+from kit.lab.training import confidence
+from kit.lab.training.distill import distill
+from kit.lab.training.recipe import Recipe, recipe
+from kit.lab.training.world import world
 from kit.runtime.base import RunnerOptions
-from kit.spec import (
-    Accuracy,
-    ModelSpec,
-    Origin,
-    Precision,
-    Speedup,
-    TrainingRecord,
-    Variant,
-    VariantFormat,
-    check_name,
-)
-from kit.training import confidence
-from kit.training.distill import distill
-from kit.training.recipe import Recipe, recipe
-from kit.training.world import world
+from kit.system import files, machine
 from kit.tuning import Judgement
 
 MULTIPLE = 16

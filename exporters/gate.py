@@ -13,16 +13,17 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from exporters.graph import domains_of, least_onnxruntime, opset_of
+from exporters.graph.rules import domains_of, least_onnxruntime, opset_of
 from kit import parity
 from kit.accuracy import accuracy
 from kit.bundle import GoldenSamples, file_ref
-from kit.data import Split
+from kit.bundle.records import Accuracy, ModelSpec, Quantization, Variant
+from kit.choices import BATCH, Precision, VariantFormat
 from kit.errors import GateFailed, KitError
+from kit.lab.data import Split
 from kit.parity import Parity, Verdict
 from kit.runtime.base import logits_of
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
-from kit.spec import BATCH, Accuracy, ModelSpec, Precision, Quantization, Variant, VariantFormat
 
 BATCHES = (1, 2, 17)
 """Batch sizes every graph is run at: one that was specialised to its example fails here."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kit.choices import CalibrationMethod, Precision, QuantizationScheme, VariantFormat
 from kit.errors import UsageError
-from kit.spec import CalibrationMethod, Precision, QuantizationScheme, VariantFormat
 
 OPSETS = (18, 19, 20, 21, 22, 23)
 DEFAULT_OPSET = 20

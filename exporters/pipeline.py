@@ -8,32 +8,27 @@ published.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 
-from exporters import blame, candidates, workbench
+from exporters import candidates, workbench
 from exporters.gate import LabelledData, Passed
 from exporters.options import ExportOptions
-from exporters.workbench import OnStep, Workbench
+from exporters.search import blame
+from exporters.workbench import ExportReport, OnStep, Workbench
 from kit import bundle as bundles
-from kit import data as datasets
-from kit import images, machine, models
 from kit.bundle import Bundle, GoldenSamples
-from kit.data import Split
-from kit.spec import ModelSpec, Precision
+from kit.bundle.records import ModelSpec
+from kit.choices import Precision
+from kit.lab import data as datasets
+from kit.lab import models
+from kit.lab.data import Split
+from kit.system import machine
+from kit.tasks import images
 
 __all__ = ["ExportOptions", "ExportReport", "LabelledData", "Split", "export", "export_bundle"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportReport:
-    """What was published, and the figures each candidate passed with."""
-
-    bundle: Bundle
-    passed: tuple[Passed, ...]
 
 
 def export_bundle(

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from kit.models import Mlp
-from kit.spec import Normalization
+from kit.bundle.records import Normalization
+from kit.lab.models import Mlp
 
 CARRIED = 0.99
 """Share of what the pixels carry into the first layer that must be left inside."""

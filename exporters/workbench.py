@@ -14,15 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from exporters import candidates, onnx_graph
+from exporters import candidates
 from exporters.candidates import Source
 from exporters.gate import Candidate, LabelledData, Passed, Reference, examine
-from kit import data as datasets
-from kit import models
+from exporters.sources import module as onnx_graph
 from kit.bundle import Bundle, GoldenSamples
+from kit.bundle.records import ModelSpec
 from kit.errors import GateFailed, UsageError
+from kit.lab import data as datasets
+from kit.lab import models
 from kit.runtime.pytorch import reference_logits
-from kit.spec import ModelSpec
 
 SEEN_FRACTION = 0.1
 """Where all images were trained on, so many of them have to do for the gate, and are called by their name."""
@@ -60,6 +61,14 @@ class Workbench:
             baseline=self.fp32,
             max_drop_points=max_drop_points,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportReport:
+    """What was published, and the figures each candidate passed with."""
+
+    bundle: Bundle
+    passed: tuple[Passed, ...]
 
 
 def for_bundle(bundle: Bundle, *, opset: int, data_dir: Path | None, on_step: OnStep) -> Workbench:

@@ -13,6 +13,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from kit.bundle.records import ModelSpec, Normalization, TensorSpec
+from kit.choices import Precision, Provider, QuantizationScheme
 from kit.errors import (
     BadInput,
     BundleInvalid,
@@ -31,7 +33,6 @@ from kit.errors import (
     UsageError,
     VerifyFailed,
 )
-from kit.spec import ModelSpec, Normalization, Precision, Provider, QuantizationScheme, TensorSpec
 
 if TYPE_CHECKING:
     from kit.bundle import Bundle, find

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kit.spec import Accuracy
+from kit.bundle.records import Accuracy
 
 BINS = 15
 """Of a calibration curve."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kit import machine, packages
+from kit.choices import Provider
 from kit.errors import PackageMissing
-from kit.machine import Machine
 from kit.runtime import libraries, providers
 from kit.runtime.onnxruntime import compiled_package
 from kit.runtime.providers import ProviderReport
-from kit.spec import Provider
+from kit.system import machine, packages
+from kit.system.machine import Machine
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,13 +20,14 @@ from PIL import Image
 
 from kit.accuracy import probabilities
 from kit.bundle import Bundle, find
+from kit.bundle.records import ModelSpec, Variant
+from kit.choices import Provider
 from kit.errors import Unavailable, UsageError
-from kit.images import to_pixels
 from kit.runtime import registry
 from kit.runtime.base import Binding, Placement, Runner, RunnerOptions, check_pixels
+from kit.runtime.choice import Choice, choice_for
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
-from kit.spec import ModelSpec, Provider, Variant
-from kit.tuned import Choice, choice_for
+from kit.tasks.images import to_pixels
 
 Picture = str | os.PathLike[str] | bytes | Image.Image
 MAX_BATCH = 4096

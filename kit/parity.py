@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kit.spec import ParityRecord, Precision, Variant
+from kit.bundle.records import ParityRecord, Variant
+from kit.choices import Precision
 
 Logits = NDArray[np.float32]
 

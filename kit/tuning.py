@@ -1,7 +1,7 @@
 """Choose what runs a bundle best on this machine, by measuring it: variants, runtimes and session options.
 
 Who calls whom: `tune` checks the variants on their golden samples, benches those that hold in every runtime on one thread,
-benches the best of them again under other session options, and keeps what won (kit.tuned), where `load` finds it. `judge` is
+benches the best of them again under other session options, and keeps what won (kit.runtime.choice); there `load` finds it. `judge` is
 the rule by which candidates win, which `kit export --precision auto` goes by as well.
 
 The rule. Speed is the geometric mean, over the batch sizes, of how many times as fast as the baseline a candidate is: fp32 in
@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from kit import parity, tuned
+from kit import parity
 from kit.bench.entries import Contender
 from kit.bench.measure import Plan
 from kit.bench.request import Request
@@ -26,12 +26,14 @@ from kit.bench.results import Results, Row
 from kit.bench.run import bench
 from kit.bench.stats import SAME_WITHIN, Outcome
 from kit.bundle import Bundle, GoldenSamples
+from kit.bundle.records import Variant
+from kit.choices import Goal, Precision, Provider, VariantFormat
 from kit.errors import CheckFailed, KitError, UsageError
-from kit.machine import this_machine
+from kit.runtime import choice as tuned
 from kit.runtime import registry
 from kit.runtime.base import RunnerOptions, logits_of
-from kit.spec import Goal, Precision, Provider, Variant, VariantFormat
-from kit.tuned import Choice
+from kit.runtime.choice import Choice
+from kit.system.machine import this_machine
 
 OnProgress = Callable[[str, float], None]
 BATCH_SIZES = {Goal.LATENCY: 1, Goal.THROUGHPUT: 64}

@@ -12,13 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kit import packages, parity
+from kit import parity
 from kit.bundle import Bundle, GoldenSamples
+from kit.bundle.records import FileRef, Variant
+from kit.choices import Provider
 from kit.errors import KitError, PackageMissing, Unavailable
 from kit.parity import Parity, Verdict
 from kit.runtime import registry
 from kit.runtime.base import RunnerOptions, logits_of
-from kit.spec import FileRef, Provider, Variant
+from kit.system import packages
 
 OnStep = Callable[[str], None]
 
@@ -132,7 +134,7 @@ def _reference(bundle: Bundle, golden: GoldenSamples, intact: set[str]) -> tuple
     if weights is None or weights.file not in intact:
         return golden.logits, "stored logits"
     try:
-        from kit import models
+        from kit.lab import models
         from kit.runtime.pytorch import reference_logits
     except ImportError:  # no torch, or one that does not load: golden samples are made for this
         return golden.logits, "stored logits"

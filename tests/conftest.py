@@ -19,10 +19,11 @@ import pytest
 from filelock import FileLock
 
 import apps.cli
-from kit import data
 from kit.bundle import Bundle, open_folder, pack
+from kit.bundle.records import ModelSpec, Normalization, TensorSpec
+from kit.choices import Precision, Provider, QuantizationScheme
+from kit.lab import data
 from kit.runtime import providers
-from kit.spec import ModelSpec, Normalization, Precision, Provider, QuantizationScheme, TensorSpec
 
 ROOT = Path(__file__).parent.parent
 CHROMIUM = next(
@@ -67,7 +68,7 @@ def choices(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
     monkeypatch.setenv("XDG_DATA_HOME", str(folder))
     path = folder / "kit" / "tuning.json"
     if sys.platform != "linux":
-        monkeypatch.setattr("kit.tuned.store_path", lambda: path)
+        monkeypatch.setattr("kit.runtime.choice.store_path", lambda: path)
     return path
 
 
@@ -123,7 +124,7 @@ def _tiny(once: Once, tiny_spec: ModelSpec) -> Path:
         import torch
 
         import exporters
-        from kit import models
+        from kit.lab import models
 
         torch.manual_seed(1)
         exporters.export(models.build("mlp-8", shape=(16,), outputs=3), tiny_spec, out=folder / "tiny")
@@ -141,9 +142,9 @@ def tiny(_tiny: Path, tmp_path: Path) -> Bundle:
 def _digits(once: Once) -> Path:
     def make(folder: Path) -> None:
         import exporters
-        from kit.training.loop import train
-        from kit.training.recipe import recipe
-        from kit.training.trained import save
+        from kit.lab.training.loop import train
+        from kit.lab.training.recipe import recipe
+        from kit.lab.training.trained import save
 
         dataset = data.load("digits")
         short = dataclasses.replace(recipe("default", dataset="digits"), epochs=15)

@@ -19,10 +19,10 @@ from kit.bench.run import Request, bench
 from kit.bench.scenarios import Load
 from kit.bench.stats import Comparison, Outcome, compare, judge
 from kit.bundle import Bundle
+from kit.choices import Provider
 from kit.errors import BadInput, StorageUnavailable, UsageError
-from kit.machine import this_machine
-from kit.spec import Provider
-from tests import noise
+from kit.system.machine import this_machine
+from tests.helpers import noise
 
 QUICK = Plan(rounds=10, turn_ms=0.5, warmup_ms=1.0)
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from kit import files
 from kit.bench.measure import LEAST_ROUNDS, Plan
 from kit.bench.meters import PeakMemory, physical_gpu
 from kit.bench.request import Request
@@ -21,9 +20,10 @@ from kit.bench.run import bench
 from kit.bench.scenarios import Load, Scenario
 from kit.bench.stats import Outcome
 from kit.bundle import Bundle
+from kit.choices import Provider
 from kit.errors import BadInput, StorageUnavailable, UsageError
 from kit.runtime.base import RunnerOptions
-from kit.spec import Provider
+from kit.system import files
 from tests.conftest import Kit
 
 QUICK = Plan(rounds=10, turn_ms=0.5, warmup_ms=1.0)
@@ -33,7 +33,7 @@ FUSSY = """
 import numpy as np
 from kit.errors import BundleInvalid
 from kit.runtime.base import BaseRunner, Placement
-from kit.spec import Provider
+from kit.choices import Provider
 
 largest = 1_000_000
 calls_left = 1_000_000_000

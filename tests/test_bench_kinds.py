@@ -16,10 +16,10 @@ from kit.bench.results import SCHEMA_FILE, Latency, Results, Row, Status, schema
 from kit.bench.run import Request, advice, bench
 from kit.bench.scenarios import Load, Scenario
 from kit.bundle import Bundle
+from kit.choices import Mode, Precision, Provider
 from kit.errors import StorageUnavailable, UsageError
-from kit.machine import this_machine
 from kit.report import tables
-from kit.spec import Mode, Precision, Provider
+from kit.system.machine import this_machine
 from tests.conftest import Kit
 
 QUICK = Plan(rounds=10, turn_ms=0.5, warmup_ms=1.0)

@@ -11,14 +11,14 @@ import torch
 
 import exporters
 from exporters import ExportOptions, candidates
-from exporters.blame import blame, fewest_excluded
+from exporters.search.blame import blame, fewest_excluded
 from exporters.workbench import Workbench, for_bundle, for_module
-from kit import models
 from kit.bundle import Bundle, GoldenSamples, open_folder
+from kit.bundle.records import ModelSpec
 from kit.errors import UsageError
-from kit.models import Mlp
+from kit.lab import models
+from kit.lab.models import Mlp
 from kit.runtime.pytorch import reference_logits
-from kit.spec import ModelSpec
 from tests.test_export import Conv, labelled
 from tests.test_quantize import noise
 
@@ -99,7 +99,7 @@ def test_without_labels_the_blame_is_of_the_golden_samples(tiny_spec: ModelSpec)
 
 @pytest.mark.parametrize("form", ["png", "svg"])
 def test_the_blame_is_drawn(tiny_spec: ModelSpec, form: str) -> None:
-    from exporters.blame_picture import draw
+    from exporters.search.blame_picture import draw
 
     bench = workbench_of(models.build("mlp-32-16", shape=(16,), outputs=3).eval(), tiny_spec)
     (plan,) = candidates.plans(ExportOptions(**DYNAMIC))

@@ -21,9 +21,10 @@ from apps.cli import cli
 from apps.cli.train import DATASETS, MODELS
 from exporters.compress import CompressOptions
 from exporters.options import AUTO, DEFAULT_CALIBRATION_SAMPLES, DEFAULT_OPSET, OPSETS, STATIC_FORMATS, ExportOptions
-from kit import data, models, tuning
+from kit import tuning
 from kit.bundle import Bundle, find
-from kit.spec import Precision
+from kit.choices import Precision
+from kit.lab import data, models
 from tests.conftest import ROOT, Kit
 from tests.test_data import write_idx
 

@@ -16,8 +16,8 @@ from kit.bench.measure import Plan
 from kit.bench.results import Results, Row, Status
 from kit.bench.run import Request, bench
 from kit.bundle import Bundle
+from kit.choices import Provider
 from kit.errors import UsageError
-from kit.spec import Provider
 from tests.conftest import Kit
 
 QUICK = Plan(rounds=10, turn_ms=0.5, warmup_ms=1.0)

@@ -14,13 +14,14 @@ from exporters import compress as compressing
 from exporters.compress import CompressOptions, compress
 from exporters.prune import dispensable_border, prune
 from exporters.workbench import for_bundle
-from kit import data, models
 from kit.bench.measure import Plan
 from kit.bundle import Bundle, find
+from kit.bundle.records import Normalization, Speedup
+from kit.choices import Precision
 from kit.errors import CheckFailed, GateFailed, UsageError
-from kit.models import Mlp
-from kit.spec import Normalization, Precision, Speedup
-from kit.training.distill import with_batch_norm
+from kit.lab import data, models
+from kit.lab.models import Mlp
+from kit.lab.training.distill import with_batch_norm
 from kit.verify import verify
 from tests.conftest import Kit
 

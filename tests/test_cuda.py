@@ -16,11 +16,11 @@ from kit.bench.request import Request
 from kit.bench.results import Status, load
 from kit.bench.run import bench
 from kit.bundle import Bundle
+from kit.choices import Mode, Provider
 from kit.errors import ProviderUnavailable
 from kit.runtime import registry
 from kit.runtime.base import RunnerOptions
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
-from kit.spec import Mode, Provider
 
 pytestmark = pytest.mark.gpu
 
@@ -92,7 +92,7 @@ def test_the_bench_tells_device_and_host_apart(tiny: Bundle) -> None:
 
 @pytest.mark.slow
 def test_one_script_runs_it_all_and_writes_one_file(tmp_path: Path) -> None:
-    script = Path(__file__).parents[1] / "docs" / "cuda.py"
+    script = Path(__file__).parents[1] / "scripts" / "cuda.py"
     out = tmp_path / "cuda.json"
     done = subprocess.run(
         [sys.executable, script, "--json", out], capture_output=True, text=True, check=False, timeout=300

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kit import data
 from kit.errors import DatasetInvalid, DatasetUnavailable, UsageError
-from kit.training.recipe import Recipe
+from kit.lab import data
+from kit.lab.training.recipe import Recipe
 
 
 def write_idx(path: Path, values: np.ndarray, *, packed: bool) -> None:

@@ -15,16 +15,19 @@ from torch import nn
 
 import exporters
 import kit
-from exporters import ExportOptions, LabelledData, int8, onnx_graph
+from exporters import ExportOptions, LabelledData
+from exporters.formats import int8
 from exporters.gate import check_accuracy, check_batches, check_file
 from exporters.options import OPSETS
-from kit import models
+from exporters.sources import module as onnx_graph
 from kit.bundle import Bundle, find
-from kit.data import Split
+from kit.bundle.records import Calibration, ModelSpec, TensorSpec
+from kit.choices import Precision, QuantizationScheme
 from kit.errors import GateFailed, UsageError
+from kit.lab import models
+from kit.lab.data import Split
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
 from kit.runtime.pytorch import reference_logits
-from kit.spec import Calibration, ModelSpec, Precision, QuantizationScheme, TensorSpec
 from kit.verify import verify
 
 INT8 = (Precision.FP32, Precision.INT8)

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from kit import data
 from kit.bundle import find
-from kit.data import folder as folders
 from kit.errors import DatasetInvalid, DatasetUnavailable, UsageError
-from kit.images import to_pixels
+from kit.lab import data
+from kit.lab.data import folder as folders
+from kit.tasks.images import to_pixels
 from tests.conftest import Kit
 
 MODES = ("RGB", "L", "RGBA", "P", "1", "CMYK", "LA", "I;16")

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image, ImageDraw
 
 from kit.errors import BundleInvalid, PictureInvalid
-from kit.images import MAX_PIXELS, PIPELINES, to_pixels
-from kit.images.ink import stroke_width
-from kit.images.pieces import label_pieces, running
-from kit.images.reading import open_picture
+from kit.tasks.images import MAX_PIXELS, PIPELINES, to_pixels
+from kit.tasks.images.ink import stroke_width
+from kit.tasks.images.pieces import label_pieces, running
+from kit.tasks.images.reading import open_picture
 
 
 def seven(size: int = 280, offset: tuple[int, int] = (0, 0)) -> Image.Image:

@@ -10,11 +10,11 @@ import numpy as np
 import onnx
 import pytest
 
-from kit import explain, graphs, jobs, snippets
+from apps.demo import explain, graphs, jobs, snippets
+from apps.demo.worker import Job
 from kit.accuracy import confusion, reliability
 from kit.bundle import Bundle
 from kit.errors import BundleInvalid, UsageError
-from kit.worker import Job
 
 
 def job(asked: dict, *arrays: np.ndarray, state: dict | None = None) -> Job:

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kit import machine
 from kit.bench import meters
 from kit.bench.conditions import Conditions, Watch
 from kit.bench.meters import PeakMemory, Rapl, high_water_bytes
-from kit.spec import Provider
+from kit.choices import Provider
+from kit.system import machine
 
 
 def test_memory_that_a_block_takes_is_counted_at_its_peak() -> None:

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 import kit
-from kit import data
 from kit.bench.results import last_path
 from kit.bundle import Bundle, attach_card, find, open_folder, pack, read, unpack
 from kit.errors import UsageError
+from kit.lab import data
 from kit.verify import verify
 from tests.conftest import ROOT, Kit
 

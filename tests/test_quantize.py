@@ -12,20 +12,24 @@ import torch
 from onnx import numpy_helper
 
 import exporters
-from exporters import ExportOptions, candidates, int8, onnx_graph, pixel
+from exporters import ExportOptions, candidates
 from exporters.candidates import Source
-from exporters.equalize import equalize
-from exporters.graph import layers
-from kit import data as datasets
-from kit import models, parity
+from exporters.formats import int8, pixel
+from exporters.formats.equalize import equalize
+from exporters.graph.rules import layers
+from exporters.sources import module as onnx_graph
+from kit import parity
 from kit.accuracy import drop_interval
 from kit.bundle import Bundle
+from kit.bundle.records import Accuracy, Calibration, ModelSpec
+from kit.choices import CalibrationMethod, Precision, Provider, VariantFormat
 from kit.errors import GateFailed, UsageError
+from kit.lab import data as datasets
+from kit.lab import models
 from kit.runtime import registry
 from kit.runtime.base import RunnerOptions, logits_of
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
 from kit.runtime.pytorch import reference_logits
-from kit.spec import Accuracy, Calibration, CalibrationMethod, ModelSpec, Precision, Provider, VariantFormat
 from kit.verify import verify
 from tests.test_export import Conv, labelled
 

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from exporters import ExportOptions, candidates, pixel
-from kit import models, parity
+from exporters import ExportOptions, candidates
+from exporters.formats import pixel
+from kit import parity
+from kit.bundle.records import ModelSpec
+from kit.choices import Precision, VariantFormat
 from kit.errors import GateFailed
+from kit.lab import models
 from kit.runtime.pytorch import reference_logits
-from kit.spec import ModelSpec, Precision, VariantFormat
 from tests.test_quantize import noise, run, source_of
 
 

@@ -16,11 +16,12 @@ from kit.bench import results
 from kit.bench.conditions import Conditions
 from kit.bench.results import ColdStart, Control, Latency, NodeTime, Results, Row, Status, Verdict
 from kit.bench.stats import Comparison, Outcome
+from kit.bundle.records import Accuracy
+from kit.choices import Precision, Provider
 from kit.errors import BadInput, StorageUnavailable, UsageError
-from kit.machine import Machine
 from kit.report import headline, tables
 from kit.report.page import pareto, render
-from kit.spec import Accuracy, Precision, Provider
+from kit.system.machine import Machine
 from tests.conftest import CHROMIUM, ROOT, Kit
 
 SHOTS = ROOT / "test-artifacts"

@@ -12,11 +12,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from kit.bundle import Bundle
+from kit.choices import Provider
 from kit.errors import BundleInvalid, ProviderUnavailable, UsageError
 from kit.runtime import libraries, providers
 from kit.runtime.base import Placement, RunnerOptions, check_pixels
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
-from kit.spec import Provider
 
 
 def read(bundle: Bundle) -> bytes:

@@ -17,10 +17,10 @@ from kit.bench.measure import Plan
 from kit.bench.results import Status
 from kit.bench.run import Request, bench
 from kit.bundle import Bundle
+from kit.choices import Provider
 from kit.errors import Unavailable, UsageError
 from kit.runtime import providers, registry
 from kit.runtime.base import RunnerOptions
-from kit.spec import Provider
 from kit.verify import verify
 from tests.conftest import Kit
 from tests.test_architecture import BLOCK
@@ -171,7 +171,7 @@ def test_another_package_adds_a_runtime_by_an_entry_point(tiny: Bundle, tmp_path
         """
 import numpy as np
 from kit.runtime.base import BaseRunner, Placement
-from kit.spec import Provider
+from kit.choices import Provider
 
 class Zeros(BaseRunner):
     runtime, provider, fallback_reason, placement = "zeros", Provider.CPU, "", Placement({"cpu": 1})

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from kit.serial import DecodeError, decode, encode
-from kit.spec import Accuracy, ModelSpec, Normalization, Provider, TensorSpec
+from kit.bundle.records import Accuracy, ModelSpec, Normalization, TensorSpec
+from kit.choices import Provider
+from kit.system.serial import DecodeError, decode, encode
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from kit import data, models
-from kit.data import Dataset
 from kit.errors import UsageError
+from kit.lab import data, models
+from kit.lab.data import Dataset
+from kit.lab.training.augment import distort
+from kit.lab.training.batches import Labelled
+from kit.lab.training.loop import Epoch, InterruptedEarlyError, Listener, train
+from kit.lab.training.recipe import RECIPES, Distortion, Recipe, bundle_name, recipe
+from kit.lab.training.world import World
 from kit.runtime.pytorch import reference_logits
-from kit.training.augment import distort
-from kit.training.batches import Labelled
-from kit.training.loop import Epoch, InterruptedEarlyError, Listener, train
-from kit.training.recipe import RECIPES, Distortion, Recipe, bundle_name, recipe
-from kit.training.world import World
 
 SHORT = Recipe(model="mlp-64-64", epochs=3, batch_size=64)
 

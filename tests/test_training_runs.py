@@ -15,16 +15,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from kit import data, models
 from kit.accuracy import probabilities
 from kit.bundle import find
-from kit.data import Dataset
 from kit.errors import BadInput, ProviderUnavailable, UsageError
-from kit.training import confidence, figures
-from kit.training import recipe as recipes
-from kit.training.loop import DivergedError, Epoch, InterruptedEarlyError, Listener, train
-from kit.training.recipe import Recipe, Teaching
-from kit.training.world import world
+from kit.lab import data, models
+from kit.lab.data import Dataset
+from kit.lab.training import confidence, figures
+from kit.lab.training import recipe as recipes
+from kit.lab.training.loop import DivergedError, Epoch, InterruptedEarlyError, Listener, train
+from kit.lab.training.recipe import Recipe, Teaching
+from kit.lab.training.world import world
 from tests.conftest import Kit
 
 QUICK = Recipe(model="mlp-32", epochs=4, batch_size=128, batch_norm=True, average=0.9, calm=0.5)
@@ -49,8 +49,8 @@ def weights(result: object) -> bytes:
 KILLED = """
 import dataclasses, os, signal, sys
 from pathlib import Path
-from kit import data
-from kit.training.loop import Listener, train
+from kit.lab import data
+from kit.lab.training.loop import Listener, train
 from tests.test_training_runs import QUICK, TAUGHT
 
 recipe = {"quick": QUICK, "taught": TAUGHT}[sys.argv[1]]

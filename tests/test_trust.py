@@ -7,7 +7,7 @@ import pytest
 
 from kit.bench.measure import Plan
 from kit.bench.stats import Outcome, compare, judge
-from tests import noise
+from tests.helpers import noise
 
 SERIES = 1000
 ROUNDS = Plan().rounds

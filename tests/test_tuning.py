@@ -15,18 +15,21 @@ from onnx import numpy_helper
 
 import exporters
 import kit
-from exporters import AutoOptions, int8
-from kit import machine, tuned, tuning
+from exporters import AutoOptions
+from exporters.formats import int8
+from kit import tuning
 from kit.bench.measure import Plan
 from kit.bench.request import Request
 from kit.bench.results import Results, Row, Verdict
 from kit.bench.run import bench
 from kit.bench.stats import Comparison, Outcome
 from kit.bundle import Bundle, open_folder, publish
+from kit.choices import Goal, Provider
 from kit.errors import BadInput, BundleInvalid, CheckFailed, UsageError
+from kit.runtime import choice as tuned
 from kit.runtime.base import RunnerOptions
-from kit.spec import Goal, Provider
-from kit.tuned import Choice
+from kit.runtime.choice import Choice
+from kit.system import machine
 from tests.conftest import Kit
 
 FAST = Plan(rounds=10, turn_ms=0.5, warmup_ms=1.0, warmup_limit_ms=10.0)
@@ -274,7 +277,7 @@ def test_auto_publishes_what_is_right_and_makes_the_winner_the_default(digits: B
 
 
 def test_auto_leaves_out_what_loses_too_much(digits: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    from exporters import int4
+    from exporters.formats import int4
 
     honest = int4.quantize_weights
 

@@ -12,8 +12,9 @@ from onnx import numpy_helper
 from kit import bundle as bundles
 from kit import parity
 from kit.bundle import Bundle
+from kit.bundle.records import ParityRecord
+from kit.choices import Provider
 from kit.runtime.base import RunnerOptions
-from kit.spec import ParityRecord, Provider
 from kit.verify import verify
 
 

@@ -10,15 +10,15 @@ import numpy as np
 import psutil
 import pytest
 
+from apps.demo.worker import Worker, WorkerStopped
 from kit.errors import BundleNotFound, KitError, MemoryShort, UsageError
-from kit.worker import Worker, WorkerStopped
 
 TASKS = """
 import os
 import sys
 import numpy as np
 from kit.errors import UsageError
-from kit.worker import Answer
+from apps.demo.worker import Answer
 
 def echo(job):
     print("what tasks print is nobody's answer")
@@ -90,7 +90,7 @@ def test_errors_arrive_as_what_they_are_and_the_process_goes_on(worker: Worker) 
     with pytest.raises(KitError, match="a defect of kit: ZeroDivisionError"):
         worker.ask("tasks:break_down")
     with pytest.raises(BundleNotFound):
-        worker.ask("kit.jobs:open_bundle", {"path": "nowhere", "runtimes": ["onnxruntime"]})
+        worker.ask("apps.demo.jobs:open_bundle", {"path": "nowhere", "runtimes": ["onnxruntime"]})
     assert worker.ask("tasks:remember").told == {"calls": 1}
 
 

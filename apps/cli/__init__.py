@@ -80,7 +80,7 @@ def run(arguments: list[str] | None = None) -> int:
         sys.stderr.close()  # the reader went away, as `kit list | head` does
         return 0
     except ModuleNotFoundError as error:
-        from kit import packages  # slow to import, as is traceback: only when something went wrong
+        from kit.system import packages  # slow to import, as is traceback: only when something went wrong
 
         missing = packages.explain(error)
         if missing is None:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from apps.cli import options
-from kit import files
+from kit.choices import Mode, Provider
 from kit.errors import StorageUnavailable, UsageError
-from kit.spec import Mode, Provider
+from kit.system import files
 
 if TYPE_CHECKING:
     from kit.bench.request import Request

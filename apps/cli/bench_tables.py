@@ -13,9 +13,9 @@ from kit.bench.judging import USUAL_BASELINE
 from kit.bench.results import Results, Row, Status
 from kit.bench.scenarios import Scenario
 from kit.bench.stats import Outcome
+from kit.choices import Mode
 from kit.report.format import NONE, interval, microseconds, percent, size
 from kit.report.tables import memory
-from kit.spec import Mode
 
 _NARROW = 104
 _WIDE = 126

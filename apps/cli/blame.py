@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from apps.cli import options
-from kit import files
-from kit.spec import Precision
+from kit.choices import Precision
+from kit.system import files
 
 
 @click.command(epilog=options.BUNDLE_HELP)
@@ -68,7 +68,7 @@ def blame(
         files.check_writable(output)
     with render.progress() as update:
         update("starting torch.onnx")
-        from exporters.blame import blame_bundle
+        from exporters.search.blame import blame_bundle
 
         result = blame_bundle(found, chosen, data_dir=data_dir, on_step=update)
     if as_json:
@@ -76,7 +76,7 @@ def blame(
     else:
         export_tables.blame_table(result)
     if output is not None:
-        from exporters.blame_picture import draw
+        from exporters.search.blame_picture import draw
 
         files.write(output, draw(result, form=output.suffix.lower()[1:]))
         render.remark(f"Drawn into {output}.")

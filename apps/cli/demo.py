@@ -38,7 +38,7 @@ def demo(bundle: str | None, port: int, open_browser: bool, data_dir: Path | Non
     import subprocess  # `kit --help` imports this file, and must be quick
 
     from kit.bundle import find
-    from kit.packages import install_line
+    from kit.system.packages import install_line
 
     found = find(bundle)
     found.variant()  # a bundle without variants has nothing to show: say so here, not in the page

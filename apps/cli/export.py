@@ -9,7 +9,7 @@ import click
 
 from apps.cli import options
 from exporters.options import AUTO, DEFAULT_OPSET, OPSETS
-from kit.spec import Precision
+from kit.choices import Precision
 
 if TYPE_CHECKING:
     from exporters import AutoOptions, ExportOptions, ExportReport

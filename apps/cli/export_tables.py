@@ -10,13 +10,13 @@ from rich.table import Table
 
 from apps.cli.render import drop, layers, remark, stdout
 from kit.report.format import NONE, microseconds, percent, size
-from kit.tuned import Choice
+from kit.runtime.choice import Choice
 
 if TYPE_CHECKING:  # importing them would import torch or the bench, which the other tables do not need
     from exporters import ExportReport
-    from exporters.blame import Blame
     from exporters.compress import CompressReport
-    from kit.spec import Accuracy
+    from exporters.search.blame import Blame
+    from kit.bundle.records import Accuracy
     from kit.tuning import Judgement
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeVar
 import click
 from click.core import ParameterSource
 
-from kit.spec import CalibrationMethod, Provider, QuantizationScheme
+from kit.choices import CalibrationMethod, Provider, QuantizationScheme
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from apps.cli import options
+from kit.choices import Provider
 from kit.errors import KitError, PictureInvalid, UsageError
-from kit.spec import Provider
 
 if TYPE_CHECKING:
     from kit.engine import Engine
@@ -93,7 +93,7 @@ def _answer(engine: Engine, name: str, picture: Path | bytes) -> dict[str, Any]:
 def _pictures(sources: tuple[str, ...]) -> Iterator[tuple[str, Path | bytes]]:
     """Give each picture with its name; a folder gives those in it, sorted."""
     from kit.bundle import scan
-    from kit.images import SUFFIXES
+    from kit.tasks.images import SUFFIXES
 
     for source in sources:
         path = Path(source)

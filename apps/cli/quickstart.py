@@ -14,9 +14,9 @@ from apps.cli.export import run as run_export
 from apps.cli.train import destination, read
 from apps.cli.train import run as run_train
 from apps.cli.verify import report as report_verify
+from kit.choices import Precision
 from kit.errors import DatasetUnavailable
-from kit.spec import Precision
-from kit.training import recipe as recipes
+from kit.lab.training import recipe as recipes
 
 _WANTED, _EMBEDDED = "mnist", "digits"
 
@@ -76,7 +76,7 @@ def quickstart(epochs: int | None, data_dir: Path | None) -> int:
 def _choose_dataset(data_dir: Path | None) -> str:
     """Return MNIST if it is here or can be downloaded; else say so and return the embedded set."""
     from apps.cli import render
-    from kit import data
+    from kit.lab import data
 
     try:
         with render.progress() as update:

@@ -16,9 +16,10 @@ from rich.table import Table
 
 from kit.accuracy import drop_interval
 from kit.bundle import Bundle, Packed
+from kit.bundle.records import Quantization, Variant
+from kit.choices import Precision
 from kit.report.format import NONE, percent, size
-from kit.serial import encode
-from kit.spec import Precision, Quantization, Variant
+from kit.system.serial import encode
 from kit.verify import Verification
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from apps.cli import options
-from kit import files
 from kit.errors import UsageError
+from kit.system import files
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _STDOUT = Path("-")

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from apps.cli import options
-from kit.training import recipe as recipes
+from kit.lab.training import recipe as recipes
 
 if TYPE_CHECKING:
     from apps.cli.render import Update
     from kit.bundle import Bundle
-    from kit.data import Dataset
-    from kit.training.loop import Epoch, Listener, TrainingResult
-    from kit.training.recipe import Recipe
+    from kit.lab.data import Dataset
+    from kit.lab.training.loop import Epoch, Listener, TrainingResult
+    from kit.lab.training.recipe import Recipe
 
 DEVICES = ("auto", "cpu", "cuda")
 DATASETS = ("mnist", "fashion-mnist", "digits")
@@ -118,9 +118,10 @@ class How:
 def destination(dataset: str, model: str, out: Path | None) -> Path:
     """Return the bundle's folder, refused before any work when it cannot become one; shared with quickstart."""
     from kit import bundle as bundles
-    from kit import data, files
+    from kit.bundle.records import check_name
     from kit.errors import UsageError
-    from kit.spec import check_name
+    from kit.lab import data
+    from kit.system import files
 
     folder = out or bundles.ROOT / recipes.bundle_name(dataset=data.short_name(dataset), model=model)
     try:
@@ -140,7 +141,7 @@ def _run_folder(folder: Path) -> Path:
 def read(dataset: str, *, data_dir: Path | None) -> Dataset:
     """Read the data set, with progress on stderr; shared with quickstart."""
     from apps.cli import render
-    from kit import data
+    from kit.lab import data
 
     with render.progress(1.0) as update:
         what = f"reading {data.short_name(dataset)}"
@@ -160,10 +161,10 @@ def run(
     run_folder = _run_folder(folder)
     with render.progress(1.0) as update:
         update("starting PyTorch", 0.0)
-        from kit.training import figures
-        from kit.training.loop import train
-        from kit.training.trained import same_weights, save
-        from kit.training.world import world
+        from kit.lab.training import figures
+        from kit.lab.training.loop import train
+        from kit.lab.training.trained import same_weights, save
+        from kit.lab.training.world import world
 
         with world(how.device) as here:
             if here.is_first:
@@ -199,7 +200,7 @@ class _Told:
         self._state = ""
         self._writer: Any = None
         if log_dir is not None and is_first:
-            from kit import packages
+            from kit.system import packages
 
             packages.needed("tensorboard", distribution="tensorboard", purpose="--log-dir", extra="tensorboard")
             from torch.utils.tensorboard import SummaryWriter
@@ -208,7 +209,7 @@ class _Told:
 
     def listener(self) -> Listener:
         """Return what training calls."""
-        from kit.training.loop import Listener
+        from kit.lab.training.loop import Listener
 
         return Listener(on_epoch=self._epoch, on_step=self._step) if self._is_first else Listener()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from apps.cli import options
-from kit.spec import Goal
+from kit.choices import Goal
 
 
 @click.command(epilog=options.BUNDLE_HELP)
@@ -55,8 +55,8 @@ def tune(
       kit tune mnist-mlp --show
     """
     from apps.cli import export_tables, render
-    from kit import tuned
     from kit.bundle import find
+    from kit.runtime import choice as tuned
 
     if show or forget:
         flag = "show" if show else "forget"

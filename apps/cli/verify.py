@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from apps.cli import options
-from kit.spec import Provider
+from kit.choices import Provider
 
 if TYPE_CHECKING:
     from kit.verify import Verification
@@ -74,7 +74,7 @@ def report(result: Verification) -> int:
 
 
 def _plain(result: Verification) -> dict[str, object]:
-    from kit.serial import encode
+    from kit.system.serial import encode
 
     plain: dict[str, object] = encode(result)
     return plain

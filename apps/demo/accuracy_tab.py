@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 
 from apps.demo import charts, words
 from apps.demo.visitor import Visitor, pixels_of
-from kit import data, serial
 from kit.accuracy import confusion, drop_interval, reliability
 from kit.bundle import Bundle
-from kit.data import DATASETS
+from kit.bundle.records import Accuracy
 from kit.errors import KitError
+from kit.lab import data
+from kit.lab.data import DATASETS
 from kit.report.format import NONE, percent, size
-from kit.spec import Accuracy
+from kit.system import serial
 
 _MOST_PICTURES = 48
 _SIDE = 84
@@ -28,7 +29,7 @@ _MOST_CLASSES = 50
 
 @dataclass(frozen=True)
 class Counted:
-    """What was counted on a data set's test images; see kit.jobs.count for the arrays."""
+    """What was counted on a data set's test images; see apps.demo.jobs.count for the arrays."""
 
     dataset: str
     variants: dict[str, Accuracy]

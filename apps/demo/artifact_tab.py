@@ -5,13 +5,12 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from apps.demo import words
+from apps.demo import snippets, words
 from apps.demo.visitor import Visitor
-from kit import snippets
 from kit.bundle import Bundle, packed_bytes
 from kit.errors import KitError
 from kit.report.format import size
-from kit.serial import encode
+from kit.system.serial import encode
 
 
 def show(visitor: Visitor, bundle: Bundle) -> None:

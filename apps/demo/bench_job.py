@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from apps.demo.worker import Worker
 from kit.bench.results import Results, from_json
 from kit.errors import KitError
-from kit.worker import Worker
 
 
 @dataclass
@@ -54,7 +54,7 @@ class BenchJob:
         try:
             with self.worker:
                 answer = self.worker.ask(
-                    "kit.jobs:measure",
+                    "apps.demo.jobs:measure",
                     {"path": self.path, "request": self.request},
                     seconds=self.seconds,
                     on_progress=self._told,

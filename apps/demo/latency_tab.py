@@ -12,20 +12,20 @@ import streamlit as st
 from apps.demo import words
 from apps.demo.bench_job import BenchJob
 from apps.demo.visitor import Visitor, installed_runtimes
+from apps.demo.worker import Worker
 from kit.bench import results as files
 from kit.bench import sweep
 from kit.bench.compare import Limits, compare
 from kit.bench.results import Results, Row
 from kit.bundle import Bundle
+from kit.choices import Provider
 from kit.errors import BadInput, KitError
-from kit.machine import this_machine
 from kit.report import charts, tables
 from kit.report.format import NONE, microseconds, percent
 from kit.report.headline import headline
 from kit.report.page import pareto
 from kit.runtime import registry
-from kit.spec import Provider
-from kit.worker import Worker
+from kit.system.machine import this_machine
 
 BATCH_SIZES = (1, 8, 64, 256, 1024)
 BUDGETS = {"5 s": 5, "15 s": 15, "30 s": 30, "1 min": 60, "3 min": 180}
@@ -114,7 +114,7 @@ def _reports() -> list[dict[str, Any]]:
 @st.cache_data(ttl="10m", show_spinner="looking what runs here")
 def _proved() -> list[dict[str, Any]]:
     with Worker() as worker:
-        found: list[dict[str, Any]] = worker.ask("kit.jobs:doctor", seconds=_GRACE_SECONDS).told["providers"]
+        found: list[dict[str, Any]] = worker.ask("apps.demo.jobs:doctor", seconds=_GRACE_SECONDS).told["providers"]
     return found
 
 

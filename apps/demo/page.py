@@ -1,7 +1,7 @@
 """The demo page: try a model, see how right and how fast it is, and take it away. Started by `kit demo`.
 
 Streamlit runs this file anew at every interaction, and only the tab in sight is drawn. All models run in a process of the
-visitor's own (visitor.py, kit.worker); what is computed is computed by the library (kit.jobs).
+visitor's own (visitor.py, apps.demo.worker); what is computed is computed by the library (apps.demo.jobs).
 """
 
 from __future__ import annotations

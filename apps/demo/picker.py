@@ -8,9 +8,9 @@ import streamlit as st
 
 from apps.demo import words
 from apps.demo.visitor import LIMIT_BYTES, LIMIT_SECONDS, MAX_UPLOAD_MB, Visitor
+from apps.demo.worker import Worker
 from kit.bundle import Bundle, available, find
 from kit.errors import KitError
-from kit.worker import Worker
 
 
 def show(visitor: Visitor, bundle: Bundle | None) -> None:
@@ -61,7 +61,7 @@ def _check(visitor: Visitor, name: str, data: bytes, file_id: str) -> None:
         path, into = visitor.keep_upload(name, data)
         with Worker(memory_bytes=LIMIT_BYTES) as worker:
             found = worker.ask(
-                "kit.jobs:check",
+                "apps.demo.jobs:check",
                 {"path": path, "into": into},
                 seconds=LIMIT_SECONDS,
                 on_progress=lambda what, share: _told(bar, what, share),

@@ -19,11 +19,11 @@ import numpy as np
 import streamlit as st
 from numpy.typing import NDArray
 
+from apps.demo.worker import Answer, Worker
 from kit.bundle import Bundle, find
 from kit.bundle.packed import SUFFIX
 from kit.errors import StorageUnavailable
 from kit.runtime import registry
-from kit.worker import Answer, Worker
 
 LIMIT_BYTES = 2 * 10**9
 LIMIT_SECONDS = 30.0
@@ -129,11 +129,11 @@ class Visitor:
         *,
         on_progress: OnProgress = lambda _what, _share: None,
     ) -> Answer:
-        """Have a task of kit.jobs done; raises KitError with the reason where that fails."""
+        """Have a task of apps.demo.jobs done; raises KitError with the reason where that fails."""
         self.ready()
         assert self._worker is not None  # just started
         return self._worker.ask(
-            f"kit.jobs:{task}", values, arrays, seconds=self.patience_seconds, on_progress=on_progress
+            f"apps.demo.jobs:{task}", values, arrays, seconds=self.patience_seconds, on_progress=on_progress
         )
 
     @property

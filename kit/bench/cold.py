@@ -75,7 +75,7 @@ def rows(
 
 def _start(bundle: Bundle, entry: Entry) -> dict[str, Any]:
     """Run one process; return its moments, or its error."""
-    from kit import serial
+    from kit.system import serial
 
     row, options = entry.row, entry.options
     asked = {
@@ -104,7 +104,7 @@ def _start(bundle: Bundle, entry: Entry) -> dict[str, Any]:
 
 def _row(entry: Entry, first: dict[str, Any], answers: list[dict[str, Any]]) -> Row:
     from kit.bench.results import Status
-    from kit.spec import Provider
+    from kit.choices import Provider
 
     row = dataclasses.replace(entry.row, batch_size=1)
     failed = next((one for one in (first, *answers) if "error" in one), None)
@@ -148,10 +148,10 @@ def _child(asked: dict[str, Any]) -> dict[str, Any]:
     """Do what a fresh program does; return the moments at which each stage ended."""
     moments = [_BEGAN]
     from kit import bundle as bundles
-    from kit import serial
     from kit.errors import KitError
     from kit.runtime import registry
     from kit.runtime.base import RunnerOptions
+    from kit.system import serial
 
     moments.append(time.perf_counter_ns())
     try:

@@ -19,8 +19,8 @@ from kit.bench.measure import LEAST_ROUNDS
 from kit.bench.results import Latency, Results, Row
 from kit.bench.scenarios import Scenario
 from kit.bench.stats import Comparison, Outcome
+from kit.choices import Mode, Provider
 from kit.errors import UsageError
-from kit.spec import Mode, Provider
 
 Key = tuple[str, str, Provider, int, int, Mode, str, Scenario, float | None]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from kit.bench.meters import nvml_handle
-from kit.machine import cgroup_file
+from kit.system.machine import cgroup_file
 
 _THROTTLE_COUNTS = Path("/sys/devices/system/cpu")
 _BUSY_NEIGHBOUR = 0.2  # CPUs' worth of time

@@ -19,10 +19,10 @@ from kit.bench.measure import Call
 from kit.bench.meters import return_freed_memory
 from kit.bench.scenarios import Load, Scenario
 from kit.bundle import Bundle
+from kit.choices import Mode
 from kit.errors import KitError
 from kit.runtime import registry
 from kit.runtime.base import Runner
-from kit.spec import Mode
 
 _SLOW_SECONDS = 1.0
 _MOST_BALLAST_BYTES = 16 * 2**20

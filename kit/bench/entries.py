@@ -17,17 +17,18 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from kit import data as datasets
 from kit.accuracy import accuracy
 from kit.bench.meters import PeakMemory
 from kit.bench.results import Row, Status
 from kit.bundle import Bundle
-from kit.data import Split
+from kit.bundle.records import Accuracy, Variant
+from kit.choices import CPU_FORMATS, Mode, Precision, Provider
 from kit.errors import KitError, MemoryShort, Unavailable
+from kit.lab import data as datasets
+from kit.lab.data import Split
 from kit.runtime import registry
 from kit.runtime.base import Runner, RunnerOptions, logits_of
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
-from kit.spec import CPU_FORMATS, Accuracy, Mode, Precision, Provider, Variant
 
 OnProgress = Callable[[str, float], None]
 

@@ -12,7 +12,7 @@ from kit.bench import stats
 from kit.bench.entries import Entry
 from kit.bench.measure import LEAST_ROUNDS, Timings
 from kit.bench.results import Control, Latency, Row, Verdict
-from kit.spec import Precision, Provider
+from kit.choices import Precision, Provider
 
 USUAL_BASELINE = "fp32 onnxruntime cpu"
 """By name: what the others are held against, where it is measured."""

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import psutil
 
-from kit.spec import Provider
+from kit.choices import Provider
 
 _POWERCAP = Path("/sys/class/powercap")
 _STATUS = Path("/proc/self/status")

@@ -9,12 +9,12 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from kit import files
 from kit.bench.entries import Entry, Field, OnProgress, entries, pixels
 from kit.bench.results import NodeTime, Row, Status
 from kit.bundle import Bundle
 from kit.errors import KitError, StorageUnavailable, Unavailable
 from kit.runtime import profiler, registry
+from kit.system import files
 
 CALLS = 100
 

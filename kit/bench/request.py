@@ -9,9 +9,9 @@ from pathlib import Path
 from kit.bench.entries import Contender
 from kit.bench.measure import Plan
 from kit.bench.scenarios import Load, Scenario
+from kit.choices import Mode, Provider
 from kit.errors import UsageError
 from kit.runtime import registry
-from kit.spec import Mode, Provider
 
 
 @dataclass(frozen=True, kw_only=True)

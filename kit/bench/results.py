@@ -12,15 +12,16 @@ from typing import Any
 
 import fastjsonschema
 
-from kit import files, serial
 from kit.bench.conditions import Conditions
 from kit.bench.measure import LEAST_ROUNDS
 from kit.bench.scenarios import Scenario
 from kit.bench.stats import Comparison, Outcome
 from kit.bundle import Bundle
+from kit.bundle.records import Accuracy
+from kit.choices import Mode, Precision, Provider
 from kit.errors import BadInput
-from kit.machine import Machine
-from kit.spec import Accuracy, Mode, Precision, Provider
+from kit.system import files, serial
+from kit.system.machine import Machine
 
 SCHEMA_VERSION = 2
 KIND = "kit-bench"

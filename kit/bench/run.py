@@ -12,15 +12,15 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from kit import machine
 from kit.bench import cold, judging, profile, warm
 from kit.bench.conditions import Watch
 from kit.bench.entries import Field, OnProgress
 from kit.bench.request import Request
 from kit.bench.results import KIND, SCHEMA_VERSION, Control, Results
 from kit.bundle import Bundle
+from kit.choices import CPU_FORMATS, Precision, Provider
 from kit.runtime import providers, registry
-from kit.spec import CPU_FORMATS, Precision, Provider
+from kit.system import machine
 
 __all__ = ["Request", "advice", "bench"]
 

@@ -20,8 +20,8 @@ from kit.bench.request import Request
 from kit.bench.results import Row
 from kit.bench.scenarios import Load, OpenLoop, Scenario
 from kit.bundle import Bundle
+from kit.choices import Provider
 from kit.errors import KitError, UsageError
-from kit.spec import Provider
 
 _LEAD_MS = 10.0
 _SERVER_TURN_MS = 100.0  # queries must have time to queue

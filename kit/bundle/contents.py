@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from kit.bundle.records import FileRef, ModelSpec, Origin, TrainingRecord, Variant
 from kit.errors import BundleInvalid
-from kit.spec import FileRef, ModelSpec, Origin, TrainingRecord, Variant
 
 SCHEMA_VERSION = 2
 """2: variants of more precisions and formats than fp32 and int8 as QDQ or dynamic; 1 is read as it is."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from kit import files
 from kit.bundle import packed
 from kit.bundle.contents import MANIFEST
 from kit.bundle.packed import Packed
 from kit.bundle.read import PACKAGED, ROOT, Bundle, open_folder
 from kit.errors import BundleInvalid, BundleNotFound
+from kit.system import files
 
 DEFAULT_NAME = "mnist-mlp"
 _CLONE = Path(__file__).parents[2] / ROOT

@@ -29,11 +29,11 @@ from typing import BinaryIO
 
 import platformdirs
 
-from kit import files
 from kit.bundle.contents import MANIFEST, Manifest
 from kit.bundle.read import MANIFEST_MAX_BYTES, Bundle, digest_of, manifest_from_bytes, name_of
+from kit.bundle.records import FileRef
 from kit.errors import BundleInvalid, BundleNotFound, StorageUnavailable
-from kit.spec import FileRef
+from kit.system import files
 
 SUFFIX = ".kit"
 MAX_BYTES = 2 * 10**9

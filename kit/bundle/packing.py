@@ -8,14 +8,14 @@ import stat
 import zipfile
 from pathlib import Path
 
-from kit import files
 from kit.bundle import packed as reading
 from kit.bundle import write
 from kit.bundle.contents import MANIFEST
 from kit.bundle.packed import MAX_BYTES, MAX_MEMBERS, SUFFIX, Packed
 from kit.bundle.read import ROOT, Bundle, digest_of, manifest_from_bytes
+from kit.bundle.records import check_name
 from kit.errors import BundleInvalid, UsageError
-from kit.spec import check_name
+from kit.system import files
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kit import serial
 from kit.bundle.contents import MANIFEST, SCHEMA_VERSION, GoldenSamples, Manifest, golden_from_bytes
+from kit.bundle.records import FileRef, ModelSpec, Variant
+from kit.choices import Precision, VariantFormat
 from kit.errors import BundleInvalid, UsageError
-from kit.spec import FileRef, ModelSpec, Precision, Variant, VariantFormat
+from kit.system import serial
 
 MANIFEST_MAX_BYTES = 16 * 2**20
 ROOT = Path("artifacts")

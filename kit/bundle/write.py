@@ -12,12 +12,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
 
-from kit import files, packages, serial
 from kit.bundle.contents import MANIFEST, SCHEMA_VERSION, GoldenSamples, Manifest, check_golden, golden_bytes
 from kit.bundle.packed import Packed, looks_packed, unpack_into
 from kit.bundle.read import Bundle, open_folder
+from kit.bundle.records import FileRef, ModelSpec, Origin, TrainingRecord, Variant
 from kit.errors import CheckFailed, StorageUnavailable, UsageError
-from kit.spec import FileRef, ModelSpec, Origin, TrainingRecord, Variant
+from kit.system import files, packages, serial
 
 _HASHED = re.compile(r"^[A-Za-z0-9-]+-([0-9a-f]{8})\.(?:onnx|npz|safetensors|md)$")
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from kit import packages
 from kit.bench.results import Row, Status
 from kit.bench.sweep import Knee
+from kit.system import packages
 
 if TYPE_CHECKING:
     import altair as alt

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kit.spec import Accuracy
+from kit.bundle.records import Accuracy
 
 NONE = "–"  # noqa: RUF001 - an en dash: Markdown takes a hyphen for a list
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from kit.bench.results import Results, Row, Status, Verdict
 from kit.bench.stats import Outcome
+from kit.choices import Precision
 from kit.report.format import interval, microseconds, size
-from kit.spec import Precision
 
 _MOST_OTHERS = 4
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kit.bench.results import Results, Row, Status
+from kit.choices import Mode
 from kit.report.format import NONE, interval, microseconds, percent, size
-from kit.spec import Mode
 
 
 @dataclass(frozen=True, kw_only=True)

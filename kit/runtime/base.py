@@ -11,8 +11,8 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from kit.choices import Provider
 from kit.errors import Unavailable, UsageError
-from kit.spec import Provider
 
 _THREADS_A_CPU = 4
 _FEW_THREADS = 16

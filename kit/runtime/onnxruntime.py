@@ -23,11 +23,11 @@ from typing import Any, Self
 
 import numpy as np
 
-from kit import packages
+from kit.choices import Provider
 from kit.errors import BundleInvalid, KitError, PackageMissing, ProviderUnavailable, Unavailable, UsageError
 from kit.runtime import io_binding, libraries
 from kit.runtime.base import BaseRunner, Binding, Logits, Pixels, Placement, RunnerOptions
-from kit.spec import Provider
+from kit.system import packages
 
 _CPU_FALLBACK = "session.disable_cpu_ep_fallback"
 _RECORD_PLACEMENT = "session.record_ep_graph_assignment_info"

@@ -8,9 +8,9 @@ from typing import Any, Self
 
 import numpy as np
 
+from kit.choices import Provider
 from kit.errors import BundleInvalid, UsageError
 from kit.runtime.base import BaseRunner, Binding, Logits, Pixels, Placement, RunnerOptions
-from kit.spec import Provider
 
 
 class OpenVinoRunner(BaseRunner):

@@ -8,9 +8,9 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
+from kit.choices import Provider
 from kit.runtime.base import Pixels, Placement, RunnerOptions
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
-from kit.spec import Provider
 
 
 @dataclass(frozen=True)

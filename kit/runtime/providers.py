@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from kit import packages
+from kit.choices import Provider
 from kit.errors import KitError, PackageMissing, ProviderUnavailable
 from kit.runtime import libraries
 from kit.runtime.base import RunnerOptions
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
-from kit.spec import Provider
+from kit.system import packages
 
 PROBE = Path(__file__).parent / "probe.onnx"
 """One Gemm, `y = x @ [[1, 2], [3, 4]]` in float32: it needs the matrix library that real models need."""

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from kit.bundle.records import ModelSpec
+from kit.choices import Provider
 from kit.errors import ProviderUnavailable, Unavailable
-from kit.models import FromPixels
+from kit.lab.models import FromPixels
 from kit.runtime.base import BaseRunner, Binding, Logits, Pixels, Placement, RunnerOptions, logits_of
-from kit.spec import ModelSpec, Provider
 
 _WARMUP_CALLS = 3  # before a CUDA graph is recorded, as torch.cuda.graph asks for
 Forward = Callable[[torch.Tensor], torch.Tensor]

@@ -10,9 +10,9 @@ from google.protobuf.message import DecodeError
 from onnx.reference import ReferenceEvaluator
 from threadpoolctl import threadpool_limits
 
+from kit.choices import Provider
 from kit.errors import BundleInvalid
 from kit.runtime.base import BaseRunner, Logits, Pixels, Placement, RunnerOptions
-from kit.spec import Provider
 
 
 class ReferenceRunner(BaseRunner):

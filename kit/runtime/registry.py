@@ -16,11 +16,12 @@ from importlib import metadata
 from importlib.util import find_spec
 
 from kit.bundle import Bundle
+from kit.bundle.records import Variant
+from kit.choices import Precision, Provider, VariantFormat
 from kit.errors import PackageMissing, Unavailable, UsageError
-from kit.packages import explain
 from kit.runtime.base import Runner, RunnerOptions
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
-from kit.spec import Precision, Provider, Variant, VariantFormat
+from kit.system.packages import explain
 
 GROUP = "kit.runtimes"
 ALL = "all"
@@ -52,7 +53,7 @@ def _pytorch_compile(bundle: Bundle, variant: Variant, options: RunnerOptions) -
 def _torch(bundle: Bundle, variant: Variant, options: RunnerOptions, *, compiled: bool) -> Runner:
     if options.provider is Provider.TENSORRT:
         raise Unavailable("kit runs PyTorch on the CPU and on CUDA", hint="use --provider cuda for it")
-    from kit import models
+    from kit.lab import models
     from kit.runtime.pytorch import PyTorchRunner
 
     weights = bundle.manifest.weights

@@ -1,0 +1,289 @@
+"""Work in a process of its own, with a limit of time and of memory; it can be stopped at any moment.
+
+A parent starts `Worker()` and asks it to call functions by name. The child keeps a dict, its state, from one call to the next,
+so that what was opened stays open. Both sides speak JSON lines, each followed by the raw bytes of the arrays it announces:
+nothing that a process which reads strangers' files might send back is executed here. When the parent ends, or forgets the
+worker, the child ends.
+
+    with Worker(memory_bytes=4 * 10**9) as worker:
+        answer = worker.ask("apps.demo.jobs:open_bundle", {"path": "artifacts/mnist-mlp"}, seconds=30)
+
+A task is a function `task(job: Job) -> Answer | dict`; errors of kit's tree arrive as what they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import math
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import IO, Any, Self
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from kit import errors
+from kit.errors import KitError, MemoryShort, Unavailable
+
+Array = NDArray[Any]
+OnProgress = Callable[[str, float], None]
+_GLANCE_SECONDS = 0.1
+_MOST_ARRAYS = 256
+_MOST_ARRAY_BYTES = 2**30
+_LONGEST_LINE = 2**26
+_KINDS = frozenset({"progress", "done", "error"})
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a task gives back: plain JSON values, and arrays by position."""
+
+    told: dict[str, Any] = field(default_factory=dict)
+    arrays: tuple[Array, ...] = ()
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a task is given, in the child.
+
+    Attributes:
+        asked: Plain JSON values.
+        arrays: By position.
+        state: Kept from one call to the next.
+        on_progress: Tells the parent what is being done, and its share of all.
+    """
+
+    asked: dict[str, Any]
+    arrays: tuple[Array, ...]
+    state: dict[str, Any]
+    on_progress: OnProgress
+
+
+class _ReportedError(Exception):
+    """Carries an error that the child told, after which it waits for the next question."""
+
+    def __init__(self, error: KitError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class WorkerStopped(Unavailable):
+    """The process was stopped, ended by itself, or took longer than it may."""
+
+
+class Worker:
+    """A child process that calls functions by name, one at a time. It is started at once and ready when it is first asked.
+
+    Args:
+        memory_bytes: The most it may hold; it is ended beyond that. On Linux the system refuses it twice as much as well.
+    """
+
+    def __init__(self, *, memory_bytes: int | None = None) -> None:
+        self._memory_bytes = memory_bytes
+        # By its name, not as a script: tasks import this module as well, and must get the same classes.
+        line = [sys.executable, "-P", "-c", f"from {__name__} import serve; serve({memory_bytes or 0})"]
+        self._process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        self._answers: queue.SimpleQueue[tuple[dict[str, Any], tuple[Array, ...]] | None] = queue.SimpleQueue()
+        threading.Thread(target=_read_all, args=(self._process.stdout, self._answers), daemon=True).start()
+        self._asking = threading.Lock()
+        self._end = weakref.finalize(self, _end, self._process)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can be asked."""
+        return self._process.poll() is None
+
+    def ask(
+        self,
+        task: str,
+        values: dict[str, Any] | None = None,
+        arrays: Sequence[Array] = (),
+        *,
+        seconds: float = math.inf,
+        on_progress: OnProgress = lambda _what, _share: None,
+    ) -> Answer:
+        """Call a task in the child and wait for its answer.
+
+        Args:
+            task: `module:function`.
+            values: Plain JSON values.
+            arrays: Numpy arrays of plain dtypes.
+            seconds: The longest it may take; the process is ended then.
+            on_progress: Told what the task tells.
+
+        Raises:
+            WorkerStopped: It took too long, was stopped, or ended.
+            MemoryShort: It took more memory than it may.
+            KitError: What the task raised, of the same class.
+        """
+        with self._asking:
+            try:
+                return self._answer({"task": task, "values": values or {}}, arrays, seconds, on_progress)
+            except _ReportedError as reported:
+                raise reported.error from None
+            except BaseException:  # whoever stops listening must not get this answer to the next question
+                self.stop()
+                raise
+
+    def _answer(
+        self, question: dict[str, Any], arrays: Sequence[Array], seconds: float, on_progress: OnProgress
+    ) -> Answer:
+        try:
+            _write(self._pipe(), question, arrays)
+        except (OSError, ValueError) as error:
+            raise WorkerStopped("the process has ended", hint="try again") from error
+        until = time.monotonic() + seconds
+        while True:
+            found = self._next(until, seconds)
+            if found is None:
+                continue
+            message, given = found
+            if message["kind"] == "progress":
+                on_progress(str(message["what"]), float(message["share"]))
+            elif message["kind"] == "error":
+                raise _ReportedError(_raised(message))
+            else:
+                return Answer(message["values"], given)
+
+    def stop(self) -> None:
+        """End the process now; whoever waits for it is told."""
+        self._end()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _pipe(self) -> IO[bytes]:
+        assert self._process.stdin is not None  # asked for above
+        return self._process.stdin
+
+    def _next(self, until: float, seconds: float) -> tuple[dict[str, Any], tuple[Array, ...]] | None:
+        """Return the next message; None when it is time to look at the clock and the memory again."""
+        if time.monotonic() > until:
+            raise WorkerStopped(f"it took longer than {seconds:g} s and was ended")
+        if self._memory_bytes and _resident_bytes(self._process.pid) > self._memory_bytes:
+            raise MemoryShort(f"it took more than {self._memory_bytes / 1e9:.1f} GB of memory and was ended")
+        try:
+            found = self._answers.get(timeout=_GLANCE_SECONDS)
+        except queue.Empty:
+            return None
+        if found is None:
+            self.stop()
+            self._answers.put(None)  # for whoever asks next
+            raise WorkerStopped(f"the process ended with code {self._process.returncode}", hint="try again")
+        return found
+
+
+def _resident_bytes(pid: int) -> int:
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(OSError):
+        process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError, ValueError):
+                pipe.close()
+
+
+def _read_all(pipe: IO[bytes], answers: queue.SimpleQueue[tuple[dict[str, Any], tuple[Array, ...]] | None]) -> None:
+    """Pass on all that the child says; None when it says no more, or something that is no message."""
+    try:
+        with contextlib.suppress(Exception):  # what is no message ends the talk, whatever is wrong with it
+            while (found := _read(pipe)) is not None and found[0].get("kind") in _KINDS:
+                answers.put(found)
+    finally:
+        answers.put(None)
+
+
+def _write(pipe: IO[bytes], message: dict[str, Any], arrays: Sequence[Array] = ()) -> None:
+    plain = [np.asarray(one, order="C") for one in arrays]
+    message = {**message, "arrays": [{"dtype": one.dtype.str, "shape": one.shape} for one in plain]}
+    pipe.write(json.dumps(message).encode() + b"\n" + b"".join(one.tobytes() for one in plain))
+    pipe.flush()
+
+
+def _read(pipe: IO[bytes]) -> tuple[dict[str, Any], tuple[Array, ...]] | None:
+    """Return a message and its arrays; None at the end.
+
+    Raises:
+        ValueError: It is no message.
+    """
+    line = pipe.readline(_LONGEST_LINE)
+    if not line:
+        return None
+    message = json.loads(line)
+    arrays = []
+    for one in message["arrays"][:_MOST_ARRAYS]:
+        dtype, shape = np.dtype(str(one["dtype"])), tuple(map(int, one["shape"]))
+        if dtype.hasobject:
+            raise ValueError("no plain array")
+        size = dtype.itemsize * math.prod(shape)
+        if not 0 <= size <= _MOST_ARRAY_BYTES:
+            raise ValueError("an array that is too large")
+        data = pipe.read(size)
+        arrays.append(np.frombuffer(data, dtype).reshape(shape))
+    return message, tuple(arrays)
+
+
+def _raised(message: dict[str, Any]) -> KitError:
+    """Return the error of kit's tree that the child named; its code stands for it where the class is not kit's own."""
+    kind = getattr(errors, str(message["name"]), None)
+    if not (isinstance(kind, type) and issubclass(kind, KitError)):
+        kind = KitError
+    return kind(str(message["text"]), hint=str(message["hint"]))
+
+
+def serve(memory_bytes: int) -> None:
+    """Answer until the parent says no more. What tasks print goes nowhere: stdout is the parent's ear."""
+    answers, questions = os.fdopen(os.dup(1), "wb"), os.fdopen(os.dup(0), "rb")
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1):
+        os.dup2(nowhere, stream)
+    _limit(memory_bytes)
+    state: dict[str, Any] = {}
+
+    def progress(what: str, share: float) -> None:
+        _write(answers, {"kind": "progress", "what": what, "share": share})
+
+    while (found := _read(questions)) is not None:
+        message, arrays = found
+        try:
+            module, name = message["task"].split(":")
+            done = getattr(importlib.import_module(module), name)(Job(message["values"], arrays, state, progress))
+            answer = done if isinstance(done, Answer) else Answer(done)
+            _write(answers, {"kind": "done", "values": answer.told}, answer.arrays)
+        except KitError as error:
+            _write(answers, {"kind": "error", "name": type(error).__name__, "text": str(error), "hint": error.hint})
+        except MemoryError:
+            text = "there is not enough memory for it"
+            _write(answers, {"kind": "error", "name": "MemoryShort", "text": text, "hint": "try something smaller"})
+        except Exception as error:  # noqa: BLE001 - the border: a defect must reach the parent as words
+            text = f"a defect of kit: {type(error).__name__}: {error}"
+            _write(answers, {"kind": "error", "name": "KitError", "text": text, "hint": "please report it"})
+
+
+def _limit(memory_bytes: int) -> None:
+    """Have the system refuse more, where it can; libraries ask for more than they use, so it gets twice that."""
+    if not memory_bytes or sys.platform != "linux":
+        return
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_DATA, (2 * memory_bytes, 2 * memory_bytes))

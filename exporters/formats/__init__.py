@@ -1,0 +1,1 @@
+"""How a variant's graph expresses its precision."""

@@ -1,0 +1,1 @@
+"""ONNX graphs: questions, and rules that rewrite them."""

@@ -1,0 +1,1 @@
+"""Choosing among variants: measure, blame, decide."""

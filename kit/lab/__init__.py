@@ -1,0 +1,1 @@
+"""The laboratory of digits: data sets, training, networks. Nothing else in kit imports it."""

@@ -1,0 +1,262 @@
+"""What a folder of images by class holds, before any of it is decoded: FOLDER/CLASS/IMAGE, as torchvision's ImageFolder.
+
+Splits are FOLDER/train/CLASS and FOLDER/test/CLASS (or val/); without them about a fifth of each class is held out for
+testing, by a hash of each file's content: files that are added, renamed or moved within a class move no other, and copies of a
+picture never stand on both sides.
+
+Below a class folders may be nested, and links are followed. Hidden files, and files whose suffix is no picture's, are
+skipped and counted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from kit.errors import DatasetInvalid
+from kit.tasks.images import SUFFIXES
+
+TEST_SHARE = 0.2
+LEAST_IMAGES = 5
+"""Fewest images of a class: less would leave nothing to train, to validate or to test on."""
+
+_TRAIN, _TEST, _VALIDATION = "train", "test", ("val", "valid", "validation")
+_NAMED = 5  # files named in a message, before "..."
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A file of a class: `test` is None where its content decides, and `digest` is the sha256 of that content."""
+
+    path: Path
+    label: int
+    test: bool | None
+    digest: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """Every picture of a folder, sorted by class and content; `notes` say what was skipped or looks odd."""
+
+    labels: tuple[str, ...]
+    pictures: tuple[Picture, ...]
+    notes: tuple[str, ...]
+
+    def sha256(self) -> str:
+        """Hash what was found: classes, splits and contents, whatever the files are called."""
+        lines = [*self.labels, *(f"{one.label} {one.test} {one.digest}" for one in self.pictures)]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def holds_classes(folder: Path, *, nested: bool = True) -> bool:
+    """Whether there are images in subfolders, or in theirs where `nested`; looks no further than the first."""
+    try:
+        inside = _subfolders(folder)
+        inside |= _subfolders(inside[_TRAIN]) if _TRAIN in inside else {}
+        return any(_is_picture(path) for one in inside.values() for path in (_walk(one) if nested else _entries(one)))
+    except DatasetInvalid:
+        return False
+
+
+def read(folder: Path, *, on_progress: Callable[[float], None] = lambda _: None) -> Listing:
+    """List a folder and hash its files.
+
+    Args:
+        folder: Holds a subfolder for each class, or train/ and test/ that do.
+        on_progress: Told the share that is done, 0 to 1.
+
+    Raises:
+        DatasetInvalid: No classes or only one, too few images in one, or files that cannot be read.
+    """
+    labels, found, notes = _list(folder)
+    pictures = _hashed(found, on_progress)
+    if any(one.test is None for one in pictures):
+        pictures = _split_by_content(pictures)
+    _check_training(folder, labels, pictures)
+    pictures.sort(key=lambda one: (one.label, one.digest, one.test))
+    return Listing(labels=labels, pictures=tuple(pictures), notes=(*notes, *_copies(pictures)))
+
+
+def refuse(folder: Path, problems: list[tuple[Path, str]]) -> None:
+    """Raise DatasetInvalid where files could not be read, naming the first of them."""
+    if not problems:
+        return
+    named = "; ".join(f"{path.relative_to(folder)}: {reason}" for path, reason in problems[:_NAMED])
+    more = f"; and {len(problems) - _NAMED:,} more" if len(problems) > _NAMED else ""
+    one = len(problems) == 1
+    raise DatasetInvalid(
+        f"{len(problems):,} image{'' if one else 's'} in {folder} cannot be read: {named}{more}",
+        hint=f"repair {'it' if one else 'them'}, or move {'it' if one else 'them'} out of the folder",
+    )
+
+
+def _list(folder: Path) -> tuple[tuple[str, ...], list[Picture], list[str]]:
+    """Return the labels, the pictures that are there, and notes on what is not taken."""
+    subfolders = _subfolders(folder)
+    splits, notes = _splits(subfolders)
+    roots = splits or [(folder, None)]
+    _check_classes(folder, roots[0][0])
+    labels = tuple(_subfolders(roots[0][0]))
+    _check_names(labels)
+    pictures: list[Picture] = []
+    skipped: list[str] = []
+    for root, test in roots:
+        skipped += [path.name for path in _entries(root) if not path.is_dir()]
+        for name, one in _subfolders(root).items():
+            if name not in labels:
+                raise DatasetInvalid(
+                    f"{one} is a class that {roots[0][0]} does not have", hint=f"known classes: {', '.join(labels)}"
+                )
+            for path in _walk(one):
+                if _is_picture(path):
+                    pictures.append(Picture(path, labels.index(name), test))
+                else:
+                    skipped.append(path.name)
+    _check_counts(roots[0][0], labels, pictures)
+    if splits and not any(one.test for one in pictures):
+        raise DatasetInvalid(f"{folder} has a folder of test images without images in it", hint="fill or remove it")
+    if skipped:
+        shown = ", ".join(sorted(skipped)[:3]) + (", ..." if len(skipped) > 3 else "")
+        notes.append(f"{len(skipped):,} file(s) skipped that are no images of a class ({shown})")
+    return labels, pictures, notes
+
+
+def _splits(subfolders: dict[str, Path]) -> tuple[list[tuple[Path, bool | None]], list[str]]:
+    """Return (folder, whether it is for testing) of each split, training first, and notes; none without splits."""
+    known = {name.lower(): path for name, path in subfolders.items()}
+    validation = [known[name] for name in _VALIDATION if name in known]
+    tests = [known[_TEST]] if _TEST in known else validation[:1]
+    if _TRAIN not in known or not tests or not _subfolders(known[_TRAIN]):
+        return [], []
+    more = [path for path in validation if path not in tests]
+    notes = [
+        f"{path.name}/ counts as training data: kit holds out a validation split of its own, and tests on {_TEST}/"
+        for path in more
+    ]
+    others = [path.name for path in subfolders.values() if path not in {known[_TRAIN], *tests, *more}]
+    if others:
+        notes.append(f"left out beside {_TRAIN}/ and {tests[0].name}/: {', '.join(others)}")
+    return [(known[_TRAIN], False), *((path, False) for path in more), (tests[0], True)], notes
+
+
+def _check_classes(folder: Path, root: Path) -> None:
+    """Refuse a folder without classes, and one class alone, with a guess at what was meant."""
+    classes = _subfolders(root)
+    if len(classes) > 1:
+        return
+    inner = next((one for one in classes.values() if len(_subfolders(one)) > 1), None)
+    hint = f"did you mean {inner}?" if inner else f"lay it out as {folder}/CLASS/IMAGE, two classes or more"
+    found = f"one class alone, {next(iter(classes))!r}" if classes else "no subfolders, which are the classes"
+    raise DatasetInvalid(f"{root} holds {found}", hint=hint)
+
+
+def _check_names(labels: tuple[str, ...]) -> None:
+    """Refuse names that are no text: they are the labels, and stand in JSON and on pages."""
+    for name in labels:
+        if not name.isprintable() or not name.strip():
+            raise DatasetInvalid(f"the class {name!r} has no printable name", hint="rename its folder")
+
+
+def _check_training(folder: Path, labels: tuple[str, ...], pictures: list[Picture]) -> None:
+    """Refuse a class whose images are all for testing, since they are one and the same."""
+    trained = {one.label for one in pictures if not one.test}
+    for label, name in enumerate(labels):
+        if label not in trained:
+            raise DatasetInvalid(
+                f"all images of the class {name!r} in {folder} are copies of one", hint="add others, or remove it"
+            )
+
+
+def _check_counts(root: Path, labels: tuple[str, ...], pictures: list[Picture]) -> None:
+    """Refuse a class with next to no images to learn from."""
+    counts = Counter(one.label for one in pictures if not one.test)
+    few = [f"{name} ({counts[label]})" for label, name in enumerate(labels) if counts[label] < LEAST_IMAGES]
+    if few:
+        shown = ", ".join(few[:_NAMED]) + (", ..." if len(few) > _NAMED else "")
+        raise DatasetInvalid(
+            f"too few images in {len(few)} of the {len(labels)} classes of {root}: {shown}; a class needs {LEAST_IMAGES}",
+            hint="add images (" + " ".join(sorted(SUFFIXES)) + "), or remove the folder",
+        )
+
+
+def _hashed(pictures: list[Picture], on_progress: Callable[[float], None]) -> list[Picture]:
+    """Return the pictures with their digests."""
+    found = []
+    for done, one in enumerate(pictures):
+        try:
+            with one.path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:  # named with those that cannot be decoded, all at once
+            digest = f"unreadable {error.strerror} {one.path.name}"
+        found.append(Picture(one.path, one.label, one.test, digest))
+        on_progress((done + 1) / len(pictures))
+    return found
+
+
+def _split_by_content(pictures: list[Picture]) -> list[Picture]:
+    """Hold out about a fifth of each class, one image at least."""
+    held_out = [_is_for_testing(one) for one in pictures]
+    for label in {one.label for one in pictures}:
+        mine = [number for number, one in enumerate(pictures) if one.label == label]
+        if len({held_out[number] for number in mine}) == 1:  # by chance all on one side
+            least = min(mine, key=lambda number: pictures[number].digest)
+            for number in mine:
+                held_out[number] = pictures[number].digest == pictures[least].digest
+    return [Picture(one.path, one.label, test, one.digest) for one, test in zip(pictures, held_out, strict=True)]
+
+
+def _is_for_testing(picture: Picture) -> bool:
+    hashed = hashlib.sha256(picture.digest.encode()).digest()
+    return int.from_bytes(hashed[:4]) < TEST_SHARE * 2**32
+
+
+def _copies(pictures: list[Picture]) -> Iterator[str]:
+    """Say where the same file stands on both sides of a split, or in two classes."""
+    trained = {one.digest for one in pictures if not one.test}
+    both = sum(bool(one.test) and one.digest in trained for one in pictures)
+    if both:
+        yield f"{both:,} test image(s) are copies of training images: the accuracy flatters by as much"
+    classes = Counter(digest for digest, _ in {(one.digest, one.label) for one in pictures})
+    several = sum(count > 1 for count in classes.values())
+    if several:
+        yield f"{several:,} image(s) stand in more than one class"
+
+
+def _is_picture(path: Path) -> bool:
+    """Whether it is to be read; a link that leads nowhere is, and is then reported with what else cannot be."""
+    named = path.name[0] != "." and path.suffix.lower() in SUFFIXES
+    return named and (path.is_file() or not path.exists())
+
+
+def _subfolders(folder: Path) -> dict[str, Path]:
+    """Return the subfolders by name, sorted as ImageFolder sorts them, without hidden ones and those of tools."""
+    return {path.name: path for path in _entries(folder) if not path.name.startswith((".", "__")) and path.is_dir()}
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Give the files below a folder, links followed, each folder once and hidden ones not at all."""
+    seen: set[str] = set()
+    waiting = [folder]
+    while waiting:
+        here = waiting.pop()
+        real = os.path.realpath(here)
+        if real in seen:  # a link to a folder above
+            continue
+        seen.add(real)
+        for path in _entries(here):
+            if path.is_dir():
+                if path.name[0] != ".":
+                    waiting.append(path)
+            else:
+                yield path
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise DatasetInvalid(f"{folder} cannot be read: {error.strerror or error}") from error

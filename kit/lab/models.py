@@ -1,0 +1,200 @@
+"""The torch modules, and their weights as safetensors. Low in the house: training, exporters and runtime/pytorch need it."""
+
+from __future__ import annotations
+
+import math
+import re
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from kit.bundle.records import ModelSpec
+from kit.errors import BundleInvalid, UsageError
+from kit.system import packages
+
+ARCHITECTURES = ("mlp-512-256-128", "mlp-64-64", "cnn-16-48-96")
+
+
+class Mlp(nn.Module):
+    """Dense layers with ReLU between them; takes float32 `[N, ...]` normalised values, gives logits `[N, classes]`.
+
+    Args:
+        sizes: Of inputs, hidden layers and outputs.
+        batch_norm: Normalise each hidden layer over the batch (Ioffe & Szegedy 2015), to train with; `folded` removes it.
+        crop: Rows and columns left out on every side of an image: what lies there carries nothing.
+    """
+
+    def __init__(self, sizes: tuple[int, ...], *, batch_norm: bool = False, crop: int = 0) -> None:
+        super().__init__()
+        self.crop = crop
+        layers: list[nn.Module] = [nn.Flatten()]
+        for index, (fan_in, fan_out) in enumerate(pairwise(sizes)):
+            if index:
+                layers.append(nn.ReLU())
+            layers.append(nn.Linear(fan_in, fan_out))
+            if batch_norm and index < len(sizes) - 2:
+                layers.append(nn.BatchNorm1d(fan_out))
+        self.sizes = sizes
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits `[N, classes]`."""
+        if self.crop:
+            x = x[:, self.crop : x.shape[1] - self.crop, self.crop : x.shape[2] - self.crop]
+        logits: torch.Tensor = self.layers(x)
+        return logits
+
+
+class Cnn(nn.Module):
+    """A small convolutional network, such as teaches a smaller one; takes float32 `[N, height, width]`, gives logits.
+
+    Args:
+        widths: Channels of the first convolution, of the two after the first pooling, and of the two after the second.
+        height: Of the images.
+        width: Of the images.
+        outputs: Classes.
+    """
+
+    def __init__(self, widths: tuple[int, int, int], *, height: int, width: int, outputs: int) -> None:
+        super().__init__()
+        first, second, third = widths
+        self.features = nn.Sequential(
+            *_convolution(1, first),
+            nn.MaxPool2d(2),
+            *_convolution(first, second),
+            *_convolution(second, second),
+            nn.MaxPool2d(2),
+            *_convolution(second, third),
+            *_convolution(third, third),
+            nn.Flatten(),
+        ).to(memory_format=torch.channels_last)
+        self.classify = nn.Linear(third * (height // 4) * (width // 4), outputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits `[N, classes]`."""
+        logits: torch.Tensor = self.classify(self.features(x.unsqueeze(1)))
+        return logits
+
+
+def _convolution(channels_in: int, channels_out: int) -> tuple[nn.Module, ...]:
+    convolution = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
+    return convolution, nn.BatchNorm2d(channels_out), nn.ReLU(inplace=True)
+
+
+class FromPixels(nn.Module):
+    """A module that takes raw pixels uint8 `[N, *shape]`: normalisation first, then the model it wraps."""
+
+    def __init__(self, model: nn.Module, spec: ModelSpec) -> None:
+        super().__init__()
+        self.model = model
+        self.scale = spec.normalization.scale
+        self.shift = spec.normalization.shift
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return the model's output for `pixels * scale + shift`."""
+        output: torch.Tensor = self.model(pixels.to(torch.float32) * self.scale + self.shift)
+        return output
+
+
+def is_known(architecture: str) -> bool:
+    """Whether `build` can make this architecture."""
+    return _parse(architecture) is not None
+
+
+def mlp_name(hidden: tuple[int, ...], *, crop: int = 0) -> str:
+    """Return the name of a dense architecture: `mlp-512-256-128`, or `mlp-192-96-64-crop-3`."""
+    return "-".join(["mlp", *map(str, hidden), *(["crop", str(crop)] if crop else [])])
+
+
+def _parse(architecture: str) -> tuple[str, tuple[int, ...], int] | None:
+    """Return the kind, the sizes and the crop; None where it is no architecture of kit's."""
+    found = re.fullmatch(r"(mlp)((?:-[1-9]\d{0,5})+)(?:-crop-([1-9]\d?))?|(cnn)((?:-[1-9]\d{0,3}){3})", architecture)
+    if found is None:
+        return None
+    kind, sizes = found[1] or found[4], found[2] or found[5]
+    return kind, tuple(int(size) for size in sizes[1:].split("-")), int(found[3] or 0)
+
+
+def build(architecture: str, *, shape: tuple[int, ...], outputs: int, batch_norm: bool = False) -> nn.Module:
+    """Make an untrained module, such as `mlp-512-256-128` or `cnn-16-48-96`.
+
+    Args:
+        architecture: Its kind and sizes.
+        shape: Of one sample.
+        outputs: Classes.
+        batch_norm: Let a dense network normalise its hidden layers while it trains; `folded` removes them.
+
+    Raises:
+        UsageError: Unknown architecture, or one that does not take such samples.
+    """
+    parsed = _parse(architecture)
+    if parsed is None:
+        raise UsageError(f"unknown model {architecture!r}", hint="choose one of: " + ", ".join(ARCHITECTURES))
+    kind, sizes, crop = parsed
+    if crop and (len(shape) != 2 or 2 * crop >= min(shape)):
+        raise UsageError(
+            f"{architecture} takes images of {2 * crop + 1} by {2 * crop + 1} pixels or more, found {shape}"
+        )
+    if kind == "mlp":
+        inputs = math.prod(size - 2 * crop for size in shape)
+        return Mlp((inputs, *sizes, outputs), batch_norm=batch_norm, crop=crop)
+    if len(shape) != 2 or min(shape) < 4:
+        raise UsageError(f"{architecture} takes images of 4 by 4 pixels or more, found {shape}")
+    if batch_norm:
+        raise UsageError(f"{architecture} normalises its layers anyway", hint="leave batch_norm out")
+    first, second, third = sizes
+    return Cnn((first, second, third), height=shape[0], width=shape[1], outputs=outputs)
+
+
+def folded(module: nn.Module) -> nn.Module:
+    """Return a dense network that computes the same in evaluation mode, without its batch normalisation; others as they are."""
+    if not isinstance(module, Mlp) or not any(isinstance(layer, nn.BatchNorm1d) for layer in module.layers):
+        return module
+    plain = Mlp(module.sizes, crop=module.crop)
+    targets = iter(layer for layer in plain.layers if isinstance(layer, nn.Linear))
+    target = next(targets)
+    with torch.no_grad():
+        for layer in module.layers:
+            if isinstance(layer, nn.Linear):
+                target.weight.copy_(layer.weight)
+                target.bias.copy_(layer.bias)
+                current, target = target, next(targets, target)
+            elif isinstance(layer, nn.BatchNorm1d):
+                assert layer.running_var is not None  # they are tracked
+                assert layer.running_mean is not None
+                scale = layer.weight / torch.sqrt(layer.running_var + layer.eps)
+                current.weight.mul_(scale.unsqueeze(1))
+                current.bias.sub_(layer.running_mean).mul_(scale).add_(layer.bias)
+    return plain.eval()
+
+
+def save_weights(module: nn.Module) -> bytes:
+    """Serialise a module's state as safetensors."""
+    safetensors = packages.needed(
+        "safetensors.torch", distribution="safetensors", purpose="saving weights", extra="train"
+    )
+    # A state may share storage between names (tied weights), which safetensors refuses: clone.
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
+    data: bytes = safetensors.save(state)
+    return data
+
+
+def load_trained(spec: ModelSpec, weights: Path) -> nn.Module:
+    """Rebuild a bundle's module with its weights, in evaluation mode.
+
+    Raises:
+        UsageError: kit does not know the architecture.
+        BundleInvalid: The weights do not fit it.
+    """
+    safetensors = packages.needed("safetensors", distribution="safetensors", purpose="reading weights", extra="train")
+    from safetensors.torch import load_file
+
+    module = build(spec.architecture, shape=spec.input.shape, outputs=len(spec.labels))
+    try:
+        module.load_state_dict(load_file(str(weights)))
+    except (RuntimeError, ValueError, OSError, safetensors.SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise BundleInvalid(f"{weights} does not fit the model {spec.architecture!r}: {reason}") from error
+    return module.eval()

@@ -1,0 +1,92 @@
+"""Fit a network that has weights already to the answers of another one, on distorted views of unlabelled images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from kit.bundle.records import Normalization
+from kit.lab import models
+from kit.lab.models import Mlp
+from kit.lab.training.batches import Taught, draw_views
+from kit.lab.training.recipe import Recipe
+from kit.lab.training.trainer import Trainer, predict
+from kit.lab.training.world import World
+
+_SEEN = 10_000
+"""Images that are looked at to begin where the network is."""
+
+OnStep = Callable[[str, float], None]
+
+
+def distill(
+    student: Mlp,
+    teacher: nn.Module,
+    pixels: torch.Tensor,
+    recipe: Recipe,
+    normalization: Normalization,
+    *,
+    world: World | None = None,
+    on_step: OnStep = lambda _what, _share: None,
+) -> nn.Module:
+    """Return the student, fitted, in evaluation mode.
+
+    Args:
+        student: Dense; batch normalisation that changes nothing at first is put in for the training where the recipe asks.
+        teacher: Takes and gives what the student does.
+        pixels: uint8 `[N, height, width]`.
+        recipe: With its teaching; its `model` is not looked at.
+        normalization: Of raw pixels.
+        world: Where; this process alone, on the CPU, without it.
+        on_step: Told what is being done, and its share.
+    """
+    world = world or World(device=torch.device("cpu"))
+    torch.manual_seed(recipe.seed)
+    teacher = teacher.to(world.device).eval()
+
+    def read(images: torch.Tensor) -> torch.Tensor:
+        return predict(teacher, images, normalization, world, bf16=recipe.bf16)
+
+    views, calm = draw_views(
+        pixels, recipe, read, world, lambda done, total: on_step("distorting and reading views", done / total)
+    )
+    batches = Taught(views, calm, recipe, world, images=len(pixels))
+    module: nn.Module = student
+    if recipe.batch_norm:
+        module = with_batch_norm(student, pixels[:_SEEN].to(torch.float32) * normalization.scale + normalization.shift)
+    trainer = Trainer(module, recipe, batches, normalization, world)
+    for number in range(1, recipe.epochs + 1):
+        loss = trainer.epoch(number)
+        on_step(f"epoch {number} of {recipe.epochs}, loss {loss:.4f}", number / recipe.epochs)
+    return models.folded(trainer.fitted).cpu().eval()
+
+
+@torch.no_grad()
+def with_batch_norm(module: Mlp, normalized: torch.Tensor) -> Mlp:
+    """Return the same network with batch normalisation in its hidden layers, set so that it computes what it did.
+
+    Args:
+        module: Dense, without any.
+        normalized: float32 `[N, height, width]`: what the units' means and variances are taken from.
+    """
+    found = Mlp(module.sizes, batch_norm=True, crop=module.crop)
+    sources = iter(layer for layer in module.layers if isinstance(layer, nn.Linear))
+    height, width = normalized.shape[1:]
+    values = normalized[:, module.crop : height - module.crop, module.crop : width - module.crop].flatten(1)
+    for layer in found.layers:
+        if isinstance(layer, nn.Linear):
+            layer.load_state_dict(next(sources).state_dict())
+            values = layer(values)
+        elif isinstance(layer, nn.BatchNorm1d):
+            mean, variance = values.mean(dim=0), values.var(dim=0, unbiased=False)
+            assert layer.running_mean is not None  # they are tracked
+            assert layer.running_var is not None
+            layer.running_mean.copy_(mean)
+            layer.running_var.copy_(variance)
+            layer.weight.copy_(torch.sqrt(variance + layer.eps))
+            layer.bias.copy_(mean)
+        elif isinstance(layer, nn.ReLU):
+            values = values.relu()
+    return found

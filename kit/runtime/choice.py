@@ -1,0 +1,151 @@
+"""What `kit tune` chose for a bundle on this machine, kept in the user's data folder and never in the bundle.
+
+A choice is found again by the machine's fingerprint, the bundle's variants (their hashes) and the version of the runtime;
+when one of them changes it is as if there were none. `load` of kit.engine asks for it where its caller leaves the choice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from kit.bundle import Bundle
+from kit.choices import Goal
+from kit.errors import BadInput, KitError
+from kit.runtime.base import RunnerOptions
+from kit.system import files, packages, serial
+
+_KIND = "kit-tuning"
+_VERSION = 1
+_DISTRIBUTIONS = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu"), "openvino": ("openvino",)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What runs a bundle best here.
+
+    Attributes:
+        variant: Id.
+        runtime: Name of kit.runtime.registry.
+        options: How it is opened: provider, threads, session options.
+        goal: What for.
+        batch_size: Images in one call, as it was measured.
+        p50_us: Latency of one call.
+        speedup: Against fp32 in ONNX Runtime on one thread, in the same run.
+        low: Lower end of its 95 % interval.
+        high: Upper end.
+        measured: Date and time, UTC.
+        runtime_version: Of the package; another one may choose otherwise.
+    """
+
+    variant: str
+    runtime: str
+    options: RunnerOptions
+    goal: Goal
+    batch_size: int
+    p50_us: float
+    speedup: float
+    low: float
+    high: float
+    measured: str
+    runtime_version: str = ""
+
+    def describe(self) -> str:
+        """Return `int8-pixel in onnxruntime, 1 thread`."""
+        return f"{self.variant} in {self.runtime}, {self.options.describe_session()}"
+
+
+def store_path() -> Path:
+    """Return the file that holds this machine's choices."""
+    return platformdirs.user_data_path("kit") / "tuning.json"
+
+
+def choice_for(bundle: Bundle) -> Choice | None:
+    """Return what was chosen for a bundle here; None where nothing was, or what was chosen from has changed.
+
+    A store that cannot be read is as good as none: predicting must not fail for it.
+    """
+    try:
+        if not store_path().exists():
+            return None
+        key = _key(bundle)
+        found = serial.decode(Choice, _held()[key], path=key)
+    except (KitError, KeyError, serial.DecodeError, OSError):
+        return None
+    if found.runtime_version != runtime_version(found.runtime):
+        return None
+    return found if found.variant in {variant.id for variant in bundle.variants} else None
+
+
+def remember(bundle: Bundle, choice: Choice) -> None:
+    """Keep a choice, in place of an earlier one.
+
+    Raises:
+        BadInput: The store is no file of kit's.
+        StorageUnavailable: It cannot be written.
+    """
+    _save({**_held(), _key(bundle): serial.encode(choice)})
+
+
+def forget(bundle: Bundle) -> bool:
+    """Drop the choice for a bundle; return whether there was one.
+
+    Raises:
+        BadInput, StorageUnavailable: As for `remember`.
+    """
+    held = _held()
+    if held.pop(_key(bundle), None) is None:
+        return False
+    _save(held)
+    return True
+
+
+def check_writable() -> None:
+    """Refuse a store that `remember` would fail on: before a long measurement, not after it.
+
+    Raises:
+        BadInput, StorageUnavailable: As for `remember`.
+    """
+    _held()
+    files.check_writable(store_path())
+
+
+def runtime_version(runtime: str) -> str:
+    """Return the versions of the packages behind a runtime, such as `onnxruntime 1.31.1`; empty for one kit does not know."""
+    names = _DISTRIBUTIONS.get(runtime, ())
+    return ", ".join(f"{name} {version}" for name in names if (version := packages.version(name)) is not None)
+
+
+def _key(bundle: Bundle) -> str:
+    from kit.system.machine import this_machine  # asks nvidia-smi: only where something was tuned
+
+    digest = hashlib.sha256(json.dumps(serial.encode(bundle.spec), sort_keys=True).encode())
+    for variant in bundle.variants:
+        digest.update(f"{variant.id} {variant.artifact.sha256}".encode())
+    return f"{this_machine().fingerprint}/{digest.hexdigest()[:16]}"
+
+
+def _held() -> dict[str, Any]:
+    """Return the choices as they are kept, of other machines that share the folder too: only one's own is decoded."""
+    path = store_path()
+    try:
+        data: Any = json.loads(path.read_bytes())
+        if data["kind"] != _KIND or data["version"] != _VERSION:
+            raise BadInput(f"{path} is of another version of kit", hint="remove it and tune again")
+        return dict(data["choices"])
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{path} holds no choices of kit tune: {error}", hint="remove it and tune again") from error
+
+
+def _save(choices: dict[str, Any]) -> None:
+    held = {"kind": _KIND, "version": _VERSION, "choices": choices}
+    files.write(store_path(), json.dumps(held, indent=2) + "\n")

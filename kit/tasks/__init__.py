@@ -1,0 +1,1 @@
+"""Tasks: what people put in and get out, as tensors and back."""
