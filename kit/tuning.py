@@ -1,7 +1,7 @@
 """Choose what runs a bundle best on this machine, by measuring it: variants, runtimes and session options.
 
 Who calls whom: `tune` checks the variants on their golden samples, benches those that hold in every runtime on one thread,
-benches the best of them again under other session options, and keeps what won (kit.runtime.choice); there `load` finds it. `judge` is
+benches the best of them again under other session options, and keeps what won (kit.runtime.choice) for `load`. `judge` is
 the rule by which candidates win, which `kit export --precision auto` goes by as well.
 
 The rule. Speed is the geometric mean, over the batch sizes, of how many times as fast as the baseline a candidate is: fp32 in

@@ -13,15 +13,13 @@ from numpy.typing import NDArray
 
 from kit.choices import Provider
 from kit.errors import Unavailable, UsageError
+from kit.tensors import Signature, Sizes, Tensors
 
 _THREADS_A_CPU = 4
 _FEW_THREADS = 16
 
 LEAST_GPU_BYTES = 64 * 2**20
 OPTIMIZATIONS = ("all", "extended", "basic", "off")
-
-Pixels = NDArray[np.uint8]
-Logits = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,64 +133,74 @@ class Placement:
 
 
 class Binding:
-    """An input and an output of one shape that stay where they are, so that a call allocates and converts nothing.
+    """Inputs and outputs of one size that stay where they are, so that a call allocates and converts nothing.
 
-    `run` copies pixels in and gives logits; or fill `pixels` in place, call `compute`, and read `logits`. On the CPU both are
-    the memory that the model reads and writes. It keeps the model open, and is not for two threads at once.
+    `run` copies inputs in and gives outputs; or fill `inputs` in place, call `compute`, and read `outputs`. On the CPU both are
+    the memory that the model reads and writes. A binding keeps the model open, and is not for two threads at once.
+
+    ```python
+    bound = engine.bind(batch=8)
+    logits = bound.run(pixels)          # one output: its array; several: a tuple in the signature's order
+    bound.inputs["pixels"][:] = pixels  # the same in two steps
+    bound.compute()
+    bound.outputs["logits"]
+    ```
+
+    Attributes:
+        inputs: By name, what the next call will read.
+        outputs: By name, what the last call wrote: copy what must outlive the next one.
 
     Args:
-        pixels: uint8 `[N, *input shape]`, what the next call will read.
-        logits: float32 `[N, classes]`, what the last call wrote: copy what must outlive the next one.
         call: Runs the model on them. It need not keep them alive: the binding does.
     """
 
-    __slots__ = ("_call", "_shape", "logits", "pixels")
+    __slots__ = ("_call", "_given", "_made", "inputs", "outputs")
 
-    def __init__(self, pixels: Pixels, logits: Logits, call: Callable[[], object]) -> None:
+    def __init__(self, inputs: Tensors, outputs: Tensors, call: Callable[[], object]) -> None:
         self._call = call
-        self._shape = pixels.shape
-        self.pixels = pixels
-        self.logits = logits
+        self.inputs = inputs
+        self.outputs = outputs
+        self._given = tuple(inputs.values())
+        self._made = tuple(outputs.values())
 
-    def run(self, pixels: Pixels) -> Logits:
-        """Return logits float32 `[N, classes]` for pixels uint8 `[N, *input shape]`; valid until the next call.
+    def run(self, *arrays: NDArray[Any]) -> Any:
+        """Return the outputs for inputs in the signature's order: an array, or a tuple of several; valid until the next call.
 
         Raises:
-            UsageError: Another shape or dtype than was bound.
+            UsageError: Another number, shape or dtype than was bound.
         """
-        self.copy_in(pixels)
+        self.copy_in(*arrays)
         self.compute()
         return self.copy_out()
 
     def compute(self) -> None:
-        """Run the model on what lies in its input, and wait for the end. Raises what the runner's `run` does."""
+        """Run the model on what lies in its inputs, and wait for the end. Raises what the runner's `run` does."""
         self._call()
 
-    def copy_in(self, pixels: Pixels) -> None:
-        """Copy pixels to where the model reads them."""
-        if pixels.shape != self._shape or pixels.dtype != np.uint8:
-            self.check(pixels)
-        np.copyto(self.pixels, pixels)
+    def copy_in(self, *arrays: NDArray[Any]) -> None:
+        """Copy inputs to where the model reads them."""
+        self.check(*arrays)
+        for place, array in zip(self._given, arrays, strict=True):
+            np.copyto(place, array)
 
-    def copy_out(self) -> Logits:
-        """Return what the model wrote, in host memory."""
-        return self.logits
+    def copy_out(self) -> Any:
+        """Return what the model wrote, in host memory: an array, or a tuple of several."""
+        return self._made[0] if len(self._made) == 1 else self._made
 
-    def check(self, pixels: Pixels) -> None:
-        """Raise UsageError for another shape or dtype than was bound."""
-        if pixels.shape != self.pixels.shape or pixels.dtype != self.pixels.dtype:
-            raise UsageError(
-                f"bound for {self.pixels.dtype} {self.pixels.shape}, found {pixels.dtype} {pixels.shape}",
-                hint="bind that shape as well",
-            )
+    def check(self, *arrays: NDArray[Any]) -> None:
+        """Raise UsageError for another number of inputs, another shape or dtype than was bound."""
+        if len(arrays) != len(self._given):
+            raise UsageError(f"bound for {len(self._given)} inputs, found {len(arrays)}")
+        for (name, place), array in zip(self.inputs.items(), arrays, strict=True):
+            if array.shape != place.shape or array.dtype != place.dtype:
+                raise UsageError(
+                    f"{name} is bound as {place.dtype} {place.shape}, found {array.dtype} {array.shape}",
+                    hint="bind that size as well",
+                )
 
 
 class Runner(Protocol):
-    """A model opened on one provider. Not for two threads at once: `share` it, or open one for each.
-
-    A runner may have an attribute `slow_to_open`: the bench then keeps it open and does not open it anew every few rounds;
-    and an attribute `fallback_fix`: what to do about its `fallback_reason`.
-    """
+    """A model opened on one provider. Not for two threads at once: `share` it, or open one for each."""
 
     @property
     def runtime(self) -> str:
@@ -210,11 +218,33 @@ class Runner(Protocol):
     def fallback_reason(self) -> str:
         """Why it does not run where it was asked to; empty when it does."""
 
-    def run(self, pixels: Pixels) -> Logits:
-        """Compute logits float32 `[N, classes]` for raw pixels uint8 `[N, *input shape]`; the array is the caller's to keep."""
+    @property
+    def fallback_fix(self) -> str:
+        """What to do about that."""
 
-    def bind(self, shape: tuple[int, ...]) -> Binding:
-        """Return buffers for inputs of one shape, `(N, *input shape)`; each call makes new ones, which outlive the runner."""
+    @property
+    def slow_to_open(self) -> bool:
+        """Whether the bench should keep it open, and not open it anew every few rounds."""
+
+    @property
+    def signature(self) -> Signature:
+        """What it takes and gives."""
+
+    def run(self, tensors: Tensors) -> dict[str, NDArray[Any]]:
+        """Compute all outputs, by name, for inputs that fit the signature; the arrays are the caller's to keep.
+
+        Raises:
+            ProviderUnavailable: A device failed while running, for want of memory for instance.
+            BundleInvalid: The graph does not run with these inputs.
+            UsageError: The runner was closed, or inputs are missing.
+        """
+
+    def bind(self, sizes: Sizes) -> Binding:
+        """Return buffers for inputs of these sizes; each call makes new ones, which outlive the runner.
+
+        Raises:
+            Unavailable: An output varies with the values, so that there is no room to reserve for it.
+        """
 
     def share(self) -> Self:
         """Return a runner of the same model for another thread, with buffers of its own; close both."""
@@ -232,19 +262,26 @@ class Runner(Protocol):
 class BaseRunner:
     """The half of a Runner that most share: the context manager, and buffers for runtimes that have no better ones."""
 
-    def run(self, pixels: Pixels) -> Logits:
-        """Compute logits float32 `[N, classes]`."""
-        raise TypeError(f"{type(self).__name__} must say how it runs {pixels.shape}")
+    signature: Signature
+    fallback_reason = ""
+    fallback_fix = ""
+    slow_to_open = False
 
-    def bind(self, shape: tuple[int, ...]) -> Binding:
-        """Return buffers whose input is passed to `run` and whose output is copied from it."""
-        pixels = np.zeros(shape, np.uint8)
-        logits = np.array(self.run(pixels))
+    def run(self, tensors: Tensors) -> dict[str, NDArray[Any]]:
+        """Compute the outputs."""
+        raise TypeError(f"{type(self).__name__} must say how it runs {list(tensors)}")
+
+    def bind(self, sizes: Sizes) -> Binding:
+        """Return buffers whose inputs are passed to `run` and whose outputs are copied from it."""
+        refuse_varying(self.signature)
+        inputs = self.signature.zeros(sizes)
+        outputs = {name: np.array(array) for name, array in self.run(inputs).items()}
 
         def compute() -> None:
-            np.copyto(logits, self.run(pixels))
+            for name, array in self.run(inputs).items():
+                np.copyto(outputs[name], array)
 
-        return Binding(pixels, logits, compute)
+        return Binding(inputs, outputs, compute)
 
     def share(self) -> Self:
         """Say that this runtime's open model is for one thread alone."""
@@ -263,23 +300,21 @@ class BaseRunner:
         self.close()
 
 
-def logits_of(runner: Runner, pixels: Pixels, *, batch_size: int = 1000) -> Logits:
-    """Run pixels uint8 `[N, *shape]` through a runner in batches; logits float32 `[N, classes]`."""
-    parts = [runner.run(pixels[start : start + batch_size]) for start in range(0, len(pixels), batch_size)]
-    return np.concatenate(parts)
+BATCH_BYTES = 64 * 2**20
+"""Inputs and outputs of one call when many samples are answered: a bound by bytes, whatever a sample is."""
 
 
-def check_pixels(pixels: np.ndarray[Any, Any], shape: tuple[int, ...]) -> Pixels:
-    """Return `pixels` as a contiguous uint8 batch, or say what was expected.
+def run_in_batches(runner: Runner, tensors: Tensors, *, most_bytes: int = BATCH_BYTES) -> dict[str, NDArray[Any]]:
+    """Run inputs along the batch axis in pieces bounded by bytes, and join the outputs."""
+    signature = runner.signature
+    rows = signature.rows_within(most_bytes, signature.check(tensors))
+    return signature.join([runner.run(piece) for piece in signature.split(tensors, rows)])
 
-    Raises:
-        UsageError: Wrong dtype or shape.
-    """
-    batch = pixels[np.newaxis] if pixels.shape == shape else pixels
-    if batch.dtype != np.uint8 or batch.shape[1:] != shape or not batch.shape:
-        raise UsageError(
-            f"expected uint8 pixels of shape {shape} or (N, {', '.join(map(str, shape))}), "
-            f"found {pixels.dtype} {pixels.shape}",
-            hint="give raw 0..255 pixels; the graph normalises them itself",
+
+def refuse_varying(signature: Signature) -> None:
+    """Raise Unavailable if an output's size depends on values: there is no room to reserve for it."""
+    varying = next((spec.name for spec in signature.outputs if spec.varies), None)
+    if varying is not None:
+        raise Unavailable(
+            f"the size of {varying!r} depends on the values, so that it cannot be bound", hint="use run instead"
         )
-    return batch if batch.flags.c_contiguous else np.ascontiguousarray(batch)

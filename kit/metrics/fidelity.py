@@ -1,0 +1,197 @@
+"""Fidelity: does a variant answer as the original does, output by output, and what tolerance would have been needed.
+
+Every comparison is written so that a value that is no number fails it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kit.choices import Precision
+from kit.samples import Samples
+from kit.tensors import Tensors
+
+FLOAT_RTOL = 1e-4
+"""Float variants: largest error allowed, as a share of the largest value of the reference. float32 sums of a thousand
+terms taken in another order differ by some 1e-6 of it; TF32 or a wrong weight by 1e-3 and more."""
+
+HALF_RTOL = 1e-2
+"""fp16 variants: the same bar for 11 bits instead of 24. Rounding gives some 1e-3, on a GPU that also adds in fp16 more."""
+
+QUANTIZED_MARGIN = 1.5
+"""Quantized variants: how many times the error measured at export a machine may show. Exact integer kernels repeat it;
+saturating ones (int8 on x86 without VNNI) exceed it several times over."""
+
+AGREEMENT_SLACK = 0.01
+"""Quantized variants: how far top-1 agreement may lie under that measured at export."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fidelity:
+    """How one output compares to the original's on the same samples.
+
+    Attributes:
+        output: Name.
+        samples: How many were compared.
+        max_abs_error: Largest absolute difference.
+        max_rel_error: The same as a share of the largest absolute value of the reference.
+        rms_error: Root of the mean squared difference.
+        cosine: Of all values together; None for outputs that hold no real numbers, or are all zero.
+        agreement: Share of samples with the same highest value, for outputs of two axes or more; the share of equal values for
+            outputs of integers and truth values.
+    """
+
+    output: str
+    samples: int
+    max_abs_error: float
+    rms_error: float
+    max_rel_error: float | None = None
+    cosine: float | None = None
+    agreement: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse figures that are no numbers: with them, anything would pass."""
+        for name in ("max_abs_error", "rms_error", "max_rel_error", "cosine", "agreement"):
+            value = getattr(self, name)
+            if value is not None and math.isnan(value):
+                raise ValueError(f"{name} of {self.output!r} is no number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Whether a fidelity is good enough, the bar it was held to, and the tolerance that would have been needed."""
+
+    passed: bool
+    tolerance: float
+    needed: float
+    reason: str
+
+
+def compare(groups: Sequence[Samples], answers: Sequence[Tensors]) -> tuple[Fidelity, ...]:
+    """Compare a candidate's answers to what the samples expect, output by output.
+
+    Args:
+        groups: Samples with the original's answers.
+        answers: The candidate's, a group each.
+    """
+    names = list(groups[0].expected or {})
+    return tuple(
+        _compare(name, [_pair(name, group, outputs) for group, outputs in zip(groups, answers, strict=True)])
+        for name in names
+    )
+
+
+def compare_tensors(expected: Tensors, answers: Tensors) -> tuple[Fidelity, ...]:
+    """Compare the answers to one call."""
+    return compare([Samples(inputs={}, expected=expected)], [answers])
+
+
+_Pair = tuple[NDArray[np.float64], NDArray[np.float64], bool]
+
+
+def _pair(name: str, group: Samples, outputs: Tensors) -> _Pair:
+    """Return the reference and the candidate as float64, padding set to 0 in both."""
+    assert group.expected is not None  # whoever compares has asked the original
+    reference, candidate = group.expected[name], outputs[name]
+    exact = reference.dtype.kind != "f"
+    if reference.shape != candidate.shape:
+        return reference.astype(np.float64), np.full(reference.shape, np.nan), exact
+    weights: Mapping[str, NDArray[np.generic]] = group.weights or {}
+    ones, others = reference.astype(np.float64), candidate.astype(np.float64)
+    if name in weights:
+        counts = np.broadcast_to(weights[name], reference.shape) != 0
+        ones, others = np.where(counts, ones, 0.0), np.where(counts, others, 0.0)
+    return ones, others, exact
+
+
+def _compare(name: str, pairs: Sequence[_Pair]) -> Fidelity:
+    largest = squares = above = one_square = other_square = product = 0.0
+    size = rows = 0
+    agreeing = 0.0
+    for reference, candidate, exact in pairs:
+        with np.errstate(invalid="ignore"):
+            difference = np.abs(candidate - reference)
+        same = (reference == candidate) | (np.isnan(reference) & np.isnan(candidate))  # infinities may be equal
+        difference = np.where(same, 0.0, np.where(np.isfinite(difference), difference, np.inf))
+        finite = np.isfinite(reference) & np.isfinite(candidate)
+        one, other = np.where(finite, reference, 0.0), np.where(finite, candidate, 0.0)
+        largest = max(largest, float(np.abs(one).max(initial=0.0)))
+        above = max(above, float(difference.max(initial=0.0)))
+        squares += float((difference**2).sum())
+        one_square += float((one**2).sum())
+        other_square += float((other**2).sum())
+        product += float((one * other).sum())
+        size += difference.size
+        count = len(reference) if reference.ndim else 1
+        rows += count
+        agreeing += count * _agreement(reference, candidate, same, exact=exact)
+    is_exact = pairs[0][2]
+    ranks = pairs[0][0].ndim
+    scale = math.sqrt(one_square) * math.sqrt(other_square)
+    return Fidelity(
+        output=name,
+        samples=max(rows, 1),
+        max_abs_error=above,
+        max_rel_error=above / max(largest, 1e-12),
+        rms_error=math.sqrt(squares / max(size, 1)),
+        cosine=None if is_exact or scale == 0 else max(-1.0, min(1.0, product / scale)),
+        agreement=agreeing / max(rows, 1) if is_exact or (ranks >= 2 and pairs[0][0].shape[-1] > 1) else None,
+    )
+
+
+def _agreement(
+    reference: NDArray[np.float64], candidate: NDArray[np.float64], same: NDArray[np.bool_], *, exact: bool
+) -> float:
+    if exact or reference.ndim < 2 or reference.size == 0:
+        return float(same.mean()) if same.size else 1.0
+    return float(np.mean(reference.argmax(axis=-1) == candidate.argmax(axis=-1)))
+
+
+def judge(found: Sequence[Fidelity], precision: Precision, published: Sequence[Fidelity]) -> Verdict:
+    """Hold a published variant to the bar of its precision: quantized ones to what they did when they were published."""
+    if precision is Precision.FP32:
+        return judge_float(found, FLOAT_RTOL)
+    return judge_float(found, HALF_RTOL) if precision is Precision.FP16 else judge_quantized(found, published)
+
+
+def judge_float(found: Sequence[Fidelity], tolerance: float) -> Verdict:
+    """Hold float outputs to a relative error, and outputs of integers to equality but for ties within it."""
+    needed, reason = 0.0, ""
+    for one in found:
+        relative = math.inf if one.max_rel_error is None else one.max_rel_error
+        is_exact = one.cosine is None and one.agreement is not None and one.max_abs_error > 0
+        if is_exact and one.agreement is not None and one.agreement >= 1 - AGREEMENT_SLACK:
+            continue  # an index whose scores tie within the tolerance
+        if not relative <= tolerance and not reason:
+            reason = f"{one.output}: relative error {relative:.2g} exceeds {tolerance:g}"
+        needed = max(needed, relative)
+    return Verdict(passed=not reason, tolerance=tolerance, needed=needed, reason=reason)
+
+
+def judge_quantized(found: Sequence[Fidelity], published: Sequence[Fidelity]) -> Verdict:
+    """Hold a quantized variant to what it did when it was published, on the same golden samples."""
+    promised = {one.output: one for one in published}
+    tolerance = needed = 0.0
+    reason = ""
+    for one in found:
+        before = promised.get(one.output)
+        if before is None:
+            reason = reason or f"{one.output}: its manifest promises nothing"
+            continue
+        allowed = before.rms_error * QUANTIZED_MARGIN
+        if one.rms_error >= needed:
+            tolerance, needed = allowed, one.rms_error
+        if not one.rms_error <= allowed and not reason:
+            reason = (
+                f"{one.output}: rms error {one.rms_error:.3g} exceeds {allowed:.3g} "
+                f"({QUANTIZED_MARGIN:g}x that at export)"
+            )
+        least = (before.agreement or 0.0) - AGREEMENT_SLACK
+        if one.agreement is not None and not one.agreement >= least and not reason:
+            reason = f"{one.output}: agreement {one.agreement:.2%} is under {least:.2%}"
+    return Verdict(passed=not reason, tolerance=tolerance, needed=needed, reason=reason)

@@ -1,0 +1,165 @@
+"""Scores: what a metric says of a variant on named samples, and what changed against the baseline on the same ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kit.errors import UsageError
+from kit.metrics.intervals import loss_of_counts, mean_of_pairs
+from kit.metrics.metric import Better, Metric
+from kit.samples import Samples
+from kit.tensors import Tensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """A metric's value on a split, and the loss against the baseline on the same samples.
+
+    Attributes:
+        metric: Name.
+        value: Of the whole split, in `unit`; a share of 1 for `%`.
+        samples: How many.
+        better: Which way is better.
+        unit: Of value, baseline and loss.
+        baseline: Value of the baseline variant on the same samples; None for the baseline itself.
+        worse: Samples that became wrong, for metrics that are right or wrong.
+        improved: Samples that became right.
+        low: Lower end of the 95 % interval of the loss; None if none is known.
+        high: Upper end.
+    """
+
+    metric: str
+    dataset: str
+    split: str
+    samples: int
+    value: float
+    better: Better = Better.HIGHER
+    unit: str = ""
+    baseline: float | None = None
+    worse: int | None = None
+    improved: int | None = None
+    low: float | None = None
+    high: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that say nothing and counts that do not fit together."""
+        if self.samples < 1 or not math.isfinite(self.value):
+            raise ValueError(f"a score of {self.value} on {self.samples} samples")
+        if self.unit == "%" and not 0 <= self.value <= 1:
+            raise ValueError(f"a share of {self.value}")
+        if not 0 <= (self.worse or 0) + (self.improved or 0) <= self.samples:
+            raise ValueError(f"{self.worse} became wrong and {self.improved} right, of {self.samples} samples")
+
+    @property
+    def loss(self) -> float:
+        """What was lost against the baseline, in `unit`; negative for a gain, 0 without a baseline."""
+        if self.worse is not None and self.improved is not None:
+            return (self.worse - self.improved) / self.samples
+        if self.baseline is None:
+            return 0.0
+        return self.baseline - self.value if self.better is Better.HIGHER else self.value - self.baseline
+
+    @property
+    def loss_interval(self) -> tuple[float, float] | None:
+        """The 95 % interval of the loss: exact for counts, of paired means else; None if none is known."""
+        if self.worse is not None and self.improved is not None:
+            return loss_of_counts(self.worse, self.improved, self.samples)
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
+    @property
+    def correct(self) -> int:
+        """How many samples are right, for metrics that are right or wrong."""
+        return round(self.value * self.samples)
+
+
+@dataclass(frozen=True, eq=False)
+class Values:
+    """What a metric gave: one value for each sample, or None and only the whole."""
+
+    each: NDArray[np.float64] | None
+    whole: float
+    samples: int
+    is_binary: bool = False
+
+
+def evaluate(metric: Metric, answers: Sequence[Tensors], groups: Sequence[Samples]) -> Values:
+    """Apply a metric to the outputs of every group of samples.
+
+    Raises:
+        UsageError: It cannot be applied to them, or gives neither a float nor a value for each sample.
+    """
+    results = []
+    for outputs, samples in zip(answers, groups, strict=True):
+        try:
+            results.append(metric.function(outputs, samples))
+        except (UsageError, MemoryError):
+            raise
+        except Exception as error:  # a user's metric may raise anything
+            raise UsageError(f"the metric {metric.name} failed: {type(error).__name__}: {error}") from error
+    arrays = [np.asarray(result) for result in results]
+    if all(array.ndim == 1 for array in arrays):
+        each = np.concatenate(arrays)
+        is_binary = all(array.dtype == bool for array in arrays)
+        each = each.astype(np.float64)
+        return Values(each, metric.summary(each), len(each), is_binary)
+    if len(arrays) == 1 and arrays[0].ndim == 0:
+        return Values(None, float(arrays[0]), max(len(next(iter(groups[0].inputs.values()))), 1))
+    raise UsageError(
+        f"the metric {metric.name} gives one value for several groups of samples, which kit cannot join",
+        hint="return one value for each sample, or give samples of one size",
+    )
+
+
+def score(metric: Metric, values: Values, *, dataset: str, split: str, baseline: Values | None = None) -> Score:
+    """Write what was found as a score, with its loss against a baseline on the same samples.
+
+    Raises:
+        UsageError: A value is not a number.
+    """
+    if not math.isfinite(values.whole):
+        raise UsageError(f"the metric {metric.name} is {values.whole} on {dataset} {split}")
+    worse = improved = None
+    low = high = None
+    if baseline is not None and values.each is not None and baseline.each is not None:
+        if values.is_binary and baseline.is_binary:
+            worse = int(((baseline.each == 1) & (values.each == 0)).sum())
+            improved = int(((baseline.each == 0) & (values.each == 1)).sum())
+        else:
+            sign = 1.0 if metric.better is Better.HIGHER else -1.0
+            low, high = _interval_of(metric, sign, baseline.each, values.each)
+    elif baseline is None and values.is_binary:
+        worse = improved = None
+    return Score(
+        metric=metric.name,
+        dataset=dataset,
+        split=split,
+        samples=values.samples,
+        value=values.whole,
+        better=metric.better,
+        unit=metric.unit,
+        baseline=None if baseline is None else baseline.whole,
+        worse=worse,
+        improved=improved,
+        low=low,
+        high=high,
+    )
+
+
+def _interval_of(
+    metric: Metric, sign: float, before: NDArray[np.float64], now: NDArray[np.float64]
+) -> tuple[float | None, float | None]:
+    """Return the interval of the loss of a summary, by the delta method for one that is not the mean; None if unknown."""
+    low, high = mean_of_pairs(sign * (before - now))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return None, None
+    ends = metric.summary(before), metric.summary(now)
+    means = float(before.mean()), float(now.mean())
+    if ends == means:
+        return low, high
+    slope = (ends[0] - ends[1]) / (means[0] - means[1]) if means[0] != means[1] else 0.0
+    return low * slope, high * slope
