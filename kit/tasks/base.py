@@ -66,6 +66,25 @@ class Prediction:
         return [{name: array.tolist() for name, array in self.outputs.items()}]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Prologue:
+    """Arithmetic that moves into the graph: raw uint8 values in place of the floats that a model takes at one input.
+
+    The graph then begins with Cast, perhaps Transpose, Mul and Add, which are folded into the first layer if that is exact.
+
+    Attributes:
+        input: Name of the new input, such as `pixels`.
+        scale: Factor of each raw value: one for all, or one for each channel.
+        shift: Added after it, likewise.
+        channels_last: The new input is `[batch, height, width, channels]`, where the model takes channels first.
+    """
+
+    input: str
+    scale: tuple[float, ...]
+    shift: tuple[float, ...]
+    channels_last: bool = False
+
+
 class Task(Protocol):
     """A task of a model: opened from the options and files that travel in its bundle, or made by its own constructor.
 
@@ -73,11 +92,13 @@ class Task(Protocol):
         name: With its version, such as `image-classification@1`: bundles outlive code.
         files: What it needs beside its options, such as a tokenizer, by role.
         metrics: Names of metrics that suit it, the best first: the first that the data allow is the default bar.
+        prologue: What the graph is to do with raw values; None if the model takes what `encode` gives.
     """
 
     name: str
     files: Mapping[str, Path]
     metrics: Sequence[str]
+    prologue: Prologue | None
 
     @classmethod
     def open(cls, name: str, options: Mapping[str, Any], files: Mapping[str, Path], signature: Signature) -> Self:
