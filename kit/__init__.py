@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from kit.bundle.records import ModelSpec, Normalization, TensorSpec
+
 from kit.choices import Precision, Provider, QuantizationScheme
 from kit.errors import (
     BadInput,

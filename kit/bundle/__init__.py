@@ -4,9 +4,11 @@
 artifacts/NAME/
     manifest.json             the only mutable name; replaced whole, last
     weights-1a2b3c4d.safetensors
-    golden-5e6f7a8b.npz       inputs, labels and PyTorch's logits
-    card-7a8b9c0d.md          the model card, where there is one
+    golden-5e6f7a8b.npz       samples with the original's answers
+    items-6f7a8b9c.npz        raw items and the tensors they must become
+    card-7a8b9c0d.md          the model card, if there is one
     fp32-9c0d1e2f.onnx        every other file carries part of its own sha256
+    fp32-0d1e2f3a.data        weights of a large model, beside its graph
 ```
 
 A change writes and syncs its new files first; one `os.replace` of the manifest commits; files that no manifest names are
@@ -16,34 +18,40 @@ onnxruntime, and nothing is ever pickled.
 `packed.py` describes the same thing as one file, for moving it.
 
     bundle = find("mnist-mlp")
-    path = bundle.path(bundle.variant("fp32").artifact)
+    model = bundle.model(bundle.variant("fp32"))  # checked bytes, or the path of a large one
 """
 
 from __future__ import annotations
 
-from kit.bundle.contents import GoldenSamples, Manifest
+from kit.bundle.golden import Items
 from kit.bundle.lookup import available, find, is_bundle, scan, scan_packed
+from kit.bundle.manifest import FileRef, Manifest, Variant
 from kit.bundle.packed import Packed
 from kit.bundle.packed import check as check_packed
-from kit.bundle.packing import pack, packed_bytes, unpack
+from kit.bundle.packing import pack, pack_into, packed_bytes, unpack
 from kit.bundle.read import ROOT, Bundle, open_folder
 from kit.bundle.write import (
-    attach_card,
+    Staged,
+    attach,
     create,
     file_ref,
     publish,
     refuse_foreign,
     refuse_packed,
     refuse_unwritable,
+    upgrade,
 )
 
 __all__ = [
     "ROOT",
     "Bundle",
-    "GoldenSamples",
+    "FileRef",
+    "Items",
     "Manifest",
     "Packed",
-    "attach_card",
+    "Staged",
+    "Variant",
+    "attach",
     "available",
     "check_packed",
     "create",
@@ -52,6 +60,7 @@ __all__ = [
     "is_bundle",
     "open_folder",
     "pack",
+    "pack_into",
     "packed_bytes",
     "publish",
     "refuse_foreign",
@@ -60,4 +69,5 @@ __all__ = [
     "scan",
     "scan_packed",
     "unpack",
+    "upgrade",
 ]

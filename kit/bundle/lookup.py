@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from kit.bundle import packed
-from kit.bundle.contents import MANIFEST
+from kit.bundle.manifest import MANIFEST
 from kit.bundle.packed import Packed
 from kit.bundle.read import PACKAGED, ROOT, Bundle, open_folder
 from kit.errors import BundleInvalid, BundleNotFound

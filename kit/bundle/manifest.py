@@ -85,8 +85,8 @@ class Golden:
     """
 
     file: FileRef
-    samples: int
-    source: str
+    samples: int = 0
+    source: str = ""
     items: FileRef | None = None
 
 
@@ -199,14 +199,14 @@ class Manifest:
     schema_version: int
     name: str
     signature: Signature
-    golden: Golden
-    tools: dict[str, str]
     task: TaskRef | None = None
     original: Original | None = None
+    golden: Golden
     baseline: str | None = None
     default: str | None = None
     variants: tuple[Variant, ...] = ()
     attachments: dict[str, FileRef] = field(default_factory=dict)
+    tools: dict[str, str]
 
     def __post_init__(self) -> None:
         """Refuse variants that cannot be told apart, and a default or baseline that is none of them."""

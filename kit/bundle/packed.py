@@ -16,28 +16,28 @@ import contextlib
 import functools
 import hashlib
 import os
+import secrets
 import shutil
 import stat
 import struct
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import platformdirs
 
-from kit.bundle.contents import MANIFEST, Manifest
+from kit.bundle.manifest import MANIFEST, FileRef, Manifest
 from kit.bundle.read import MANIFEST_MAX_BYTES, Bundle, digest_of, manifest_from_bytes, name_of
-from kit.bundle.records import FileRef
 from kit.errors import BundleInvalid, BundleNotFound, StorageUnavailable
 from kit.system import files
 
 SUFFIX = ".kit"
-MAX_BYTES = 2 * 10**9
-"""Of the whole file: under what a zip can hold without its 64-bit extension, which is refused."""
+MAX_BYTES = 64 * 10**9
+"""Of the whole file."""
 MAX_MEMBERS = 256
 
 _MAGIC = b"PK\x03\x04"
@@ -48,12 +48,18 @@ _ENTRY_MAX_BYTES = 46 + 1024
 # APPNOTE.TXT 4.3.16: signature, two disk numbers, entries here and in all, size and offset of the directory, comment length.
 _END = struct.Struct("<4s4H2LH")
 _END_MAGIC = b"PK\x05\x06"
-_END64_MAGIC, _END64_BYTES = b"PK\x06\x07", 20
+# 4.3.14 and 4.3.15: the same in 64 bits, and where it lies.
+_END64 = struct.Struct("<4sQ2H2L4Q")
+_END64_MAGIC = b"PK\x06\x06"
+_LOCATOR = struct.Struct("<4sLQL")
+_LOCATOR_MAGIC = b"PK\x06\x07"
+_END64_ABOVE_BYTES = 2**31 - 1  # a smaller file has no use for 64 bits
 _UTF8_NAME = 0x800
 _DOS_FOLDER = 0x10
 # What zipfile raises for files that were damaged or made to hurt, whichever of their fields is wrong.
 _CORRUPT = (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, OverflowError, struct.error)
 _AGAIN = "copy it again from where it came"
+_CUT = "it does not end as a packed bundle does; it was cut off, or is some other zip"
 
 
 class _Refused(Exception):  # noqa: N818 - never leaves this file
@@ -69,12 +75,14 @@ class Packed:
         sha256: Of the whole file.
         manifest: What the bundle is.
         manifest_bytes: Its JSON as it stands in the file, fields of later writers included.
+        inline: Attachments that an earlier manifest holds itself.
     """
 
     origin: Path
     sha256: str
     manifest: Manifest
     manifest_bytes: bytes
+    inline: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -104,7 +112,7 @@ def open_packed(path: Path) -> Bundle:
     """
     with opened(path) as file:
         packed = inspect(file, path)
-        return Bundle(_unpack_somewhere(packed, file), packed.manifest, packed=path)
+        return Bundle(_unpack_somewhere(packed, file), packed.manifest, packed=path, inline=packed.inline)
 
 
 def look(path: Path) -> Packed:
@@ -130,7 +138,7 @@ def check(file: BinaryIO, origin: Path, *, max_bytes: int = MAX_BYTES) -> Packed
     """
     packed = inspect(file, origin, max_bytes=max_bytes)
     for ref in packed.manifest.files():
-        read_member(packed, file, ref)
+        copy_member(packed, file, ref, None)
     return packed
 
 
@@ -147,27 +155,30 @@ def inspect(file: BinaryIO, origin: Path, *, max_bytes: int = MAX_BYTES) -> Pack
             with zipfile.ZipFile(file) as archive:
                 members = _check_members(archive.infolist())
                 data = _manifest_bytes(archive, members)
-        manifest = manifest_from_bytes(data, origin / MANIFEST, hint=_AGAIN)
+        manifest, inline = manifest_from_bytes(data, origin / MANIFEST, hint=_AGAIN)
         _check_named(members, manifest)
         _check_disjoint(members, total_bytes - directory_bytes)
     except _Refused as refused:
         raise BundleInvalid(f"{origin} is refused: {refused}", hint=_AGAIN) from refused
-    return Packed(origin=origin, sha256=digest, manifest=manifest, manifest_bytes=data)
+    return Packed(origin=origin, sha256=digest, manifest=manifest, manifest_bytes=data, inline=inline)
 
 
-def read_member(packed: Packed, file: BinaryIO, ref: FileRef) -> bytes:
-    """Return the bytes of a file the manifest names, after checking their sha256.
+def copy_member(packed: Packed, file: BinaryIO, ref: FileRef, target: BinaryIO | None) -> None:
+    """Copy a file the manifest names, by stream, and check its sha256; without a target, check it alone.
 
     Raises:
-        BundleInvalid: They were altered.
+        BundleInvalid: It was altered; what was copied is not to be used.
     """
-    with _reading(packed.origin), zipfile.ZipFile(file) as archive:
-        data = archive.read(ref.file)
-    if hashlib.sha256(data).hexdigest() != ref.sha256:
+    digest = hashlib.sha256()
+    with _reading(packed.origin), zipfile.ZipFile(file) as archive, archive.open(ref.file) as member:
+        while chunk := member.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            if target is not None:
+                target.write(chunk)
+    if digest.hexdigest() != ref.sha256:
         raise BundleInvalid(
             f"{packed.origin} was altered: {ref.file} has another sha256 than its manifest", hint=_AGAIN
         )
-    return data
 
 
 def unpack_into(packed: Packed, file: BinaryIO, folder: Path) -> None:
@@ -181,10 +192,10 @@ def unpack_into(packed: Packed, file: BinaryIO, folder: Path) -> None:
     """
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=files.PARTIAL, dir=folder.parent))
+        partial = folder.parent / f"{files.PARTIAL}{secrets.token_hex(8)}"
+        partial.mkdir()  # as the umask has it
         try:
             _install(packed, file, partial)
-            partial.chmod(0o755)
             partial.rename(folder)
         except OSError:
             if not folder.is_dir():  # it is when another process was quicker
@@ -234,17 +245,36 @@ def _check_frame(file: BinaryIO, max_bytes: int) -> tuple[int, int]:
         raise _Refused(f"it has {total:,} bytes, more than the {max_bytes:,} that are allowed")
     file.seek(0)
     begins = file.read(len(_MAGIC)) == _MAGIC
-    if not begins or total < _END64_BYTES + _END.size:
+    if not begins or total < _LOCATOR.size + _END.size:
         raise _Refused("it is no packed bundle: kit pack writes a zip")
-    file.seek(-_END64_BYTES - _END.size, os.SEEK_END)
-    if file.read(_END64_BYTES).startswith(_END64_MAGIC):
-        raise _Refused("it has a second directory, as 64-bit zips do")  # zipfile would believe that one
+    file.seek(-_LOCATOR.size - _END.size, os.SEEK_END)
+    locator = _LOCATOR.unpack(file.read(_LOCATOR.size))
     magic, disk, first_disk, here, entries, size, offset, comment = _END.unpack(file.read(_END.size))
-    if magic != _END_MAGIC or comment or offset + size + _END.size != total:
-        raise _Refused("it does not end as a packed bundle does; it was cut off, or is some other zip")
+    if magic != _END_MAGIC or comment:
+        raise _Refused(_CUT)
+    tail = _END.size
+    if locator[0] == _LOCATOR_MAGIC:  # zipfile believes the 64-bit directory, whatever the other says
+        if total <= _END64_ABOVE_BYTES:
+            raise _Refused("it has a second directory, as 64-bit zips do, and is too small for one")
+        tail += _LOCATOR.size + _END64.size
+        here, entries, size, offset = _check_end64(file, locator, total - tail)
+    if offset + size + tail != total:
+        raise _Refused(_CUT)
     if disk or first_disk or here != entries or not 0 < entries <= MAX_MEMBERS or size > entries * _ENTRY_MAX_BYTES:
         raise _Refused(f"its directory of {entries:,} members and {size:,} bytes is no packed bundle's")
-    return size + _END.size, total
+    return size + tail, total
+
+
+def _check_end64(file: BinaryIO, locator: tuple[Any, ...], place: int) -> tuple[int, int, int, int]:
+    """Return entries here and in all, and size and offset of the directory, from the 64-bit record at `place`."""
+    _, disk, offset, disks = locator
+    file.seek(max(place, 0))
+    magic, length, _, _, number, first, here, entries, size, start = _END64.unpack(file.read(_END64.size))
+    if magic != _END64_MAGIC or offset != place or disk or disks != 1 or number or first:
+        raise _Refused(_CUT)
+    if length != _END64.size - 12:
+        raise _Refused("its 64-bit directory has an extension that kit pack does not write")
+    return here, entries, size, start
 
 
 def _check_digest(file: BinaryIO, origin: Path) -> str:
@@ -330,7 +360,10 @@ def _install(packed: Packed, file: BinaryIO, folder: Path) -> None:
     """Write each file that is not there as the manifest wants it, and the manifest last."""
     for ref in packed.manifest.files():
         if _digest(folder / ref.file) != ref.sha256:
-            files.replace(folder / ref.file, read_member(packed, file, ref))
+            with files.partial(folder) as partial:
+                with partial.open("r+b") as target:
+                    copy_member(packed, file, ref, target)
+                files.install(partial, folder / ref.file, read_only=True)
     manifest = folder / MANIFEST
     if _digest(manifest) != hashlib.sha256(packed.manifest_bytes).hexdigest():
         files.replace(manifest, packed.manifest_bytes)
@@ -346,10 +379,7 @@ def _digest(path: Path) -> str:
 
 
 def _sha256(file: BinaryIO) -> str:
-    digest = hashlib.sha256()
-    while chunk := file.read(_CHUNK_BYTES):
-        digest.update(chunk)
-    return digest.hexdigest()
+    return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # any binary file will do
 
 
 def _unpack_somewhere(packed: Packed, file: BinaryIO) -> Path:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
+import shutil
 import stat
 import zipfile
 from pathlib import Path
+from typing import BinaryIO
 
 from kit.bundle import packed as reading
 from kit.bundle import write
-from kit.bundle.contents import MANIFEST
+from kit.bundle.manifest import MANIFEST, check_name
 from kit.bundle.packed import MAX_BYTES, MAX_MEMBERS, SUFFIX, Packed
 from kit.bundle.read import ROOT, Bundle, digest_of, manifest_from_bytes
-from kit.bundle.records import check_name
-from kit.errors import BundleInvalid, UsageError
+from kit.errors import BundleInvalid, StorageUnavailable, UsageError
 from kit.system import files
 
+_CHUNK_BYTES = 2**20
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -43,16 +44,27 @@ def pack(bundle: Bundle, out: Path | None = None) -> Path:
         raise UsageError(
             f"{folder} is no name for a packed bundle", hint=f"end it in {SUFFIX}, or name a folder that exists"
         )
-    data = packed_bytes(bundle)
-    digest = hashlib.sha256(data).hexdigest()
-    path = folder / f"{bundle.name}-{digest[:8]}{SUFFIX}" if folder.is_dir() else folder
-    if not digest.startswith(digest_of(path)):
-        raise UsageError(
-            f"{path.name} would say that its sha256 begins with {digest_of(path)}, and it begins with {digest[:8]}",
-            hint="choose a name that does not end in eight hexadecimal digits, or name a folder",
-        )
-    reading.check(io.BytesIO(data), path)  # what is written here is accepted there
-    files.write(path, data)
+    place = folder if folder.is_dir() else folder.absolute().parent
+    files.check_room(place, sum(ref.size_bytes for ref in bundle.manifest.files()), what="the packed file")
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with files.partial(place) as partial:
+            with partial.open("r+b") as file:
+                pack_into(bundle, file)
+            digest = files.sha256(partial)
+            path = folder / f"{bundle.name}-{digest[:8]}{SUFFIX}" if folder.is_dir() else folder
+            if not digest.startswith(digest_of(path)):
+                raise UsageError(
+                    f"{path.name} would say that its sha256 begins with {digest_of(path)}, and it begins with {digest[:8]}",
+                    hint="choose a name that does not end in eight hexadecimal digits, or name a folder",
+                )
+            with partial.open("rb") as file:
+                reading.check(file, path)  # what is written here is accepted there
+            files.install(partial, path)
+    except OSError as error:
+        raise StorageUnavailable(
+            f"cannot write {folder}: {error.strerror or error}", hint="free some space there, or name another place"
+        ) from error
     return path
 
 
@@ -79,13 +91,25 @@ def unpack(path: Path, out: Path | None = None) -> Bundle:
 
 
 def packed_bytes(bundle: Bundle) -> bytes:
-    """Return a packed file: the manifest first, then the files it names, sorted, without anything that varies."""
+    """Return a packed file whole, for a bundle that fits into memory."""
+    buffer = io.BytesIO()
+    pack_into(bundle, buffer)
+    return buffer.getvalue()
+
+
+def pack_into(bundle: Bundle, file: BinaryIO) -> None:
+    """Write a packed file: the manifest first, then the files it names, sorted, without anything that varies.
+
+    Raises:
+        BundleInvalid: A file of the bundle is missing or was altered.
+        UsageError: It is too large.
+    """
     path = bundle.folder / MANIFEST
     try:
         manifest_bytes = path.read_bytes()
     except OSError as error:
         raise BundleInvalid(f"{path} cannot be read: {error.strerror or error}") from error
-    manifest = manifest_from_bytes(manifest_bytes, path, hint="")
+    manifest, _ = manifest_from_bytes(manifest_bytes, path, hint="")
     refs = {ref.file: ref for ref in manifest.files()}
     total = sum(ref.size_bytes for ref in refs.values())
     if total > MAX_BYTES - len(manifest_bytes) - 2**20 or len(refs) >= MAX_MEMBERS:
@@ -93,12 +117,13 @@ def packed_bytes(bundle: Bundle) -> bytes:
             f"bundle {bundle.name!r} has {len(refs)} files of {total:,} bytes, more than one packed file may hold",
             hint="copy its folder instead",
         )
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(_member(MANIFEST), manifest_bytes)
         for name in sorted(refs):
-            archive.writestr(_member(name), bundle.read(refs[name]))
-    return buffer.getvalue()
+            member = _member(name)
+            member.file_size = refs[name].size_bytes
+            with bundle.check(refs[name], anew=True).open("rb") as source, archive.open(member, "w") as target:
+                shutil.copyfileobj(source, target, _CHUNK_BYTES)
 
 
 def _member(name: str) -> zipfile.ZipInfo:

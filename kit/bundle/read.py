@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kit.bundle.contents import MANIFEST, SCHEMA_VERSION, GoldenSamples, Manifest, golden_from_bytes
-from kit.bundle.records import FileRef, ModelSpec, Variant
+import platformdirs
+
+from kit.bundle.golden import Items, golden_from_bytes, items_from_bytes
+from kit.bundle.manifest import MANIFEST, SCHEMA_VERSION, FileRef, Manifest, Variant
+from kit.bundle.migrations import Migrated, migrated
 from kit.choices import Precision, VariantFormat
 from kit.errors import BundleInvalid, UsageError
-from kit.system import serial
+from kit.samples import Samples
+from kit.system import files, serial
+from kit.tensors import Signature
 
 MANIFEST_MAX_BYTES = 16 * 2**20
 ROOT = Path("artifacts")
 PACKAGED = Path(__file__).parent.parent / "bundles"
 """Bundles that come with the installed package; nothing is written there."""
+
+STAMPED_ABOVE_BYTES = 64 * 2**20
+"""Files above this are hashed once, and again when their size, time or inode has changed."""
 
 _NAMED = re.compile(r"(?P<name>.+)-(?P<digest>[0-9a-f]{8})(?: ?\(\d+\))?")  # browsers add " (1)" to a second download
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -31,17 +41,18 @@ class Bundle:
     Attributes:
         folder: Where its files lie.
         manifest: What it is.
-        packed: The packed file it was opened from; None for a folder. `folder` is then a copy in the user's cache, which
-            nothing is written into and nobody needs to hear of.
+        packed: The packed file it was opened from; None for a folder. `folder` is then a read-only copy in the user's cache.
+        inline: Attachments by role that an earlier manifest holds itself, and that become files when it is written again.
     """
 
     folder: Path
     manifest: Manifest
     packed: Path | None = None
+    inline: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        """The folder's name, or the packed file's without its hash; the model's own is `spec.name`."""
+        """The folder's name, or the packed file's without its hash; the model's own is `manifest.name`."""
         return name_of(self.packed) if self.packed else self.folder.resolve().name
 
     @property
@@ -64,14 +75,19 @@ class Bundle:
         return self.folder.parent == PACKAGED
 
     @property
-    def spec(self) -> ModelSpec:
-        """What the model is."""
-        return self.manifest.spec
+    def signature(self) -> Signature:
+        """What the model takes and gives."""
+        return self.manifest.signature
 
     @property
     def variants(self) -> tuple[Variant, ...]:
-        """The ONNX files, in the order they were first published."""
+        """The forms of the model, in the order they were first published."""
         return self.manifest.variants
+
+    @property
+    def baseline(self) -> Variant | None:
+        """The variant that others are compared with; None if there is none yet."""
+        return next((one for one in self.variants if one.id == self.manifest.baseline), None)
 
     def variant(self, variant_id: str | None = None) -> Variant:
         """Return a variant by id, or the default one.
@@ -79,7 +95,7 @@ class Bundle:
         Raises:
             UsageError: The bundle has no such variant, or none at all.
         """
-        wanted = variant_id or self.manifest.default_variant
+        wanted = variant_id or self.manifest.default
         for variant in self.variants:
             if variant.id == wanted:
                 return variant
@@ -87,6 +103,18 @@ class Bundle:
             raise UsageError(f"bundle {self.name!r} has no exported variant yet", hint=self._export_hint())
         known = ", ".join(variant.id for variant in self.variants)
         raise UsageError(f"bundle {self.name!r} has no variant {wanted!r}", hint=f"choose one of: {known}")
+
+    def model(self, variant: Variant) -> bytes | Path:
+        """Return what a runtime opens: the graph's bytes, or its path if weights lie beside it. All is checked.
+
+        Raises:
+            BundleInvalid: A file is missing or was altered.
+        """
+        if not variant.data:
+            return self.read(variant.graph)
+        for ref in variant.data:
+            self.check(ref)
+        return self.check(variant.graph)
 
     def path(self, ref: FileRef) -> Path:
         """Return the path of a file of this bundle.
@@ -107,6 +135,29 @@ class Bundle:
             )
         return path
 
+    def check(self, ref: FileRef, *, anew: bool = False) -> Path:
+        """Return the path of a file after checking its sha256, read by stream.
+
+        Args:
+            ref: The file.
+            anew: Hash a large file again, even if it did not change since it was hashed.
+
+        Raises:
+            BundleInvalid: The file is missing or was altered.
+        """
+        path = self.path(ref)
+        try:
+            stamp = _stamp(path) if ref.size_bytes > STAMPED_ABOVE_BYTES else ""
+            if stamp and not anew and _stamps().get(stamp) == ref.sha256:
+                return path
+            digest = files.sha256(path)
+        except OSError as error:
+            raise BundleInvalid(f"{path} cannot be read: {error.strerror or error}") from error
+        self._refuse_other(ref, digest)
+        if stamp:
+            _remember(stamp, ref.sha256)
+        return path
+
     def read(self, ref: FileRef) -> bytes:
         """Return a file's bytes after checking their sha256.
 
@@ -118,21 +169,43 @@ class Bundle:
             data = path.read_bytes()
         except OSError as error:
             raise BundleInvalid(f"{path} cannot be read: {error.strerror or error}") from error
-        found = hashlib.sha256(data).hexdigest()
-        if found != ref.sha256:
-            raise BundleInvalid(
-                f"{self.folder / ref.file} was altered: sha256 {found[:12]}…, its manifest says {ref.sha256[:12]}…",
-                hint=self._restore_hint(ref),
-            )
+        self._refuse_other(ref, hashlib.sha256(data).hexdigest())
         return data
 
-    def golden(self) -> GoldenSamples:
-        """Read the golden samples, checked.
+    def golden(self) -> tuple[Samples, ...]:
+        """Read the golden samples, checked: groups of one size, each with the original's answers.
 
         Raises:
-            BundleInvalid: They are missing, altered, or do not fit the ModelSpec.
+            BundleInvalid: They are missing, altered, or do not fit the signature.
         """
-        return golden_from_bytes(self.read(self.manifest.golden), self.spec)
+        return golden_from_bytes(self.read(self.manifest.golden.file), self.signature)
+
+    def items(self) -> Items | None:
+        """Read the raw items and the tensors they must become, checked; None if there are none.
+
+        Raises:
+            BundleInvalid: They are missing or altered.
+        """
+        ref = self.manifest.golden.items
+        return None if ref is None else items_from_bytes(self.read(ref))
+
+    def attachment(self, role: str) -> bytes | None:
+        """Return a file that goes with the bundle, such as `card`, checked; None if there is none.
+
+        Raises:
+            BundleInvalid: It is missing or was altered.
+        """
+        if role in self.inline:
+            return self.inline[role]
+        ref = self.manifest.attachments.get(role)
+        return None if ref is None else self.read(ref)
+
+    def _refuse_other(self, ref: FileRef, digest: str) -> None:
+        if digest != ref.sha256:
+            raise BundleInvalid(
+                f"{self.folder / ref.file} was altered: sha256 {digest[:12]}…, its manifest says {ref.sha256[:12]}…",
+                hint=self._restore_hint(ref),
+            )
 
     def _export_hint(self) -> str:
         return f"kit unpack {self.packed}, then: kit export {self.name}" if self.packed else f"kit export {self.name}"
@@ -141,7 +214,7 @@ class Bundle:
         """Say how to mend its files; the copy of a packed bundle is checked and mended whenever it is opened."""
         if self.packed:
             return f"open {self.packed} again"
-        variant = next((one for one in self.variants if one.artifact == ref), None)
+        variant = next((one for one in self.variants if ref in one.files()), None)
         return _restore_hint(self.name, _flags(variant) if variant else "")
 
 
@@ -158,16 +231,20 @@ def open_folder(folder: Path) -> Bundle:
         data = path.read_bytes()
     except OSError as error:
         raise BundleInvalid(f"{path} cannot be read: {error.strerror or error}") from error
-    return Bundle(folder, manifest_from_bytes(data, path, hint=_restore_hint(folder.name)))
+    manifest, inline = manifest_from_bytes(data, path, hint=_restore_hint(folder.name))
+    return Bundle(folder, manifest, inline=inline)
 
 
-def manifest_from_bytes(data: bytes, path: Path, *, hint: str) -> Manifest:
-    """Read and check a manifest's JSON.
+def manifest_from_bytes(data: bytes, path: Path, *, hint: str) -> tuple[Manifest, dict[str, bytes]]:
+    """Read and check a manifest's JSON, of this version or an earlier one.
 
     Args:
         data: UTF-8.
         path: Where it stands, for messages.
         hint: What to do when it is corrupt.
+
+    Returns:
+        The manifest, and the attachments that an earlier version holds itself.
 
     Raises:
         BundleInvalid: It is corrupt, newer than this kit, or names files outside its folder.
@@ -176,32 +253,73 @@ def manifest_from_bytes(data: bytes, path: Path, *, hint: str) -> Manifest:
         plain = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise BundleInvalid(f"{path} is no JSON: {error}", hint=hint) from error
-    manifest = _decode_manifest(plain, path, hint)
-    _refuse_paths(manifest, path)
-    return manifest
-
-
-def _decode_manifest(data: Any, path: Path, hint: str) -> Manifest:
-    found = data.get("schema_version") if isinstance(data, dict) else None
-    if isinstance(found, int) and found > SCHEMA_VERSION:
+    version = plain.get("schema_version") if isinstance(plain, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
         raise BundleInvalid(
-            f"{path} has schema version {found}; this kit reads up to {SCHEMA_VERSION}", hint="install a newer kit"
+            f"{path} has schema version {version}; this kit reads up to {SCHEMA_VERSION}", hint="install a newer kit"
         )
     try:
-        return serial.decode(Manifest, data, path="manifest")
+        newest = _migrated(plain)
+        manifest: Manifest = serial.decode(Manifest, newest.data, path="manifest")
     except serial.DecodeError as error:
         raise BundleInvalid(f"{path} is no valid manifest: {error}", hint=hint) from error
+    _refuse_paths(manifest, path)
+    return manifest, newest.attachments
+
+
+def _migrated(plain: Any) -> Migrated:
+    """Bring JSON to the newest version; what is no manifest at all is refused by the field that is missing."""
+    if not isinstance(plain, dict):
+        raise serial.DecodeError(f"manifest: expected an object, found {type(plain).__name__}")
+    if not isinstance(plain.get("schema_version"), int):
+        raise serial.DecodeError("manifest: the field 'schema_version' is missing")
+    try:
+        return migrated(plain)
+    except KeyError as error:
+        raise serial.DecodeError(f"manifest: the field {error} is missing") from error
+    except (TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError) as error:
+        raise serial.DecodeError(f"manifest: {error}") from error
 
 
 def _refuse_paths(manifest: Manifest, path: Path) -> None:
-    """Refuse a manifest that reaches out of its folder."""
+    """Refuse a manifest that reaches out of its folder, or gives one name to two files."""
+    named: dict[str, FileRef] = {}
     for ref in manifest.files():
-        if not _PLAIN_NAME.fullmatch(ref.file):
+        if not _PLAIN_NAME.fullmatch(ref.file) or ref.file.casefold() == MANIFEST:
             raise BundleInvalid(f"{path} names {ref.file!r}, which is not a plain file name")
+        if named.setdefault(ref.file, ref) != ref:
+            raise BundleInvalid(f"{path} names {ref.file} twice, with different contents")
 
 
 def _restore_hint(name: str, flags: str = "") -> str:
     return f"copy the bundle again from where it came, or rebuild it: kit export {name}{flags}"
+
+
+def _stamps_path() -> Path:
+    return platformdirs.user_cache_path("kit") / "hashes.json"
+
+
+def _stamp(path: Path) -> str:
+    """Return what changes when a file does: place, size, time and inode."""
+    found = path.stat()
+    return f"{path.resolve()}|{found.st_size}|{found.st_mtime_ns}|{found.st_ino}"
+
+
+def _stamps() -> dict[str, str]:
+    """Return the hashes of large files by their stamps; an unreadable store is as good as none."""
+    try:
+        found = json.loads(_stamps_path().read_bytes())
+        return {str(stamp): str(digest) for stamp, digest in found.items()}
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return {}
+
+
+def _remember(stamp: str, digest: str) -> None:
+    place = stamp.split("|", maxsplit=1)[0]
+    held = {one: kept for one, kept in _stamps().items() if not one.startswith(f"{place}|")}
+    with contextlib.suppress(OSError):  # the next opening hashes again
+        _stamps_path().parent.mkdir(parents=True, exist_ok=True)
+        files.replace(_stamps_path(), json.dumps(held | {stamp: digest}, indent=1).encode())
 
 
 def _flags(variant: Variant) -> str:

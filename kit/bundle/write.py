@@ -7,110 +7,164 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, Protocol
 
-from kit.bundle.contents import MANIFEST, SCHEMA_VERSION, GoldenSamples, Manifest, check_golden, golden_bytes
+from kit.bundle.golden import Items, check_golden, golden_bytes, items_bytes
+from kit.bundle.manifest import (
+    MANIFEST,
+    SCHEMA_VERSION,
+    FileRef,
+    Golden,
+    Manifest,
+    Original,
+    TaskRef,
+    Variant,
+)
 from kit.bundle.packed import Packed, looks_packed, unpack_into
 from kit.bundle.read import Bundle, open_folder
-from kit.bundle.records import FileRef, ModelSpec, Origin, TrainingRecord, Variant
 from kit.errors import CheckFailed, StorageUnavailable, UsageError
+from kit.samples import Samples, count
 from kit.system import files, packages, serial
+from kit.tensors import Signature
 
-_HASHED = re.compile(r"^[A-Za-z0-9-]+-([0-9a-f]{8})\.(?:onnx|npz|safetensors|md)$")
+_HASHED = re.compile(r"^[A-Za-z0-9._-]+-([0-9a-f]{8})\.(?:onnx|data|npz|safetensors|md|json|txt|model)$")
+_ATTACHED = {"card": ".md"}
+_LINE = 170  # of a manifest, so that a file or a score stands on one
+
+
+class TaskPlug(Protocol):
+    """What a bundle keeps of a task: see kit.tasks.base.Task."""
+
+    name: str
+    files: Mapping[str, Path]
+
+    def options(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Staged:
+    """A checked variant whose files wait in a folder, under the names its FileRefs give.
+
+    Attributes:
+        folder: On the same file system as the bundle if that can be had: the files are moved, not copied.
+    """
+
+    variant: Variant
+    folder: Path
 
 
 def create(
     folder: Path,
     *,
-    spec: ModelSpec,
-    golden: GoldenSamples,
+    name: str,
+    signature: Signature,
+    golden: Sequence[Samples],
     tools: Mapping[str, str],
+    task: TaskPlug | None = None,
+    original: Original | None = None,
     weights: bytes | None = None,
-    training: TrainingRecord | None = None,
-    variants: tuple[tuple[Variant, bytes], ...] = (),
-    origin: Origin | None = None,
+    variants: Sequence[Staged] = (),
+    items: Items | None = None,
+    attachments: Mapping[str, bytes] | None = None,
+    default: str | None = None,
+    baseline: str | None = None,
 ) -> Bundle:
     """Write a bundle from nothing, or replace the one in `folder` whole.
 
     Args:
         folder: Made if need be; refused when it holds anything but a bundle.
-        spec: What the model is.
-        golden: Samples with PyTorch's logits.
+        name: Of the model.
+        signature: What it takes and gives.
+        golden: Samples with the original's answers.
         tools: Package names and versions that made it.
+        task: Its name, options and files go into the bundle.
+        original: Where the model came from; its `weights` are those given here.
         weights: A safetensors file's bytes.
-        training: Where the weights came from.
-        variants: Checked variants with their bytes; the first becomes the default.
-        origin: What the model was compressed from.
+        variants: Checked variants; their files are moved in.
+        items: Raw items and the tensors they must become.
+        attachments: Other files by role: `card` is Markdown, others are JSON.
+        default: Id of the default variant; the first if None.
+        baseline: Id of the variant that others are compared with; the first if None.
 
     Raises:
-        UsageError: The folder holds other things.
+        UsageError: The folder holds other things, or the golden samples do not fit the signature.
         StorageUnavailable: It cannot be written.
     """
-    check_golden(golden, spec)
+    check_golden(golden, signature)
     refuse_foreign(folder)
+    first = variants[0].variant.id if variants else None
     with _storage(folder), _locked(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        if original is not None and weights is not None:
+            ref = _add(folder, "weights", ".safetensors", weights)
+            original = dataclasses.replace(original, weights=ref)
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
-            spec=spec,
-            golden=_add(folder, "golden", ".npz", golden_bytes(golden)),
+            name=name,
+            signature=signature,
+            task=_task_ref(folder, task),
+            original=original,
+            golden=_golden(folder, golden, signature, items),
             tools=dict(tools),
-            weights=_add(folder, "weights", ".safetensors", weights) if weights is not None else None,
-            training=training,
-            variants=tuple(_add_variant(folder, variant, data) for variant, data in variants),
-            default_variant=variants[0][0].id if variants else None,
-            origin=origin,
+            variants=tuple(_install(folder, staged) for staged in variants),
+            baseline=baseline or first,
+            default=default or first,
+            attachments={role: _attach(folder, role, data) for role, data in (attachments or {}).items()},
         )
         return _commit(folder, manifest)
 
 
 def publish(
     bundle: Bundle,
-    variants: tuple[tuple[Variant, bytes], ...],
+    variants: Sequence[Staged],
     *,
     tools: Mapping[str, str],
     default: str | None = None,
-    withdrawn: tuple[str, ...] = (),
+    withdrawn: Sequence[str] = (),
 ) -> Bundle:
     """Add checked variants to a bundle, replacing those of the same id, in one step.
 
     Args:
         bundle: As it was opened.
-        variants: With their bytes.
+        variants: Their files are moved in.
         tools: Package names and versions that made them.
         default: Id of the variant that becomes the default; the one there is stays without it.
         withdrawn: Ids of variants that are taken out, if they are there.
 
     Raises:
-        CheckFailed: Its weights were replaced since `bundle` was opened, so that the variants are of another model.
+        CheckFailed: The model was replaced since `bundle` was opened, so that the variants are of another one.
         UsageError: It was opened from a packed file.
         StorageUnavailable: The folder cannot be written; the bundle is as it was.
     """
     refuse_packed(bundle)
     with _storage(bundle.folder), _locked(bundle.folder):
         current = open_folder(bundle.folder)  # another export may have published since
-        if current.manifest.weights != bundle.manifest.weights:
+        if current.manifest.original != bundle.manifest.original or current.signature != bundle.signature:
             raise CheckFailed(
-                f"bundle {bundle.name!r} was trained anew meanwhile; nothing was published",
+                f"bundle {bundle.name!r} was made anew meanwhile; nothing was published",
                 hint=f"kit export {bundle.name}",
             )
         merged = {variant.id: variant for variant in current.variants if variant.id not in withdrawn}
-        for variant, data in variants:
-            merged[variant.id] = _add_variant(bundle.folder, variant, data)
+        for staged in variants:
+            merged[staged.variant.id] = _install(bundle.folder, staged)
+        first = next(iter(merged), None)
         manifest = dataclasses.replace(
             current.manifest,
             variants=tuple(merged.values()),
-            default_variant=default or current.manifest.default_variant or next(iter(merged), None),
+            default=default or _if_there(current.manifest.default, merged) or first,
+            baseline=_if_there(current.manifest.baseline, merged) or first,
             tools={**current.manifest.tools, **tools},
         )
-        return _commit(bundle.folder, manifest)
+        return _commit(bundle.folder, manifest, inline=current.inline)
 
 
-def attach_card(bundle: Bundle, text: str) -> Bundle:
-    """Give a bundle its model card, in place of the one it has.
+def attach(bundle: Bundle, role: str, data: bytes) -> Bundle:
+    """Give a bundle a file by its role, such as `card`, in place of the one it has.
 
     Raises:
         UsageError: It was opened from a packed file.
@@ -119,8 +173,26 @@ def attach_card(bundle: Bundle, text: str) -> Bundle:
     refuse_packed(bundle)
     with _storage(bundle.folder), _locked(bundle.folder):
         current = open_folder(bundle.folder)
-        card = _add(bundle.folder, "card", ".md", text.encode())
-        return _commit(bundle.folder, dataclasses.replace(current.manifest, card=card))
+        attachments = {**current.manifest.attachments, role: _attach(bundle.folder, role, data)}
+        inline = {one: held for one, held in current.inline.items() if one != role}
+        return _commit(bundle.folder, dataclasses.replace(current.manifest, attachments=attachments), inline=inline)
+
+
+def upgrade(bundle: Bundle) -> Bundle:
+    """Write a bundle's manifest in the newest version; its models and samples stay as they are.
+
+    Raises:
+        UsageError: It was opened from a packed file.
+        StorageUnavailable: The folder cannot be written; the bundle is as it was.
+    """
+    refuse_packed(bundle)
+    with _storage(bundle.folder), _locked(bundle.folder):
+        current = open_folder(bundle.folder)
+        groups = current.golden()
+        golden = dataclasses.replace(
+            current.manifest.golden, samples=count(groups, current.signature), source=groups[0].source
+        )
+        return _commit(bundle.folder, dataclasses.replace(current.manifest, golden=golden), inline=current.inline)
 
 
 def refuse_unwritable(bundle: Bundle) -> None:
@@ -183,7 +255,7 @@ def _is_our_manifest(path: Path) -> bool:
         data = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(data, dict) and {"schema_version", "spec", "golden"} <= data.keys()
+    return isinstance(data, dict) and {"schema_version", "golden"} <= data.keys()
 
 
 def _is_ours(path: Path) -> bool:
@@ -191,31 +263,81 @@ def _is_ours(path: Path) -> bool:
     if path.name.startswith(files.PARTIAL):
         return True
     hashed = _HASHED.match(path.name)
-    return hashed is not None and path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest().startswith(hashed[1])
+    return hashed is not None and path.is_file() and files.sha256(path).startswith(hashed[1])
 
 
-def file_ref(stem: str, suffix: str, data: bytes) -> FileRef:
-    """Name a file after its content."""
-    digest = hashlib.sha256(data).hexdigest()
-    return FileRef(file=f"{stem}-{digest[:8]}{suffix}", sha256=digest, size_bytes=len(data))
+def file_ref(content: bytes | Path, stem: str, suffix: str) -> FileRef:
+    """Name a file after its content, which is bytes or lies in a file; raises OSError."""
+    if isinstance(content, bytes):
+        digest, size = hashlib.sha256(content).hexdigest(), len(content)
+    else:
+        digest, size = files.sha256(content), content.stat().st_size
+    return FileRef(file=f"{stem}-{digest[:8]}{suffix}", sha256=digest, size_bytes=size)
 
 
-def _add_variant(folder: Path, variant: Variant, data: bytes) -> Variant:
-    return dataclasses.replace(variant, artifact=_add(folder, variant.id, ".onnx", data))
+def _if_there(wanted: str | None, variants: Mapping[str, Variant]) -> str | None:
+    return wanted if wanted in variants else None
+
+
+def _install(folder: Path, staged: Staged) -> Variant:
+    """Move a variant's files into the bundle; one that is there already stays."""
+    for ref in staged.variant.files():
+        source = staged.folder / ref.file
+        if source.resolve() != (folder / ref.file).resolve():
+            files.install(source, folder / ref.file, read_only=True)
+    return staged.variant
 
 
 def _add(folder: Path, stem: str, suffix: str, data: bytes) -> FileRef:
-    ref = file_ref(stem, suffix, data)
-    files.replace(folder / ref.file, data)
+    ref = file_ref(data, stem, suffix)
+    files.replace(folder / ref.file, data, read_only=True)
     return ref
 
 
-def _commit(folder: Path, manifest: Manifest) -> Bundle:
-    manifest = dataclasses.replace(manifest, schema_version=SCHEMA_VERSION)  # whatever version it was read from
-    text = json.dumps(serial.encode(manifest), indent=2, ensure_ascii=False) + "\n"
-    files.replace(folder / MANIFEST, text.encode())
+def _attach(folder: Path, role: str, data: bytes) -> FileRef:
+    return _add(folder, role, _ATTACHED.get(role, ".json"), data)
+
+
+def _golden(folder: Path, groups: Sequence[Samples], signature: Signature, items: Items | None) -> Golden:
+    return Golden(
+        file=_add(folder, "golden", ".npz", golden_bytes(groups)),
+        samples=count(groups, signature),
+        source="; ".join(dict.fromkeys(group.source for group in groups if group.source)),
+        items=None if items is None else _add(folder, "items", ".npz", items_bytes(items)),
+    )
+
+
+def _task_ref(folder: Path, task: TaskPlug | None) -> TaskRef | None:
+    if task is None:
+        return None
+    named = {role: _add(folder, role, path.suffix, path.read_bytes()) for role, path in task.files.items()}
+    return TaskRef(name=task.name, options=task.options(), files=named)
+
+
+def _commit(folder: Path, manifest: Manifest, *, inline: Mapping[str, bytes] | None = None) -> Bundle:
+    added = {role: _attach(folder, role, data) for role, data in (inline or {}).items()}
+    manifest = dataclasses.replace(
+        manifest, schema_version=SCHEMA_VERSION, attachments={**manifest.attachments, **added}
+    )
+    files.replace(folder / MANIFEST, _readable(serial.encode(manifest, brief=True)).encode())
     _collect(folder, manifest)
     return Bundle(folder, manifest)
+
+
+def _readable(plain: dict[str, Any]) -> str:
+    """Return a manifest's JSON for a reader: small values on one line."""
+    return f"{_laid_out(plain, 0)}\n"
+
+
+def _laid_out(value: Any, depth: int) -> str:
+    flat = json.dumps(value, ensure_ascii=False)
+    if not isinstance(value, dict | list) or (depth > 0 and len(flat) + 2 * depth <= _LINE):
+        return flat
+    inner = "  " * (depth + 1)
+    if isinstance(value, dict):
+        lines = [f"{inner}{json.dumps(key)}: {_laid_out(one, depth + 1)}" for key, one in value.items()]
+        return "{\n" + ",\n".join(lines) + "\n" + "  " * depth + "}"
+    return "[\n" + ",\n".join(inner + _laid_out(one, depth + 1) for one in value) + "\n" + "  " * depth + "]"
 
 
 def _collect(folder: Path, manifest: Manifest) -> None:
@@ -225,7 +347,7 @@ def _collect(folder: Path, manifest: Manifest) -> None:
         if item.name not in named and _is_ours(item):
             # Windows keeps a file that is open elsewhere; the next commit collects it.
             with contextlib.suppress(OSError):
-                item.unlink()
+                files.remove(item)
 
 
 @contextlib.contextmanager

@@ -178,10 +178,10 @@ def cosine(outputs: Tensors, samples: Samples) -> NDArray[np.float64]:
 @metric("max-error", better=Better.LOWER, needs_targets=False, allowed_loss=0.01)
 def max_error(outputs: Tensors, samples: Samples) -> NDArray[np.float64]:
     """Largest absolute difference to the original's answer in each sample, over all float outputs."""
-    return np.max(
-        [np.abs(_flat(ours) - _flat(theirs)).max(axis=1, initial=0.0) for ours, theirs in _pairs(outputs, samples)],
-        axis=0,
-    )
+    pairs = _pairs(outputs, samples)
+    largest = [np.abs(_flat(ours) - _flat(theirs)).max(axis=1, initial=0.0) for ours, theirs in pairs]
+    error: NDArray[np.float64] = np.maximum.reduce(largest)
+    return error
 
 
 @metric("rmse", better=Better.LOWER, summary=lambda values: float(np.sqrt(values.mean())), needs_targets=False)
@@ -198,8 +198,9 @@ def r2(outputs: Tensors, samples: Samples) -> NDArray[np.float64]:
     ours, theirs = _against_targets(outputs, samples)
     exact = _flat(theirs)
     spread = float(((exact - exact.mean(axis=0)) ** 2).mean())
-    error = ((_flat(ours) - exact) ** 2).mean(axis=1)
-    return 1.0 - error / max(spread, 1e-300) if spread > 0 else np.where(error > 0, -np.inf, 1.0)
+    error: NDArray[np.float64] = ((_flat(ours) - exact) ** 2).mean(axis=1)
+    explained: NDArray[np.float64] = 1.0 - error / spread if spread > 0 else np.where(error > 0, -np.inf, 1.0)
+    return explained
 
 
 def _against_targets(outputs: Tensors, samples: Samples) -> tuple[NDArray[Any], NDArray[Any]]:

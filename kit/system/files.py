@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import os
-import tempfile
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from kit.errors import StorageUnavailable
@@ -53,20 +58,86 @@ def check_writable(path: Path) -> None:
         raise StorageUnavailable(f"cannot write {path}: {above} {reason}", hint=_ELSEWHERE)
 
 
-def replace(path: Path, data: bytes) -> None:
+def replace(path: Path, data: bytes, *, read_only: bool = False) -> None:
     """Write a file, synced, so that its name holds either all of the bytes or what it held before; raises OSError."""
-    descriptor, partial = tempfile.mkstemp(prefix=PARTIAL, dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
+    with partial(path.parent) as own:
+        with own.open("r+b") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(partial).chmod(0o644)  # mkstemp's 0600 would hide the file from the service that reads it
-        Path(partial).replace(path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
+        install(own, path, read_only=read_only)
+
+
+@contextlib.contextmanager
+def partial(folder: Path) -> Iterator[Path]:
+    """Give an empty file of a name of its own in a folder, which goes unless it was renamed; raises OSError.
+
+    Its mode is the one that the umask leaves: a service must be able to read what it is meant to serve.
+    """
+    own = folder / f"{PARTIAL}{secrets.token_hex(8)}"
+    os.close(os.open(own, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    try:
+        yield own
+    finally:
+        own.unlink(missing_ok=True)
+
+
+def install(source: Path, target: Path, *, read_only: bool = False) -> None:
+    """Give a whole file the name it is to have, durably, in place of what bore it; raises OSError.
+
+    From another file system it is copied first, so that the name never holds a part.
+    """
+    with source.open("rb") as file:
+        os.fsync(file.fileno())
+    if read_only:
+        source.chmod(stat.S_IMODE(source.stat().st_mode) & ~0o222)
+    try:
+        _replace(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        with partial(target.parent) as copy:
+            shutil.copyfile(source, copy)
+            install(copy, target, read_only=read_only)
+        source.unlink()
+    _sync_folder(target.parent)
+
+
+def _replace(source: Path, target: Path) -> None:
+    try:
+        source.replace(target)
+    except PermissionError:  # Windows does not replace a file that is read-only
+        if not target.exists():
+            raise
+        target.chmod(0o666)
+        source.replace(target)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, read-only or not; raises OSError."""
+    with contextlib.suppress(OSError):
+        path.chmod(0o666)  # Windows
+    path.unlink()
+
+
+def sha256(path: Path) -> str:
+    """Return a file's sha256 in hexadecimal digits, read by stream; raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_room(folder: Path, needed_bytes: int, *, what: str) -> None:
+    """Refuse, before minutes are spent, what would not fit on the disk.
+
+    Raises:
+        StorageUnavailable: There is less room than is needed.
+    """
+    above = folder.absolute()
+    while not above.exists() and above != above.parent:
+        above = above.parent
+    free = shutil.disk_usage(above).free
+    if needed_bytes > free:
+        raise StorageUnavailable(
+            f"{what} needs {needed_bytes / 1e9:,.2f} GB in {folder}, and {free / 1e9:,.2f} GB are free", hint=_ELSEWHERE
+        )
 
 
 def _is_special(path: Path) -> bool:

@@ -1,15 +1,17 @@
 """Frozen dataclasses to plain JSON values and back, with errors that name the field.
 
-Knows dataclasses, enums, tuples, dicts, optional values and the JSON scalars; nothing of what they mean. Unknown keys are
-ignored, so that a reader accepts what a later minor writer adds.
+Knows dataclasses, enums, tuples, dicts, optional values, unions of JSON scalars and Any; nothing of what they mean. Unknown
+keys are ignored, so that a reader accepts what a later minor writer adds.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -19,17 +21,32 @@ class DecodeError(ValueError):
     """A value that does not fit the declared type; the message starts with the path of the field."""
 
 
-def encode(value: Any) -> Any:
-    """Turn dataclasses, enums and tuples into what `json.dumps` writes; None fields are kept."""
+def encode(value: Any, *, brief: bool = False) -> Any:
+    """Turn dataclasses, enums and tuples into what `json.dumps` writes.
+
+    Args:
+        value: A dataclass, or what one holds.
+        brief: Leave out fields that have their default, which `decode` fills in again.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: encode(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {
+            field.name: encode(item, brief=brief)
+            for field in dataclasses.fields(value)
+            if not (_is_default(field, item := getattr(value, field.name)) and brief)
+        }
     if isinstance(value, enum.Enum):
         return value.value
-    if isinstance(value, dict):
-        return {str(key): encode(item) for key, item in value.items()}
+    if isinstance(value, Mapping):
+        return {str(key): encode(item, brief=brief) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [encode(item) for item in value]
+        return [encode(item, brief=brief) for item in value]
     return value
+
+
+def _is_default(field: dataclasses.Field[Any], value: Any) -> bool:
+    if field.default is not dataclasses.MISSING:
+        return bool(value == field.default)
+    return field.default_factory is not dataclasses.MISSING and bool(value == field.default_factory())
 
 
 def decode(kind: type[T], data: Any, *, path: str = "") -> T:
@@ -41,6 +58,13 @@ def decode(kind: type[T], data: Any, *, path: str = "") -> T:
     return typing.cast("T", _decode(kind, data, path or kind.__name__))
 
 
+_JSON_NAMES: dict[Any, str] = {
+    str: "string",
+    bool: "boolean",
+    int: "integer",
+    float: "number",
+    type(None): "null",
+}
 _NEVER_NEGATIVE = (
     "_us",
     "_uj",
@@ -75,19 +99,22 @@ def json_schema(kind: type[Any], *, title: str) -> dict[str, Any]:
 def _schema(kind: Any, definitions: dict[str, Any], name: str = "") -> dict[str, Any]:
     origin = typing.get_origin(kind)
     if origin in (typing.Union, types.UnionType):
-        inner = next(arg for arg in typing.get_args(kind) if arg is not type(None))
+        inner = [arg for arg in typing.get_args(kind) if arg is not type(None)]
+        if len(inner) > 1:
+            return {"type": [_JSON_NAMES[arg] for arg in typing.get_args(kind)]}
         # and not anyOf, whose errors name no field
-        return {"if": {"not": {"type": "null"}}, "then": _schema(inner, definitions, name)}
+        return {"if": {"not": {"type": "null"}}, "then": _schema(inner[0], definitions, name)}
     if origin is tuple:
         return {"type": "array", "items": _schema(typing.get_args(kind)[0], definitions, name)}
     if origin is dict:
-        return {"type": "object", "additionalProperties": _schema(typing.get_args(kind)[1], definitions)}
+        return {"type": "object", "additionalProperties": _schema(typing.get_args(kind)[1], definitions, name)}
+    if kind is Any:
+        return {}
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         return _schema_of_dataclass(kind, definitions)
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return {"enum": [member.value for member in kind]}
-    names = {str: "string", bool: "boolean", int: "integer", float: "number"}
-    found: dict[str, Any] = {"type": names[kind]}
+    found: dict[str, Any] = {"type": _JSON_NAMES[kind]}
     if kind in (int, float) and name.endswith(_NEVER_NEGATIVE):
         found["minimum"] = 0
     return found
@@ -148,11 +175,18 @@ def _decode_dataclass(kind: Any, data: Any, path: str) -> Any:
 
 
 def _decode_union(kind: Any, data: Any, path: str) -> Any:
-    """Decode `X | None`, the only union the dataclasses use."""
-    if data is None:
+    """Decode `X | None`, or a union of JSON scalars such as `int | str`."""
+    every = typing.get_args(kind)
+    inner = [arg for arg in every if arg is not type(None)]
+    if data is None and len(inner) < len(every):
         return None
-    (inner,) = (arg for arg in typing.get_args(kind) if arg is not type(None))
-    return _decode(inner, data, path)
+    if len(inner) == 1:
+        return _decode(inner[0], data, path)
+    for arg in inner:
+        if isinstance(data, arg) and (arg is bool or not isinstance(data, bool)):
+            return data
+    names = " or ".join(arg.__name__ for arg in inner)
+    raise DecodeError(f"{path}: expected {names}, found {type(data).__name__}")
 
 
 def _decode_tuple(kind: Any, data: Any, path: str) -> tuple[Any, ...]:
@@ -171,6 +205,8 @@ def _decode_scalar(kind: Any, data: Any, path: str) -> Any:
             return float(data)
         except OverflowError as error:
             raise DecodeError(f"{path}: {error}") from error
+    if kind is float and isinstance(data, float) and not math.isfinite(data):
+        raise DecodeError(f"{path}: expected a finite number, found {data}")
     if not isinstance(data, kind) or (kind is int and isinstance(data, bool)):
         raise DecodeError(f"{path}: expected {kind.__name__}, found {type(data).__name__}")
     return data

@@ -1,0 +1,170 @@
+"""Golden samples and way-in items as files, and back. Touches no file itself."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kit import samples
+from kit.errors import BundleInvalid, UsageError
+from kit.samples import Samples
+from kit.tensors import Signature, Tensors
+
+MOST_BYTES = 2**30
+"""Of all arrays in one file, unpacked: a small file must not become more than this in memory."""
+
+_PARTS = ("inputs", "expected", "targets", "weights")
+_UNREADABLE = (ValueError, KeyError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Items:
+    """The proof of the way in: raw items, and the tensors that each of them must become by itself.
+
+    Attributes:
+        raw: Plain JSON values that the task's `item` understands.
+        tensors: Of each item.
+    """
+
+    raw: list[Any]
+    tensors: tuple[Tensors, ...]
+
+
+def golden_bytes(groups: Sequence[Samples]) -> bytes:
+    """Serialise golden samples as a compressed npz: a description in JSON, and arrays by their place in it."""
+    described: list[dict[str, Any]] = []
+    arrays: dict[str, NDArray[Any]] = {}
+    for place, group in enumerate(groups):
+        parts = {part: dict(getattr(group, part) or {}) for part in _PARTS}
+        described.append({part: list(found) for part, found in parts.items()} | {"source": group.source})
+        for part, found in parts.items():
+            arrays |= {f"{place}.{part}.{number}": array for number, array in enumerate(found.values())}
+    return _npz(json.dumps({"version": 1, "groups": described}, ensure_ascii=False), arrays)
+
+
+def golden_from_bytes(data: bytes, signature: Signature) -> tuple[Samples, ...]:
+    """Read golden samples, also those of earlier versions of kit.
+
+    Raises:
+        BundleInvalid: It is something else, or does not fit the signature.
+    """
+    try:
+        with _arrays(data) as arrays:
+            groups = _groups(arrays) if "meta" in arrays.files else (_first_version(arrays, signature),)
+        check_golden(groups, signature)
+    except UsageError as error:
+        raise BundleInvalid(f"the golden samples do not fit the model: {error}") from error
+    except _UNREADABLE as error:
+        raise BundleInvalid(f"the file of golden samples holds none: {error}") from error
+    return groups
+
+
+def check_golden(groups: Sequence[Samples], signature: Signature) -> None:
+    """Raise UsageError unless golden samples fit the signature, inputs and answers."""
+    samples.check(groups, signature, name="golden samples")
+    for group in groups:
+        expected = group.expected or {}
+        sizes = signature.check(group.inputs)
+        for spec in signature.outputs:
+            if spec.name not in expected:
+                raise UsageError(f"golden samples lack answers for the output {spec.name!r}")
+            array = expected[spec.name]
+            wanted = [sizes.get(size) if isinstance(size, str) else size for size in spec.shape]
+            fits = len(wanted) == array.ndim and all(
+                one in {None, size} for one, size in zip(wanted, array.shape, strict=True)
+            )
+            if not (fits or spec.varies) or str(array.dtype) != spec.dtype:
+                raise UsageError(
+                    f"golden samples have {array.dtype} {list(array.shape)} for {spec.name}: {spec.describe()}"
+                )
+
+
+def items_bytes(items: Items) -> bytes:
+    """Serialise way-in items as a compressed npz."""
+    described: list[list[str]] = []
+    arrays: dict[str, NDArray[Any]] = {}
+    for place, tensors in enumerate(items.tensors):
+        described.append(list(tensors))
+        arrays |= {f"{place}.{number}": array for number, array in enumerate(tensors.values())}
+    return _npz(json.dumps({"version": 1, "raw": items.raw, "tensors": described}, ensure_ascii=False), arrays)
+
+
+def items_from_bytes(data: bytes) -> Items:
+    """Read what `items_bytes` wrote.
+
+    Raises:
+        BundleInvalid: It is something else.
+    """
+    try:
+        with _arrays(data) as arrays:
+            meta = _meta(arrays)
+            tensors = tuple(
+                {name: arrays[f"{place}.{number}"] for number, name in enumerate(names)}
+                for place, names in enumerate(meta["tensors"])
+            )
+            items = Items(raw=list(meta["raw"]), tensors=tensors)
+    except _UNREADABLE as error:
+        raise BundleInvalid(f"the file of way-in items holds none: {error}") from error
+    if len(items.raw) != len(items.tensors):
+        raise BundleInvalid(f"{len(items.raw)} way-in items have {len(items.tensors)} sets of tensors")
+    return items
+
+
+def _npz(meta: str, arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, meta=np.array(meta), **arrays)
+    return buffer.getvalue()
+
+
+def _arrays(data: bytes) -> Any:
+    """Open an npz whose arrays are of a bearable size."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        total = sum(info.file_size for info in archive.infolist())
+    if total > MOST_BYTES:
+        raise ValueError(f"its arrays would take {total:,} bytes, more than the {MOST_BYTES:,} that are allowed")
+    return np.load(io.BytesIO(data), allow_pickle=False)
+
+
+def _meta(arrays: Any) -> Any:
+    meta = json.loads(str(arrays["meta"]))
+    if meta["version"] != 1:
+        raise ValueError(f"version {meta['version']} is newer than this kit")
+    return meta
+
+
+def _groups(arrays: Any) -> tuple[Samples, ...]:
+    groups = []
+    for place, described in enumerate(_meta(arrays)["groups"]):
+        parts = {
+            part: {name: arrays[f"{place}.{part}.{number}"] for number, name in enumerate(described[part])}
+            for part in _PARTS
+        }
+        groups.append(
+            Samples(
+                inputs=parts["inputs"],
+                expected=parts["expected"] or None,
+                targets=parts["targets"] or None,
+                weights=parts["weights"] or None,
+                source=str(described["source"]),
+            )
+        )
+    return tuple(groups)
+
+
+def _first_version(arrays: Any, signature: Signature) -> Samples:
+    """Read the samples of a model with one input and one output, as manifests 1 and 2 have them."""
+    labels = arrays["labels"]
+    return Samples(
+        inputs={signature.inputs[0].name: arrays["pixels"]},
+        expected={signature.outputs[0].name: arrays["logits"]},
+        targets={"labels": labels} if len(labels) and labels.max() >= 0 else None,
+        source=str(arrays["source"]),
+    )
