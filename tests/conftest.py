@@ -20,10 +20,10 @@ from filelock import FileLock
 
 import apps.cli
 from kit.bundle import Bundle, open_folder, pack
-from kit.bundle.records import ModelSpec, Normalization, TensorSpec
 from kit.choices import Precision, Provider, QuantizationScheme
 from kit.lab import data
 from kit.runtime import providers
+from kit.tasks.image import ImageClassification
 
 ROOT = Path(__file__).parent.parent
 CHROMIUM = next(
@@ -87,17 +87,9 @@ def no_cuda() -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny_spec() -> ModelSpec:
-    """4x4 pixels in, three classes out: nothing to do with digits."""
-    return ModelSpec(
-        name="tiny",
-        architecture="mlp-8",
-        input=TensorSpec(name="pixels", dtype="uint8", shape=(4, 4)),
-        output=TensorSpec(name="logits", dtype="float32", shape=(3,)),
-        labels=("left", "right", "none"),
-        pipeline="resize@1",
-        normalization=Normalization(mean=0.4, std=0.2),
-    )
+def tiny_task() -> ImageClassification:
+    """Pictures of 4x4 grey pixels, three classes: nothing to do with digits."""
+    return ImageClassification(labels=("left", "right", "none"), pipeline="resize@1", mean=(0.4,), std=(0.2,))
 
 
 @pytest.fixture(scope="session")
@@ -119,7 +111,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
 
 
 @pytest.fixture(scope="session")
-def _tiny(once: Once, tiny_spec: ModelSpec) -> Path:
+def _tiny(once: Once, tiny_task: ImageClassification) -> Path:
     def make(folder: Path) -> None:
         import torch
 
@@ -127,7 +119,13 @@ def _tiny(once: Once, tiny_spec: ModelSpec) -> Path:
         from kit.lab import models
 
         torch.manual_seed(1)
-        exporters.export(models.build("mlp-8", shape=(16,), outputs=3), tiny_spec, out=folder / "tiny")
+        exporters.export(
+            models.build("mlp-8", shape=(16,), outputs=3),
+            name="tiny",
+            task=tiny_task,
+            signature=tiny_task.signature(shape=(4, 4)),
+            out=folder / "tiny",
+        )
 
     return once("tiny", make) / "tiny"
 
@@ -136,6 +134,26 @@ def _tiny(once: Once, tiny_spec: ModelSpec) -> Path:
 def tiny(_tiny: Path, tmp_path: Path) -> Bundle:
     """A bundle of one fp32 variant, a fresh copy for each test."""
     return open_folder(Path(shutil.copytree(_tiny, tmp_path / "tiny")))
+
+
+@pytest.fixture(scope="session")
+def _duo(once: Once) -> Path:
+    def make(folder: Path) -> None:
+        import torch
+
+        import exporters
+        from tests.helpers.modules import Duo, duo_signature
+
+        torch.manual_seed(2)
+        exporters.export(Duo(), name="duo", signature=duo_signature(), out=folder / "duo")
+
+    return once("duo", make) / "duo"
+
+
+@pytest.fixture
+def duo(_duo: Path, tmp_path: Path) -> Bundle:
+    """Two inputs, two outputs, two dynamic axes and no task: plain tensors; a fresh copy for each test."""
+    return open_folder(Path(shutil.copytree(_duo, tmp_path / "duo")))
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -18,19 +17,26 @@ import pytest
 
 from kit import bundle as bundles
 from kit.bundle import Bundle
+from kit.bundle.manifest import Original
 from kit.errors import BundleInvalid, BundleNotFound, CheckFailed, UsageError
-from tests.conftest import Kit
+from kit.samples import Samples
+from tests.conftest import ROOT, Kit
+from tests.helpers.bundles import edit_manifest, overwrite, staged
+
+SCORE = {"metric": "top-1", "dataset": "d", "split": "test", "samples": 10, "value": 0.5, "unit": "%"}
 
 
-def edit(bundle: Bundle, **changes: Any) -> None:
-    path = bundle.folder / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+def create(folder: Path, like: Bundle, **changes: Any) -> Bundle:
+    same = {"name": "tiny", "signature": like.signature, "golden": like.golden(), "tools": {}}
+    return bundles.create(folder, **{**same, **changes})
 
 
 def test_a_bundle_reads_back_as_it_was_written(tiny: Bundle) -> None:
     again = bundles.find(tiny.folder)
     assert again.manifest == tiny.manifest
-    assert again.golden().logits.shape == (256, 3)
+    (group,) = again.golden()
+    assert group.expected is not None
+    assert group.expected["logits"].shape == (256, 3)
 
 
 def test_every_file_but_the_manifest_carries_its_own_hash(tiny: Bundle) -> None:
@@ -47,17 +53,18 @@ def test_no_local_path_and_no_user_name_is_in_a_bundle(tiny: Bundle) -> None:
 
 
 def test_an_altered_file_is_refused(tiny: Bundle) -> None:
-    path = tiny.path(tiny.variant("fp32").artifact)
+    path = tiny.path(tiny.variant("fp32").graph)
     data = bytearray(path.read_bytes())
     data[-10] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(BundleInvalid, match="was altered"):
-        tiny.read(tiny.variant("fp32").artifact)
+    overwrite(path, bytes(data))
+    for read in (tiny.read, tiny.check):
+        with pytest.raises(BundleInvalid, match="was altered"):
+            read(tiny.variant("fp32").graph)
 
 
 def test_a_missing_and_a_truncated_file_are_named(tiny: Bundle) -> None:
-    path = tiny.path(tiny.manifest.golden)
-    path.write_bytes(path.read_bytes()[:-1])
+    path = tiny.path(tiny.manifest.golden.file)
+    overwrite(path, path.read_bytes()[:-1])
     with pytest.raises(BundleInvalid, match="bytes"):
         tiny.golden()
     path.unlink()
@@ -68,19 +75,20 @@ def test_a_missing_and_a_truncated_file_are_named(tiny: Bundle) -> None:
 @pytest.mark.parametrize("name", ["../secret.npz", "/etc/passwd", "a/b.npz", "..", ""])
 def test_a_manifest_that_reaches_out_of_its_folder_is_refused(tiny: Bundle, name: str) -> None:
     manifest = json.loads((tiny.folder / "manifest.json").read_text())
-    edit(tiny, golden={**manifest["golden"], "file": name})
+    golden = manifest["golden"]
+    edit_manifest(tiny, golden={**golden, "file": {**golden["file"], "file": name}})
     with pytest.raises(BundleInvalid, match="plain file name"):
         bundles.find(tiny.folder)
 
 
 def test_a_newer_manifest_is_refused_with_words(tiny: Bundle) -> None:
-    edit(tiny, schema_version=99)
+    edit_manifest(tiny, schema_version=99)
     with pytest.raises(BundleInvalid, match="schema version 99"):
         bundles.find(tiny.folder)
 
 
 def test_a_corrupt_manifest_names_the_field(tiny: Bundle) -> None:
-    edit(tiny, variants="none")
+    edit_manifest(tiny, variants="none")
     with pytest.raises(BundleInvalid, match="variants: expected a list"):
         bundles.find(tiny.folder)
     (tiny.folder / "manifest.json").write_text("{")
@@ -89,7 +97,7 @@ def test_a_corrupt_manifest_names_the_field(tiny: Bundle) -> None:
 
 
 def test_unknown_fields_of_a_later_writer_are_ignored(tiny: Bundle) -> None:
-    edit(tiny, colour="blue")
+    edit_manifest(tiny, colour="blue")
     assert bundles.find(tiny.folder).manifest == tiny.manifest
 
 
@@ -112,7 +120,7 @@ def test_a_folder_with_other_things_is_never_overwritten(tiny: Bundle, tmp_path:
     foreign.mkdir()
     (foreign / "thesis.txt").write_text("mine")
     with pytest.raises(UsageError, match="other files"):
-        bundles.create(foreign, spec=tiny.spec, golden=tiny.golden(), tools={})
+        create(foreign, tiny)
     assert (foreign / "thesis.txt").read_text() == "mine"
 
 
@@ -122,27 +130,27 @@ def test_files_that_only_look_like_ours_are_strangers(tiny: Bundle, tmp_path: Pa
         folder.mkdir()
         (folder / name).write_text(content)
         with pytest.raises(UsageError, match="other files"):
-            bundles.create(folder, spec=tiny.spec, golden=tiny.golden(), tools={})
+            create(folder, tiny)
         assert (folder / name).read_text() == content
 
 
-def test_two_writers_at_once_lose_nothing(tiny: Bundle) -> None:
+def test_two_writers_at_once_lose_nothing(tiny: Bundle, tmp_path: Path) -> None:
     """Both opened the bundle before either wrote."""
     seen = bundles.open_folder(tiny.folder)
     base = tiny.variant("fp32")
-    bundles.publish(seen, ((dataclasses.replace(base, id="one"), b"1"),), tools={})
-    bundles.publish(seen, ((dataclasses.replace(base, id="two"), b"2"),), tools={})
+    bundles.publish(seen, [staged(tmp_path / "staging", base, b"1", name="one")], tools={})
+    bundles.publish(seen, [staged(tmp_path / "staging", base, b"2", name="two")], tools={})
     after = bundles.open_folder(tiny.folder)
     assert [variant.id for variant in after.variants] == ["fp32", "one", "two"]
     for ref in after.manifest.files():
         after.read(ref)
 
 
-def test_variants_of_replaced_weights_are_not_published(tiny: Bundle) -> None:
+def test_variants_of_a_replaced_model_are_not_published(tiny: Bundle, tmp_path: Path) -> None:
     seen = bundles.open_folder(tiny.folder)
-    bundles.create(tiny.folder, spec=tiny.spec, golden=tiny.golden(), tools={}, weights=b"new")
-    with pytest.raises(CheckFailed, match="trained anew"):
-        bundles.publish(seen, ((seen.variant("fp32"), b"old"),), tools={})
+    create(tiny.folder, tiny, original=Original(kind="module", name="another"), weights=b"new")
+    with pytest.raises(CheckFailed, match="made anew"):
+        bundles.publish(seen, [staged(tmp_path / "staging", seen.variant("fp32"), b"old")], tools={})
 
 
 def test_an_unreadable_manifest_does_not_hide_the_other_bundles(
@@ -163,10 +171,14 @@ def test_manifests_that_contradict_themselves_are_refused(tiny: Bundle) -> None:
     variant = manifest["variants"][0]
     for changes in (
         {"variants": [variant, variant]},
-        {"default_variant": "int4"},
-        {"spec": {**manifest["spec"], "temperature": 10**400}},
-        {"spec": {**manifest["spec"], "temperature": float("inf")}},
-        {"variants": [{**variant, "accuracy": {"dataset": "d", "split": "test", "images": 0, "correct": 0}}]},
+        {"default": "int4"},
+        {"baseline": "int4"},
+        {"signature": {**manifest["signature"], "batch": "rows"}},
+        {"variants": [{**variant, "scores": [{**SCORE, "samples": 0}]}]},
+        {"variants": [{**variant, "scores": [{**SCORE, "value": 10**400}]}]},
+        {"variants": [{**variant, "fidelity": [{**variant["fidelity"][0], "rms_error": float("nan")}]}]},
+        {"variants": [{**variant, "graph": {**variant["graph"], "sha256": "abc"}}]},
+        {"variants": [{**variant, "data": [{**variant["graph"], "size_bytes": 1}]}]},
     ):
         (tiny.folder / "manifest.json").write_text(json.dumps({**manifest, **changes}))
         with pytest.raises(BundleInvalid):
@@ -183,13 +195,16 @@ def test_publishing_collects_what_no_manifest_names_and_leaves_strangers(tiny: B
 
 
 def test_golden_samples_that_do_not_fit_are_refused(tiny: Bundle, tmp_path: Path) -> None:
-    golden = tiny.golden()
-    wrong = bundles.GoldenSamples(
-        pixels=golden.pixels, labels=golden.labels, logits=golden.logits[:, :2], source="test"
-    )
-    with pytest.raises(BundleInvalid, match="do not fit"):
-        bundles.create(tmp_path / "new", spec=tiny.spec, golden=wrong, tools={})
-    assert not (tmp_path / "new").exists()
+    (group,) = tiny.golden()
+    assert group.expected is not None
+    for wrong in (
+        Samples(inputs=group.inputs, expected={"logits": group.expected["logits"][:, :2]}),
+        Samples(inputs=group.inputs),
+        Samples(inputs={"pixels": group.inputs["pixels"].astype(np.float32)}, expected=group.expected),
+    ):
+        with pytest.raises(UsageError, match=r"golden samples|pixels must be uint8"):
+            create(tmp_path / "new", tiny, golden=[wrong])
+        assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX file size limits")
@@ -205,7 +220,7 @@ from kit.errors import StorageUnavailable
 found = bundles.open_folder(Path({str(tiny.folder)!r}))
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:
-    bundles.publish(found, ((found.variant("fp32"), b"x" * 100_000),), tools={{}})
+    bundles.attach(found, "card", b"x" * 100_000)
 except StorageUnavailable as error:
     print("refused:", error)
 """
@@ -220,14 +235,17 @@ def test_a_kill_at_any_moment_leaves_the_old_bundle_or_the_new_one(tiny: Bundle)
 import itertools
 from pathlib import Path
 from kit import bundle as bundles
-found = bundles.open_folder(Path({str(tiny.folder)!r}))
+from tests.helpers.bundles import staged
+folder = Path({str(tiny.folder)!r})
+found = bundles.open_folder(folder)
 print("ready", flush=True)
 for number in itertools.count():
-    found = bundles.publish(found, ((found.variant("fp32"), bytes([number % 256]) * 200_000),), tools={{}})
+    variant = staged(folder.parent / "staging", found.variant("fp32"), bytes([number % 256]) * 200_000)
+    found = bundles.publish(found, [variant], tools={{}})
 """
     rng = np.random.default_rng(0)
     for _ in range(8):
-        with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
+        with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=ROOT) as process:
             assert process.stdout is not None
             process.stdout.readline()
             _spin(rng.uniform(0.002, 0.05))
@@ -242,3 +260,47 @@ def _spin(seconds: float) -> None:
     deadline = time.perf_counter() + seconds
     while time.perf_counter() < deadline:
         pass
+
+
+def test_files_of_a_bundle_are_read_only_and_heed_the_umask(tiny: Bundle, python: Kit) -> None:
+    assert {path.stat().st_mode & 0o222 for path in map(tiny.path, tiny.manifest.files())} == {0}
+    found = python(
+        f"""
+import os
+from pathlib import Path
+from kit import bundle as bundles
+os.umask(0o077)
+tiny = bundles.open_folder(Path({str(tiny.folder)!r}))
+made = bundles.create(Path("private"), name="tiny", signature=tiny.signature, golden=tiny.golden(), tools={{}})
+print(sorted({{oct(item.stat().st_mode & 0o777) for item in made.folder.iterdir()}}))
+"""
+    )
+    assert found.stdout.strip() == "['0o400', '0o600']", found.stderr
+
+
+def test_a_large_file_is_hashed_once_and_again_when_it_changed(
+    tiny: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kit.bundle.read.STAMPED_ABOVE_BYTES", 100)
+    ref = tiny.variant("fp32").graph
+    path = tiny.check(ref)
+    assert str(path.resolve()) in (cache.parent / "hashes.json").read_text()
+    before = path.stat()
+    data = bytearray(path.read_bytes())
+    data[-10] ^= 1
+    overwrite(path, bytes(data))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # only a hash can see it now
+    tiny.check(ref)
+    with pytest.raises(BundleInvalid, match="was altered"):
+        tiny.check(ref, anew=True)
+    os.utime(path)
+    with pytest.raises(BundleInvalid, match="was altered"):
+        tiny.check(ref)
+
+
+def test_an_attachment_is_replaced_and_read_back(tiny: Bundle) -> None:
+    bundles.attach(tiny, "card", b"one")
+    bundle = bundles.attach(tiny, "card", b"two")
+    assert bundles.open_folder(tiny.folder).attachment("card") == b"two"
+    assert len(list(tiny.folder.glob("card-*.md"))) == 1
+    assert bundle.attachment("training") is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -24,12 +23,13 @@ from kit.bundle import Bundle
 from kit.bundle import packed as reading
 from kit.errors import BundleInvalid, BundleNotFound, StorageUnavailable, UsageError
 from tests.conftest import Kit
+from tests.helpers.bundles import overwrite, staged
 
 pytestmark = pytest.mark.usefixtures("cache")
 
 
 def test_a_packed_bundle_predicts_what_its_folder_predicts(tiny: Bundle, packed: Path) -> None:
-    pixels = tiny.golden().pixels
+    pixels = tiny.golden()[0].inputs["pixels"]
     with library.load(tiny.folder) as folder, library.load(packed) as file:
         np.testing.assert_array_equal(file.predict(pixels).probabilities, folder.predict(pixels).probabilities)
     found = library.find(str(packed))
@@ -61,8 +61,8 @@ def test_the_members_are_stored_flat_and_named_by_the_manifest(tiny: Bundle, pac
 
 
 def test_an_altered_bundle_is_not_packed(tiny: Bundle, tmp_path: Path) -> None:
-    path = tiny.path(tiny.variant("fp32").artifact)
-    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    path = tiny.path(tiny.variant("fp32").graph)
+    overwrite(path, path.read_bytes()[:-1] + b"x")
     with pytest.raises(BundleInvalid, match="was altered"):
         bundles.pack(tiny, tmp_path)
     assert not list(tmp_path.glob("*.kit"))
@@ -81,8 +81,8 @@ def test_the_cache_is_used_again_and_mended_where_it_was_damaged(packed: Path, t
     assert bundles.find(packed).folder == folder
     assert {item.name: item.stat().st_mtime_ns for item in folder.iterdir()} == before
     whole = {item.name: item.read_bytes() for item in folder.iterdir()}
-    (folder / tiny.variant("fp32").artifact.file).write_bytes(b"damaged")
-    (folder / tiny.manifest.golden.file).unlink()
+    overwrite(folder / tiny.variant("fp32").graph.file, b"damaged")
+    (folder / tiny.manifest.golden.file.file).unlink()
     (folder / "manifest.json").write_text("{")
     assert bundles.find(packed).manifest == tiny.manifest
     assert {item.name: item.read_bytes() for item in folder.iterdir()} == whole
@@ -99,9 +99,9 @@ def test_what_killed_processes_left_in_the_cache_is_swept(packed: Path, cache: P
 
 def test_a_copy_damaged_while_it_is_open_says_how_it_is_mended(packed: Path) -> None:
     found = bundles.find(packed)
-    found.path(found.variant().artifact).write_bytes(b"damaged")
+    overwrite(found.path(found.variant().graph), b"damaged")
     with pytest.raises(BundleInvalid) as caught:
-        found.read(found.variant().artifact)
+        found.read(found.variant().graph)
     assert str(packed) in caught.value.hint
 
 
@@ -180,7 +180,7 @@ def test_nothing_is_written_into_a_packed_bundle(packed: Path, kit_inside: Kit) 
     before = packed.read_bytes()
     found = bundles.find(packed)
     with pytest.raises(UsageError) as caught:
-        bundles.publish(found, ((found.variant(), b"x"),), tools={})
+        bundles.publish(found, (), tools={})
     assert caught.value.hint == f"kit unpack {packed}"
     for arguments in (("export", packed.name), ("train", "--dataset", "digits", "--out", packed.name)):
         refused = kit_inside(*arguments)
@@ -202,7 +202,7 @@ def test_unpacking_makes_the_folder_again(packed: Path, tiny: Bundle, tmp_path: 
 def test_unpacking_over_a_bundle_needs_no_package_beyond_the_base_install(
     packed: Path, tiny: Bundle, tmp_path: Path, python: Kit
 ) -> None:
-    bundles.create(tmp_path / "there", spec=tiny.spec, golden=tiny.golden(), tools={})
+    bundles.create(tmp_path / "there", name="tiny", signature=tiny.signature, golden=tiny.golden(), tools={})
     found = python(
         "import sys; sys.modules['filelock'] = sys.modules['torch'] = sys.modules['onnx'] = None; "
         f"from apps.cli import run; sys.exit(run(['unpack', {packed.name!r}, '-o', 'there']))"
@@ -215,7 +215,7 @@ def test_unpacking_over_a_bundle_needs_no_package_beyond_the_base_install(
 def test_a_kill_while_unpacking_leaves_the_old_bundle_or_the_new_one(
     tiny: Bundle, packed: Path, tmp_path: Path
 ) -> None:
-    bundles.publish(tiny, ((dataclasses.replace(tiny.variant(), id="two"), bytes(300_000)),), tools={})
+    bundles.publish(tiny, [staged(tmp_path / "staging", tiny.variant(), bytes(300_000), name="two")], tools={})
     second = bundles.pack(bundles.find(tiny.folder), tmp_path)
     program = f"""
 import shutil, sys
@@ -253,7 +253,7 @@ def test_unpacking_leaves_other_things_alone_and_replaces_a_bundle_that_was_name
     first = bundles.unpack(packed)
     assert first.folder == Path("artifacts/tiny")
     assert bundles.unpack(packed).manifest == first.manifest  # the same again is no harm
-    changed = bundles.create(first.folder, spec=tiny.spec, golden=tiny.golden(), tools={})
+    changed = bundles.create(first.folder, name="tiny", signature=tiny.signature, golden=tiny.golden(), tools={})
     with pytest.raises(UsageError, match="another bundle"):
         bundles.unpack(packed)
     assert bundles.find(first.folder).manifest == changed.manifest

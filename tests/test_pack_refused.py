@@ -19,6 +19,7 @@ from kit import bundle as bundles
 from kit.bundle import Bundle
 from kit.errors import BundleInvalid
 
+REF = {"file": "x", "sha256": "0" * 64, "size_bytes": 1}
 Members = list[tuple[zipfile.ZipInfo, bytes]]
 Change = Callable[[Members], object]
 
@@ -98,11 +99,9 @@ def test_a_packed_file_may_be_renamed_but_not_altered_under_its_name(packed: Pat
         (lambda members: members.__setitem__(0, (members[0][0], b" " * (16 * 2**20 + 1))), "manifest.json has"),
         (lambda members: members.__setitem__(0, (members[0][0], b"{")), "no JSON"),
         (lambda members: edit_manifest(members, schema_version=99), "schema version 99"),
-        (lambda members: edit_manifest(members, golden={"file": "../x", "sha256": "0", "size_bytes": 1}), "plain file"),
-        (
-            lambda members: edit_manifest(members, weights={"file": "manifest.json", "sha256": "0", "size_bytes": 1}),
-            "names manifest.json twice",
-        ),
+        (lambda members: edit_manifest(members, golden={"file": {**REF, "file": "../x"}}), "plain file"),
+        (lambda members: edit_manifest(members, attachments={"card": {**REF, "file": "manifest.json"}}), "plain file"),
+        (lambda members: edit_manifest(members, attachments={"card": {**REF, "sha256": "0"}}), "64 hexadecimal"),
         (lambda members: members.__setitem__(1, (members[1][0], members[1][1] + b"x")), "its manifest says"),
         (lambda members: members.__setitem__(1, (members[1][0], bytes(len(members[1][1])))), "another sha256"),
         (compress, "is compressed"),
@@ -167,8 +166,8 @@ def test_members_that_share_their_bytes_are_refused(packed: Path, cache: Path) -
 
     def change(members: Members) -> None:
         variant = json.loads(members[0][1])["variants"][0]
-        many = [{**variant, "id": f"v{n}", "artifact": {"file": f"v{n}.onnx", **ref}} for n in range(2)]
-        edit_manifest(members, variants=many, default_variant="v0")
+        many = [{**variant, "id": f"v{n}", "graph": {"file": f"v{n}.onnx", **ref}} for n in range(2)]
+        edit_manifest(members, variants=many, default="v0", baseline="v0")
         del members[1]  # fp32
         members += [(stranger("v0.onnx"), payload), (stranger("v1.onnx"), payload)]
 

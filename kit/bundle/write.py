@@ -33,7 +33,7 @@ from kit.tensors import Signature
 
 _HASHED = re.compile(r"^[A-Za-z0-9._-]+-([0-9a-f]{8})\.(?:onnx|data|npz|safetensors|md|json|txt|model)$")
 _ATTACHED = {"card": ".md"}
-_LINE = 170  # of a manifest, so that a file or a score stands on one
+_LINE = 200  # of a manifest, so that a file or a score stands on one
 
 
 class TaskPlug(Protocol):
