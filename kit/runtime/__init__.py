@@ -1,1 +1,1 @@
-"""Runtimes behind one protocol: something that takes a batch of pixels and gives logits, and says where it ran."""
+"""Runtimes behind one protocol: something that takes named tensors and gives named tensors, and says where it ran."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -199,6 +199,76 @@ class Binding:
                 )
 
 
+class OneToOne(Binding):
+    """One input and one output, as most models have: the same calls without a look at names, for those of some microseconds."""
+
+    __slots__ = ("_input", "_output", "dtype", "shape")
+
+    def __init__(self, inputs: Tensors, outputs: Tensors, call: Callable[[], object]) -> None:
+        super().__init__(inputs, outputs, call)
+        (self._input,), (self._output,) = self._given, self._made
+        self.shape = self._input.shape
+        self.dtype = self._input.dtype
+
+    def run(self, *arrays: NDArray[Any]) -> NDArray[Any]:
+        """Return the output for an input; valid until the next call.
+
+        Raises:
+            UsageError: Another number, shape or dtype than was bound.
+        """
+        if len(arrays) != 1 or arrays[0].shape != self.shape or arrays[0].dtype != self.dtype:
+            self.check(*arrays)
+        np.copyto(self._input, arrays[0])
+        self._call()
+        return self._output
+
+
+def bind_arrays(inputs: Tensors, outputs: Tensors, call: Callable[[], object]) -> Binding:
+    """Return the quickest binding of arrays in host memory that a call reads and writes."""
+    kind = OneToOne if len(inputs) == len(outputs) == 1 else Binding
+    return kind(inputs, outputs, call)
+
+
+Shapes = tuple[tuple[int, ...], ...]
+
+
+class RecentBindings:
+    """The bindings of the shapes that were used last: a new one takes the place of the one used longest ago.
+
+    Args:
+        most: How many are kept.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._held: dict[Shapes, Binding] = {}
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def get(self, shapes: Shapes) -> Binding | None:
+        """Return the binding of these shapes, which is then the one used last; None if there is none."""
+        found = self._held.pop(shapes, None)
+        if found is not None:
+            self._held[shapes] = found
+        return found
+
+    def keep(self, shapes: Shapes, binding: Binding) -> Binding:
+        """Keep a binding, and return it."""
+        while len(self._held) >= self.most:
+            del self._held[next(iter(self._held))]
+        self._held[shapes] = binding
+        return binding
+
+    def clear(self) -> None:
+        """Forget them all."""
+        self._held.clear()
+
+
+MOST_BINDINGS = 8
+"""Sizes that a runtime keeps ready, if each costs a compiled model or a recorded graph."""
+
+
 class Runner(Protocol):
     """A model opened on one provider. Not for two threads at once: `share` it, or open one for each."""
 
@@ -274,14 +344,14 @@ class BaseRunner:
     def bind(self, sizes: Sizes) -> Binding:
         """Return buffers whose inputs are passed to `run` and whose outputs are copied from it."""
         refuse_varying(self.signature)
-        inputs = self.signature.zeros(sizes)
+        inputs = self.signature.zeros(self.signature.usual_sizes(**sizes))
         outputs = {name: np.array(array) for name, array in self.run(inputs).items()}
 
         def compute() -> None:
             for name, array in self.run(inputs).items():
                 np.copyto(outputs[name], array)
 
-        return Binding(inputs, outputs, compute)
+        return bind_arrays(inputs, outputs, compute)
 
     def share(self) -> Self:
         """Say that this runtime's open model is for one thread alone."""
@@ -309,6 +379,15 @@ def run_in_batches(runner: Runner, tensors: Tensors, *, most_bytes: int = BATCH_
     signature = runner.signature
     rows = signature.rows_within(most_bytes, signature.check(tensors))
     return signature.join([runner.run(piece) for piece in signature.split(tensors, rows)])
+
+
+def copied(outputs: Any, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Return what a binding gave, by name, as arrays that are the caller's."""
+    return (
+        {names[0]: outputs.copy()}
+        if len(names) == 1
+        else dict(zip(names, [one.copy() for one in outputs], strict=True))
+    )
 
 
 def refuse_varying(signature: Signature) -> None:

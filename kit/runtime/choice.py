@@ -1,7 +1,7 @@
 """What `kit tune` chose for a bundle on this machine, kept in the user's data folder and never in the bundle.
 
-A choice is found again by the machine's fingerprint, the bundle's variants (their hashes) and the version of the runtime;
-when one of them changes it is as if there were none. `load` of kit.engine asks for it where its caller leaves the choice.
+A choice is found again by the machine's fingerprint, the model's signature, the hashes of its variants, and the version of
+the runtime; if one of them changes it is as if there were none. `load` of kit.engine asks for it if its caller chooses nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from kit.runtime.base import RunnerOptions
 from kit.system import files, packages, serial
 
 _KIND = "kit-tuning"
-_VERSION = 1
+_VERSION = 2
 _DISTRIBUTIONS = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu"), "openvino": ("openvino",)}
 
 
@@ -34,9 +34,9 @@ class Choice:
         runtime: Name of kit.runtime.registry.
         options: How it is opened: provider, threads, session options.
         goal: What for.
-        batch_size: Images in one call, as it was measured.
+        sizes: Of the axes in one call, as it was measured.
         p50_us: Latency of one call.
-        speedup: Against fp32 in ONNX Runtime on one thread, in the same run.
+        speedup: Against the baseline in ONNX Runtime on one thread, in the same run.
         low: Lower end of its 95 % interval.
         high: Upper end.
         measured: Date and time, UTC.
@@ -47,7 +47,7 @@ class Choice:
     runtime: str
     options: RunnerOptions
     goal: Goal
-    batch_size: int
+    sizes: dict[str, int]
     p50_us: float
     speedup: float
     low: float
@@ -66,7 +66,7 @@ def store_path() -> Path:
 
 
 def choice_for(bundle: Bundle) -> Choice | None:
-    """Return what was chosen for a bundle here; None where nothing was, or what was chosen from has changed.
+    """Return what was chosen for a bundle here; None if nothing was, or if what was chosen from has changed.
 
     A store that cannot be read is as good as none: predicting must not fail for it.
     """
@@ -122,11 +122,11 @@ def runtime_version(runtime: str) -> str:
 
 
 def _key(bundle: Bundle) -> str:
-    from kit.system.machine import this_machine  # asks nvidia-smi: only where something was tuned
+    from kit.system.machine import this_machine  # asks nvidia-smi: only if something was tuned
 
-    digest = hashlib.sha256(json.dumps(serial.encode(bundle.spec), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(serial.encode(bundle.signature), sort_keys=True).encode())
     for variant in bundle.variants:
-        digest.update(f"{variant.id} {variant.artifact.sha256}".encode())
+        digest.update(" ".join([variant.id, *(one.sha256 for one in variant.files())]).encode())
     return f"{this_machine().fingerprint}/{digest.hexdigest()[:16]}"
 
 

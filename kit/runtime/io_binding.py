@@ -3,53 +3,57 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from kit.runtime.base import Binding, Logits, Pixels
+from kit.runtime.base import Binding, bind_arrays
+from kit.tensors import Tensors
 
 _GRAPH_ID = "gpu_graph_id"
 _NO_GRAPH = "-1"
-Translate = Callable[[Exception], Exception | None]
-"""Turns ONNX Runtime's exceptions into kit's; None for others."""
+Translate = Callable[[Exception], Exception]
+"""Turns what ONNX Runtime raises into kit's own."""
 
 
 class DeviceBinding(Binding):
-    """Input and output in the memory of a device, at addresses that stay: what a CUDA graph needs.
+    """Inputs and outputs in the memory of a device, at addresses that stay: what a CUDA graph needs.
 
-    `compute` is the call alone, and waits for its end; `copy_in` and `copy_out` carry pixels and logits over. `pixels` says
-    what was bound; filling it in place changes nothing.
+    `compute` is the call alone, and waits for its end; `copy_in` and `copy_out` carry arrays over. `inputs` says what was
+    bound; filling it in place changes nothing.
     """
 
-    __slots__ = ("_input", "_output", "_translate")
+    __slots__ = ("_device_inputs", "_device_outputs", "_translate")
 
     def __init__(
         self,
-        pixels: Pixels,
-        logits: Logits,
+        inputs: Tensors,
+        outputs: Tensors,
         call: Callable[[], object],
         *,
-        on_device: tuple[Any, ...],
+        on_device: tuple[tuple[Any, ...], tuple[Any, ...]],
         translate: Translate,
     ) -> None:
-        super().__init__(pixels, logits, call)
-        self._input, self._output = on_device
+        super().__init__(inputs, outputs, call)
+        self._device_inputs, self._device_outputs = on_device
         self._translate = translate
 
-    def copy_in(self, pixels: Pixels) -> None:
-        """Copy pixels to the device."""
-        self.check(pixels)
+    def copy_in(self, *arrays: NDArray[Any]) -> None:
+        """Copy inputs to the device."""
+        self.check(*arrays)
         with translating(self._translate):
-            self._input.update_inplace(pixels)
+            for place, array in zip(self._device_inputs, arrays, strict=True):
+                place.update_inplace(np.asarray(array, order="C"))
 
-    def copy_out(self) -> Logits:
-        """Copy logits from the device."""
+    def copy_out(self) -> Any:
+        """Copy outputs from the device."""
         with translating(self._translate):
-            np.copyto(self.logits, self._output.numpy())
-        return self.logits
+            for place, value in zip(self._made, self._device_outputs, strict=True):
+                np.copyto(place, value.numpy())
+        return super().copy_out()
 
 
 @contextlib.contextmanager
@@ -58,49 +62,55 @@ def translating(translate: Translate) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        ours = translate(error)
-        if ours is None:
-            raise
-        raise ours from error
+        raise translate(error) from error
 
 
-def bind_host(session: Any, ort: Any, pixels: Pixels, logits: Logits, translate: Translate) -> Binding:
-    """Bind arrays that the CPU reads and writes where they are; `logits` has the shape and dtype of the model's output."""
-    values = (ort.OrtValue.ortvalue_from_numpy(pixels), ort.OrtValue.ortvalue_from_numpy(logits))
-    return Binding(pixels, logits, _call(session, values, ort.RunOptions(), translate))
+def bind_host(session: Any, ort: Any, inputs: Tensors, outputs: Tensors, translate: Translate) -> Binding:
+    """Bind arrays that the CPU reads and writes where they are; the outputs have the model's own shapes and dtypes."""
+    values = [
+        {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in tensors.items()}
+        for tensors in (inputs, outputs)
+    ]
+    return bind_arrays(inputs, outputs, _call(session, values[0], values[1], ort.RunOptions(), translate))
 
 
 def bind_device(
     session: Any,
     ort: Any,
-    pixels: Pixels,
-    logits: Logits,
+    inputs: Tensors,
+    outputs: Tensors,
     translate: Translate,
     *,
     device: tuple[str, int],
     graph_id: int | None = None,
 ) -> DeviceBinding:
-    """Bind memory of a device for an input and an output like these arrays.
+    """Bind memory of a device for inputs and outputs like these arrays.
 
     Args:
         session: The model.
         ort: The onnxruntime package.
-        pixels: What the input is like, and its first value.
-        logits: What the output is like.
+        inputs: What the inputs are like, and their first values.
+        outputs: What the outputs are like.
         translate: Of errors.
         device: Kind and index, such as `("cuda", 0)`.
         graph_id: Record the first call as a CUDA graph of that number, and replay it from then on.
     """
     kind, index = device
-    values: tuple[Any, ...] = tuple(
-        ort.OrtValue.ortvalue_from_shape_and_type(one.shape, one.dtype.type, kind, index) for one in (pixels, logits)
+    held, made = (
+        {
+            name: ort.OrtValue.ortvalue_from_shape_and_type(one.shape, one.dtype.type, kind, index)
+            for name, one in tensors.items()
+        }
+        for tensors in (inputs, outputs)
     )
-    values[0].update_inplace(pixels)
+    for name, array in inputs.items():
+        held[name].update_inplace(array)
     options = ort.RunOptions()
     if graph_id is not None:
         options.add_run_config_entry(_GRAPH_ID, str(graph_id))
-    call = _call(session, values, options, translate)
-    return DeviceBinding(pixels, logits, call, on_device=values, translate=translate)
+    call = _call(session, held, made, options, translate)
+    on_device = (tuple(held.values()), tuple(made.values()))
+    return DeviceBinding(inputs, outputs, call, on_device=on_device, translate=translate)
 
 
 def without_graph(ort: Any) -> Any:
@@ -110,20 +120,21 @@ def without_graph(ort: Any) -> Any:
     return options
 
 
-def _call(session: Any, values: tuple[Any, ...], options: Any, translate: Translate) -> Callable[[], None]:
+def _call(
+    session: Any, inputs: Mapping[str, Any], outputs: Mapping[str, Any], options: Any, translate: Translate
+) -> Callable[[], None]:
     binding = session.io_binding()
-    binding.bind_ortvalue_input(session.get_inputs()[0].name, values[0])
-    binding.bind_ortvalue_output(session.get_outputs()[0].name, values[1])
+    for name, value in inputs.items():
+        binding.bind_ortvalue_input(name, value)
+    for name, value in outputs.items():
+        binding.bind_ortvalue_output(name, value)
     run = _bound_run(session, binding, options)
 
     def call() -> None:  # without the context manager, which takes a microsecond
         try:
             run()
         except Exception as error:
-            ours = translate(error)
-            if ours is None:
-                raise
-            raise ours from error
+            raise translate(error) from error
 
     return call
 

@@ -15,19 +15,31 @@ import ctypes
 import importlib.util
 import io
 import itertools
-import math
 from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kit.choices import Provider
 from kit.errors import BundleInvalid, KitError, PackageMissing, ProviderUnavailable, Unavailable, UsageError
-from kit.runtime import io_binding, libraries
-from kit.runtime.base import BaseRunner, Binding, Logits, Pixels, Placement, RunnerOptions
+from kit.runtime import graph_file, io_binding, libraries, ort_errors, signatures
+from kit.runtime.base import (
+    BaseRunner,
+    Binding,
+    OneToOne,
+    Placement,
+    RecentBindings,
+    RunnerOptions,
+    Shapes,
+    copied,
+    refuse_varying,
+)
+from kit.samples import seeded
 from kit.system import packages
+from kit.tensors import Signature, Sizes, Tensors
 
 _CPU_FALLBACK = "session.disable_cpu_ep_fallback"
 _RECORD_PLACEMENT = "session.record_ep_graph_assignment_info"
@@ -54,41 +66,52 @@ class OnnxRuntimeRunner(BaseRunner):
     """An ONNX model opened in ONNX Runtime.
 
     Args:
-        model: The ONNX file's bytes; external data is not followed.
+        model: The ONNX file's bytes; or its path, if weights lie in files beside it: these are mapped and not copied.
         options: Provider, threads, device.
+        signature: What the model takes and gives, checked against the graph now and against the outputs of the first call;
+            None: as the graph has it.
         profile_into: Folder for the profiler's trace, which `end_profiling` returns; None: no profiler.
         binds: Keep small inputs and outputs bound from call to call; without, each call is a plain `session.run`.
 
     Raises:
         PackageMissing: No ONNX Runtime is installed.
         ProviderUnavailable: The provider cannot run here, or not all of the model; the message says why.
-        BundleInvalid: ONNX Runtime does not accept the model.
+        BundleInvalid: ONNX Runtime does not accept the model, or the model is not what the signature says.
+        MemoryShort: There is too little memory for it.
     """
 
     def __init__(
         self,
-        model: bytes,
+        model: bytes | Path,
         options: RunnerOptions | None = None,
         *,
+        signature: Signature | None = None,
         profile_into: Path | None = None,
         binds: bool = True,
     ) -> None:
         self._options = options or RunnerOptions()
         self._profile_into = profile_into
-        self._binds = binds
         self.runtime = "onnxruntime" if binds else "onnxruntime-plain"
         self.provider = self._options.provider
         self.fallback_reason = self.fallback_fix = ""
+        if isinstance(model, Path):
+            graph_file.weights_beside(model)
         self._session: Any = self._open(model)
-        self._input = self._session.get_inputs()[0].name
-        self._outputs = [self._session.get_outputs()[0].name]
         self.placement = _placement(self._session)
         self._check_placement()
-        self._bindings: dict[tuple[int, ...], Binding] = {}
+        if signature is not None:
+            signatures.check_session(self._session, signature)
+        self.signature = signature or signatures.of_session(self._session)
+        self._is_checked = signature is None
+        self._names = [spec.name for spec in self.signature.inputs]
+        self._outputs = [spec.name for spec in self.signature.outputs]
+        self._binds = binds and not self._is_mixed and not any(spec.varies for spec in self.signature.outputs)
+        self._bindings = RecentBindings(_MOST_BINDINGS)
+        self._last: OneToOne | None = None  # the binding that ran last, of a model with one input and one output
         self._graphs = itertools.count()
 
-    def run(self, pixels: Pixels) -> Logits:
-        """Compute logits float32 `[N, classes]` for pixels uint8 `[N, *input shape]`; the array is the caller's to keep.
+    def run(self, tensors: Tensors) -> dict[str, NDArray[Any]]:
+        """Compute all outputs, by name, for inputs that fit the signature; the arrays are the caller's to keep.
 
         Small inputs are copied into buffers that stay bound, which takes less time than a plain call's own preparations; large
         ones are read where they are.
@@ -96,30 +119,34 @@ class OnnxRuntimeRunner(BaseRunner):
         Raises:
             ProviderUnavailable: CUDA failed while running, for want of memory for instance.
             BundleInvalid: The graph does not run with these inputs.
-            UsageError: The runner was closed.
+            MemoryShort: There is too little memory for these inputs.
+            UsageError: The runner was closed, or the inputs do not fit the signature.
         """
-        bound = self._bindings.get(pixels.shape)
-        if bound is not None and pixels.dtype == bound.pixels.dtype:
-            return bound.run(pixels).copy()
-        if self._session is None:
-            raise UsageError("this runner was closed")
-        logits = self._run_plainly(pixels)
-        graphs = self._options.cuda_graph  # each size is recorded, and a recorded one is never forgotten
-        if self._binds and not self._is_mixed and 0 < pixels.nbytes <= (math.inf if graphs else _BIND_UP_TO_BYTES):
-            if len(self._bindings) >= _MOST_BINDINGS and not graphs:
-                del self._bindings[next(iter(self._bindings))]
-            with contextlib.suppress(ProviderUnavailable):  # no room for buffers: the answer is there all the same
-                self._bindings[pixels.shape] = self._bound(pixels.copy(), logits.copy())
-        return logits
+        last = self._last
+        if last is not None and len(tensors) == 1:  # a call may take 11 us: no loop, no other look-up
+            array = tensors.get(self._names[0])
+            if array is not None and array.shape == last.shape and array.dtype is last.dtype:
+                try:
+                    return {self._outputs[0]: last.run(array).copy()}
+                except KitError:
+                    return self._unbound(tensors)
+        return self._run_plainly(tensors) if not self._binds and self._is_checked else self._run_bound(tensors)
 
-    def bind(self, shape: tuple[int, ...]) -> Binding:
-        """Return buffers for inputs of one shape, `(N, *input shape)`, on the device where the model runs."""
+    def bind(self, sizes: Sizes) -> Binding:
+        """Return buffers for inputs of these sizes, on the device where the model runs; an axis left out has its usual size."""
         if self._session is None:
             raise UsageError("this runner was closed")
+        refuse_varying(self.signature)
         if self._is_mixed:
-            return super().bind(shape)
-        pixels = np.zeros(shape, np.uint8)
-        return self._bound(pixels, self._run_plainly(pixels))
+            return super().bind(sizes)
+        known = self.signature.usual_sizes(**sizes)
+        inputs = self.signature.zeros(known)
+        try:
+            outputs = self._run_plainly(inputs)
+        except BundleInvalid:  # a rate of 0, for instance: what the model accepts is only known by trying
+            inputs = dict(seeded(self.signature, sizes=known).inputs)
+            outputs = self._run_plainly(inputs)
+        return self._bound(inputs, outputs)
 
     def share(self) -> Self:
         """Return a runner on the same session, with buffers of its own: sessions may run in several threads at once."""
@@ -128,21 +155,64 @@ class OnnxRuntimeRunner(BaseRunner):
         if self._options.cuda_graph:
             raise Unavailable("a session that replays CUDA graphs is for one thread", hint="open the model once more")
         other = copy.copy(self)
-        other._bindings = {}  # noqa: SLF001 - one of this class
+        other._bindings, other._last = RecentBindings(_MOST_BINDINGS), None  # noqa: SLF001 - one of this class
         return other
 
-    def _bound(self, pixels: Pixels, logits: Logits) -> Binding:
+    def _run_bound(self, tensors: Tensors) -> dict[str, NDArray[Any]]:
+        try:
+            arrays = [tensors[name] for name in self._names]
+            shapes = tuple([array.shape for array in arrays])
+        except (KeyError, AttributeError):
+            self.signature.check(tensors)
+            raise
+        bound = self._bindings.get(shapes) if len(tensors) == len(arrays) else None
+        if bound is None:
+            return self._run_first(tensors, shapes)
+        if isinstance(bound, OneToOne):
+            self._last = bound
+        try:
+            return copied(bound.run(*arrays), self._outputs)
+        except KitError:
+            return self._unbound(tensors)
+
+    def _run_first(self, tensors: Tensors, shapes: Shapes) -> dict[str, NDArray[Any]]:
+        """Run inputs of shapes that are not bound, checked, and bind them if they are small."""
+        if self._session is None:
+            raise UsageError("this runner was closed")
+        sizes = self.signature.check(tensors)
+        outputs = self._run_plainly(tensors)
+        if not self._is_checked:
+            signatures.check_outputs(outputs, self.signature, sizes)
+            self._is_checked = True
+        graphs = self._options.cuda_graph  # each size is recorded, and a recorded one is never forgotten
+        has_room = not graphs or len(self._bindings) < _MOST_BINDINGS
+        if self._binds and has_room and (graphs or (_is_small(tensors) and _is_small(outputs))):
+            with contextlib.suppress(Unavailable):  # no room for buffers: the answer is there all the same
+                inputs = {name: np.array(tensors[name], order="C") for name in self._names}
+                made = {name: array.copy() for name, array in outputs.items()}
+                bound = self._bindings.keep(shapes, self._bound(inputs, made))
+                self._last = bound if isinstance(bound, OneToOne) else None
+        return outputs
+
+    def _unbound(self, tensors: Tensors) -> dict[str, NDArray[Any]]:
+        """Run plainly what failed bound: if that works, an output's size depends on the values, and nothing is bound again."""
+        self.signature.check(tensors)
+        outputs = self._run_plainly(tensors)
+        self._binds, self._last = False, None
+        self._bindings.clear()
+        return outputs
+
+    def _bound(self, inputs: Tensors, outputs: Tensors) -> Binding:
         ort = _onnxruntime()
-        pixels = np.ascontiguousarray(pixels)
-        translate = partial(self._translated, samples=len(pixels))
-        if self.provider is Provider.CPU:
-            return io_binding.bind_host(self._session, ort, pixels, logits, translate)
+        translate = partial(self._failure, rows=self.signature.rows(inputs))
         with io_binding.translating(translate):  # memory of the device may have run out, for instance
+            if self.provider is Provider.CPU:
+                return io_binding.bind_host(self._session, ort, inputs, outputs, translate)
             return io_binding.bind_device(
                 self._session,
                 ort,
-                pixels,
-                logits,
+                inputs,
+                outputs,
                 translate,
                 device=("cuda", self._options.device_id),
                 graph_id=next(self._graphs) if self._options.cuda_graph else None,
@@ -153,23 +223,19 @@ class OnnxRuntimeRunner(BaseRunner):
         """Whether nodes run in several places: an input is copied to its own once, when it is bound, and never again."""
         return bool(self.fallback_reason) and set(self.placement.nodes) != {Provider.CPU.value}
 
-    def _run_plainly(self, pixels: Pixels) -> Logits:
+    def _run_plainly(self, tensors: Tensors) -> dict[str, NDArray[Any]]:
         how = io_binding.without_graph(_onnxruntime()) if self._options.cuda_graph else None
         try:
-            logits: Logits = self._session.run(self._outputs, {self._input: pixels}, how)[0]
-        except _theirs() as error:
-            raise self._failure(error, len(pixels)) from error
-        return logits
+            found = self._session.run(self._outputs, tensors if type(tensors) is dict else dict(tensors), how)
+        except Exception as error:
+            if self._session is None:
+                raise UsageError("this runner was closed") from error
+            self.signature.check(tensors)
+            raise self._failure(error, rows=self.signature.rows(tensors)) from error
+        return dict(zip(self._outputs, found, strict=True))
 
-    def _translated(self, error: Exception, *, samples: int) -> KitError | None:
-        return self._failure(error, samples) if isinstance(error, (RuntimeError, *_theirs())) else None
-
-    def _failure(self, error: Exception, samples: int) -> KitError:
-        kind = BundleInvalid if self.provider is Provider.CPU else ProviderUnavailable
-        return kind(
-            f"ONNX Runtime could not run {samples:,} samples on {self.provider}: {_words(error)}",
-            hint="see whether it runs a few: kit verify; if it does, use a smaller batch",
-        )
+    def _failure(self, error: Exception, *, rows: int) -> KitError:
+        return ort_errors.of_running(error, provider=self.provider, rows=rows)
 
     def end_profiling(self) -> bytes:
         """Stop the profiler and return its trace, in Chrome's format."""
@@ -177,10 +243,10 @@ class OnnxRuntimeRunner(BaseRunner):
 
     def close(self) -> None:
         """Free the session, as soon as no binding and no runner that shares it is left."""
-        self._session = None
-        self._bindings = {}
+        self._session = self._last = None
+        self._bindings.clear()
 
-    def _open(self, model: bytes) -> Any:
+    def _open(self, model: bytes | Path) -> Any:
         if self.provider is Provider.CPU:
             return _session(
                 model, self._options, ["CPUExecutionProvider"], strict=False, profile_into=self._profile_into
@@ -193,7 +259,7 @@ class OnnxRuntimeRunner(BaseRunner):
         self.provider, self.fallback_reason, self.fallback_fix = Provider.CPU, problem.reason, problem.fix
         return _session(model, self._options, ["CPUExecutionProvider"], strict=False, profile_into=self._profile_into)
 
-    def _open_gpu(self, model: bytes) -> Any:
+    def _open_gpu(self, model: bytes | Path) -> Any:
         gpu = _gpu_providers(self._options)
         if self._options.allow_fallback:
             return _session(
@@ -207,7 +273,7 @@ class OnnxRuntimeRunner(BaseRunner):
                 hint="use --provider cpu, or --allow-fallback to let those nodes run on the CPU",
             ) from error
 
-    def _nodes_left_behind(self, model: bytes, gpu: list[Any]) -> str:
+    def _nodes_left_behind(self, model: bytes | Path, gpu: list[Any]) -> str:
         """Name the nodes for which the GPU has no kernel, by opening the model once more with the CPU allowed."""
         for _, settings in gpu:
             settings.pop("enable_cuda_graph", None)  # with it, a session that needs the CPU does not open at all
@@ -298,7 +364,7 @@ def _preload_tensorrt() -> None:
 
 
 def _session(
-    model: bytes, options: RunnerOptions, providers: list[Any], *, strict: bool, profile_into: Path | None = None
+    model: bytes | Path, options: RunnerOptions, providers: list[Any], *, strict: bool, profile_into: Path | None = None
 ) -> Any:
     ort = _onnxruntime()
     settings = ort.SessionOptions()
@@ -320,8 +386,8 @@ def _session(
     try:
         with _quiet(ort):
             return ort.InferenceSession(model, settings, providers=providers)
-    except _theirs() as error:
-        raise BundleInvalid(f"ONNX Runtime does not accept the model: {_words(error)}") from error
+    except Exception as error:  # they share no base class
+        raise ort_errors.of_opening(error) from error
 
 
 @contextlib.contextmanager
@@ -334,30 +400,16 @@ def _quiet(ort: Any) -> Iterator[None]:
         ort.set_default_logger_severity(2)
 
 
-@cache
-def _theirs() -> tuple[type[Exception], ...]:
-    """Return ONNX Runtime's exceptions, which share no base class."""
-    state = _onnxruntime().capi.onnxruntime_pybind11_state
-    names = (
-        "Fail",
-        "InvalidArgument",
-        "InvalidGraph",
-        "InvalidProtobuf",
-        "NotImplemented",
-        "RuntimeException",
-        "EPFail",
-    )
-    return tuple(getattr(state, name) for name in names)
-
-
-def _words(error: Exception) -> str:
-    """Return the part of an ONNX Runtime message that is not its own numbering."""
-    return str(error).split(" : ", maxsplit=3)[-1].strip()
-
-
 def _placement(session: Any) -> Placement:
     nodes: dict[str, int] = {}
     for graph in session.get_provider_graph_assignment_info():
         name = str(graph.ep_name).removesuffix("ExecutionProvider").lower()
         nodes[name] = nodes.get(name, 0) + len(graph.get_nodes())
     return Placement(nodes)
+
+
+def _is_small(tensors: Tensors) -> bool:
+    """Whether copying takes less time than binding saves."""
+    return sum(array.nbytes for array in tensors.values()) <= _BIND_UP_TO_BYTES and all(
+        array.size for array in tensors.values()
+    )

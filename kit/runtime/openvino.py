@@ -4,19 +4,37 @@ from __future__ import annotations
 
 import io
 from functools import partial
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kit.choices import Provider
-from kit.errors import BundleInvalid, UsageError
-from kit.runtime.base import BaseRunner, Binding, Logits, Pixels, Placement, RunnerOptions
+from kit.errors import BundleInvalid, KitError, MemoryShort, UsageError
+from kit.runtime.base import (
+    MOST_BINDINGS,
+    BaseRunner,
+    Binding,
+    Placement,
+    RecentBindings,
+    RunnerOptions,
+    bind_arrays,
+    copied,
+    refuse_varying,
+)
+from kit.tensors import Signature, Sizes, Tensors
 
 
 class OpenVinoRunner(BaseRunner):
-    """An ONNX model compiled by OpenVINO for the CPU, for each batch size anew, with its hint for latency.
+    """An ONNX model compiled by OpenVINO for the CPU, for each size anew, with its hint for latency.
 
-    Inputs and outputs are bound: one passed to each call costs 30 to 50 us in Python.
+    Inputs and outputs are bound: one passed to each call costs 30 to 50 us in Python. The sizes used last stay compiled.
+
+    Args:
+        model: The ONNX file's bytes, or its path if weights lie in files beside it.
+        options: Threads.
+        signature: What the model takes and gives.
 
     Raises:
         BundleInvalid: OpenVINO does not accept the model.
@@ -24,11 +42,11 @@ class OpenVinoRunner(BaseRunner):
 
     runtime = "openvino"
     provider = Provider.CPU
-    fallback_reason = ""
 
-    def __init__(self, model: bytes, options: RunnerOptions) -> None:
+    def __init__(self, model: bytes | Path, options: RunnerOptions, *, signature: Signature) -> None:
         import openvino
 
+        self.signature = signature
         self._core: Any = openvino.Core()
         self._settings = {
             "PERFORMANCE_HINT": "LATENCY",
@@ -38,44 +56,95 @@ class OpenVinoRunner(BaseRunner):
         }
         self._model = model
         self._options = options
-        self._bindings: dict[tuple[int, ...], Binding] = {}
+        self._outputs = [spec.name for spec in signature.outputs]
+        self._bindings = RecentBindings(MOST_BINDINGS)
         self.placement = Placement({})
         self._read()
 
-    def run(self, pixels: Pixels) -> Logits:
-        """Compute logits float32 `[N, classes]` for pixels uint8 `[N, *input shape]`; the first of a batch size compiles."""
+    def run(self, tensors: Tensors) -> dict[str, NDArray[Any]]:
+        """Compute the outputs; the first call of a size compiles."""
         if self._core is None:
             raise UsageError("this runner was closed")
-        bound = self._bindings.get(pixels.shape)
-        if bound is None:
-            bound = self._bindings[pixels.shape] = self.bind(pixels.shape)
-        return bound.run(pixels).copy()
+        sizes = self.signature.check(tensors)
+        arrays = [tensors[spec.name] for spec in self.signature.inputs]
+        shapes = tuple([array.shape for array in arrays])
+        bound = self._bindings.get(shapes) or self._bindings.keep(shapes, self._compiled(sizes))
+        return copied(bound.run(*arrays), self._outputs)
 
-    def _read(self) -> Any:
-        try:
-            return self._core.read_model(io.BytesIO(self._model))
-        except RuntimeError as error:
-            raise BundleInvalid(f"OpenVINO does not accept the model: {str(error).splitlines()[0]}") from error
+    def bind(self, sizes: Sizes) -> Binding:
+        """Compile for inputs of these sizes, and bind buffers; an axis left out has its usual size."""
+        if self._core is None:
+            raise UsageError("this runner was closed")
+        refuse_varying(self.signature)
+        return self._compiled(self.signature.usual_sizes(**sizes))
 
-    def bind(self, shape: tuple[int, ...]) -> Binding:
-        """Compile for inputs of one shape, `(N, *input shape)`, and bind buffers."""
+    def _compiled(self, sizes: Sizes) -> Binding:
         import openvino
 
-        if self._core is None:
-            raise UsageError("this runner was closed")
+        inputs = self.signature.zeros(sizes)
         model = self._read()
-        model.reshape(shape)  # static shapes are several times faster at batch 1 than a dynamic batch
-        request = self._core.compile_model(model, "CPU", self._settings).create_infer_request()
-        buffer = np.zeros(shape, np.uint8)
-        request.set_input_tensor(openvino.Tensor(buffer, shared_memory=True))
-        logits: Logits = request.get_output_tensor(0).data
-        return Binding(buffer, logits, partial(request.infer, share_outputs=True))
+        try:
+            # static shapes are several times faster at batch 1 than a dynamic batch
+            model.reshape({name: openvino.PartialShape(list(array.shape)) for name, array in inputs.items()})
+            compiled = self._core.compile_model(model, "CPU", self._settings)
+            request = compiled.create_infer_request()
+            for name, array in inputs.items():
+                request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
+            ports = {name: _port(compiled, name) for name in self._outputs}
+            call = partial(_translated, partial(request.infer, share_outputs=True))
+            if any(port.partial_shape.is_dynamic for port in ports.values()):
+                return _Resized(inputs, {name: np.zeros(0) for name in ports}, call, request, ports)
+            outputs = {name: request.get_tensor(port).data for name, port in ports.items()}
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise _failure(error) from error
+        return bind_arrays(inputs, outputs, call)
+
+    def _read(self) -> Any:
+        model = self._model
+        try:
+            return self._core.read_model(model if isinstance(model, Path) else io.BytesIO(model))
+        except (RuntimeError, MemoryError) as error:
+            raise _failure(error) from error
 
     def share(self) -> Self:
         """Return a runner that compiles for itself: one compiled for latency serves one request at a time."""
-        return type(self)(self._model, self._options)
+        return type(self)(self._model, self._options, signature=self.signature)
 
     def close(self) -> None:
         """Free the compiled models."""
         self._core = None
         self._bindings.clear()
+
+
+class _Resized(Binding):
+    """Inputs that stay, and outputs whose size is known after the call alone."""
+
+    __slots__ = ("_ports", "_request")
+
+    def __init__(self, inputs: Tensors, outputs: Tensors, call: Any, request: Any, ports: dict[str, Any]) -> None:
+        super().__init__(inputs, outputs, call)
+        self._request, self._ports = request, ports
+
+    def copy_out(self) -> Any:
+        """Return what the model wrote."""
+        arrays = tuple(self._request.get_tensor(port).data for port in self._ports.values())
+        return arrays[0] if len(arrays) == 1 else arrays
+
+
+def _port(compiled: Any, name: str) -> Any:
+    return next(port for port in compiled.outputs if name in port.get_names())
+
+
+def _translated(call: Any) -> None:
+    try:
+        call()
+    except (RuntimeError, MemoryError) as error:
+        raise _failure(error) from error
+
+
+def _failure(error: Exception) -> KitError:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    reason = next((line for line in lines if not line.startswith("Exception from")), lines[0] if lines else "?")
+    if isinstance(error, MemoryError) or "bad_alloc" in str(error):
+        return MemoryShort(f"OpenVINO has too little memory for the model: {reason}", hint="use smaller inputs")
+    return BundleInvalid(f"OpenVINO does not accept the model: {reason}", hint="use --runtime onnxruntime")

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kit.choices import Provider
-from kit.runtime.base import Pixels, Placement, RunnerOptions
+from kit.runtime.base import Placement, RunnerOptions
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
+from kit.tensors import Signature, Tensors
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,15 @@ class Profiled:
     fallback_fix: str = ""
 
 
-def profile(model: bytes, options: RunnerOptions, pixels: Pixels, *, calls: int, warmup: int = 20) -> Profiled:
+def profile(
+    model: bytes | Path,
+    options: RunnerOptions,
+    tensors: Tensors,
+    *,
+    calls: int,
+    warmup: int = 20,
+    signature: Signature | None = None,
+) -> Profiled:
     """Run a model under the profiler; `warmup` calls are in the trace but not in the means.
 
     Raises:
@@ -57,10 +66,10 @@ def profile(model: bytes, options: RunnerOptions, pixels: Pixels, *, calls: int,
     """
     with (
         tempfile.TemporaryDirectory() as folder,
-        OnnxRuntimeRunner(model, options, profile_into=Path(folder)) as runner,
+        OnnxRuntimeRunner(model, options, signature=signature, profile_into=Path(folder)) as runner,
     ):
         for _ in range(warmup + calls):
-            runner.run(pixels)
+            runner.run(tensors)
         trace = runner.end_profiling()
         events = json.loads(trace)
         nodes: dict[tuple[str, str, str], list[float]] = defaultdict(list)

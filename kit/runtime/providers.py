@@ -32,7 +32,7 @@ def prove(provider: Provider, *, device_id: int = 0) -> ProviderReport:
     """Run the probe on a provider and check its answer; what goes wrong is in the report, not raised."""
     try:
         with OnnxRuntimeRunner(PROBE.read_bytes(), RunnerOptions(provider=provider, device_id=device_id)) as runner:
-            answer = runner.run(np.array([[1, 1]], np.float32))
+            answer = runner.run({"x": np.array([[1, 1]], np.float32)})["y"]
     except PackageMissing as error:
         wanted = libraries.CPU_PACKAGE if provider is Provider.CPU else libraries.GPU_PACKAGE
         return ProviderReport(provider=provider, works=False, reason=str(error), fix=packages.install_line(wanted))

@@ -1,47 +1,55 @@
-"""PyTorch behind the Runner protocol: the reference a bundle's variants are held against."""
+"""PyTorch behind the Runner protocol: a module as the reference that a bundle's variants are held against."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
-from collections.abc import Callable
-from typing import Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from kit.bundle.records import ModelSpec
 from kit.choices import Provider
-from kit.errors import ProviderUnavailable, Unavailable
-from kit.lab.models import FromPixels
-from kit.runtime.base import BaseRunner, Binding, Logits, Pixels, Placement, RunnerOptions, logits_of
+from kit.errors import BundleInvalid, KitError, MemoryShort, ProviderUnavailable, Unavailable, UsageError
+from kit.runtime.base import (
+    MOST_BINDINGS,
+    BaseRunner,
+    Binding,
+    Placement,
+    RecentBindings,
+    RunnerOptions,
+    copied,
+    refuse_varying,
+    run_in_batches,
+)
+from kit.samples import seeded
+from kit.tensors import Signature, Sizes, Tensors
 
 _WARMUP_CALLS = 3  # before a CUDA graph is recorded, as torch.cuda.graph asks for
-Forward = Callable[[torch.Tensor], torch.Tensor]
+_Many = tuple[torch.Tensor, ...]
+Forward = Callable[[_Many], _Many]
 
 
-class _Half(nn.Module):
-    """A module whose weights and activations are float16, between float32 in and out."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = copy.deepcopy(module).half()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = self.module(x.half())
-        return output.float()
+def answers(module: nn.Module, signature: Signature, tensors: Tensors) -> dict[str, NDArray[Any]]:
+    """Return what a module answers to inputs, in pieces of bounded size, on the CPU."""
+    with PyTorchRunner(module, signature) as runner:
+        return run_in_batches(runner, tensors)
 
 
 class PyTorchRunner(BaseRunner):
     """A module on the CPU or on CUDA, in inference mode: eager, or through torch.compile. Matrices multiply without TF32.
 
     Args:
-        module: Takes normalised float32 `[N, *input shape]`, gives logits `[N, classes]`; set to evaluation mode.
-        spec: Tells the normalisation.
+        module: Its forward takes the signature's inputs in order. It returns a tensor, a tuple or a list in the order of the
+            outputs, or a mapping or dataclass with their names; set to evaluation mode.
+        signature: What it takes and gives.
         options: Provider, threads (of the whole process, as torch has one setting), device, TF32, CUDA graphs; None: the CPU,
             torch's threads.
-        compiled: Compile now: for a dynamic batch, or with CUDA graphs for each batch size in its mode `reduce-overhead`.
+        compiled: Compile now: for sizes that differ, or with CUDA graphs for each size in its mode `reduce-overhead`.
         half: Compute in float16.
 
     Raises:
@@ -52,7 +60,7 @@ class PyTorchRunner(BaseRunner):
     def __init__(
         self,
         module: nn.Module,
-        spec: ModelSpec,
+        signature: Signature,
         *,
         options: RunnerOptions | None = None,
         compiled: bool = False,
@@ -60,77 +68,111 @@ class PyTorchRunner(BaseRunner):
     ) -> None:
         if options is not None:
             torch.set_num_threads(options.threads)
-        self.fallback_reason = ""
+        self.signature = signature
         self.slow_to_open = compiled
         self._options = options or RunnerOptions()
         self.provider, self._device = self._where(self._options)
         self.runtime = "pytorch-compile" if compiled else "pytorch"
         self.placement = Placement({})
-        on_gpu = self.provider is Provider.CUDA
-        graphs = self._options.cuda_graph and on_gpu
+        graphs = self._options.cuda_graph and self.provider is Provider.CUDA
         self._records = graphs and not compiled  # torch.compile records by itself
-        self._bindings: dict[tuple[int, ...], Binding] = {}
-        self._module: Forward = FromPixels(_Half(module) if half else module, spec).eval().to(self._device)
+        self._bindings = RecentBindings(MOST_BINDINGS)
+        self._outputs = [spec.name for spec in signature.outputs]
+        self._module: Callable[..., Any] | None = (_in_half(module) if half else module).eval().to(self._device)
         if compiled:
-            # it warns on every machine that has CUDA's compiler and no GPU
-            logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-            self._module = (
-                torch.compile(self._module, mode="reduce-overhead")
-                if graphs
-                else torch.compile(self._module, dynamic=True)
-            )
-            try:
-                self.run(np.zeros((2, *spec.input.shape), np.uint8))
-            except (RuntimeError, OSError) as error:
-                reason = str(error).strip().splitlines()[0]
-                raise Unavailable(
-                    f"torch.compile does not work here: {reason}", hint="install a C++ compiler"
-                ) from error
+            self._compile(graphs=graphs)
 
-    def run(self, pixels: Pixels) -> Logits:
-        """Compute logits float32 `[N, classes]` for pixels uint8 `[N, *input shape]`."""
+    def run(self, tensors: Tensors) -> dict[str, NDArray[Any]]:
+        """Compute the outputs; with CUDA graphs, the first call of a size records."""
+        sizes = self.signature.check(tensors)
+        arrays = [tensors[spec.name] for spec in self.signature.inputs]
         if self._records:
-            if pixels.shape not in self._bindings:
-                self._bindings[pixels.shape] = self.bind(pixels.shape)
-            return self._bindings[pixels.shape].run(pixels).copy()
+            shapes = tuple([array.shape for array in arrays])
+            bound = self._bindings.get(shapes) or self._bindings.keep(shapes, self.bind(sizes))
+            return copied(bound.run(*arrays), self._outputs)
         with torch.inference_mode():
-            # torch warns about arrays it could write to but must not; pixels are only read.
-            logits: Logits = self._forward(torch.tensor(pixels).to(self._device)).cpu().numpy()
-        return logits
+            # torch warns about arrays it could write to but must not; inputs are only read.
+            found = self._forward(tuple(torch.tensor(array).to(self._device) for array in arrays))
+        return {name: _to_numpy(one) for name, one in zip(self._outputs, found, strict=True)}
 
-    def bind(self, shape: tuple[int, ...]) -> Binding:
-        """Return a tensor for inputs of one shape, `(N, *input shape)`, on the device, and the call on it."""
-        pixels = np.zeros(shape, np.uint8)
-        tensor = torch.from_numpy(pixels).to(self._device)
-        return _Tensors(pixels, tensor, self._recorded(tensor) if self._records else self._forward)
+    def bind(self, sizes: Sizes) -> Binding:
+        """Return tensors for inputs of these sizes on the device, and the call on them; an axis left out has its usual size."""
+        refuse_varying(self.signature)
+        known = self.signature.usual_sizes(**sizes)
+        try:
+            return self._bound(self.signature.zeros(known))
+        except BundleInvalid:  # zeros need not be what the module accepts
+            return self._bound(dict(seeded(self.signature, sizes=known).inputs))
 
     def share(self) -> Self:
         """Return a runner of the same module, which may run in several threads at once unless it replays CUDA graphs."""
         if self._options.cuda_graph:
             raise Unavailable("a module that replays CUDA graphs is for one thread", hint="open the model once more")
-        return copy.copy(self)
+        other = copy.copy(self)
+        other._bindings = RecentBindings(MOST_BINDINGS)  # noqa: SLF001 - one of this class
+        return other
 
-    def _forward(self, tensor: torch.Tensor) -> torch.Tensor:
+    def close(self) -> None:
+        """Free recorded graphs, and forget the module."""
+        self._module = None
+        self._bindings.clear()
+
+    def _bound(self, inputs: dict[str, NDArray[Any]]) -> Binding:
+        given = tuple(torch.from_numpy(array).to(self._device) for array in inputs.values())
+        return _OnDevice(inputs, given, self._outputs, self._recorded(given) if self._records else self._forward)
+
+    def _compile(self, *, graphs: bool) -> None:
+        # it warns on every machine that has CUDA's compiler and no GPU
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+        module = self._module
+        self._module = torch.compile(module, mode="reduce-overhead") if graphs else torch.compile(module, dynamic=True)
+        usual = self.signature.usual_sizes()
+        batch = self.signature.batch
+        if batch is not None and not self.signature.axes[batch].problem(2):
+            usual[batch] = 2  # with 1, the size would be compiled in
+        try:
+            self.run(seeded(self.signature, sizes=usual).inputs)
+        except (BundleInvalid, OSError) as error:
+            raise Unavailable(f"torch.compile does not work here: {error}", hint="install a C++ compiler") from error
+
+    def _forward(self, tensors: _Many) -> _Many:
+        if self._module is None:
+            raise UsageError("this runner was closed")
         if self.provider is Provider.CUDA:  # one setting for the whole process: whoever runs sets it
             torch.set_float32_matmul_precision("high" if self._options.tf32 else "highest")
-        return self._module(tensor)
+        try:
+            found = self._module(*tensors)
+        except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
+            raise self._failure(error) from error
+        return tuple(
+            one.to(_dtype(spec.dtype))
+            for spec, one in zip(self.signature.outputs, _in_order(found, self._outputs), strict=True)
+        )
 
-    def _recorded(self, tensor: torch.Tensor) -> Forward:
-        """Record the module on a tensor as a CUDA graph, after some calls on a stream of their own."""
+    def _failure(self, error: Exception) -> KitError:
+        lines = str(error).strip().splitlines()
+        message = f"PyTorch could not run on {self.provider}: {lines[0] if lines else type(error).__name__}"
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            kind = MemoryShort if self.provider is Provider.CPU else ProviderUnavailable
+            return kind(message, hint="use smaller inputs, or fewer in one call")
+        return (BundleInvalid if self.provider is Provider.CPU else ProviderUnavailable)(message)
+
+    def _recorded(self, tensors: _Many) -> Forward:
+        """Record the module on tensors as a CUDA graph, after some calls on a stream of their own."""
         stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         device = torch.cuda.device(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.inference_mode(), torch.cuda.stream(stream):
             for _ in range(_WARMUP_CALLS):
-                self._forward(tensor)
+                self._forward(tensors)
         torch.cuda.current_stream(self._device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.inference_mode(), device, torch.cuda.graph(graph, stream=stream):
-            output = self._forward(tensor)
+            outputs = self._forward(tensors)
 
-        def replay(_: torch.Tensor) -> torch.Tensor:
+        def replay(_: _Many) -> _Many:
             graph.replay()
-            return output
+            return outputs
 
         return replay
 
@@ -146,50 +188,97 @@ class PyTorchRunner(BaseRunner):
         self.fallback_reason = reason
         return Provider.CPU, torch.device("cpu")
 
-    def close(self) -> None:
-        """Free recorded graphs; nothing else is held beyond the module."""
-        self._bindings = {}
 
+class _OnDevice(Binding):
+    """Tensors that stay, and the tensors the module made of them. On the CPU the inputs are `inputs` themselves."""
 
-class _Tensors(Binding):
-    """A tensor that stays, and the tensor the module made of it. On the CPU the input is `pixels` itself."""
+    __slots__ = ("_forward", "_given_tensors", "_made_tensors")
 
-    __slots__ = ("_forward", "_input", "_output")
-
-    def __init__(self, pixels: Pixels, tensor: torch.Tensor, forward: Forward) -> None:
-        self._input, self._forward = tensor, forward
-        self._output = self._called()
-        super().__init__(pixels, self._output.cpu().numpy().copy(), _nothing)
+    def __init__(self, inputs: dict[str, NDArray[Any]], tensors: _Many, names: Sequence[str], forward: Forward) -> None:
+        self._given_tensors, self._forward = tensors, forward
+        self._made_tensors = self._called()
+        outputs = {name: _to_numpy(one).copy() for name, one in zip(names, self._made_tensors, strict=True)}
+        super().__init__(inputs, outputs, _nothing)
 
     def compute(self) -> None:
-        self._output = self._called()
-        if not self._output.is_cuda:
-            np.copyto(self.logits, self._output.numpy())
+        self._made_tensors = self._called()
+        if not self._is_away:
+            self._fetch()
 
-    def _called(self) -> torch.Tensor:
+    def copy_in(self, *arrays: NDArray[Any]) -> None:
+        super().copy_in(*arrays)
+        if self._is_away:
+            for tensor, array in zip(self._given_tensors, self._given, strict=True):
+                tensor.copy_(torch.from_numpy(array))
+
+    def copy_out(self) -> Any:
+        if self._is_away:
+            self._fetch()
+        return super().copy_out()
+
+    @property
+    def _is_away(self) -> bool:
+        return self._given_tensors[0].is_cuda
+
+    def _called(self) -> _Many:
         with torch.inference_mode():
-            output = self._forward(self._input)
-        if output.is_cuda:
-            torch.cuda.synchronize(output.device)
-        return output
+            outputs = self._forward(self._given_tensors)
+        if self._is_away:
+            torch.cuda.synchronize(self._given_tensors[0].device)
+        return outputs
 
-    def copy_in(self, pixels: Pixels) -> None:
-        self.check(pixels)
-        np.copyto(self.pixels, pixels)
-        if self._input.is_cuda:
-            self._input.copy_(torch.from_numpy(self.pixels))
-
-    def copy_out(self) -> Logits:
-        if self._output.is_cuda:
-            np.copyto(self.logits, self._output.cpu().numpy())
-        return self.logits
+    def _fetch(self) -> None:
+        for place, tensor in zip(self._made, self._made_tensors, strict=True):
+            if place.shape != tuple(tensor.shape):
+                raise Unavailable(
+                    "the size of an output depends on the values, so that it cannot be bound", hint="use run"
+                )
+            np.copyto(place, tensor.cpu().numpy())
 
 
 def _nothing() -> None:
     """Stand in for a call of the binding's own, which would refer to itself and live until the next collection."""
 
 
-def reference_logits(module: nn.Module, spec: ModelSpec, pixels: Pixels) -> Logits:
-    """Compute PyTorch's logits float32 `[N, classes]` for pixels uint8 `[N, *input shape]`, in batches."""
-    with PyTorchRunner(module, spec) as runner:
-        return logits_of(runner, pixels)
+def _in_order(found: Any, names: Sequence[str]) -> Sequence[torch.Tensor]:
+    """Return what a module gave in the order of the outputs."""
+    if isinstance(found, torch.Tensor):
+        made: Sequence[Any] = (found,)
+    elif isinstance(found, Mapping):
+        made = [found[name] for name in names] if set(names) <= set(found) else tuple(found.values())
+    elif dataclasses.is_dataclass(found):
+        fields = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
+        made = [fields[name] for name in names] if set(names) <= set(fields) else tuple(fields.values())
+    elif isinstance(found, list | tuple):
+        made = found
+    else:
+        made = ()
+    if len(made) != len(names) or not all(isinstance(one, torch.Tensor) for one in made):
+        raise BundleInvalid(
+            f"the module gave {type(found).__name__} of {len(made)}, expected tensors for {', '.join(names)}",
+            hint="return a tensor, a tuple in the order of the outputs, or a dict with their names",
+        )
+    return made
+
+
+def _in_half(module: nn.Module) -> nn.Module:
+    """Return a copy whose weights are float16, and whose layers take their inputs so: arithmetic before them stays float32."""
+    copied_module = copy.deepcopy(module).half()
+
+    def to_half(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(one.half() if isinstance(one, torch.Tensor) and one.is_floating_point() else one for one in inputs)
+
+    for layer in copied_module.modules():
+        if next(layer.parameters(recurse=False), None) is not None:
+            layer.register_forward_pre_hook(to_half)
+    return copied_module
+
+
+def _dtype(name: str) -> torch.dtype:
+    found: torch.dtype = getattr(torch, name)
+    return found
+
+
+def _to_numpy(tensor: torch.Tensor) -> NDArray[Any]:
+    array: NDArray[Any] = tensor.cpu().numpy()
+    return array

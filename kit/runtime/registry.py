@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import metadata
 from importlib.util import find_spec
+from typing import Any
 
 from kit.bundle import Bundle
-from kit.bundle.records import Variant
+from kit.bundle.manifest import Variant
 from kit.choices import Precision, Provider, VariantFormat
 from kit.errors import PackageMissing, Unavailable, UsageError
 from kit.runtime.base import Runner, RunnerOptions
@@ -24,6 +25,9 @@ from kit.runtime.onnxruntime import OnnxRuntimeRunner
 from kit.system.packages import explain
 
 GROUP = "kit.runtimes"
+ARCHITECTURES = "kit.architectures"
+"""Entry points `rebuild(bundle) -> torch.nn.Module | None`: None of a bundle that they do not know."""
+
 ALL = "all"
 DEFAULT = "onnxruntime"
 
@@ -31,7 +35,7 @@ Open = Callable[[Bundle, Variant, RunnerOptions], Runner]
 
 
 def _onnxruntime(bundle: Bundle, variant: Variant, options: RunnerOptions) -> Runner:
-    return OnnxRuntimeRunner(bundle.read(variant.artifact), options)
+    return OnnxRuntimeRunner(bundle.model(variant), options, signature=bundle.signature)
 
 
 def _plain(bundle: Bundle, variant: Variant, options: RunnerOptions) -> Runner:
@@ -39,7 +43,7 @@ def _plain(bundle: Bundle, variant: Variant, options: RunnerOptions) -> Runner:
         raise Unavailable(
             "session.run replays no CUDA graph", hint="use the runtime onnxruntime, or leave the graph out"
         )
-    return OnnxRuntimeRunner(bundle.read(variant.artifact), options, binds=False)
+    return OnnxRuntimeRunner(bundle.model(variant), options, signature=bundle.signature, binds=False)
 
 
 def _pytorch(bundle: Bundle, variant: Variant, options: RunnerOptions) -> Runner:
@@ -53,30 +57,43 @@ def _pytorch_compile(bundle: Bundle, variant: Variant, options: RunnerOptions) -
 def _torch(bundle: Bundle, variant: Variant, options: RunnerOptions, *, compiled: bool) -> Runner:
     if options.provider is Provider.TENSORRT:
         raise Unavailable("kit runs PyTorch on the CPU and on CUDA", hint="use --provider cuda for it")
-    from kit.lab import models
     from kit.runtime.pytorch import PyTorchRunner
 
-    weights = bundle.manifest.weights
-    if weights is None or not models.is_known(bundle.spec.architecture):
-        raise Unavailable(f"kit cannot rebuild {bundle.spec.architecture!r} for PyTorch")
-    bundle.read(weights)  # checks the sha256
-    module = models.load_trained(bundle.spec, bundle.path(weights))
     half = variant.precision is Precision.FP16
-    return PyTorchRunner(module, bundle.spec, options=options, compiled=compiled, half=half)
+    return PyTorchRunner(rebuilt(bundle), bundle.signature, options=options, compiled=compiled, half=half)
+
+
+def rebuilt(bundle: Bundle) -> Any:
+    """Return the module that a bundle was made of, from the first installed architecture that knows it.
+
+    Its forward takes the inputs of the signature in order.
+
+    Raises:
+        Unavailable: No installed package knows its architecture, or the bundle has no weights.
+        BundleInvalid: The weights were altered.
+    """
+    original = bundle.manifest.original
+    if original is not None and original.weights is not None:
+        for entry in sorted(metadata.entry_points(group=ARCHITECTURES)):
+            module = entry.load()(bundle)
+            if module is not None:
+                return module
+    name = f"{original.kind} {original.name!r}" if original else "the original"
+    raise Unavailable(f"kit cannot rebuild {name} for PyTorch", hint="use the runtime onnxruntime")
 
 
 def _openvino(bundle: Bundle, variant: Variant, options: RunnerOptions) -> Runner:
     _cpu_only("openvino", options)
     from kit.runtime.openvino import OpenVinoRunner
 
-    return OpenVinoRunner(bundle.read(variant.artifact), options)
+    return OpenVinoRunner(bundle.model(variant), options, signature=bundle.signature)
 
 
 def _reference(bundle: Bundle, variant: Variant, options: RunnerOptions) -> Runner:
     _cpu_only("onnx-reference", options)
     from kit.runtime.reference import ReferenceRunner
 
-    return ReferenceRunner(bundle.read(variant.artifact), options)
+    return ReferenceRunner(bundle.model(variant), options, signature=bundle.signature)
 
 
 def _cpu_only(name: str, options: RunnerOptions) -> None:
@@ -84,8 +101,10 @@ def _cpu_only(name: str, options: RunnerOptions) -> None:
         raise Unavailable(f"{name} runs on the CPU only here", hint="use --provider cpu for it")
 
 
-# What needs operators of com.microsoft runs in ONNX Runtime alone.
-_PORTABLE = frozenset({VariantFormat.FLOAT, VariantFormat.QDQ, VariantFormat.DYNAMIC})
+ONNXRUNTIME_ONLY = frozenset({VariantFormat.QOPERATOR, VariantFormat.PIXEL, VariantFormat.WEIGHT_ONLY})
+"""Formats made of operators of com.microsoft, which no other runtime has."""
+
+_PORTABLE = frozenset(VariantFormat) - ONNXRUNTIME_ONLY
 _BUILT_IN: dict[str, tuple[Open, frozenset[VariantFormat] | None]] = {
     DEFAULT: (_onnxruntime, None),
     "onnxruntime-plain": (_plain, None),
