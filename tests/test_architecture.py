@@ -10,16 +10,7 @@ import pytest
 
 from kit.bundle import Bundle
 from tests.conftest import ROOT, Kit
-
-BLOCK = """
-import sys
-class Block:
-    def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] in {blocked!r}:
-            raise ModuleNotFoundError(f'{{name}} is not for deployment machines', name=name)
-sys.meta_path.insert(0, Block())
-"""
-WORKSHOP = ("torch", "torchvision", "onnx", "onnxscript", "sklearn", "safetensors", "streamlit")
+from tests.helpers.blocked import BLOCK, WORKSHOP
 
 
 def test_imports_point_down() -> None:

@@ -26,7 +26,7 @@ from kit.bundle import Bundle, find
 from kit.choices import Precision
 from kit.lab import data, models
 from tests.conftest import ROOT, Kit
-from tests.test_data import write_idx
+from tests.helpers.idx import write_idx
 
 COMMANDS = sorted(cli.commands)
 

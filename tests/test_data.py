@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gzip
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +11,7 @@ import pytest
 from kit.errors import DatasetInvalid, DatasetUnavailable, UsageError
 from kit.lab import data
 from kit.lab.training.recipe import Recipe
-
-
-def write_idx(path: Path, values: np.ndarray, *, packed: bool) -> None:
-    header = struct.pack(">HBB", 0, 8, values.ndim) + struct.pack(f">{values.ndim}I", *values.shape)
-    content = header + values.astype(np.uint8).tobytes()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if packed:
-        path.with_name(path.name + ".gz").write_bytes(gzip.compress(content))
-    else:
-        path.write_bytes(content)
+from tests.helpers.idx import write_idx
 
 
 @pytest.fixture(params=[True, False], ids=["gz", "plain"])

@@ -23,7 +23,7 @@ from kit.runtime import providers, registry
 from kit.runtime.base import RunnerOptions
 from kit.verify import verify
 from tests.conftest import Kit
-from tests.test_architecture import BLOCK
+from tests.helpers.blocked import BLOCK
 
 QUICK = Plan(rounds=10, turn_ms=0.5, warmup_ms=1.0)
 HAS_COMPILER = shutil.which("g++") is not None

@@ -35,3 +35,27 @@ def duo_signature() -> Signature:
         ),
         axes={"batch": Axis(typical=(1, 8)), "sequence": Axis(most=64, typical=(5, 16))},
     )
+
+
+class Conv(nn.Module):
+    """A small network of grey pictures whose first layer is not dense: three scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits [N, 3]."""
+        features = torch.relu(self.conv(x.unsqueeze(1)))
+        logits: torch.Tensor = self.head(features.mean(dim=(2, 3)))
+        return logits
+
+
+class RowsDepend(nn.Module):
+    """A module whose rows depend on their neighbours, as batch statistics in training mode do."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits [N, 3]."""
+        rows = x.flatten(1)[:, :3]
+        return rows - rows.mean(dim=0, keepdim=True)
