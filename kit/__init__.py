@@ -35,8 +35,9 @@ from kit.errors import (
 )
 
 if TYPE_CHECKING:
-    from kit.bundle import Bundle, find
+    from kit.bundle import Bundle
     from kit.engine import Engine, Prediction, load
+    from kit.ready import find
 
 __version__ = "0.1.0"
 
@@ -44,7 +45,7 @@ _LAZY = {
     "Bundle": "kit.bundle",
     "Engine": "kit.engine",
     "Prediction": "kit.engine",
-    "find": "kit.bundle",
+    "find": "kit.ready",
     "load": "kit.engine",
 }
 

@@ -129,7 +129,14 @@ def _drawn(spec: TensorSpec, shape: tuple[int, ...], rng: np.random.Generator) -
         return rng.integers(0, spec.below, shape).astype(spec.dtype)
     if spec.dtype == "uint8":
         return rng.integers(0, 256, shape, dtype=np.uint8)
+    if name in _RATES and np.iinfo(spec.dtype).max >= _RATE:
+        return np.full(shape, _RATE, spec.dtype)
     return np.ones(shape, spec.dtype) if _is_length(name) else rng.integers(0, 2, shape).astype(spec.dtype)
+
+
+_RATE = 16000
+_RATES = frozenset({"sr", "rate", "fs", "sample_rate", "sampling_rate", "samplerate"})
+"""Names of a sampling rate, which models of speech refuse if it is none of their own."""
 
 
 def _is_length(name: str) -> bool:

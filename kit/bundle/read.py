@@ -147,15 +147,10 @@ class Bundle:
         """
         path = self.path(ref)
         try:
-            stamp = _stamp(path) if ref.size_bytes > STAMPED_ABOVE_BYTES else ""
-            if stamp and not anew and _stamps().get(stamp) == ref.sha256:
-                return path
-            digest = files.sha256(path)
+            found = digest(path, anew=anew)
         except OSError as error:
             raise BundleInvalid(f"{path} cannot be read: {error.strerror or error}") from error
-        self._refuse_other(ref, digest)
-        if stamp:
-            _remember(stamp, ref.sha256)
+        self._refuse_other(ref, found)
         return path
 
     def read(self, ref: FileRef) -> bytes:
@@ -293,6 +288,18 @@ def _refuse_paths(manifest: Manifest, path: Path) -> None:
 
 def _restore_hint(name: str, flags: str = "") -> str:
     return f"copy the bundle again from where it came, or rebuild it: kit export {name}{flags}"
+
+
+def digest(path: Path, *, anew: bool = False) -> str:
+    """Return a file's sha256, read by stream; a large file that did not change since is not read again. Raises OSError."""
+    stamp = _stamp(path) if path.stat().st_size > STAMPED_ABOVE_BYTES else ""
+    known = _stamps().get(stamp) if stamp and not anew else None
+    if known is not None:
+        return known
+    found = files.sha256(path)
+    if stamp:
+        _remember(stamp, found)
+    return found
 
 
 def _stamps_path() -> Path:

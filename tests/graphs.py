@@ -1,0 +1,122 @@
+"""Small ONNX models, written by hand: no exporter, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+Value = tuple[str, str, Sequence[int | str | None] | None]
+"""Name, dtype as numpy spells it, shape: None for a size without a name, or for a shape that the graph does not tell."""
+
+
+def make(
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Sequence[Value],
+    outputs: Sequence[Value],
+    weights: dict[str, NDArray[np.generic]] | None = None,
+) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        list(nodes),
+        "graph",
+        [_value(one) for one in inputs],
+        [_value(one) for one in outputs],
+        [numpy_helper.from_array(array, name) for name, array in (weights or {}).items()],
+    )
+    domains = {node.domain for node in nodes if node.domain}
+    opsets = [helper.make_opsetid("", 20), *(helper.make_opsetid(domain, 1) for domain in sorted(domains))]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+def _value(value: Value) -> onnx.ValueInfoProto:
+    name, dtype, shape = value
+    kind = onnx.TensorProto.STRING if dtype == "str" else helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def node(operator: str, inputs: str, outputs: str, **attributes: object) -> onnx.NodeProto:
+    """Return a node; names are separated by blanks."""
+    return helper.make_node(operator, inputs.split(), outputs.split(), **attributes)
+
+
+def pixels() -> onnx.ModelProto:
+    """uint8 [batch, 4, 4] in, three float32 out."""
+    weight = np.random.default_rng(0).normal(0, 0.01, (16, 3)).astype(np.float32)
+    return make(
+        [
+            node("Cast", "pixels", "real", to=onnx.TensorProto.FLOAT),
+            node("Flatten", "real", "flat"),
+            node("MatMul", "flat weight", "logits"),
+        ],
+        [("pixels", "uint8", ["batch", 4, 4])],
+        [("logits", "float32", ["batch", 3])],
+        {"weight": weight},
+    )
+
+
+def two_by_two() -> onnx.ModelProto:
+    """Sum and difference of two inputs: `[batch, 3]` each."""
+    return make(
+        [node("Add", "a b", "sum"), node("Sub", "a b", "difference")],
+        [("a", "float32", ["batch", 3]), ("b", "float32", ["batch", 3])],
+        [("sum", "float32", ["batch", 3]), ("difference", "float32", ["batch", 3])],
+    )
+
+
+def sentences(*, vocabulary: int = 10) -> onnx.ModelProto:
+    """Vectors of ids int64 [batch, sequence], masked, for each token and their sum for each sentence."""
+    table = np.random.default_rng(0).normal(0, 1, (vocabulary, 4)).astype(np.float32)
+    return make(
+        [
+            node("Gather", "table ids", "looked"),
+            node("Cast", "mask", "real", to=onnx.TensorProto.FLOAT),
+            node("Unsqueeze", "real last", "column"),
+            node("Mul", "looked column", "tokens"),
+            node("ReduceSum", "tokens middle", "sentence", keepdims=0),
+        ],
+        [("ids", "int64", ["batch", "sequence"]), ("mask", "bool", ["batch", "sequence"])],
+        [("tokens", "float32", ["batch", "sequence", 4]), ("sentence", "float32", ["batch", 4])],
+        {"table": table, "last": np.array([2]), "middle": np.array([1])},
+    )
+
+
+def mixed() -> onnx.ModelProto:
+    """A scalar, truth values, float16 and int64."""
+    return make(
+        [
+            node("Cast", "half", "real", to=onnx.TensorProto.FLOAT),
+            node("Mul", "real factor", "product"),
+            node("Not", "flags", "others"),
+            node("Add", "count count", "twice"),
+            node("Identity", "half", "same"),
+        ],
+        [
+            ("half", "float16", ["batch", 2]),
+            ("factor", "float32", []),
+            ("flags", "bool", ["batch"]),
+            ("count", "int64", ["batch"]),
+        ],
+        [
+            ("product", "float32", ["batch", 2]),
+            ("others", "bool", ["batch"]),
+            ("twice", "int64", ["batch"]),
+            ("same", "float16", ["batch", 2]),
+        ],
+    )
+
+
+def nonzero() -> onnx.ModelProto:
+    """Where an input is not 0: an output whose size depends on the values."""
+    return make([node("NonZero", "x", "places")], [("x", "float32", ["n", 3])], [("places", "int64", [2, "found"])])
+
+
+def save_beside(model: onnx.ModelProto, path: Path) -> Path:
+    """Save a model with its weights in `NAME.data` beside it."""
+    onnx.save(
+        model, path, save_as_external_data=True, location=f"{path.stem}.data", size_threshold=0, convert_attribute=False
+    )
+    return path
