@@ -1,7 +1,8 @@
 """fp32 ONNX -> int4 weights in blocks of 32 (MatMulNBits of com.microsoft); activations are quantized within each call.
 
 The quantizer knows MatMul only and passes over Gemm without a word, so that Gemm becomes MatMul and Add first. Without
-`accuracy_level=4`, integer arithmetic on the weights, it was 25 times slower on a CPU.
+`accuracy_level=4`, integer arithmetic on the weights, it was 25 times slower on a CPU. Layers are quantized one by one, so
+that the weights of one layer at a time are held.
 """
 
 from __future__ import annotations
@@ -9,59 +10,78 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
+from onnx.external_data_helper import ExternalDataInfo
 
-from exporters.formats.int8 import Quantized, count, excluded_layers
-from exporters.graph.rules import Layer, is_plain, layers, strip
-from kit.bundle.records import Quantization
-from kit.choices import QuantizationScheme
+from exporters import staging
+from exporters.formats.base import Source, count, count_weights, excluded_layers, refusal_to_quantize
+from exporters.graph.rules import Layer, drop_unused_initializers, initializers, is_plain, layers, strip
+from kit.bundle.manifest import Quantization
+from kit.choices import Precision, QuantizationScheme, VariantFormat
 from kit.errors import GateFailed
 
 BLOCK_SIZE = 32
 _INTEGER_ARITHMETIC = 4
+_DOMAIN, _VERSION = "com.microsoft", 1
 
 
-def quantize_weights(model: onnx.ModelProto, *, exclude: tuple[str, ...] = ()) -> Quantized:
-    """Quantize the weights of dense layers to 4 bits.
+@dataclass(frozen=True)
+class Int4:
+    """Weights of 4 bits in blocks."""
 
-    Args:
-        model: fp32, as exporters.sources.module makes it.
-        exclude: Names of layers to leave in float.
+    precision = Precision.INT4
+    form = VariantFormat.WEIGHT_ONLY
 
-    Raises:
-        UsageError: A layer of that name does not exist, or all are excluded.
-        GateFailed: A layer was skipped, because it is no dense one for instance, or the quantizer failed.
-    """
-    with _same_logging():
-        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+    def refusal(self, model: onnx.ModelProto) -> str:
+        """Say why a model cannot have weights of 4 bits."""
+        if reason := refusal_to_quantize(model):
+            return reason
+        return "it has no dense layer" if {layer.name for layer in layers(model)} <= set(self.unable(model)) else ""
 
-    kept = excluded_layers(model, exclude)
-    source = onnx.ModelProto()
-    source.CopyFrom(model)
-    named = {layer.name for layer in kept}
-    left = [name for layer in layers(source) if (name := _as_matmul(source, layer)) and layer.name in named]
-    logger = logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        quantizer = MatMulNBitsQuantizer(
-            source,
-            block_size=BLOCK_SIZE,
-            is_symmetric=False,
-            accuracy_level=_INTEGER_ARITHMETIC,
-            nodes_to_exclude=left,
+    def unable(self, model: onnx.ModelProto) -> tuple[str, ...]:
+        """Return the names of layers that weights of 4 bits are not for: all but matrices, and Gemms that scale their product."""
+        constants = initializers(model)
+        return tuple(
+            dict.fromkeys(
+                layer.name
+                for layer in layers(model)
+                if layer.node.op_type == "Conv"
+                or len(constants[layer.weight].dims) != 2
+                or (layer.node.op_type == "Gemm" and not is_plain(layer.node))
+            )
         )
-        quantizer.process()
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise GateFailed(f"the quantizer failed: {error}") from error
-    finally:
-        logger.setLevel(level)
-    quantized: onnx.ModelProto = quantizer.model.model
-    strip(quantized)
+
+    def prepared(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """Return the model itself."""
+        return model
+
+    def make(self, source: Source, exclude: tuple[str, ...], target: Path) -> Quantization:
+        """Write the model; see exporters.formats.base.Format."""
+        kept = {layer.name for layer in excluded_layers(source.model, exclude)} | set(self.unable(source.model))
+        quantized = source.copy()
+        beside = target.with_suffix(".data")
+        with staging.DataWriter(beside) as data:
+            for layer in [one for one in layers(quantized) if one.name not in kept]:
+                made = _quantize(quantized, _as_matmul(quantized, layer), source.path.parent)
+                for tensor in made if source.is_large else ():
+                    data.add(tensor)
+            drop_unused_initializers(quantized)
+            for tensor in staging.external_tensors(quantized):
+                if ExternalDataInfo(tensor).location != beside.name:
+                    data.add(tensor, staging.array_of(tensor, source.path.parent))
+        strip(quantized)
+        staging.write(quantized, target)
+        return _record(source.model, quantized, exclude)
+
+
+def _record(model: onnx.ModelProto, quantized: onnx.ModelProto, exclude: tuple[str, ...]) -> Quantization:
     done, total = count(model, quantized, exclude)
-    record = Quantization(
+    weights_done, weights_total = count_weights(model, quantized)
+    return Quantization(
         scheme=QuantizationScheme.DYNAMIC,
         activation_dtype="int8",
         weight_dtype="uint4",
@@ -71,8 +91,58 @@ def quantize_weights(model: onnx.ModelProto, *, exclude: tuple[str, ...] = ()) -
         layers_quantized=done,
         layers_total=total,
         layers_excluded=exclude,
+        weights_quantized=weights_done,
+        weights_total=weights_total,
     )
-    return Quantized(model=quantized, record=record)
+
+
+def _quantize(model: onnx.ModelProto, matmul: onnx.NodeProto, folder: Path) -> list[onnx.TensorProto]:
+    """Quantize the weights of one MatMul; return its new constants, or none if another layer has brought them already."""
+    constants = initializers(model)
+    weight = numpy_helper.from_array(staging.array_of(constants[matmul.input[1]], folder), matmul.input[1])
+    small = _quantized_alone(weight, matmul.name)
+    node = small.graph.node[0]
+    node.input[0] = matmul.input[0]
+    node.output[:] = matmul.output
+    matmul.CopyFrom(node)
+    added = []
+    for tensor in small.graph.initializer:
+        if tensor.name not in constants:
+            added.append(model.graph.initializer.add())
+            added[-1].CopyFrom(tensor)
+    if _DOMAIN not in {entry.domain for entry in model.opset_import}:
+        model.opset_import.append(helper.make_opsetid(_DOMAIN, _VERSION))
+    return added
+
+
+def _quantized_alone(weight: onnx.TensorProto, name: str) -> onnx.ModelProto:
+    """Return a graph of one MatMul with these weights, quantized.
+
+    Raises:
+        GateFailed: The quantizer failed, or passed over it.
+    """
+    with _same_logging():
+        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    ends = [helper.make_tensor_value_info(end, onnx.TensorProto.FLOAT, None) for end in ("x", "y")]
+    node = helper.make_node("MatMul", ["x", weight.name], ["y"], name=name)
+    model = helper.make_model(helper.make_graph([node], "one layer", ends[:1], ends[1:], [weight]))
+    logger = logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        quantizer = MatMulNBitsQuantizer(
+            model, block_size=BLOCK_SIZE, is_symmetric=False, accuracy_level=_INTEGER_ARITHMETIC
+        )
+        quantizer.process()
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise GateFailed(f"the quantizer failed: {error}") from error
+    finally:
+        logger.setLevel(level)
+    quantized: onnx.ModelProto = quantizer.model.model
+    if [one.op_type for one in quantized.graph.node] != ["MatMulNBits"]:
+        raise GateFailed(f"the quantizer passed over {weight.name}")
+    return quantized
 
 
 @contextlib.contextmanager
@@ -87,23 +157,11 @@ def _same_logging() -> Iterator[None]:
         root.handlers[:] = handlers
 
 
-def unable(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Return the names of layers that weights of 4 bits are not for: convolutions, and Gemms that scale their product."""
-    found = layers(model)
-    return tuple(
-        dict.fromkeys(
-            one.name
-            for one in found
-            if one.node.op_type == "Conv" or (one.node.op_type == "Gemm" and not is_plain(one.node))
-        )
-    )
-
-
-def _as_matmul(model: onnx.ModelProto, layer: Layer) -> str:
-    """Write a plain Gemm as MatMul and Add; return the name of the MatMul."""
+def _as_matmul(model: onnx.ModelProto, layer: Layer) -> onnx.NodeProto:
+    """Write a plain Gemm as MatMul and Add; return the MatMul."""
     gemm = layer.node
-    if gemm.op_type != "Gemm" or not is_plain(gemm):
-        return str(gemm.name)
+    if gemm.op_type != "Gemm":
+        return gemm
     place = list(model.graph.node).index(gemm)
     name, product = f"{gemm.output[0]}.MatMul", f"{gemm.output[0]}.product"
     nodes = [helper.make_node("MatMul", list(gemm.input[:2]), [product], name=name)]
@@ -114,4 +172,4 @@ def _as_matmul(model: onnx.ModelProto, layer: Layer) -> str:
     model.graph.node.remove(gemm)
     for offset, node in enumerate(nodes):
         model.graph.node.insert(place + offset, node)
-    return name
+    return model.graph.node[place]

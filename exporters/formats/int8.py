@@ -5,12 +5,12 @@ Choices, all measured on the 784-512-256-128-10 network:
 - Weights are signed and in 7 bits (`reduce_range`); activations are unsigned 8 bit. x86 CPUs without VNNI add pairs of
   products in 16 bits and saturate with 8-bit weights: there the rms error of the logits was five times larger. In 7 bits
   every CPU computes the same sums, and a bundle goes to machines nobody has seen.
-- Raw pixels are already a quantized tensor: scale 1, zero point 0. The static graph reads them so, and has no Quantize node
-  at the door and no float copy of the picture.
-- The logits stay float: quantizing them to 8 bits costs accuracy and saves nothing.
+- A raw uint8 input is a quantized tensor already: scale 1, zero point 0. If nothing but a reshape or a transpose stands
+  between it and its first layer, the static graph reads it so: there is no Quantize node and no float copy of it.
+- Float outputs stay float: quantizing them to 8 bits costs accuracy and saves nothing.
 - Relu is quantized with its layer, so that ONNX Runtime absorbs it: each layer becomes one QGemm.
-- QDQ keeps its biases in float, the last one in an Add of its own: the CUDA provider cannot dequantize int32, and ONNX
-  Runtime on the CPU makes integers of them itself (0.4 us for the Add, of 12.5).
+- QDQ keeps its biases in float, those of the last layers in an Add of their own: the CUDA provider cannot dequantize int32,
+  and ONNX Runtime on the CPU makes integers of them itself (0.4 us for the Add, of 12.5).
 """
 
 from __future__ import annotations
@@ -18,56 +18,150 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import itertools
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import onnx
+import numpy as np
 from numpy.typing import NDArray
 from onnx import helper
 
+from exporters import staging
+from exporters.formats.base import Source, count, count_weights, excluded_layers, refusal_of_int8
+from exporters.formats.calibration import Drawn, batch_rows, draw
 from exporters.formats.equalize import equalize
 from exporters.graph.rules import LAYERS, Layer, drop_unused_initializers, initializers, is_plain, layers, strip, uses
-from kit.bundle.records import Calibration, ModelSpec, Quantization
-from kit.choices import CalibrationMethod, QuantizationScheme, VariantFormat
-from kit.errors import GateFailed, UsageError
+from kit.bundle.manifest import Calibration, Quantization
+from kit.choices import CalibrationMethod, Precision, QuantizationScheme, VariantFormat
+from kit.errors import GateFailed
+from kit.samples import Samples
+from kit.tensors import Signature
 
 _WEIGHT_BITS = 7
 _FUSED = ("Relu", "Clip")
-_CALIBRATION_BATCH = 128
+_BEFORE_THE_FIRST_LAYER = ("Slice", "Cast", "Reshape", "Flatten", "Transpose")
+_STRIDED_ABOVE_BYTES = 256 * 2**20  # histograms are made of all batches at once up to here
+
+
+@dataclass(frozen=True, kw_only=True)
+class StaticInt8:
+    """Activation ranges from calibration samples.
+
+    Attributes:
+        form: `qdq` or `qoperator`.
+        per_channel: Give each output of a layer a scale of its own; else the layers' ranges are evened out first.
+        method: How ranges follow from what the samples showed.
+        samples: How many to draw; None for the usual number, or all there are.
+        seed: Of the draw.
+    """
+
+    form: VariantFormat = VariantFormat.QDQ
+    per_channel: bool = True
+    method: CalibrationMethod = CalibrationMethod.MINMAX
+    samples: int | None = None
+    seed: int = 0
+    precision = Precision.INT8
+
+    def refusal(self, model: onnx.ModelProto) -> str:
+        """Say why a model cannot be quantized."""
+        return refusal_of_int8(model)
+
+    def unable(self, _: onnx.ModelProto) -> tuple[str, ...]:
+        """Return nothing: every layer can be quantized."""
+        return ()
+
+    def prepared(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """Return the float model that is quantized."""
+        return prepared(model, per_channel=self.per_channel)[0]
+
+    def make(self, source: Source, exclude: tuple[str, ...], target: Path) -> Quantization:
+        """Write the model; see exporters.formats.base.Format."""
+        drawn = draw(source, method=self.method, samples=self.samples, seed=self.seed)
+        made = self.quantized(source, exclude, drawn, target)
+        staging.write(made.model, target)
+        return made.record
+
+    def quantized(self, source: Source, exclude: tuple[str, ...], drawn: Drawn, target: Path) -> Quantized:
+        """Return the graph; weights of a large one already lie beside `target`."""
+        return quantize_static(
+            source.path if source.is_large else source.model,
+            source.signature,
+            drawn.samples,
+            drawn.record,
+            form=self.form,
+            per_channel=self.per_channel,
+            exclude=exclude,
+            target=target,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynamicInt8:
+    """Activation ranges found in each call; needs no samples."""
+
+    per_channel: bool = True
+    precision = Precision.INT8
+    form = VariantFormat.DYNAMIC
+
+    def refusal(self, model: onnx.ModelProto) -> str:
+        """Say why a model cannot be quantized."""
+        return refusal_of_int8(model)
+
+    def unable(self, _: onnx.ModelProto) -> tuple[str, ...]:
+        """Return nothing: every layer can be quantized."""
+        return ()
+
+    def prepared(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """Return the model itself."""
+        return model
+
+    def make(self, source: Source, exclude: tuple[str, ...], target: Path) -> Quantization:
+        """Write the model; see exporters.formats.base.Format."""
+        made = quantize_dynamic(
+            source.path if source.is_large else source.model,
+            per_channel=self.per_channel,
+            exclude=exclude,
+            target=target,
+        )
+        staging.write(made.model, target)
+        return made.record
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quantized:
-    """An INT8 model and the record of how it was made."""
+    """An INT8 graph and the record of how it was made."""
 
     model: onnx.ModelProto
     record: Quantization
 
 
 def quantize_static(
-    model: onnx.ModelProto,
-    spec: ModelSpec,
-    samples: NDArray[np.uint8],
+    model: onnx.ModelProto | Path,
+    signature: Signature,
+    samples: Sequence[Samples],
     calibration: Calibration,
     *,
     form: VariantFormat = VariantFormat.QDQ,
     per_channel: bool = True,
     exclude: tuple[str, ...] = (),
+    target: Path | None = None,
 ) -> Quantized:
     """Quantize weights and activations, with activation ranges from calibration samples.
 
     Args:
-        model: fp32, as exporters.sources.module makes it.
-        spec: Name of the input.
-        samples: uint8 `[N, *input shape]`, from the training split.
+        model: fp32: a graph, or the path of one with weights beside it.
+        signature: What it takes.
+        samples: From the training split.
         calibration: The method, and the record of where the samples came from.
         form: `qdq` or `qoperator`.
         per_channel: Give each output of a layer a scale of its own; else the layers' ranges are evened out first.
         exclude: Names of layers to leave in float.
+        target: Where the file will lie; needed for weights beside the graph.
 
     Raises:
         UsageError: A layer of that name does not exist, or all are excluded.
@@ -75,34 +169,29 @@ def quantize_static(
     """
     from onnxruntime import quantization as ort
 
-    class Samples(ort.CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no stubs
-        def __init__(self) -> None:
-            # All of one size: the histograms of ONNX Runtime's calibrators stumble over a smaller last batch.
-            size = next(size for size in range(_CALIBRATION_BATCH, 0, -1) if len(samples) % size == 0)
-            self.batches = iter(np.split(samples, len(samples) // size))
-
-        def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
-            batch = next(self.batches, None)
-            return None if batch is None else {spec.input.name: batch}
-
     methods = {
         CalibrationMethod.MINMAX: ort.CalibrationMethod.MinMax,
         CalibrationMethod.ENTROPY: ort.CalibrationMethod.Entropy,
         CalibrationMethod.PERCENTILE: ort.CalibrationMethod.Percentile,
     }
     is_qdq = form is VariantFormat.QDQ
-    model, equalized = prepared(model, per_channel=per_channel)
-    kept = excluded_layers(model, exclude)
+    graph = staging.read(model) if isinstance(model, Path) else model
+    graph, equalized = prepared(graph, per_channel=per_channel)
+    kept = excluded_layers(graph, exclude)
     if not is_qdq:
-        _refuse_shared_biases(model)
-    door = _door(model, kept)
-    # Raw pixels are quantized as they are, whatever range the samples happened to show.
-    known = {door: [{"scale": np.array(1, np.float32), "zero_point": np.array(0, np.uint8)}]} if door else {}
-    with _files(model) as (source, target):
+        _refuse_shared_biases(graph)
+    doors = _doors(graph, kept)
+    # Raw values are quantized as they are, whatever range the samples happened to show.
+    known = {door.tensor: [{"scale": np.array(1, np.float32), "zero_point": np.array(0, np.uint8)}] for door in doors}
+    reader = _reader(graph, signature, samples)
+    options = {"TensorQuantOverrides": known, "QuantizeBias": not is_qdq}
+    if calibration.method is not CalibrationMethod.MINMAX and reader.is_strided:
+        options["CalibStridedMinMax"] = 1  # histograms too are made batch by batch
+    with _files(model if isinstance(model, Path) else graph, target) as (source, written):
         ort.quantize_static(
             source,
-            target,
-            Samples(),
+            written,
+            reader,
             quant_format=ort.QuantFormat.QDQ if is_qdq else ort.QuantFormat.QOperator,
             activation_type=ort.QuantType.QUInt8,
             weight_type=ort.QuantType.QInt8,
@@ -111,36 +200,43 @@ def quantize_static(
             op_types_to_quantize=[*LAYERS, *_FUSED],
             nodes_to_exclude=[layer.node.name for layer in kept],
             calibrate_method=methods[CalibrationMethod.parse(calibration.method)],
-            extra_options={"TensorQuantOverrides": known, "QuantizeBias": not is_qdq},
+            use_external_data_format=isinstance(model, Path),
+            extra_options=options,
         )
-        quantized = onnx.load(target)
-    if door:
-        _read_pixels_as_quantized(quantized, door)
-    makers = {name: node for node in model.graph.node for name in node.output}
-    if makers[model.graph.output[0].name].op_type in _FUSED:
-        pass  # the range of the quantized output is all that is left of the activation
-    elif is_qdq:
-        _keep_logits_float(quantized)
-        _add_last_bias(quantized)
-    else:
-        _end_in_float(quantized)
+        quantized = staging.read(Path(written))
+    for door in doors:
+        _read_as_quantized(quantized, door)
+    makers = {name: node for node in graph.graph.node for name in node.output}
+    for output in graph.graph.output:
+        if output.name not in makers or makers[output.name].op_type in _FUSED:
+            continue  # the range of the quantized output is all that is left of the activation
+        if is_qdq:
+            _keep_float(quantized, output.name)
+            _add_last_bias(quantized, output.name)
+        else:
+            _end_in_float(quantized, output.name)
     drop_unused_initializers(quantized)
     strip(quantized)
-    made = _recorded(model, quantized, QuantizationScheme.STATIC, calibration, exclude, per_channel=per_channel)
+    made = _recorded(graph, quantized, QuantizationScheme.STATIC, calibration, exclude, per_channel=per_channel)
     return dataclasses.replace(made, record=dataclasses.replace(made.record, equalized=equalized))
 
 
 def prepared(model: onnx.ModelProto, *, per_channel: bool) -> tuple[onnx.ModelProto, bool]:
-    """Return the float model that static quantization starts from, and whether its layers were evened out."""
-    if per_channel:
+    """Return the float model that static quantization starts from, and whether its layers were evened out.
+
+    Layers whose weights lie beside the graph are left as they are.
+    """
+    if per_channel or staging.is_large(model):
         return model, False
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     return copy, equalize(copy)
 
 
-def quantize_dynamic(model: onnx.ModelProto, *, per_channel: bool = True, exclude: tuple[str, ...] = ()) -> Quantized:
-    """Quantize weights now and activations anew in each call; needs no samples.
+def quantize_dynamic(
+    model: onnx.ModelProto | Path, *, per_channel: bool = True, exclude: tuple[str, ...] = (), target: Path | None = None
+) -> Quantized:
+    """Quantize weights now and activations in each call; needs no samples.
 
     Raises:
         UsageError: A layer of that name does not exist, or all are excluded.
@@ -148,37 +244,23 @@ def quantize_dynamic(model: onnx.ModelProto, *, per_channel: bool = True, exclud
     """
     from onnxruntime import quantization as ort
 
-    kept = excluded_layers(model, exclude)
-    with _files(model) as (source, target):
+    graph = staging.read(model) if isinstance(model, Path) else model
+    kept = excluded_layers(graph, exclude)
+    with _files(model, target) as (source, written):
         ort.quantize_dynamic(
             source,
-            target,
+            written,
             weight_type=ort.QuantType.QInt8,
             per_channel=per_channel,
             reduce_range=True,
             op_types_to_quantize=list(LAYERS),
             # The quantizer makes MatMul and Add of Gemm before it looks at names.
             nodes_to_exclude=[name for layer in kept for name in (layer.node.name, f"{layer.node.name}_MatMul")],
+            use_external_data_format=isinstance(model, Path),
         )
-        quantized = onnx.load(target)
+        quantized = staging.read(Path(written))
     strip(quantized)
-    return _recorded(model, quantized, QuantizationScheme.DYNAMIC, None, exclude, per_channel=per_channel)
-
-
-def excluded_layers(model: onnx.ModelProto, exclude: tuple[str, ...]) -> tuple[Layer, ...]:
-    """Return the layers that are to stay in float.
-
-    Raises:
-        UsageError: There is none of that name, or no layer is left to quantize.
-    """
-    found = layers(model)
-    names = [layer.name for layer in found]
-    for name in exclude:
-        if name not in names:
-            raise UsageError(f"the model has no layer {name!r}", hint="its layers are: " + ", ".join(names))
-    if found and set(exclude) >= set(names):
-        raise UsageError("with every layer excluded nothing is quantized", hint="use --precision fp32")
-    return tuple(layer for layer in found if layer.name in exclude)
+    return _recorded(graph, quantized, QuantizationScheme.DYNAMIC, None, exclude, per_channel=per_channel)
 
 
 def _recorded(
@@ -190,8 +272,9 @@ def _recorded(
     *,
     per_channel: bool,
 ) -> Quantized:
-    """Count the layers in the file that was made, and write the record."""
+    """Count layers and weights in the file that was made, and write the record."""
     done, total = count(model, quantized, exclude)
+    weights_done, weights_total = count_weights(model, quantized)
     record = Quantization(
         scheme=scheme,
         activation_dtype="uint8",
@@ -202,8 +285,43 @@ def _recorded(
         layers_total=total,
         layers_excluded=exclude,
         calibration=calibration,
+        weights_quantized=weights_done,
+        weights_total=weights_total,
     )
     return Quantized(model=quantized, record=record)
+
+
+def _reader(model: onnx.ModelProto, signature: Signature, samples: Sequence[Samples]) -> Any:
+    """Return what feeds ONNX Runtime's calibrators: batches bounded by what lies between input and output."""
+    from onnxruntime import quantization as ort
+
+    batches: list[dict[str, NDArray[Any]]] = []
+    total = 0
+    for group in samples:
+        count = signature.rows(group.inputs)
+        most, one = batch_rows(model, signature, group)
+        # All of one size: the histograms of the calibrators stumble over a smaller last batch.
+        rows = next(rows for rows in range(min(most, count), 0, -1) if count % rows == 0)
+        batches += list(signature.split(group.inputs, rows))
+        total += count * one
+    sizes = {tuple(array.shape for array in batch.values()) for batch in batches}
+
+    class Reader(ort.CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no stubs
+        is_strided = len(sizes) > 1 or total > _STRIDED_ABOVE_BYTES
+
+        def __init__(self) -> None:
+            self.batches = iter(batches)
+
+        def __len__(self) -> int:
+            return len(batches)
+
+        def set_range(self, start_index: int, end_index: int) -> None:
+            self.batches = itertools.islice(batches, start_index, end_index)
+
+        def get_next(self) -> dict[str, NDArray[Any]] | None:
+            return next(self.batches, None)
+
+    return Reader()
 
 
 def _refuse_shared_biases(model: onnx.ModelProto) -> None:
@@ -225,114 +343,126 @@ def _refuse_shared_biases(model: onnx.ModelProto) -> None:
         )
 
 
-def _door(model: onnx.ModelProto, kept: tuple[Layer, ...]) -> str:
-    """Return the tensor that holds the raw pixels, cast to float, where it enters the first layer and nothing else.
+@dataclass(frozen=True)
+class _Door:
+    """A raw uint8 input that enters a layer as it is.
 
-    Empty where something other than a reshape stands between, such as a normalisation that could not be folded, or where
-    the first layer stays in float.
+    Attributes:
+        cast: The tensor that its Cast gives.
+        tensor: What enters the layer.
+    """
+
+    cast: str
+    tensor: str
+
+
+def _doors(model: onnx.ModelProto, kept: tuple[Layer, ...]) -> list[_Door]:
+    """Return the raw uint8 inputs of which a cast to float enters one layer, and nothing else.
+
+    Not those that something other than a reshape or transpose is done to, such as a normalisation that could not be folded,
+    and not those whose layer stays in float.
     """
     stays_float = {layer.node.output[0] for layer in kept}
-    tensor, is_cast = model.graph.input[0].name, False
-    kinds = ("Slice", "Cast", "Reshape", "Flatten")
+    raw = [value.name for value in model.graph.input if value.type.tensor_type.elem_type == onnx.TensorProto.UINT8]
+    found = (_door(model, name, stays_float) for name in raw)
+    return [door for door in found if door is not None]
+
+
+def _door(model: onnx.ModelProto, tensor: str, stays_float: set[str]) -> _Door | None:
+    cast = ""
     while True:
         readers = [node for node in model.graph.node if tensor in node.input]
         if len(readers) != 1:
-            return ""
-        if readers[0].op_type in LAYERS:
-            return tensor if is_cast and readers[0].output[0] not in stays_float else ""
-        if readers[0].op_type not in kinds:
-            return ""
-        is_cast = is_cast or readers[0].op_type == "Cast"
-        tensor = readers[0].output[0]
+            return None
+        reader = readers[0]
+        if reader.op_type in LAYERS:
+            enters = reader.input[0] == tensor and reader.output[0] not in stays_float
+            return _Door(cast, tensor) if cast and enters else None
+        if reader.op_type not in _BEFORE_THE_FIRST_LAYER or reader.input[0] != tensor:
+            return None
+        tensor = str(reader.output[0])
+        cast = tensor if reader.op_type == "Cast" else cast
 
 
-def _read_pixels_as_quantized(model: onnx.ModelProto, door: str) -> None:
-    """Take out the Cast and the QuantizeLinear at the door: with scale 1 and zero point 0 they change nothing."""
+def _read_as_quantized(model: onnx.ModelProto, door: _Door) -> None:
+    """Take out the Cast and the QuantizeLinear of a raw input: with scale 1 and zero point 0 they change nothing."""
     graph = model.graph
-    cast = next(node for node in graph.node if node.op_type == "Cast")
-    quantize = next(node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] == door)
+    cast = next(node for node in graph.node if door.cast in node.output)
+    quantize = next(node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] == door.tensor)
     for node in graph.node:
-        node.input[:] = [door if name == quantize.output[0] else name for name in node.input]
+        node.input[:] = [door.tensor if name == quantize.output[0] else name for name in node.input]
     for node in (cast, quantize):
         graph.node.remove(node)
     for node in graph.node:
         node.input[:] = [cast.input[0] if name == cast.output[0] else name for name in node.input]
 
 
-def _keep_logits_float(model: onnx.ModelProto) -> None:
-    """Remove a QuantizeLinear, DequantizeLinear pair in front of the output."""
+def _keep_float(model: onnx.ModelProto, output: str) -> None:
+    """Remove a QuantizeLinear, DequantizeLinear pair in front of an output, if nothing else reads what lies between."""
     graph = model.graph
     makers = {name: node for node in graph.node for name in node.output}
-    last = makers[graph.output[0].name]
-    if last.op_type != "DequantizeLinear":
+    last = makers[output]
+    if last.op_type != "DequantizeLinear" or last.input[0] not in makers:
         return
     quantize = makers[last.input[0]]
-    makers[quantize.input[0]].output[0] = graph.output[0].name
+    if quantize.input[0] not in makers or any(uses(model, name) > 1 for name in (quantize.input[0], last.input[0])):
+        return
+    maker = makers[quantize.input[0]]
+    maker.output[list(maker.output).index(quantize.input[0])] = output
     for node in (quantize, last):
         graph.node.remove(node)
 
 
-def _add_last_bias(model: onnx.ModelProto) -> None:
-    """Add the float bias of the layer that gives the logits behind it: with it inside, its integer kernel is not found."""
+def _add_last_bias(model: onnx.ModelProto, output: str) -> None:
+    """Add the float bias of the layer that gives an output behind it: with it inside, its integer kernel is not found."""
     graph, constants = model.graph, initializers(model)
-    last = next(node for node in graph.node if graph.output[0].name in node.output)
+    last = next(node for node in graph.node if output in node.output)
     if last.op_type != "Gemm" or len(last.input) != 3 or last.input[1] in constants or not is_plain(last):
         return
-    bias, logits = last.input[2], last.output[0]
+    bias = last.input[2]
+    place = list(graph.node).index(last) + 1 if uses(model, output) else len(graph.node)
     del last.input[2:]
-    last.output[0] = f"{logits}.product"
-    graph.node.append(helper.make_node("Add", [last.output[0], bias], [logits]))
+    last.output[0] = f"{output}.product"
+    graph.node.insert(place, helper.make_node("Add", [last.output[0], bias], [output]))
 
 
-def _end_in_float(model: onnx.ModelProto) -> None:
-    """Let the last integer operator give float logits by itself, where it can, and take out the DequantizeLinear."""
+def _end_in_float(model: onnx.ModelProto, output: str) -> None:
+    """Let the last integer operator give a float output by itself, if it can, and take out the DequantizeLinear."""
     graph = model.graph
     makers = {name: node for node in graph.node for name in node.output}
-    last = makers[graph.output[0].name]
+    last = makers[output]
     before = makers.get(last.input[0])
     if last.op_type != "DequantizeLinear" or before is None or before.op_type != "QGemm":
         return
+    if uses(model, last.input[0]) > 1:
+        return
     del before.input[7:]  # the scale and zero point of its output
-    before.output[0] = graph.output[0].name
+    before.output[0] = output
     graph.node.remove(last)
 
 
-def count(model: onnx.ModelProto, quantized: onnx.ModelProto, exclude: tuple[str, ...]) -> tuple[int, int]:
-    """Count the layers of the file that no longer have float weights, and all layers of the fp32 graph.
-
-    Raises:
-        GateFailed: One was skipped that was not excluded by name.
-    """
-    found = layers(model)
-    floats = {t.name for t in quantized.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
-    used = {name for node in quantized.graph.node if node.op_type in LAYERS for name in node.input}
-    left = [layer.name for layer in found if layer.weight in floats & used]  # a name twice where a layer runs twice
-    skipped = list(dict.fromkeys(name for name in left if name not in exclude))
-    if ignored := [name for name in exclude if name not in left]:
-        raise GateFailed(f"the quantizer quantized layers that were excluded: {', '.join(ignored)}")
-    if skipped or not found:
-        raise GateFailed(
-            f"the quantizer skipped {len(skipped)} of {len(found)} layers: {', '.join(skipped) or 'there are none'}",
-            hint="leave them in float by name: " + " ".join(f"--exclude-layer {name}" for name in skipped)
-            if skipped and len(skipped) < len(found)
-            else "",
-        )
-    return len(found) - len(left), len(found)
-
-
 @contextlib.contextmanager
-def _files(model: onnx.ModelProto) -> Iterator[tuple[str, str]]:
-    """Give the quantizer, which works on files, a place to work; hold back its advice and translate its failures."""
+def _files(model: onnx.ModelProto | Path, target: Path | None) -> Iterator[tuple[str, str]]:
+    """Give the quantizer, which works on files, a place to work; hold back its advice and translate its failures.
+
+    A graph with weights beside it is read where it lies, and its weights are written beside `target`.
+    """
     logger = logging.getLogger()
     level = logger.level
     with tempfile.TemporaryDirectory(prefix="kit-") as folder:
-        source, target = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
-        onnx.save(model, source)
+        if isinstance(model, Path):
+            assert target is not None  # whoever gives a path says where the result goes
+            source, written = model, target
+        else:
+            source, written = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
+            onnx.save(model, source)
         logger.setLevel(logging.ERROR)
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # some calibrators print what they are doing
-                yield str(source), str(target)
-        except (RuntimeError, ValueError, onnx.shape_inference.InferenceError) as error:
-            raise GateFailed(f"the quantizer failed: {error}") from error
+                yield str(source), str(written)
+        except (GateFailed, MemoryError):
+            raise
+        except Exception as error:  # the quantizer, numpy inside it, and shape inference raise whatever they meet
+            raise GateFailed(f"the quantizer failed: {type(error).__name__}: {error}") from error
         finally:
             logger.setLevel(level)

@@ -116,6 +116,8 @@ class Quantization:
         layers_excluded: Names of the layers that were left in float.
         block_size: Weights of one output that share a scale; 0 where the whole output, or the whole layer, does.
         equalized: Whether the ranges of neighbouring layers were evened out before (Nagel et al. 2019, arXiv 1906.04721).
+        weights_quantized: Single weights that became integers; embedding tables and recurrent layers count like any other.
+        weights_total: Single weights in all; 0 if they were not counted.
     """
 
     scheme: QuantizationScheme
@@ -129,6 +131,8 @@ class Quantization:
     calibration: Calibration | None = None
     block_size: int = 0
     equalized: bool = False
+    weights_quantized: int = 0
+    weights_total: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
