@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from kit.bundle import Bundle
 from kit.choices import Provider
-from kit.errors import PackageMissing
-from kit.runtime import libraries, providers
+from kit.errors import KitError, PackageMissing
+from kit.runtime import libraries, providers, registry
+from kit.runtime.base import RunnerOptions
 from kit.runtime.onnxruntime import compiled_package
 from kit.runtime.providers import ProviderReport
+from kit.samples import seeded
 from kit.system import machine, packages
 from kit.system.machine import Machine
 
@@ -51,6 +55,52 @@ def diagnose(*, device_id: int = 0) -> Diagnosis:
         providers=tuple(providers.prove(provider, device_id=device_id) for provider in Provider),
         warnings=_warnings(runtime),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A model in a runtime on a provider: whether it opened and answered.
+
+    Attributes:
+        placement: Which provider ran how many nodes.
+        reason: Why not.
+        fix: What to do about that.
+    """
+
+    runtime: str
+    provider: Provider
+    works: bool
+    placement: str = ""
+    reason: str = ""
+    fix: str = ""
+
+
+def try_model(
+    bundle: Bundle, *, device_id: int = 0, on_step: Callable[[str], None] = lambda _: None
+) -> tuple[Trial, ...]:
+    """Open a model's default variant in every runtime on every provider and ask it once; nothing is raised for what fails."""
+    variant, tried = bundle.variant(), []
+    for runtime in registry.names():
+        for provider in Provider:
+            # Other runtimes than ONNX Runtime have fewer providers, and say nothing new of those they lack.
+            if registry.can_run(runtime, variant, provider) and (
+                provider is Provider.CPU or runtime == registry.DEFAULT
+            ):
+                on_step(f"{runtime} on {provider}")
+                tried.append(_try(bundle, runtime, RunnerOptions(provider=provider, device_id=device_id)))
+    return tuple(tried)
+
+
+def _try(bundle: Bundle, runtime: str, options: RunnerOptions) -> Trial:
+    try:
+        with registry.open_runner(runtime, bundle, bundle.variant(), options) as runner:
+            runner.run(seeded(runner.signature, sizes=bundle.signature.usual_sizes()).inputs)
+            placement = runner.placement.describe() if runner.placement.total else runner.provider.value
+    except KitError as error:
+        return Trial(
+            runtime=runtime, provider=options.provider, works=False, reason=str(error).splitlines()[0], fix=error.hint
+        )
+    return Trial(runtime=runtime, provider=options.provider, works=True, placement=placement)
 
 
 def _warnings(runtime: str) -> tuple[str, ...]:
