@@ -313,7 +313,7 @@ def sample(job: Job) -> Answer:
 
 
 def examples(job: Job) -> dict[str, Any]:
-    """Return `raw`, the items that travel in a bundle as plain values, and the data sets that are at hand. Asked: `path`."""
+    """Return `raw`, the items that travel in a bundle as plain values. Asked: `path`."""
     bundle = ready.find(job.asked["path"])
     found = bundle.items()
     return {"raw": list(found.raw) if found else []}
