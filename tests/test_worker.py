@@ -22,7 +22,7 @@ from apps.demo.worker import Answer
 
 def echo(job):
     print("what tasks print is nobody's answer")
-    return Answer({"told": job.asked, "pid": os.getpid()}, tuple(2 * one for one in job.arrays))
+    return Answer({"told": job.asked, "pid": os.getpid()}, {name: one + one for name, one in job.arrays.items()})
 
 def remember(job):
     job.state["calls"] = job.state.get("calls", 0) + 1
@@ -66,13 +66,20 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_values_and_arrays_go_there_and_back(worker: Worker) -> None:
-    arrays = [np.arange(6, dtype=np.float32).reshape(2, 3), np.zeros((0, 4), np.uint8), np.array(5, np.int64)]
+    arrays = {
+        "a matrix": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "nothing": np.zeros((0, 4), np.uint8),
+        "a scalar": np.array(5, np.int64),
+        "bits": np.array([True, False]),
+        "backwards": np.arange(4, dtype=np.int16)[::-1],
+    }
     answer = worker.ask("tasks:echo", {"text": "ä", "number": 1.5}, arrays)
     assert answer.told["told"] == {"text": "ä", "number": 1.5}
     assert answer.told["pid"] != psutil.Process().pid
+    assert list(answer.arrays) == list(arrays)
     assert all(
-        np.array_equal(found, 2 * one) and found.dtype == one.dtype
-        for found, one in zip(answer.arrays, arrays, strict=True)
+        np.array_equal(answer.arrays[name], one + one) and answer.arrays[name].dtype == one.dtype
+        for name, one in arrays.items()
     )
 
 

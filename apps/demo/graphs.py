@@ -6,7 +6,9 @@ Needs the package onnx, which is imported when a file is read.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from kit.errors import BundleInvalid
@@ -15,7 +17,12 @@ from kit.system import packages
 KNOWN_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 """Those of ONNX itself and of ONNX Runtime: what stands in others is code that comes with nobody's runtime."""
 
-_MOST_DRAWN = 200
+MOST_DRAWN = 200
+"""Nodes of one picture: the browser takes seconds to lay out more."""
+
+_MOST_EDGES = 600
+_MOST_ENDS = 24  # inputs, and outputs
+_LONGEST_LABEL = 80
 _WEIGHTS_SHOWN = 3
 
 
@@ -54,50 +61,66 @@ class Graph:
         """How often each operator stands in it, the most frequent first."""
         return dict(Counter(node.operator for node in self.nodes).most_common())
 
+    @property
+    def drawn(self) -> tuple[Node, ...]:
+        """The nodes that a picture may have: all but those that only prepare weights."""
+        return tuple(node for node in self.nodes if not node.makes_weights)
+
     def dot(self, *, ink: str = "#5b6770", accent: str = "#2a6fdb") -> str:
-        """Return the picture in Graphviz's language: data flows downwards, and what only prepares weights is left out."""
-        drawn = [node for node in self.nodes if not node.makes_weights]
+        """Return a picture of its first nodes in Graphviz's language: data flows downwards."""
+        drawn = self.drawn
         lines = [
             "digraph {",
             'bgcolor="transparent"; rankdir=TB; nodesep=0.25; ranksep=0.3; node [fontname="sans-serif"];',
             f'node [shape=box, style="rounded", fontsize=11, margin="0.14,0.06", color="{ink}", fontcolor="{ink}"];',
             f'edge [color="{ink}", arrowsize=0.6];',
         ]
+        edges: list[str] = []
         made: dict[str, str] = {}
-        for index, name in enumerate(self.inputs):
+        for index, name in enumerate(self.inputs[:_MOST_ENDS]):
             made[name.split(" ")[0]] = f"i{index}"
             lines.append(f'i{index} [label={_quoted(name)}, shape=plaintext, fontcolor="{accent}"];')
-        for index, node in enumerate(drawn[:_MOST_DRAWN]):
+        for index, node in enumerate(drawn[:MOST_DRAWN]):
             label = "\n".join([node.operator, *node.weights[:_WEIGHTS_SHOWN]])
             lines.append(f"n{index} [label={_quoted(label)}, tooltip={_quoted(node.name)}];")
-            lines += [f"{made[value]} -> n{index};" for value in node.inputs if value in made]
+            edges += [f"{made[value]} -> n{index};" for value in node.inputs if value in made]
             made.update(dict.fromkeys(node.outputs, f"n{index}"))
-        for index, name in enumerate(self.outputs):
+        for index, name in enumerate(self.outputs[:_MOST_ENDS]):
             lines.append(f'o{index} [label={_quoted(name)}, shape=plaintext, fontcolor="{accent}"];')
             if name.split(" ")[0] in made:
-                lines.append(f"{made[name.split(' ')[0]]} -> o{index};")
-        if len(drawn) > _MOST_DRAWN:
-            lines.append(f'more [label="and {len(drawn) - _MOST_DRAWN:,} more", shape=plaintext];')
+                edges.append(f"{made[name.split(' ')[0]]} -> o{index};")
+        lines += edges[:_MOST_EDGES]
+        if len(drawn) > MOST_DRAWN:
+            lines.append(f'more [label="and {len(drawn) - MOST_DRAWN:,} more", shape=plaintext];')
         return "\n".join([*lines, "}"])
 
 
-def read(model: bytes) -> Graph:
-    """Read an ONNX file.
+def read(model: bytes | Path, *, files: Collection[str] = ()) -> Graph:
+    """Read an ONNX file; weights beside it are not opened.
+
+    Args:
+        model: The file, or what is in it.
+        files: Names of the files beside it that it may keep weights in.
 
     Raises:
-        BundleInvalid: It is no ONNX file, points at files outside of itself, or needs operators that nobody's runtime has.
+        BundleInvalid: It is no ONNX file, points at other files than those, or needs operators that nobody's runtime has.
         PackageMissing: The package onnx is not installed.
     """
     onnx: Any = packages.needed("onnx", distribution="onnx", purpose="reading a graph", extra="demo")
     from google.protobuf.message import DecodeError  # it comes with onnx
 
     try:
-        loaded = onnx.load_model_from_string(model)
+        data = model.read_bytes() if isinstance(model, Path) else model
+        loaded = onnx.load_model_from_string(data)
+    except OSError as error:
+        raise BundleInvalid(f"{model!s} cannot be read: {error.strerror or error}") from error
     except DecodeError as error:
         raise BundleInvalid(f"this is no ONNX file: {error}") from error
+    del data
     if not loaded.graph.node:
         raise BundleInvalid("this is no ONNX file: it has no nodes")
-    _refuse(onnx, loaded)
+    _refuse_operators(loaded)
+    _refuse_files(onnx, loaded, frozenset(files))
     weights = {one.name: _shape_of(onnx, one) for one in loaded.graph.initializer}
     constants = set(weights)
     nodes = []
@@ -128,29 +151,50 @@ def read(model: bytes) -> Graph:
     )
 
 
-def _refuse(onnx: Any, loaded: Any) -> None:
-    """Refuse what would make a runtime read other files, or code that it does not have."""
-    tensors = [*loaded.graph.initializer]
-    graphs = [loaded.graph, *loaded.functions]
-    sparse = [*loaded.graph.sparse_initializer]
+def _refuse_operators(loaded: Any) -> None:
+    """Refuse code that no runtime has."""
     domains = {one.domain for one in loaded.opset_import} | {one.domain for one in loaded.functions}
-    while graphs:
-        for node in graphs.pop().node:
-            domains.add(node.domain)
-            for attribute in node.attribute:
-                tensors += [attribute.t, *attribute.tensors]
-                below = [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
-                graphs += below
-                tensors += [one for graph in below for one in graph.initializer]
-                sparse += [one for graph in below for one in graph.sparse_initializer]
-                sparse += [*([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else [])]
-                sparse += attribute.sparse_tensors
-    tensors += [part for one in sparse for part in (one.values, one.indices)]
-    if any(one.data_location == onnx.TensorProto.EXTERNAL for one in tensors):
-        raise BundleInvalid("the model keeps weights in another file, which kit does not follow")
+    domains |= {node.domain for graph in _all_graphs(loaded) for node in graph.node}
     foreign = sorted(domains - KNOWN_DOMAINS)
     if foreign:
         raise BundleInvalid(f"the model needs operators of {', '.join(foreign)}, which no runtime here knows")
+
+
+def _refuse_files(onnx: Any, loaded: Any, files: frozenset[str]) -> None:
+    """Refuse what would make a runtime read other files than these."""
+    for tensor in _all_tensors(loaded):
+        if tensor.data_location != onnx.TensorProto.EXTERNAL and not tensor.external_data:
+            continue
+        named = [one.value for one in tensor.external_data if one.key == "location"]
+        if len(named) != 1 or named[0] not in files:  # each reader picks another of two names
+            place = f": {named[0]!r}, which its manifest does not name" if named else ""
+            raise BundleInvalid(f"the model keeps weights in another file{place}"[:300])
+
+
+def _all_graphs(loaded: Any) -> Iterator[Any]:
+    """Give the graph, the functions, and the graphs inside of their nodes."""
+    waiting = [loaded.graph, *loaded.functions]
+    waiting += [part for one in loaded.training_info for part in (one.initialization, one.algorithm)]
+    while waiting:
+        graph = waiting.pop()
+        yield graph
+        for node in graph.node:
+            for attribute in node.attribute:
+                waiting += [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
+
+
+def _all_tensors(loaded: Any) -> Iterator[Any]:
+    """Give every tensor of a model, wherever it may stand: initializers, attributes, and the parts of sparse ones."""
+    for graph in _all_graphs(loaded):
+        yield from getattr(graph, "initializer", ())  # functions have none
+        sparse = [*getattr(graph, "sparse_initializer", ())]
+        for node in graph.node:
+            for attribute in node.attribute:
+                yield attribute.t
+                yield from attribute.tensors
+                sparse += [*([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else [])]
+                sparse += attribute.sparse_tensors
+        yield from (part for one in sparse for part in (one.values, one.indices))
 
 
 def _shape_of(onnx: Any, tensor: Any) -> str:
@@ -165,5 +209,6 @@ def _value(onnx: Any, value: Any) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Return a string of Graphviz's language."""
+    """Return a string of Graphviz's language, cut if it is too long for a box."""
+    text = "\n".join(line if len(line) <= _LONGEST_LABEL else f"{line[:_LONGEST_LABEL]}…" for line in text.split("\n"))
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'

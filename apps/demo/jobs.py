@@ -1,48 +1,57 @@
-"""What a page has done in a process of its own (worker.py): models opened and kept open, asked, counted, benched, checked.
+"""What a page has done in a process of its own (worker.py): models opened and kept open, asked, benched, checked.
 
-Each task takes a Job and returns plain values and arrays. Contestants are a variant in a runtime, named by their number in the
-list that `open_bundle` returned. A page knows nothing more than this of how models are run.
+Each task takes a Job and returns plain values and arrays by name. Contestants are a variant in a runtime, named by their number
+in the list that `open_bundle` returned. What is counted on many samples is in counting.py.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
+import contextlib
 import shutil
 import statistics
-import zipfile
-import zlib
-from collections.abc import Callable
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import platformdirs
+from numpy.typing import NDArray
 
-from apps.demo import explain, graphs
+from apps.demo import explain, graphs, samples
 from apps.demo.worker import Answer, Job
-from kit.accuracy import accuracy, probabilities
+from kit import ready
 from kit.bench.measure import Plan
 from kit.bench.request import Request
 from kit.bench.run import bench
-from kit.bundle import Bundle, find, unpack
-from kit.bundle.records import Variant
+from kit.bundle import Bundle, Variant, unpack
 from kit.choices import Provider
-from kit.engine import Engine
-from kit.errors import BundleInvalid, KitError, StorageUnavailable, UsageError
-from kit.lab import data
-from kit.lab.data import Split
+from kit.errors import BundleInvalid, KitError, UsageError
+from kit.metrics.fidelity import Fidelity, compare_tensors
 from kit.runtime import providers, registry
-from kit.runtime.base import RunnerOptions
-from kit.system import files, serial
+from kit.runtime.base import Runner, RunnerOptions, run_in_batches
+from kit.system import serial
+from kit.tasks.base import Task
+from kit.tasks.classification import Classes
+from kit.tasks.registry import task_of
+from kit.tasks.text import Vectors
+from kit.tensors import Tensors
 from kit.verify import verify
 
 CALLS = 30
-"""The latency shown is the median of this many: a single call measures the page, not the model."""
+"""The latency shown is the median of so many calls, or of as many as PATIENCE_SECONDS allow: one alone measures the page."""
 
-_BATCH = 500
-_COUNTED = "accuracy-2"  # of the files that keep what was counted; another number, and older ones are not read
-_MOST_PICTURES = 1000
+PATIENCE_SECONDS = 0.5
+_FIRST_VALUES = 8
+
+
+@dataclass(frozen=True)
+class _Contestant:
+    """A variant that is open in a runtime."""
+
+    bundle: Bundle
+    variant: Variant
+    runner: Runner
 
 
 def open_bundle(job: Job) -> dict[str, Any]:
@@ -51,28 +60,28 @@ def open_bundle(job: Job) -> dict[str, Any]:
     Asked: `path`, `runtimes` (names; those that cannot run say why), `threads`. What is open already stays so.
     Returns `contestants`: variant, runtime, provider, nodes, problem and fix of each, by number.
     """
-    bundle, kept = find(job.asked["path"]), job.state.setdefault("engines", {})
+    bundle, kept = ready.find(job.asked["path"]), job.state.setdefault("open", {})
     stand, told = [], []
     threads = int(job.asked.get("threads", 1))
     for runtime in job.asked["runtimes"]:
         for variant in (one for one in bundle.variants if registry.can_run(runtime, one)):
             job.on_progress(f"opening {variant.id} in {runtime}", 0.0)
-            key = (str(bundle.origin), variant.artifact.sha256, runtime, threads, str(bundle.spec))
+            key = (str(bundle.origin), variant.graph.sha256, runtime, threads, str(bundle.manifest.task))
             problem = fix = ""
             try:
                 if key not in kept:
                     options = RunnerOptions(threads=threads)
-                    kept[key] = Engine(bundle, variant, registry.open_runner(runtime, bundle, variant, options))
+                    kept[key] = _Contestant(bundle, variant, registry.open_runner(runtime, bundle, variant, options))
             except KitError as error:
                 problem, fix = str(error), error.hint
-            engine: Engine | None = kept.get(key)
-            stand.append(engine)
+            found: _Contestant | None = kept.get(key)
+            stand.append(found)
             told.append(
                 {
                     "variant": variant.id,
                     "runtime": runtime,
-                    "provider": str(engine.provider) if engine else "",
-                    "nodes": engine.placement.describe() if engine and engine.placement.total else "",
+                    "provider": str(found.runner.provider) if found else "",
+                    "nodes": found.runner.placement.describe() if found and found.runner.placement.total else "",
                     "problem": problem,
                     "fix": fix,
                 }
@@ -84,93 +93,163 @@ def open_bundle(job: Job) -> dict[str, Any]:
 def predict(job: Job) -> Answer:
     """Ask every contestant.
 
-    Arrays: encoded bytes of a picture uint8 `[n]`, or pixels uint8 `[*input shape]` where `kind` says `pixels`.
-    Returns `answers`, for each contestant that runs: number, label, unsure and the median latency in microseconds; and the
-    arrays: what the model saw, uint8 `[*input shape]`, and the probabilities float32 `[answers, classes]`.
+    Asked: `kind`, and what goes with it: `picture` (array `file`: an encoded picture, uint8 `[n]`), `items` (`raw`: plain values
+    that the task knows), `file` (array `file`: an .npz, uint8 `[n]`), or `sample` (what the task `sample` was asked).
+    Returns `kind` of the answers (`classes`, `vectors` or `tensors`), `against` (who the answers are compared with), and
+    `answers`, for each contestant that runs: number, the median latency in microseconds, its records, its fidelity and a
+    summary of its outputs; for classes the names of `classes` and for each answer `label` and `unsure`. The arrays are what
+    the model saw, `input NAME`, and for each answer `probabilities NUMBER` or `vectors NUMBER`.
     """
     running = [(number, one) for number, one in enumerate(job.state["stand"]) if one is not None]
     if not running:
         raise UsageError("nothing is open to be asked")
-    given = job.arrays[0]
-    first = running[0][1]
-    pixels = first.pixels(given if job.asked["kind"] == "pixels" else given.tobytes())
-    told, shares = [], []
-    for number, engine in running:
-        found = [engine.predict(pixels) for _ in range(CALLS)]
-        shares.append(found[-1].probabilities[0])
-        told.append(
-            {
-                "number": number,
-                "label": int(found[-1].labels[0]),
-                "unsure": bool(found[-1].unsure[0]),
-                "latency_us": statistics.median(one.latency_us for one in found),
-            }
-        )
-    return Answer({"answers": told}, (pixels[0], np.stack(shares)))
+    bundle = running[0][1].bundle
+    task = _task(bundle, job)
+    inputs, expected = _question(job, bundle, task)
+    against = "the original" if expected is not None else f"{running[0][1].variant.id} · {running[0][1].runner.runtime}"
+    answers, arrays = [], {f"input {name}": array for name, array in inputs.items()}
+    kind = "tensors"
+    about: dict[str, Any] = {}
+    for number, one in running:
+        outputs, latency_us = _timed(one.runner, inputs)
+        expected = outputs if expected is None else expected
+        found = task.decode(outputs, inputs)
+        told = {
+            "number": number,
+            "latency_us": latency_us,
+            "fidelity": [serial.encode(each) for each in _fidelity(expected, outputs)],
+            "outputs": [_summary(name, array) for name, array in outputs.items()],
+        }
+        if isinstance(found, Classes):
+            kind, about = "classes", {"classes": list(found.classes)}
+            told |= {"label": int(found.labels[0]), "unsure": bool(found.unsure[0])}
+            arrays[f"probabilities {number}"] = found.probabilities
+        elif isinstance(found, Vectors):
+            kind = "vectors"
+            arrays[f"vectors {number}"] = found.vectors
+        else:
+            told |= {"records": _short(found.records())}
+        answers.append(told)
+    return Answer({"kind": kind, "against": against, "answers": answers, **about}, arrays)
+
+
+def _task(bundle: Bundle, job: Job) -> Task:
+    """Open a bundle's task once."""
+    key = f"task {bundle.origin} {bundle.manifest.task}"
+    if key not in job.state:
+        job.state[key] = task_of(bundle)
+    found: Task = job.state[key]
+    return found
+
+
+def _question(job: Job, bundle: Bundle, task: Task) -> tuple[Tensors, Tensors | None]:
+    """Return the inputs that are asked about, and the original's answers to them if they are known."""
+    kind = job.asked["kind"]
+    if kind == "sample":
+        drawn = samples.draw(bundle, job)
+        return drawn.samples.inputs, drawn.samples.expected
+    if kind == "file":
+        return samples.from_file(job.arrays["file"].tobytes(), bundle.signature), None
+    items = [job.arrays["file"].tobytes()] if kind == "picture" else [task.item(raw) for raw in job.asked["raw"]]
+    return bundle.signature.arrays(task.encode(items)), None
+
+
+def _timed(runner: Runner, inputs: Tensors) -> tuple[dict[str, NDArray[Any]], float]:
+    """Return the outputs and the median latency of some calls in microseconds."""
+    times: list[float] = []
+    until = time.perf_counter() + PATIENCE_SECONDS
+    while not times or (len(times) < CALLS and time.perf_counter() < until):
+        started = time.perf_counter_ns()
+        outputs = runner.run(inputs)
+        times.append((time.perf_counter_ns() - started) / 1e3)
+    return outputs, statistics.median(times)
+
+
+def _fidelity(expected: Tensors, outputs: Tensors) -> tuple[Fidelity, ...]:
+    """Compare outputs; those whose size differs from the other's, as boxes may, cannot be."""
+    same = [name for name, array in outputs.items() if name in expected and array.shape == expected[name].shape]
+    found = []
+    for name in same:
+        with contextlib.suppress(ValueError):  # figures that are no numbers say nothing
+            found += compare_tensors({name: expected[name]}, {name: outputs[name]})
+    return tuple(found)
+
+
+def _summary(name: str, array: NDArray[Any]) -> dict[str, Any]:
+    """Describe an output in plain values."""
+    finite = array[np.isfinite(array)] if array.dtype.kind == "f" else array
+    told: dict[str, Any] = {
+        "name": name,
+        "dtype": str(array.dtype),
+        "shape": list(array.shape),
+        "first": [_plain(one) for one in array.reshape(-1)[:_FIRST_VALUES]],
+        "strange": int(array.size - finite.size),
+    }
+    if finite.size:
+        wide = finite.astype(np.float64)
+        told |= {
+            "least": float(wide.min()),
+            "most": float(wide.max()),
+            "mean": float(wide.mean()),
+            "spread": float(wide.std()),
+        }
+    return told
+
+
+def _plain(value: Any) -> str:
+    return f"{value:.4g}" if np.asarray(value).dtype.kind == "f" else str(value)
+
+
+def _short(records: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """Return records whose values fit into a cell."""
+    return [{str(name): str(value)[:200] for name, value in record.items()} for record in records[:_FIRST_VALUES]]
 
 
 def occlude(job: Job) -> Answer:
-    """Find where a contestant looked. Asked: `number`. Arrays: pixels in, heat float32 `[height, width]` out."""
-    engine: Engine = job.state["stand"][job.asked["number"]]
-    found = explain.occlusion(
-        lambda pixels: engine.predict(pixels).logits, job.arrays[0], temperature=engine.spec.temperature
-    )
-    return Answer({"label": found.label, "patches": found.patches}, (found.heat,))
+    """Find where a contestant looked. Asked: `number`. Arrays: its inputs, by name; `heat` float32 `[height, width]` out."""
+    one: _Contestant = job.state["stand"][job.asked["number"]]
+    task = _task(one.bundle, job)
+    inputs = one.bundle.signature.arrays(job.arrays)
+    name = explain.picture_of(one.bundle.signature)
+    if name is None:
+        raise UsageError("none of its inputs is a picture")
+
+    def shares(pictures: NDArray[Any]) -> NDArray[np.float32]:
+        given = {name: pictures, **_repeated(inputs, name, len(pictures), one.bundle)}
+        found = task.decode(run_in_batches(one.runner, given), given)
+        if not isinstance(found, Classes):
+            raise UsageError("only answers that are classes can be explained")
+        return found.probabilities
+
+    spec = one.bundle.signature.input(name)
+    found = explain.occlusion(shares, inputs[name][0], **explain.patches(inputs[name].shape[1:], spec.dtype))
+    return Answer({"label": found.label, "patches": found.patches}, {"heat": found.heat})
 
 
-def count(job: Job) -> Answer:
-    """Count the accuracy of every variant on a data set's test images, in ONNX Runtime on the CPU; kept for next time.
-
-    Asked: `path`, `dataset`, `again` (count though it is kept), `only_kept` (count nothing; `kept` says whether there was any).
-    Returns for each variant its Accuracy; and the arrays: labels int64 `[N]`, answers int64 `[variants, N]`, probabilities of
-    them float32 `[variants, N]`, numbers of the images that any variant misreads or that they disagree on int64 `[m]`, and
-    those images uint8 `[m, *shape]`.
-    """
-    bundle, name = find(job.asked["path"]), str(job.asked["dataset"])
-    kept = _kept_path(bundle, name)
-    if not job.asked.get("again") and (found := _kept(kept)) is not None:
-        return Answer({**_summary(bundle, name, found), "kept": True}, found)
-    if job.asked.get("only_kept"):
-        return Answer({"kept": False})
-    job.on_progress(f"reading {name}", 0.0)
-    test = data.load(name).test
-    shape = bundle.spec.input.shape
-    if not _fits(test, bundle):
-        raise UsageError(f"{name} has images {test.images.shape[1:]}, this model takes {shape} of its own classes")
-    answers, sure = [], []
-    for place, variant in enumerate(bundle.variants):
-
-        def told(share: float, place: int = place, variant: Variant = variant) -> None:
-            job.on_progress(variant.id, (place + share) / len(bundle.variants))
-
-        logits = _logits(bundle, variant, test.images, told)
-        shares = probabilities(logits, bundle.spec.temperature)
-        answers.append(shares.argmax(axis=1))
-        sure.append(shares.max(axis=1))
-    read = np.stack(answers).astype(np.int64)
-    interesting = np.flatnonzero((read != test.labels).any(axis=0) | (read != read[0]).any(axis=0))[:_MOST_PICTURES]
-    arrays = (test.labels.astype(np.int64), read, np.stack(sure), interesting, test.images[interesting])
-    _keep(kept, arrays)
-    return Answer({**_summary(bundle, name, arrays), "kept": False}, arrays)
+def _repeated(inputs: Tensors, left_out: str, times: int, bundle: Bundle) -> Mapping[str, NDArray[Any]]:
+    """Return the other inputs as often as there are pictures."""
+    rows = np.zeros(times, np.int64)
+    return bundle.signature.take({name: array for name, array in inputs.items() if name != left_out}, rows)
 
 
 def measure(job: Job) -> dict[str, Any]:
     """Bench a bundle. Returns the results as JSON text.
 
-    Asked: `path`, and `request`: `providers`, `runtimes`, `variants`, `batch_sizes` (null where it is a `sweep`), `threads`,
-    `budget_seconds`.
+    Asked: `path`, and `request`: `providers`, `runtimes`, `variants`, `points` (sizes of the axes; null if an axis is swept),
+    `sweep` (that axis, or null), `threads`, `budget_seconds`.
     """
     asked = job.asked["request"]
+    points = asked["points"]
     request = Request(
         providers=tuple(map(Provider.parse, asked["providers"])),
         runtimes=tuple(asked["runtimes"]),
         variants=tuple(asked["variants"]),
-        batch_sizes=None if asked["batch_sizes"] is None else tuple(asked["batch_sizes"]),
-        sweep=bool(asked["sweep"]),
-        threads=int(asked["threads"]),
+        points=None if points is None else tuple({str(k): int(v) for k, v in one.items()} for one in points),
+        sweep=asked["sweep"],
+        runner=RunnerOptions(threads=int(asked["threads"])),
         plan=Plan(budget_seconds=float(asked["budget_seconds"])),
     )
-    return {"results": bench(find(job.asked["path"]), request, on_progress=job.on_progress).to_json()}
+    return {"results": bench(ready.find(job.asked["path"]), request, on_progress=job.on_progress).to_json()}
 
 
 def check(job: Job) -> dict[str, Any]:
@@ -197,7 +276,7 @@ def _checked(bundle: Bundle, job: Job) -> dict[str, Any]:
     for place, variant in enumerate(bundle.variants):
         job.on_progress(f"graph of {variant.id}", 0.2 + 0.3 * place / len(bundle.variants))
         try:
-            graphs.read(bundle.read(variant.artifact))
+            _read_graph(bundle, variant)
         except BundleInvalid as error:
             raise BundleInvalid(f"{variant.id}: {error}", hint=error.hint) from error
     job.on_progress("golden samples", 0.6)
@@ -213,101 +292,37 @@ def _checked(bundle: Bundle, job: Job) -> dict[str, Any]:
         "name": bundle.name,
         "checked": [
             f"{len(found.files)} files, all as its manifest names them",
-            f"{len(found.variants)} variants: no weights outside of them, no operators of others",
+            f"{len(found.variants)} variants: no weights in files of others, no operators of others",
             f"all {len(found.variants)} agree with their golden samples ({found.golden_source})",
         ],
     }
 
 
-def _fits(test: Split, bundle: Bundle) -> bool:
-    classes = int(test.labels.max(initial=0)) + 1
-    return test.images.shape[1:] == bundle.spec.input.shape and classes <= len(bundle.spec.labels)
-
-
-def _logits(bundle: Bundle, variant: Variant, images: np.ndarray, on_share: Callable[[float], None]) -> np.ndarray:
-    parts = []
-    with registry.open_runner(registry.DEFAULT, bundle, variant, RunnerOptions()) as runner:
-        for start in range(0, len(images), _BATCH):
-            parts.append(runner.run(images[start : start + _BATCH]))
-            on_share(min(start + _BATCH, len(images)) / len(images))
-    return np.concatenate(parts)
-
-
-def _summary(bundle: Bundle, name: str, arrays: tuple[np.ndarray, ...]) -> dict[str, Any]:
-    labels, read = arrays[0], arrays[1]
-    classes = len(bundle.spec.labels)
-    told = []
-    baseline: np.ndarray | None = None
-    for variant, answers in zip(bundle.variants, read, strict=True):
-        # accuracy() takes logits; one-hot answers say the same
-        found = accuracy(
-            np.eye(classes, dtype=np.float32)[answers], labels, dataset=name, split="test", baseline=baseline
-        )
-        baseline = np.eye(classes, dtype=np.float32)[answers] if baseline is None else baseline
-        told.append({"variant": variant.id, "accuracy": serial.encode(found)})
-    return {"variants": told}
-
-
-def _kept_path(bundle: Bundle, dataset: str) -> Path:
-    parts = [
-        _COUNTED,
-        dataset,
-        str(bundle.spec.temperature),
-        *(one.artifact.sha256 for one in bundle.variants),
-        registry.DEFAULT,
-    ]
-    name = hashlib.sha256("|".join(parts).encode()).hexdigest()[:24]
-    return Path(platformdirs.user_cache_dir("kit")) / "counted" / f"{name}.npz"
-
-
-def _kept(path: Path) -> tuple[np.ndarray, ...] | None:
-    """Read what was counted before; None where there is nothing, or nothing whole."""
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
-            arrays = tuple(found[f"arr_{index}"] for index in range(5))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-        return None
-    return arrays
-
-
-def _keep(path: Path, arrays: tuple[np.ndarray, ...]) -> None:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, *arrays)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.write(path, buffer.getvalue())
-    except (OSError, StorageUnavailable):
-        return  # counted again next time
+def _read_graph(bundle: Bundle, variant: Variant) -> graphs.Graph:
+    return graphs.read(bundle.check(variant.graph), files=[one.file for one in variant.data])
 
 
 def sample(job: Job) -> Answer:
-    """Draw a picture: a test image of the bundle's data set where that is at hand, else a golden sample.
+    """Draw a sample: a test sample of the bundle's data set if that is at hand, else a golden one.
 
-    Asked: `path`, `number` (of the draw; the same number gives the same picture). Returns `label` (-1 where nobody knows) and
-    `source`; and the pixels uint8 `[*input shape]`.
+    Asked: `path`, `number` (of the draw; the same number gives the same sample), `golden` (draw golden ones alone). Returns its
+    `source`, and `right`, the right answer in words, empty if nobody knows it; the arrays are its inputs.
     """
-    bundle, number = find(job.asked["path"]), int(job.asked["number"])
-    training = bundle.manifest.training
-    name = training.dataset if training else ""
-    if f"test {name}" not in job.state:
-        found = data.at_hand(name) if name else None
-        job.state[f"test {name}"] = found.test if found and _fits(found.test, bundle) else None
-    test = job.state[f"test {name}"]
-    pick = np.random.default_rng(number).integers
-    if test is not None:
-        index = int(pick(len(test)))
-        source, pixels, label = f"{name} test image {index:,}", test.images[index], int(test.labels[index])
-    else:
-        golden = bundle.golden()
-        index = int(pick(len(golden.pixels)))
-        source, pixels, label = f"golden sample {index}", golden.pixels[index], int(golden.labels[index])
-    return Answer({"label": label, "source": source}, (pixels,))
+    drawn = samples.draw(ready.find(job.asked["path"]), job)
+    return Answer({"source": drawn.source, "right": drawn.right}, drawn.samples.inputs)
+
+
+def examples(job: Job) -> dict[str, Any]:
+    """Return `raw`, the items that travel in a bundle as plain values. Asked: `path`."""
+    bundle = ready.find(job.asked["path"])
+    found = bundle.items()
+    return {"raw": list(found.raw) if found else []}
 
 
 def graph(job: Job) -> dict[str, Any]:
     """Read a variant's graph. Asked: `path`, `variant`. Returns its picture in Graphviz's language, operators and opsets."""
-    bundle = find(job.asked["path"])
-    found = graphs.read(bundle.read(bundle.variant(job.asked["variant"]).artifact))
+    bundle = ready.find(job.asked["path"])
+    found = _read_graph(bundle, bundle.variant(job.asked["variant"]))
     return {
         "dot": found.dot(),
         "operators": found.operators,
@@ -315,6 +330,7 @@ def graph(job: Job) -> dict[str, Any]:
         "inputs": list(found.inputs),
         "outputs": list(found.outputs),
         "nodes": len(found.nodes),
+        "not_drawn": max(len(found.drawn) - graphs.MOST_DRAWN, 0),
     }
 
 

@@ -2,41 +2,72 @@
 
 from __future__ import annotations
 
-from kit.bundle import Bundle
-from kit.bundle.records import Variant
+import numpy as np
+
+from kit.bundle import Bundle, Variant
+from kit.samples import seeded
+from kit.tasks.base import Task
+from kit.tensors import Signature, TensorSpec
+
+_INDENT = "    "
 
 
-def with_kit(bundle: Bundle, variant: Variant) -> str:
-    """Return a program that predicts with kit, from a picture and from pixels."""
-    shape = ", ".join(map(str, bundle.spec.input.shape))
-    picture = "" if not bundle.spec.pipeline else '    print(engine.predict("photo.png").names)  # any picture\n'
+def with_kit(bundle: Bundle, variant: Variant, *, example: str = "") -> str:
+    """Return a program that runs a variant with kit.
+
+    Args:
+        bundle: As users name it.
+        variant: Of it.
+        example: An item of its task as Python source, such as `"photo.png"`; empty: tensors alone.
+    """
+    asked = f"{_INDENT}print(engine.predict({example}).records())\n" if example else ""
     return (
         "import numpy as np\n"
         "import kit\n\n"
         f"with kit.load({bundle.name!r}, variant={variant.id!r}) as engine:\n"
-        f"{picture}"
-        f"    pixels = np.zeros((1, {shape}), np.uint8)  # raw, 0 to 255\n"
-        "    found = engine.predict(pixels)\n"
-        "    print(found.names, found.probabilities, found.provider)\n"
+        f"{asked}"
+        f"{_inputs(bundle.signature, _INDENT)}"
+        f"{_INDENT}outputs = engine.run(inputs)\n"
+        f"{_INDENT}print({{name: array.shape for name, array in outputs.items()}}, engine.provider)\n"
     )
 
 
-def with_onnxruntime(bundle: Bundle, variant: Variant) -> str:
-    """Return a program that needs onnxruntime and numpy, the variant's file and nothing of kit."""
-    spec = bundle.spec
-    shape = ", ".join(map(str, spec.input.shape))
-    cooled = "" if spec.temperature == 1.0 else f"logits = logits / {spec.temperature}  # the model's temperature\n"
+def with_onnxruntime(bundle: Bundle, variant: Variant, task: Task | None = None) -> str:
+    """Return a program that needs onnxruntime and numpy, the variant's files and nothing of kit."""
+    beside = "".join(f"# {one.file} must lie beside {variant.graph.file}\n" for one in variant.data)
+    if task is not None and (lines := task.snippet(variant.graph.file)):
+        return beside + lines
+    signature = bundle.signature
+    names = [spec.name for spec in signature.outputs]
     return (
+        f"{beside}"
         "import numpy as np\n"
         "import onnxruntime\n\n"
-        f"labels = {list(spec.labels)}\n"
         "session = onnxruntime.InferenceSession(\n"
-        f'    {variant.artifact.file!r}, providers=["CPUExecutionProvider"]\n'
+        f'{_INDENT}{variant.graph.file!r}, providers=["CPUExecutionProvider"]\n'
         ")\n"
-        f"pixels = np.zeros((1, {shape}), np.uint8)  # raw, 0 to 255\n"
-        f"(logits,) = session.run([{spec.output.name!r}], {{{spec.input.name!r}: pixels}})\n"
-        f"{cooled}"
-        "shares = np.exp(logits - logits.max(axis=1, keepdims=True))\n"
-        "shares /= shares.sum(axis=1, keepdims=True)\n"
-        "print(labels[shares[0].argmax()], shares[0].max())\n"
+        f"{_inputs(signature, '')}"
+        f"names = {names!r}\n"
+        "outputs = dict(zip(names, session.run(names, inputs)))\n"
+        "for name, array in outputs.items():\n"
+        f"{_INDENT}print(name, array.dtype, array.shape)\n"
     )
+
+
+def _inputs(signature: Signature, indent: str) -> str:
+    """Return lines that make inputs of the usual sizes, to be replaced by one's own."""
+    sizes = signature.usual_sizes()
+    drawn = seeded(signature, sizes=sizes).inputs
+    lines = [f"{indent}inputs = {{  # yours in place of these\n"]
+    for spec in signature.inputs:
+        fill = "ones" if drawn[spec.name].size and np.all(drawn[spec.name] == 1) else "zeros"
+        dtype = "bool_" if spec.dtype == "bool" else spec.dtype
+        lines.append(f"{indent}{_INDENT}{spec.name!r}: np.{fill}({spec.sized(sizes)}, np.{dtype}),{_about(spec)}\n")
+    return "".join([*lines, f"{indent}}}\n"])
+
+
+def _about(spec: TensorSpec) -> str:
+    """Say which sizes may differ, and which values are possible."""
+    said = [f"[{', '.join(map(str, spec.shape))}]"] if any(isinstance(size, str) for size in spec.shape) else []
+    said += [f"0 to {spec.below - 1}"] if spec.below is not None else []
+    return f"  # {', '.join(said)}" if said else ""

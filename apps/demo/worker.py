@@ -24,7 +24,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import IO, Any, Self
 
@@ -33,9 +33,12 @@ import psutil
 from numpy.typing import NDArray
 
 from kit import errors
-from kit.errors import KitError, MemoryShort, Unavailable
+from kit.errors import KitError, MemoryShort, Unavailable, UsageError
+from kit.tensors import Tensors
 
-Array = NDArray[Any]
+Message = tuple[dict[str, Any], dict[str, NDArray[Any]]]
+"""Plain JSON values, and arrays by name."""
+
 OnProgress = Callable[[str, float], None]
 _GLANCE_SECONDS = 0.1
 _MOST_ARRAYS = 256
@@ -46,10 +49,10 @@ _KINDS = frozenset({"progress", "done", "error"})
 
 @dataclass(frozen=True)
 class Answer:
-    """What a task gives back: plain JSON values, and arrays by position."""
+    """What a task gives back: plain JSON values, and arrays by name."""
 
     told: dict[str, Any] = field(default_factory=dict)
-    arrays: tuple[Array, ...] = ()
+    arrays: Tensors = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,13 +61,13 @@ class Job:
 
     Attributes:
         asked: Plain JSON values.
-        arrays: By position.
+        arrays: By name.
         state: Kept from one call to the next.
         on_progress: Tells the parent what is being done, and its share of all.
     """
 
     asked: dict[str, Any]
-    arrays: tuple[Array, ...]
+    arrays: Tensors
     state: dict[str, Any]
     on_progress: OnProgress
 
@@ -93,7 +96,7 @@ class Worker:
         # By its name, not as a script: tasks import this module as well, and must get the same classes.
         line = [sys.executable, "-P", "-c", f"from {__name__} import serve; serve({memory_bytes or 0})"]
         self._process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        self._answers: queue.SimpleQueue[tuple[dict[str, Any], tuple[Array, ...]] | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         threading.Thread(target=_read_all, args=(self._process.stdout, self._answers), daemon=True).start()
         self._asking = threading.Lock()
         self._end = weakref.finalize(self, _end, self._process)
@@ -107,7 +110,7 @@ class Worker:
         self,
         task: str,
         values: dict[str, Any] | None = None,
-        arrays: Sequence[Array] = (),
+        arrays: Tensors | None = None,
         *,
         seconds: float = math.inf,
         on_progress: OnProgress = lambda _what, _share: None,
@@ -117,7 +120,7 @@ class Worker:
         Args:
             task: `module:function`.
             values: Plain JSON values.
-            arrays: Numpy arrays of plain dtypes.
+            arrays: Numpy arrays of plain dtypes, by name.
             seconds: The longest it may take; the process is ended then.
             on_progress: Told what the task tells.
 
@@ -128,7 +131,7 @@ class Worker:
         """
         with self._asking:
             try:
-                return self._answer({"task": task, "values": values or {}}, arrays, seconds, on_progress)
+                return self._answer({"task": task, "values": values or {}}, arrays or {}, seconds, on_progress)
             except _ReportedError as reported:
                 raise reported.error from None
             except BaseException:  # whoever stops listening must not get this answer to the next question
@@ -136,10 +139,12 @@ class Worker:
                 raise
 
     def _answer(
-        self, question: dict[str, Any], arrays: Sequence[Array], seconds: float, on_progress: OnProgress
+        self, question: dict[str, Any], arrays: Tensors, seconds: float, on_progress: OnProgress
     ) -> Answer:
         try:
             _write(self._pipe(), question, arrays)
+        except UsageError as error:  # nothing of it was sent
+            raise _ReportedError(error) from error
         except (OSError, ValueError) as error:
             raise WorkerStopped("the process has ended", hint="try again") from error
         until = time.monotonic() + seconds
@@ -169,7 +174,7 @@ class Worker:
         assert self._process.stdin is not None  # asked for above
         return self._process.stdin
 
-    def _next(self, until: float, seconds: float) -> tuple[dict[str, Any], tuple[Array, ...]] | None:
+    def _next(self, until: float, seconds: float) -> Message | None:
         """Return the next message; None when it is time to look at the clock and the memory again."""
         if time.monotonic() > until:
             raise WorkerStopped(f"it took longer than {seconds:g} s and was ended")
@@ -203,7 +208,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
                 pipe.close()
 
 
-def _read_all(pipe: IO[bytes], answers: queue.SimpleQueue[tuple[dict[str, Any], tuple[Array, ...]] | None]) -> None:
+def _read_all(pipe: IO[bytes], answers: queue.SimpleQueue[Message | None]) -> None:
     """Pass on all that the child says; None when it says no more, or something that is no message."""
     try:
         with contextlib.suppress(Exception):  # what is no message ends the talk, whatever is wrong with it
@@ -213,14 +218,26 @@ def _read_all(pipe: IO[bytes], answers: queue.SimpleQueue[tuple[dict[str, Any], 
         answers.put(None)
 
 
-def _write(pipe: IO[bytes], message: dict[str, Any], arrays: Sequence[Array] = ()) -> None:
-    plain = [np.asarray(one, order="C") for one in arrays]
-    message = {**message, "arrays": [{"dtype": one.dtype.str, "shape": one.shape} for one in plain]}
-    pipe.write(json.dumps(message).encode() + b"\n" + b"".join(one.tobytes() for one in plain))
+def _write(pipe: IO[bytes], message: dict[str, Any], arrays: Tensors | None = None) -> None:
+    plain = {name: np.asarray(one, order="C") for name, one in (arrays or {}).items()}
+    _refuse_large(plain)
+    told = [{"name": name, "dtype": one.dtype.str, "shape": one.shape} for name, one in plain.items()]
+    line = json.dumps({**message, "arrays": told})  # what cannot be said fails before anything is written
+    pipe.write(line.encode() + b"\n")
+    for one in plain.values():
+        pipe.write(one.reshape(-1).view(np.uint8).data if one.size else b"")
     pipe.flush()
 
 
-def _read(pipe: IO[bytes]) -> tuple[dict[str, Any], tuple[Array, ...]] | None:
+def _refuse_large(arrays: Tensors) -> None:
+    large = next((name for name, one in arrays.items() if one.nbytes > _MOST_ARRAY_BYTES), None)
+    if large is not None:
+        raise UsageError(f"{large} has {arrays[large].nbytes:,} bytes, more than the {_MOST_ARRAY_BYTES:,} that fit")
+    if len(arrays) > _MOST_ARRAYS:
+        raise UsageError(f"{len(arrays)} arrays are more than the {_MOST_ARRAYS} that fit into one question")
+
+
+def _read(pipe: IO[bytes]) -> Message | None:
     """Return a message and its arrays; None at the end.
 
     Raises:
@@ -230,8 +247,10 @@ def _read(pipe: IO[bytes]) -> tuple[dict[str, Any], tuple[Array, ...]] | None:
     if not line:
         return None
     message = json.loads(line)
-    arrays = []
-    for one in message["arrays"][:_MOST_ARRAYS]:
+    arrays: dict[str, NDArray[Any]] = {}
+    if len(message["arrays"]) > _MOST_ARRAYS:
+        raise ValueError("too many arrays")
+    for one in message["arrays"]:
         dtype, shape = np.dtype(str(one["dtype"])), tuple(map(int, one["shape"]))
         if dtype.hasobject:
             raise ValueError("no plain array")
@@ -239,8 +258,8 @@ def _read(pipe: IO[bytes]) -> tuple[dict[str, Any], tuple[Array, ...]] | None:
         if not 0 <= size <= _MOST_ARRAY_BYTES:
             raise ValueError("an array that is too large")
         data = pipe.read(size)
-        arrays.append(np.frombuffer(data, dtype).reshape(shape))
-    return message, tuple(arrays)
+        arrays[str(one["name"])] = np.frombuffer(data, dtype).reshape(shape)
+    return message, arrays
 
 
 def _raised(message: dict[str, Any]) -> KitError:

@@ -1,0 +1,106 @@
+"""One sample to ask a model about: of its data set, of its golden samples, or of a file that somebody uploads."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apps.demo.worker import Job
+from kit import datasets
+from kit.bundle import Bundle
+from kit.errors import BadInput, KitError
+from kit.samples import Samples, Splits, count
+from kit.tasks.registry import task_of
+from kit.tasks.tensors import samples_of
+from kit.tensors import Signature
+
+MOST_BYTES = 2**30
+"""Of all arrays of an uploaded file, unpacked."""
+
+_MOST_VALUES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """One sample.
+
+    Attributes:
+        samples: It alone.
+        source: Where it comes from, in words.
+        right: The right answer in words; empty if nobody knows it.
+    """
+
+    samples: Samples
+    source: str
+    right: str
+
+
+def splits_of(bundle: Bundle, job: Job) -> Splits | None:
+    """Return the labelled data a bundle was made with, read once; None if it is not at hand."""
+    key = f"splits {bundle.origin} {bundle.manifest.attachments.get('training')}"
+    if key not in job.state:
+        job.state[key] = datasets.of(bundle)
+    found: Splits | None = job.state[key]
+    return found
+
+
+def draw(bundle: Bundle, job: Job) -> Drawn:
+    """Draw a sample: see apps.demo.jobs.sample for what is asked. Golden ones alone are drawn one after the other."""
+    number, signature = int(job.asked["number"]), bundle.signature
+    splits = None if job.asked.get("golden") else splits_of(bundle, job)
+    groups = splits.test if splits else bundle.golden()
+    total = count(groups, signature)
+    index = number % total if job.asked.get("golden") else int(np.random.default_rng(number).integers(total))
+    source = f"{splits.dataset} test sample {index:,}" if splits else f"golden sample {index:,}"
+    row = index
+    for group in groups:
+        rows = signature.rows(group.inputs)
+        if row < rows:
+            one = group.take(signature, slice(row, row + 1)) if signature.batch else group
+            return Drawn(samples=one, source=source, right=_right(one, names_of(bundle)))
+        row -= rows
+    raise BadInput(f"{bundle.name} has no samples")
+
+
+def names_of(bundle: Bundle) -> tuple[str, ...]:
+    """Return the names of a bundle's classes; none if it has no classes, or no installed package knows its task."""
+    try:
+        return tuple(map(str, getattr(task_of(bundle), "labels", ()) or ()))
+    except KitError:
+        return ()
+
+
+def _right(one: Samples, names: tuple[str, ...]) -> str:
+    """Return a sample's target in words."""
+    for values in (one.targets or {}).values():
+        target = np.asarray(values).reshape(-1)
+        if names and target.size == 1 and target.dtype.kind in "iu":
+            return names[int(target[0])] if 0 <= int(target[0]) < len(names) else ""
+        if target.size <= _MOST_VALUES:
+            return ", ".join(f"{value:.4g}" if target.dtype.kind == "f" else str(value) for value in target)
+    return ""
+
+
+def from_file(data: bytes, signature: Signature) -> dict[str, NDArray[Any]]:
+    """Return the inputs in an .npz, checked.
+
+    Raises:
+        BadInput: It is something else, too large, or does not fit the model.
+    """
+    hint = "save one: numpy.savez(FILE, " + ", ".join(f"{spec.name}=..." for spec in signature.inputs) + ")"
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            total = sum(info.file_size for info in archive.infolist())
+        if total > MOST_BYTES:
+            raise BadInput(f"the arrays take {total:,} bytes, more than the {MOST_BYTES:,} that are allowed", hint=hint)
+        with np.load(io.BytesIO(data), allow_pickle=False) as held:
+            arrays = {name: held[name] for name in held.files}
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise BadInput(f"the file holds no named arrays: {error}", hint=hint) from error
+    return dict(samples_of(arrays, signature, "the file").inputs)
