@@ -69,7 +69,7 @@ _SIZES = (
     16000,
 )
 _TOGETHER = (1, 2, 16, 64, 224, 512)
-_MOST_TRIES = 240
+_MOST_TRIES = 600
 _RATE = 16000
 
 
@@ -251,17 +251,21 @@ class _Search:
         return _Found(signature, tuple(self._golden(signature, runs)))
 
     def _first(self) -> _Run | None:
-        """Return the first call that gives finite numbers, else the first that goes well; None if none does."""
-        second_best = None
-        for sizes in _sizes(self._signature):
-            for draw in _DRAWS:
-                if self._tries >= _MOST_TRIES:
-                    return second_best
+        """Return the first call that goes well, with other values if its answers are no finite numbers; None if none does."""
+        for draw in _DRAWS:
+            for sizes in _sizes(self._signature):
                 run = self._run(sizes, draw)
-                if run is not None and _is_finite(run.outputs):
-                    return run
-                second_best = second_best or run
-        return second_best
+                if run is not None:
+                    return self._finite(run)
+                if self._tries >= _MOST_TRIES:
+                    return None
+        return None
+
+    def _finite(self, run: _Run) -> _Run:
+        """Return a call of the same sizes that gives finite numbers, or the call itself."""
+        others = (self._run(run.sizes, draw) for draw in _DRAWS if draw != run.draw)
+        calls = itertools.chain((run,), others)
+        return next((one for one in calls if one is not None and _is_finite(one.outputs)), run)
 
     def _run(self, sizes: dict[str, int], draw: str, *, seed: int = 0) -> _Run | None:
         self._tries += 1

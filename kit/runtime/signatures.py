@@ -82,7 +82,7 @@ def _spec(found: Any) -> TensorSpec:
 def _axis(name: str, place: int, size: Any) -> int | str:
     if isinstance(size, int) and size >= 0:
         return size
-    if isinstance(size, str) and size:
+    if isinstance(size, str) and size not in {"", "?"}:
         return size
     return BATCH if place == 0 else f"{name}_{place}"
 
