@@ -1,7 +1,8 @@
-"""Small ONNX models, written by hand: no exporter, no torch."""
+"""Small ONNX models written by hand, and bundles of them: no exporter, no torch."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
+
+from kit.bundle import Bundle, Staged, create, file_ref
+from kit.bundle.manifest import Needs, Variant
+from kit.choices import Precision, VariantFormat
+from kit.runtime.onnxruntime import OnnxRuntimeRunner
+from kit.samples import seeded
 
 Value = tuple[str, str, Sequence[int | str | None] | None]
 """Name, dtype as numpy spells it, shape: None for a size without a name, or for a shape that the graph does not tell."""
@@ -120,3 +127,26 @@ def save_beside(model: onnx.ModelProto, path: Path) -> Path:
         model, path, save_as_external_data=True, location=f"{path.stem}.data", size_threshold=0, convert_attribute=False
     )
     return path
+
+
+def bundle(model: onnx.ModelProto, folder: Path, *, name: str = "model", sizes: dict[str, int] | None = None) -> Bundle:
+    """Write a bundle of one variant, `fp32`, with answers of ONNX Runtime as golden samples."""
+    staging = folder.parent / f"{folder.name}-staging"
+    staging.mkdir(parents=True)
+    data = model.SerializeToString()
+    graph = file_ref(data, "fp32", ".onnx")
+    (staging / graph.file).write_bytes(data)
+    with OnnxRuntimeRunner(data) as runner:
+        signature = runner.signature
+        batch = {} if signature.batch is None else {signature.batch: 64}
+        samples = seeded(signature, sizes=signature.usual_sizes(**batch, **(sizes or {})))
+        golden = dataclasses.replace(samples, expected=runner.run(samples.inputs))
+    variant = Variant(
+        id="fp32",
+        precision=Precision.FP32,
+        format=VariantFormat.FLOAT,
+        graph=graph,
+        needs=Needs(opset=20, ir_version=10, onnxruntime="1.18"),
+    )
+    staged = [Staged(variant=variant, folder=staging)]
+    return create(folder, name=name, signature=signature, golden=[golden], tools={}, variants=staged)

@@ -13,14 +13,16 @@ from onnx import TensorProto, helper, numpy_helper
 
 from kit.bundle import Bundle
 from kit.choices import Provider
-from kit.errors import BundleInvalid, ProviderUnavailable, UsageError
-from kit.runtime import libraries, providers
-from kit.runtime.base import Placement, RunnerOptions, check_pixels
+from kit.errors import BundleInvalid, MemoryShort, ProviderUnavailable, Unavailable, UsageError
+from kit.runtime import libraries, ort_errors, providers
+from kit.runtime.base import Placement, RunnerOptions, run_in_batches
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
+from kit.runtime.profiler import profile
+from kit.tensors import Signature, TensorSpec
+from tests import graphs
 
-
-def read(bundle: Bundle) -> bytes:
-    return bundle.read(bundle.variant("fp32").artifact)
+PIXELS = graphs.pixels().SerializeToString()
+ONE = {"pixels": np.arange(16, dtype=np.uint8).reshape(1, 4, 4)}
 
 
 def test_the_cpu_runs_the_probe() -> None:
@@ -41,8 +43,8 @@ def test_the_stored_probe_is_the_model_it_says_it_is() -> None:
     assert onnx.load_from_string(providers.PROBE.read_bytes()) == model
 
 
-def test_every_node_is_accounted_for(tiny: Bundle) -> None:
-    with OnnxRuntimeRunner(read(tiny)) as runner:
+def test_every_node_is_accounted_for() -> None:
+    with OnnxRuntimeRunner(PIXELS) as runner:
         assert runner.placement.is_all_on(Provider.CPU)
         assert runner.placement.describe() == f"cpu {runner.placement.total}/{runner.placement.total}"
 
@@ -53,20 +55,20 @@ def test_placement_is_described_most_first() -> None:
 
 
 @pytest.mark.usefixtures("no_cuda")
-def test_cuda_that_cannot_run_is_an_error_with_reason_and_fix(tiny: Bundle) -> None:
+def test_cuda_that_cannot_run_is_an_error_with_reason_and_fix() -> None:
     with pytest.raises(ProviderUnavailable, match="CUDA cannot run here") as caught:
-        OnnxRuntimeRunner(read(tiny), RunnerOptions(provider=Provider.CUDA))
+        OnnxRuntimeRunner(PIXELS, RunnerOptions(provider=Provider.CUDA))
     assert caught.value.hint
     assert caught.value.exit_code == 3
 
 
 @pytest.mark.usefixtures("no_cuda")
-def test_an_allowed_fallback_runs_on_the_cpu_and_says_so(tiny: Bundle) -> None:
+def test_an_allowed_fallback_runs_on_the_cpu_and_says_so() -> None:
     options = RunnerOptions(provider=Provider.CUDA, allow_fallback=True)
-    with OnnxRuntimeRunner(read(tiny), options) as runner:
+    with OnnxRuntimeRunner(PIXELS, options) as runner:
         assert runner.provider is Provider.CPU
         assert runner.fallback_reason
-        assert runner.run(tiny.golden().pixels).shape == (256, 3)
+        assert runner.run(ONE)["logits"].shape == (1, 3)
 
 
 def test_a_cpu_only_package_is_named_with_the_line_that_replaces_it() -> None:
@@ -112,24 +114,244 @@ def test_a_gpu_is_not_left_without_memory_and_graphs_are_of_cuda() -> None:
         RunnerOptions(provider=Provider.CUDA, cuda_graph=True, allow_fallback=True)
 
 
-def test_one_sample_and_a_batch_are_accepted() -> None:
-    assert check_pixels(np.zeros((4, 4), np.uint8), (4, 4)).shape == (1, 4, 4)
-    strided = np.zeros((6, 8, 8), np.uint8)[::2, ::2, ::2]
-    assert check_pixels(strided, (4, 4)).flags.c_contiguous
+def floats(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(0, 1, shape).astype(np.float32)
+
+
+def test_the_signature_of_a_graph_is_read_from_it() -> None:
+    with OnnxRuntimeRunner(graphs.sentences().SerializeToString()) as runner:
+        signature = runner.signature
+    assert signature.described() == {"ids": "int64 [batch, sequence]", "mask": "bool [batch, sequence]"}
+    assert signature.output("sentence") == TensorSpec(name="sentence", dtype="float32", shape=("batch", 4))
+    assert (signature.batch, signature.dynamic) == ("batch", ("batch", "sequence"))
+
+
+def test_sizes_without_a_name_get_one_and_fixed_ones_are_no_batch() -> None:
+    nodes = [graphs.node("Identity", "x", "y")]
+    free = graphs.make(nodes, [("x", "float32", [None, 3, None])], [("y", "float32", [None, 3, None])])
+    with OnnxRuntimeRunner(free.SerializeToString()) as runner:
+        assert runner.signature.described() == {"x": "float32 [batch, 3, x_2]"}
+        assert runner.signature.batch == "batch"
+    fixed = graphs.make(nodes, [("x", "float32", [1, 3])], [("y", "float32", [1, 3])])
+    with OnnxRuntimeRunner(fixed.SerializeToString()) as runner:
+        assert runner.signature.batch is None
+        assert runner.signature.axes == {}
+
+
+def test_text_at_the_border_is_refused_in_words() -> None:
+    text = graphs.make([graphs.node("Identity", "x", "y")], [("x", "str", [2])], [("y", "str", [2])])
+    with pytest.raises(BundleInvalid, match="x is a tensor of string, which kit does not run"):
+        OnnxRuntimeRunner(text.SerializeToString())
+
+
+def test_sequences_and_optional_inputs_are_refused_in_words() -> None:
+    model = graphs.make([graphs.node("SequenceConstruct", "x x", "y")], [("x", "float32", [2])], [])
+    kind = helper.make_tensor_type_proto(TensorProto.FLOAT, [2])
+    model.graph.output.append(helper.make_value_info("y", helper.make_sequence_type_proto(kind)))
+    with pytest.raises(BundleInvalid, match="y is a sequence, which kit does not run"):
+        OnnxRuntimeRunner(model.SerializeToString())
+    model = graphs.make([graphs.node("OptionalGetElement", "x", "y")], [], [("y", "float32", [2])])
+    model.graph.input.append(helper.make_value_info("x", helper.make_optional_type_proto(kind)))
+    with pytest.raises(BundleInvalid, match="x is optional, which kit does not run"):
+        OnnxRuntimeRunner(model.SerializeToString())
+
+
+def test_two_inputs_give_two_outputs_by_name() -> None:
+    a, b = floats(5, 3), floats(5, 3) * 2
+    with OnnxRuntimeRunner(graphs.two_by_two().SerializeToString()) as runner:
+        for size in (5, 2, 5, 2, 1):  # bound when they come again
+            found = runner.run({"b": b[:size], "a": a[:size]})
+            assert list(found) == ["sum", "difference"]
+            assert np.allclose(found["sum"], a[:size] + b[:size])
+            assert np.allclose(found["difference"], a[:size] - b[:size])
+
+
+def test_scalars_truth_values_half_floats_and_integers_are_run() -> None:
+    inputs = {
+        "half": np.array([[1, 2], [3, 4]], np.float16),
+        "factor": np.array(0.5, np.float32),
+        "flags": np.array([True, False]),
+        "count": np.array([7, 2**40]),
+    }
+    with OnnxRuntimeRunner(graphs.mixed().SerializeToString()) as runner:
+        assert runner.signature.batch == "batch"
+        for factor in (0.5, 2.0, 0.25):
+            inputs["factor"][...] = factor
+            found = runner.run(inputs)
+            assert found["product"].tolist() == (inputs["half"].astype(np.float32) * factor).tolist()
+        assert found["others"].tolist() == [False, True]
+        assert found["twice"].tolist() == [14, 2**41]
+        assert found["same"].dtype == np.float16
+        bound = runner.bind({"batch": 2})
+        assert [one.tolist() for one in bound.run(*inputs.values())] == [one.tolist() for one in found.values()]
+
+
+def test_an_output_that_varies_is_run_right_each_time_and_never_bound() -> None:
+    model = graphs.nonzero().SerializeToString()
+    with OnnxRuntimeRunner(model) as runner:  # nobody said that it varies
+        for values in ([[1, 0, 2]], [[1, 0, 2]], [[1, 1, 2]], [[0, 0, 0]], [[1, 0, 2]]):
+            x = np.array(values, np.float32)
+            assert np.array_equal(runner.run({"x": x})["places"], np.nonzero(x))
+        bound = runner.bind({"n": 1})
+        with pytest.raises(Unavailable, match="depends on the values"):
+            bound.run(np.ones((1, 3), np.float32))
+    said = Signature(
+        inputs=(TensorSpec(name="x", dtype="float32", shape=("n", 3)),),
+        outputs=(TensorSpec(name="places", dtype="int64", shape=(2, "found"), varies=True),),
+        batch=None,
+    )
+    with OnnxRuntimeRunner(model, signature=said) as runner:
+        assert runner.run({"x": np.ones((2, 3), np.float32)})["places"].shape == (2, 6)
+        with pytest.raises(Unavailable, match="'places' depends on the values"):
+            runner.bind({"n": 1})
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "problem"),
     [
-        np.zeros((4, 4), np.float32),
-        np.zeros((3, 5, 4), np.uint8),
-        np.zeros(16, np.uint8),
-        np.zeros((1, 1, 4, 4), np.uint8),
+        ({}, "the input 'pixels' is missing"),
+        ({**ONE, "other": np.zeros(1)}, "there is no input 'other'"),
+        ({"other": ONE["pixels"]}, "the input 'pixels' is missing"),
+        ({"pixels": np.zeros((1, 4, 4), np.float32)}, r"must be uint8 \[batch, 4, 4\], found float32"),
+        ({"pixels": np.zeros((3, 5, 4), np.uint8)}, "5 for 4"),
+        ({"pixels": np.zeros(16, np.uint8)}, "must be uint8"),
+        ({"pixels": np.zeros((0, 4, 4), np.uint8)}, "0 is less than 1"),
     ],
 )
-def test_other_arrays_are_refused_with_what_was_expected(wrong: np.ndarray) -> None:
-    with pytest.raises(UsageError, match=r"expected uint8 pixels of shape \(4, 4\)"):
-        check_pixels(wrong, (4, 4))
+@pytest.mark.parametrize("binds", [True, False])
+def test_other_inputs_are_refused_with_what_was_expected(
+    wrong: dict[str, np.ndarray], problem: str, binds: bool
+) -> None:
+    with OnnxRuntimeRunner(PIXELS, binds=binds) as runner:
+        for _ in range(2):  # bound in between
+            if binds or "less than" not in problem:
+                with pytest.raises(UsageError, match=problem):
+                    runner.run(wrong)
+            runner.run(ONE)
+
+
+def test_a_graph_that_is_not_what_the_signature_says_is_refused() -> None:
+    def said(name: str = "logits", dtype: str = "float32", shape: tuple[int | str, ...] = ("batch", 3)) -> Signature:
+        return Signature(
+            inputs=(TensorSpec(name="pixels", dtype="uint8", shape=("batch", 4, 4)),),
+            outputs=(TensorSpec(name=name, dtype=dtype, shape=shape),),
+        )
+
+    with OnnxRuntimeRunner(PIXELS, signature=said()) as runner:
+        assert runner.run(ONE)["logits"].shape == (1, 3)
+    with pytest.raises(BundleInvalid, match=r"has the outputs \['logits'\], expected \['scores'\]"):
+        OnnxRuntimeRunner(PIXELS, signature=said(name="scores"))
+    with pytest.raises(BundleInvalid, match="the output logits of the graph is float32"):
+        OnnxRuntimeRunner(PIXELS, signature=said(dtype="int64"))
+    with pytest.raises(BundleInvalid, match=r"expected float32 \[batch, 4\]"):
+        OnnxRuntimeRunner(PIXELS, signature=said(shape=("batch", 4)))
+
+
+def test_an_output_of_another_size_than_was_said_is_found_by_the_first_call() -> None:
+    model = graphs.make(
+        [graphs.node("Concat", "x x", "y", axis=0)], [("x", "float32", ["n", 2])], [("y", "float32", [None, 2])]
+    )
+    said = Signature(
+        inputs=(TensorSpec(name="x", dtype="float32", shape=("n", 2)),),
+        outputs=(TensorSpec(name="y", dtype="float32", shape=("n", 2)),),
+        batch="n",
+    )
+    with (
+        OnnxRuntimeRunner(model.SerializeToString(), signature=said) as runner,
+        pytest.raises(
+            BundleInvalid, match=r"the output y must be float32 \[n, 2\], and the model gave float32 \[6, 2\]"
+        ),
+    ):
+        runner.run({"x": floats(3, 2)})
+
+
+def test_weights_beside_the_graph_are_opened_by_path_and_nothing_else_is(tmp_path: Path) -> None:
+    path = graphs.save_beside(graphs.pixels(), tmp_path / "model.onnx")
+    with OnnxRuntimeRunner(PIXELS) as runner:
+        expected = runner.run(ONE)["logits"]
+    with OnnxRuntimeRunner(path) as runner:
+        assert np.array_equal(runner.run(ONE)["logits"], expected)
+    with pytest.raises(BundleInvalid, match="does not accept"):
+        OnnxRuntimeRunner(path.read_bytes())
+    data = tmp_path / "model.data"
+    data.rename(tmp_path / "elsewhere")
+    with pytest.raises(BundleInvalid, match=r"weights in model\.data, which is not beside it"):
+        OnnxRuntimeRunner(path)
+    if sys.platform != "win32":
+        data.symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(BundleInvalid, match="no ordinary file"):
+            OnnxRuntimeRunner(path)
+
+
+@pytest.mark.parametrize("location", ["../secret", "/etc/hostname", "", "folder/weights", ".."])
+def test_weights_that_lie_elsewhere_are_refused(tmp_path: Path, location: str) -> None:
+    path = graphs.save_beside(graphs.pixels(), tmp_path / "model.onnx")
+    model = onnx.load(path, load_external_data=False)
+    for entry in model.graph.initializer[0].external_data:
+        if entry.key == "location":
+            entry.value = location
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(BundleInvalid, match="not a plain file name"):
+        OnnxRuntimeRunner(path)
+
+
+def test_a_batch_of_one_is_not_told_to_be_smaller() -> None:
+    model = graphs.make(
+        [graphs.node("Reshape", "x shape", "y")],
+        [("x", "float32", ["batch", 3])],
+        [("y", "float32", [3, 2])],
+        {"shape": np.array([3, 2])},
+    )
+    with OnnxRuntimeRunner(model.SerializeToString()) as runner:
+        assert runner.run({"x": floats(2, 3)})["y"].shape == (3, 2)
+        with pytest.raises(BundleInvalid, match="could not run 1 sample on cpu") as caught:
+            runner.run({"x": floats(1, 3)})
+        assert "smaller" not in caught.value.hint
+        with pytest.raises(BundleInvalid, match="could not run 3 samples on cpu") as caught:
+            runner.run({"x": floats(3, 3)})
+        assert "smaller batch" in caught.value.hint
+
+
+def test_memory_that_is_short_is_an_error_of_its_own() -> None:
+    model = graphs.make(
+        [graphs.node("ConstantOfShape", "shape", "y")], [("shape", "int64", [2])], [("y", "float32", [None, None])]
+    )
+    with (
+        OnnxRuntimeRunner(model.SerializeToString()) as runner,
+        pytest.raises(MemoryShort, match="could not run 1 sample on cpu") as caught,
+    ):
+        runner.run({"shape": np.array([2**30, 2**20])})
+    assert "smaller inputs" in caught.value.hint
+    assert isinstance(ort_errors.of_running(MemoryError(), provider=Provider.CPU, rows=2), MemoryShort)
+    assert isinstance(ort_errors.of_opening(MemoryError()), MemoryShort)
+
+
+@pytest.mark.parametrize("binds", [True, False])
+def test_a_closed_runner_says_so(binds: bool) -> None:
+    runner = OnnxRuntimeRunner(PIXELS, binds=binds)
+    runner.run(ONE)
+    runner.close()
+    with pytest.raises(UsageError, match="closed"):
+        runner.run(ONE)
+    with pytest.raises(UsageError, match="closed"):
+        runner.bind({})
+
+
+def test_large_inputs_are_run_in_pieces_bounded_by_bytes() -> None:
+    ids = np.random.default_rng(0).integers(0, 10, (50, 7))
+    inputs = {"ids": ids, "mask": np.ones((50, 7), bool)}
+    with OnnxRuntimeRunner(graphs.sentences().SerializeToString()) as runner:
+        expected = runner.run(inputs)
+        found = run_in_batches(runner, inputs, most_bytes=1000)
+    assert all(np.allclose(found[name], expected[name]) for name in expected)
+
+
+def test_the_profiler_sees_every_node() -> None:
+    found = profile(
+        graphs.two_by_two().SerializeToString(), RunnerOptions(), {"a": floats(2, 3), "b": floats(2, 3)}, calls=5
+    )
+    assert {node.operator for node in found.nodes} == {"Add", "Sub"}
+    assert found.kernels.is_all_on(Provider.CPU)
 
 
 @pytest.mark.skipif(libraries.GPU_PACKAGE not in libraries.installed_packages(), reason="no GPU build is installed")
@@ -150,24 +372,27 @@ print(problem.reason if problem else "")
 
 
 @pytest.mark.gpu
-def test_cuda_runs_every_node_of_the_float_variant(tiny: Bundle) -> None:
-    with OnnxRuntimeRunner(read(tiny), RunnerOptions(provider=Provider.CUDA)) as runner:
+def test_cuda_runs_every_node_of_the_float_graph() -> None:
+    with OnnxRuntimeRunner(PIXELS, RunnerOptions(provider=Provider.CUDA)) as runner:
         assert runner.provider is Provider.CUDA
         assert runner.placement.is_all_on(Provider.CUDA)
-        assert np.allclose(runner.run(tiny.golden().pixels), tiny.golden().logits, atol=1e-4)
+        found = runner.run(ONE)["logits"]
+    with OnnxRuntimeRunner(PIXELS) as runner:
+        assert np.allclose(found, runner.run(ONE)["logits"], atol=1e-4)
 
 
 @pytest.mark.gpu
-def test_a_gpu_that_is_not_there_is_named(tiny: Bundle) -> None:
+def test_a_gpu_that_is_not_there_is_named() -> None:
     with pytest.raises(ProviderUnavailable, match="no GPU 99"):
-        OnnxRuntimeRunner(read(tiny), RunnerOptions(provider=Provider.CUDA, device_id=99))
+        OnnxRuntimeRunner(PIXELS, RunnerOptions(provider=Provider.CUDA, device_id=99))
 
 
 @pytest.mark.gpu
 def test_nodes_without_a_cuda_kernel_are_named(digits: Bundle) -> None:
-    data = digits.read(digits.variant("int8-dynamic").artifact)
     try:
-        with OnnxRuntimeRunner(data, RunnerOptions(provider=Provider.CUDA)) as runner:
+        with OnnxRuntimeRunner(
+            digits.model(digits.variant("int8-dynamic")), RunnerOptions(provider=Provider.CUDA)
+        ) as runner:
             assert runner.placement.is_all_on(Provider.CUDA)
     except ProviderUnavailable as error:
         assert "no kernel for" in str(error)  # noqa: PT017 - either outcome is honest; silence is not
