@@ -102,6 +102,17 @@ def check(groups: Sequence[Samples], signature: Signature, *, name: str = "sampl
                 )
 
 
+def nearest(groups: Sequence[Samples], signature: Signature, sizes: Sizes) -> Samples:
+    """Return the group whose sizes are nearest, by ratio; the batch counts for nothing, for samples can be repeated."""
+
+    def distance(group: Samples) -> float:
+        own = signature.check(group.inputs)
+        others = (axis for axis in own if axis != signature.batch)
+        return sum(abs(math.log(max(sizes[axis], 1) / max(own[axis], 1))) for axis in others)
+
+    return min(groups, key=distance)
+
+
 def batches(groups: Sequence[Samples], signature: Signature, most_bytes: int) -> Iterator[dict[str, NDArray[Any]]]:
     """Give the inputs of all groups in pieces of so many bytes, outputs included."""
     for group in groups:

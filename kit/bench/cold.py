@@ -1,6 +1,6 @@
 """The cold start: fresh processes, from their start to the first prediction, and what takes the time.
 
-`rows` starts processes that run this file as a module; contestants take turns in random order, as in the warm bench. The
+`rows` starts processes that run this file as a module; cases take turns in random order, as in the warm bench. The
 files are in the system's cache after the first process, which is not counted. Run as a module this file is such a process:
 it does what a program does that opens a bundle, and prints the moments as JSON. The clock is the system's own, so that
 parent and child read the same one.
@@ -20,10 +20,11 @@ from collections.abc import Callable  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
 if TYPE_CHECKING:  # the child imports these when their turn comes, and is timed
-    from kit.bench.entries import Entry, Field, OnProgress
-    from kit.bench.measure import Plan
+    from kit.bench.cases import OpenCase
+    from kit.bench.request import Request
     from kit.bench.results import ColdStart, Row
     from kit.bundle import Bundle
+    from kit.system.progress import OnProgress
 
 PROCESSES = 20
 _PATIENCE_SECONDS = 300
@@ -34,55 +35,58 @@ STAGES = ("start Python", "import kit", "read bundle", "open model", "first run"
 
 def rows(
     bundle: Bundle,
-    field: Field,
-    plan: Plan,
+    request: Request,
     deadline_ns: int | None,
     on_progress: OnProgress,
     on_estimate: Callable[[float], None],
 ) -> tuple[Row, ...]:
-    """Measure the cold start of every variant in every runtime on every provider.
+    """Measure the cold start of every case.
 
     Args:
         bundle: What to open.
-        field: Who is to stand.
-        plan: Gives the order's seed; `PROCESSES` are started for each, unless a budget ends them.
+        request: Its plan gives the order's seed; `PROCESSES` are started for each case, unless a budget ends them.
         deadline_ns: When to stop, however many processes have run, by `time.perf_counter_ns`.
         on_progress: Told what is being done and the share done of all.
         on_estimate: Told how many seconds it will take.
     """
-    from kit.bench.entries import entries
+    from kit.bench.cases import Subject, prepare
     from kit.bench.measure import interleave
 
+    from kit.bench.points import described, telling
+
     on_progress("first processes", 0.0)
-    stand = entries(bundle, field)
+    (sizes,) = request.points_of(bundle.signature)
+    label = described(sizes, telling([sizes]))
+    prepared = prepare(Subject(bundle, ()), request.cases_of(bundle), names_session=bool(request.cases))
+    cases = [one.at(sizes, label) for one in prepared]
     started = time.perf_counter()
-    first = [_start(bundle, entry) for entry in stand]
+    first = [_start(one) for one in cases]
     running = [index for index, one in enumerate(first) if "error" not in one]
     spent = time.perf_counter() - started
     left = None if deadline_ns is None else max((deadline_ns - time.perf_counter_ns()) / 1e9, 0.0)
-    on_estimate(PROCESSES * spent * len(running) / max(len(stand), 1) if left is None else left)
+    on_estimate(PROCESSES * spent * len(running) / max(len(cases), 1) if left is None else left)
     turns = interleave(
-        lambda index, _: _start(bundle, stand[running[index]]),
+        lambda index, _: _start(cases[running[index]]),
         len(running),
-        dataclasses.replace(plan, rounds=PROCESSES),
+        dataclasses.replace(request.plan, rounds=PROCESSES),
         deadline_ns=deadline_ns,
         on_round=lambda share: on_progress("fresh processes", share),
         clock=time.perf_counter_ns,
     )
     measured = dict(zip(running, turns, strict=True))
-    return tuple(_row(entry, first[index], measured.get(index, [])) for index, entry in enumerate(stand))
+    return tuple(_row(one, first[index], measured.get(index, [])) for index, one in enumerate(cases))
 
 
-def _start(bundle: Bundle, entry: Entry) -> dict[str, Any]:
+def _start(one: OpenCase) -> dict[str, Any]:
     """Run one process; return its moments, or its error."""
     from kit.system import serial
 
-    row, options = entry.row, entry.options
     asked = {
-        "bundle": str(bundle.origin.resolve()),
-        "variant": row.variant,
-        "runtime": row.runtime,
-        "options": serial.encode(options),
+        "bundle": str(one.subject.bundle.origin.resolve()),
+        "variant": one.case.variant,
+        "runtime": one.case.runtime,
+        "options": serial.encode(one.case.options),
+        "sizes": one.row.sizes,
     }
     started = time.perf_counter_ns()
     try:
@@ -102,24 +106,22 @@ def _start(bundle: Bundle, entry: Entry) -> dict[str, Any]:
     return {**found, "started": started}
 
 
-def _row(entry: Entry, first: dict[str, Any], answers: list[dict[str, Any]]) -> Row:
+def _row(one: OpenCase, first: dict[str, Any], answers: list[dict[str, Any]]) -> Row:
     from kit.bench.results import Status
     from kit.choices import Provider
 
-    row = dataclasses.replace(entry.row, batch_size=1)
-    failed = next((one for one in (first, *answers) if "error" in one), None)
+    failed = next((answer for answer in (first, *answers) if "error" in answer), None)
     if failed is not None:
         status = Status.UNAVAILABLE if failed["code"] == 3 else Status.FAILED
-        return dataclasses.replace(row, status=status, reason=failed["error"], fix=failed["hint"])
-    return dataclasses.replace(
-        row,
+        return one.changed(status=status, reason=failed["error"], fix=failed["hint"]).row
+    return one.changed(
         status=Status.FALLBACK if first["fallback_reason"] else Status.OK,
         reason=first["fallback_reason"],
         fix=first["fallback_fix"],
         ran_on=Provider(first["provider"]),
         placement=first["placement"],
         cold=_summary(answers),
-    )
+    ).row
 
 
 def _summary(answers: list[dict[str, Any]]) -> ColdStart:
@@ -147,23 +149,25 @@ def _summary(answers: list[dict[str, Any]]) -> ColdStart:
 def _child(asked: dict[str, Any]) -> dict[str, Any]:
     """Do what a fresh program does; return the moments at which each stage ended."""
     moments = [_BEGAN]
-    from kit import bundle as bundles
+    from kit import ready
     from kit.errors import KitError
     from kit.runtime import registry
     from kit.runtime.base import RunnerOptions
+    from kit.samples import nearest
     from kit.system import serial
 
     moments.append(time.perf_counter_ns())
     try:
-        bundle = bundles.find(asked["bundle"])
+        bundle = ready.find(asked["bundle"])
         variant = bundle.variant(asked["variant"])
-        bundle.read(variant.artifact)
-        pixels = bundle.golden().pixels[:1]
+        bundle.model(variant)
+        signature, sizes = bundle.signature, asked["sizes"]
+        inputs = nearest(bundle.golden(), signature, sizes).resized(signature, sizes)
         moments.append(time.perf_counter_ns())
         options = serial.decode(RunnerOptions, asked["options"])
         with registry.open_runner(asked["runtime"], bundle, variant, options) as runner:
             moments.append(time.perf_counter_ns())
-            runner.run(pixels)
+            runner.run(inputs)
             moments.append(time.perf_counter_ns())
             placement = runner.placement.describe() if runner.placement.total else runner.provider.value
     except KitError as error:

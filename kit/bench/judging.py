@@ -9,20 +9,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from kit.bench import stats
-from kit.bench.entries import Entry
+from kit.bench.cases import OpenCase
 from kit.bench.measure import LEAST_ROUNDS, Timings
 from kit.bench.results import Control, Latency, Row, Verdict
-from kit.choices import Precision, Provider
-
-USUAL_BASELINE = "fp32 onnxruntime cpu"
-"""By name: what the others are held against, where it is measured."""
+from kit.choices import Provider
 
 _FALLING = 0.03
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A row of one batch size, its entry's name, and its timings if it was measured."""
+class Timing:
+    """A row of one point, its case's name, and its timings if it was measured."""
 
     row: Row
     name: str
@@ -31,32 +28,37 @@ class Measured:
 
 @dataclass(frozen=True)
 class Group:
-    """All rows of one batch size, measured in the same rounds, and the baseline's twin.
+    """All rows of one point, measured in the same rounds, and the baseline's twin.
 
     Attributes:
         rows: In the order of the table.
-        baseline: Which of them the others are held against; None where nothing was measured.
-        twin: The baseline, measured as one contestant more.
+        baseline: Which of them the others are compared with; None if nothing was measured.
+        twin: The baseline, measured once more in the same rounds.
     """
 
-    rows: tuple[Measured, ...]
-    baseline: Measured | None
+    rows: tuple[Timing, ...]
+    baseline: Timing | None
     twin: Timings | None
 
 
-def baseline_index(entries: Sequence[Entry]) -> int | None:
-    """Return who the others are held against: fp32 on the CPU, else the first that runs."""
-    running = [index for index, entry in enumerate(entries) if entry.runner is not None]
-    on_cpu = (
+def baseline_index(cases: Sequence[OpenCase]) -> int | None:
+    """Return which case the others are compared with: the bundle's baseline in ONNX Runtime on the CPU, or what is nearest.
+
+    That is its baseline in another runtime on the CPU, else the first case that runs.
+    """
+    running = [index for index, case in enumerate(cases) if case.runner is not None]
+    elsewhere = [
         index
         for index in running
-        if entries[index].row.precision is Precision.FP32 and entries[index].row.provider is Provider.CPU
-    )
-    return next(on_cpu, next(iter(running), None))
+        if cases[index].row.variant == cases[index].subject.bundle.manifest.baseline
+        and cases[index].row.provider is Provider.CPU
+    ]
+    usual = [index for index in elsewhere if cases[index].is_baseline]
+    return next(iter([*usual, *elsewhere, *running]), None)
 
 
 def latency(timings: Timings, samples: int, *, openings: int = 1) -> Latency:
-    """Summarise the turns of one contestant whose calls answer `samples` samples each."""
+    """Summarise the turns of one case whose calls answer `samples` samples each."""
     pooled, medians = timings.pooled_us(), timings.medians_us()
     percentiles = np.percentile(pooled, np.arange(101))
     low, high = stats.median_interval(medians)
@@ -72,7 +74,7 @@ def latency(timings: Timings, samples: int, *, openings: int = 1) -> Latency:
         max_us=float(pooled.max()),
         low_us=low,
         high_us=high,
-        images_per_second=samples * 1e6 / max(mean_us, 1e-3),
+        samples_per_second=samples * 1e6 / max(mean_us, 1e-3),
         medians_us=tuple(round(value, 3) for value in medians.tolist()),
         mean_us=mean_us,
         noise=1.4826 * float(np.median(np.abs(medians - centre))) / max(centre, 1e-3),
@@ -86,7 +88,7 @@ def latency(timings: Timings, samples: int, *, openings: int = 1) -> Latency:
 
 
 def judge(groups: Sequence[Group]) -> tuple[Row, ...]:
-    """Hold each measured row against the baseline of its batch size, with one error rate for the whole table."""
+    """Compare each measured row with the baseline at its point, with one error rate for the whole table."""
     pairs = [(one, group.baseline) for group in groups for one in group.rows]
     comparisons = {
         index: found
@@ -106,11 +108,12 @@ def judge(groups: Sequence[Group]) -> tuple[Row, ...]:
 
 
 def controls(groups: Sequence[Group]) -> tuple[Control, ...]:
-    """Hold each baseline against its twin, as strictly as the rows are held against the baseline."""
+    """Compare each baseline with its twin, as strictly as the rows with the baseline."""
     found = [
         Control(
             contestant=group.baseline.name,
-            batch_size=group.baseline.row.batch_size,
+            sizes=group.baseline.row.sizes,
+            at=group.baseline.row.at,
             outcome=stats.Outcome.INCONCLUSIVE,
             comparison=_compare(group.baseline.timings, group.twin),
             drift=_drift(group.baseline.timings),

@@ -12,18 +12,22 @@ from typing import Any
 
 import fastjsonschema
 
+from kit.bench import migrations
 from kit.bench.conditions import Conditions
 from kit.bench.measure import LEAST_ROUNDS
+from kit.bench.points import described
 from kit.bench.scenarios import Scenario
 from kit.bench.stats import Comparison, Outcome
 from kit.bundle import Bundle
-from kit.bundle.records import Accuracy
 from kit.choices import Mode, Precision, Provider
 from kit.errors import BadInput
+from kit.metrics import Score
 from kit.system import files, serial
 from kit.system.machine import Machine
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+"""3: sizes of named axes, samples, scores of any metric. 1 and 2 are read (kit.bench.migrations)."""
+
 KIND = "kit-bench"
 SCHEMA_FILE = Path(__file__).with_name("results.schema.json")
 """JSON Schema of a results file, for programs that are not kit. Made from the classes below, and a test keeps it so."""
@@ -48,7 +52,7 @@ class Latency:
     Attributes:
         low_us: Lower end of the 95 % interval of the median, over rounds; None where there were fewer than 10.
         high_us: Upper end.
-        images_per_second: From calls timed in one go; in the Server scenario, from first to last answer.
+        samples_per_second: From calls timed in one go; in the Server scenario, from first to last answer.
         medians_us: Median of each round, in the order they ran: what another run is compared with.
         mean_us: Of calls timed in one go, without a clock between them.
         noise: Spread of the rounds' medians: median absolute deviation, as a share of their median, times 1.4826.
@@ -68,7 +72,7 @@ class Latency:
     max_us: float
     low_us: float | None
     high_us: float | None
-    images_per_second: float
+    samples_per_second: float
     medians_us: tuple[float, ...] = ()
     mean_us: float | None = None
     noise: float | None = None
@@ -118,37 +122,39 @@ class Control:
     """The baseline against itself, in the same rounds as the others: the noise of the run.
 
     Attributes:
-        contestant: The baseline that stood in twice.
+        contestant: The baseline, which was measured twice.
+        sizes: Of the axes.
         outcome: SAME in a run that can be trusted; FASTER or SLOWER say that it cannot.
         drift: Change of the baseline's latency from the first third of the rounds to the last, as a share.
     """
 
     contestant: str
-    batch_size: int
+    sizes: dict[str, int]
     outcome: Outcome
     comparison: Comparison | None
     drift: float | None = None
+    at: str = ""
 
     def remarks(self) -> tuple[str, ...]:
         """Return what a reader of the figures must know, in sentences."""
-        said = []
+        said, at = [], self.at or described(self.sizes)
         if self.outcome in {Outcome.FASTER, Outcome.SLOWER} and self.comparison is not None:
             found = self.comparison
             said.append(
-                f"batch {self.batch_size}: the baseline differed from itself, {found.speedup:.2f}x "
+                f"{at}: the baseline differed from itself, {found.speedup:.2f}x "
                 f"[{found.low:.2f}, {found.high:.2f}]; do not trust differences of that size in this run"
             )
         if self.drift is not None and abs(self.drift) > _DRIFTED:
             said.append(
-                f"batch {self.batch_size}: the machine became {abs(self.drift):.0%} {'slower' if self.drift > 0 else 'faster'} "
-                "meanwhile; comparisons are paired and stand, latencies are of both halves"
+                f"{at}: the machine became {abs(self.drift):.0%} {'slower' if self.drift > 0 else 'faster'} meanwhile; "
+                "comparisons are paired and stand, latencies are of both halves"
             )
         return tuple(said)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """A row against its baseline: the fp32 variant on the CPU, same batch and threads, where there is one."""
+    """A row against the baseline at the same sizes: the bundle's baseline variant in ONNX Runtime on the CPU, if it ran."""
 
     outcome: Outcome
     baseline: str
@@ -164,25 +170,29 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One variant on one provider at one batch size.
+    """A case at one point: one variant in one runtime on one provider, at one size of every axis.
 
     Attributes:
-        batch_size: Samples in one call of the runtime.
         provider: What was asked for.
+        threads: That one operator may use.
+        mode: Where inputs and outputs lie: in host memory, or where the model runs.
+        sizes: Of the axes in one call, by name; empty for a model whose sizes are all fixed.
+        samples: In one call.
+        at: The sizes that tell the rows of this run apart, such as `batch 64, sequence 128`.
         ran_on: Where it truly ran; None when it did not.
         placement: Nodes by provider, such as `cuda 6/6`.
-        session: Threads and session options, where contestants differ in them.
-        mode: Where input and output lie: in host memory, or where the model runs.
-        accuracy_source: `live`, or `manifest` where no labelled data is at hand.
-        correct_images: Which test images were read correctly, packed as by numpy.packbits, base64; empty unless live.
+        scores: Of metrics, the one that counts first; empty if nothing is known.
+        score_source: `live`, or `manifest` if no labelled data is at hand.
+        right: Which samples the first metric calls right, packed as by numpy.packbits, base64; empty unless counted live.
         scenario: How queries arrived.
-        query_samples: Samples in one query; 0 where a call is a query.
+        query_samples: Samples in one query; 0 if a call is a query.
         offered_rate: Queries a second that arrived, in the Server scenario.
-        memory_bytes: The most that opening it and running this batch added to the process.
+        memory_bytes: The most that opening it and running it at these sizes added to the process.
         energy_uj: Of one call, the whole chip's, idle power and neighbours included.
         profile: Where the time goes, by node; empty unless asked for.
-        kernels: Final kernels by provider, where profiled.
-        trace_file: Name of the trace for Perfetto, where profiled.
+        kernels: Final kernels by provider, if profiled.
+        trace_file: Name of the trace for Perfetto, if profiled.
+        session: Threads and session options, if cases differ in them.
     """
 
     bundle: str
@@ -192,18 +202,20 @@ class Row:
     size_bytes: int
     runtime: str
     provider: Provider
-    batch_size: int
     threads: int
     mode: Mode
     status: Status
+    sizes: dict[str, int] = field(default_factory=dict)
+    samples: int = 1
+    at: str = ""
     reason: str = ""
     fix: str = ""
     ran_on: Provider | None = None
     placement: str = ""
     latency: Latency | None = None
-    accuracy: Accuracy | None = None
-    accuracy_source: str = ""
-    correct_images: str = ""
+    scores: tuple[Score, ...] = ()
+    score_source: str = ""
+    right: str = ""
     verdict: Verdict | None = None
     scenario: Scenario = Scenario.SINGLE_STREAM
     query_samples: int = 0
@@ -215,6 +227,16 @@ class Row:
     kernels: str = ""
     trace_file: str = ""
     session: str = ""
+
+    @property
+    def score(self) -> Score | None:
+        """The score that counts; None if nothing is known."""
+        return self.scores[0] if self.scores else None
+
+    @property
+    def point(self) -> str:
+        """What its sizes are called: `batch 64`."""
+        return self.at or described(self.sizes)
 
     @property
     def place(self) -> str:
@@ -236,7 +258,8 @@ class Results:
     """A whole run: the machine, the tools, what was asked, and the rows.
 
     Attributes:
-        limits: What the machine can do at most, where it was measured in the same run, by name with its unit.
+        limits: What the machine can do at most, if it was measured in the same run, by name with its unit.
+        left_out: What was not measured, and why, in sentences without their full stop.
     """
 
     schema_version: int
@@ -250,13 +273,14 @@ class Results:
     controls: tuple[Control, ...] = ()
     conditions: Conditions | None = None
     limits: dict[str, float] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
     def remarks(self) -> tuple[str, ...]:
         """Return what a reader of the figures must know about the run, in sentences."""
         said = list(self.conditions.remarks()) if self.conditions else []
         said += [remark for control in self.controls for remark in control.remarks()]
         for row in self.rows:
-            name = f"{row.variant} in {row.runtime}, batch {row.batch_size}"
+            name = f"{row.variant} in {row.runtime}, {row.point}"
             if row.saturated and row.latency is not None and row.latency.service_us:
                 said.append(
                     f"{name}: {row.offered_rate:,.0f} queries a second arrived and {1e6 / row.latency.service_us:,.0f} can be "
@@ -264,7 +288,7 @@ class Results:
                 )
             if row.latency is not None and not row.latency.settled:
                 said.append(f"{name}: still became faster when its warm-up ended")
-        said += self._budget_remarks()
+        said += [*self._budget_remarks(), *self.left_out]
         if any(row.threads > self.machine.cpus_to_use for row in self.rows):
             said.append(
                 f"more threads than the {self.machine.cpus_to_use} CPUs that may be used here: they wait for each other"
@@ -334,10 +358,12 @@ def from_json(data: Any, path: Path) -> Results:
             f"{path} has schema version {data['schema_version']}, this kit reads up to {SCHEMA_VERSION}",
             hint="install a newer kit",
         )
-    # Version 1 lacks fields that have defaults now; nothing in it has another meaning.
     try:
-        _validator()(data)
-        return serial.decode(Results, data, path="results")
+        newest = migrations.migrated(data)
+        _validator()(newest)
+        return serial.decode(Results, newest, path="results")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BadInput(f"{path} is no valid results file: {type(error).__name__}: {error}") from error
     except (serial.DecodeError, fastjsonschema.JsonSchemaValueException) as error:
         raise BadInput(f"{path} is no valid results file: {error}") from error
 

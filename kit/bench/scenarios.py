@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from kit.bench.measure import Call, Clock, Plan, Turn
 from kit.errors import UsageError
+from kit.tensors import Axis
 
 SAMPLES_IN_MULTISTREAM = 8
 OFFLINE_SAMPLES = 4096
@@ -54,20 +55,20 @@ class Load:
     def __post_init__(self) -> None:
         """Refuse a rate that is missing, impossible, or would change nothing."""
         if self.scenario is Scenario.SERVER and self.rate is None:
-            raise UsageError("the Server scenario needs the rate at which queries arrive", hint="add --rate 1000")
+            raise UsageError("the Server scenario needs the rate at which queries arrive", hint="give one, such as 1000 a second")
         if self.scenario is not Scenario.SERVER and self.rate is not None:
             raise UsageError(
-                f"a rate says nothing in the {self.scenario} scenario", hint="use it with --scenario Server"
+                f"a rate says nothing in the {self.scenario} scenario", hint="use it in the scenario Server"
             )
         if self.rate is not None and not 0 < self.rate < float("inf"):
             raise UsageError(f"a rate must be above 0 queries a second, found {self.rate:g}")
         if self.samples < 1:
             raise UsageError(f"Offline needs 1 sample or more, found {self.samples}")
 
-    def default_batch_sizes(self) -> tuple[int, ...]:
-        """Return what is measured unless batch sizes are named."""
+    def batch_sizes(self, axis: Axis | None = None) -> tuple[int, ...]:
+        """Return what is measured unless batch sizes are named; `axis` is the batch, whose typical sizes suit one stream."""
         return {
-            Scenario.SINGLE_STREAM: (1, 64),
+            Scenario.SINGLE_STREAM: (axis.typical if axis else ()) or (1, 64),
             Scenario.MULTI_STREAM: (SAMPLES_IN_MULTISTREAM,),
             Scenario.OFFLINE: (OFFLINE_BATCH,),
             Scenario.SERVER: (1,),

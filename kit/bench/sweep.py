@@ -1,4 +1,4 @@
-"""The batch sweep: which sizes are worth measuring, where throughput bends, and where one contestant overtakes another."""
+"""Sweeps over an axis: which sizes are worth measuring, where throughput bends, and where one case overtakes another."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from kit.bench import stats
+from kit.bench.points import telling
 from kit.bench.results import Results, Row, Status
+from kit.tensors import Axis
 
 LARGEST = 16384
 SLOWEST_CALL_US = 500_000.0
+"""Calls that take longer end a sweep, and are not made unless their size was asked for by name."""
+
 _GROWS = 1.05
 _KNEE = 0.9
 
@@ -23,61 +27,82 @@ class Knee:
     """The smallest batch with nine tenths of the best throughput: more costs latency and brings little.
 
     Attributes:
-        best_batch: Where the throughput was highest.
+        case: Variant and place.
+        axis: The batch axis.
+        size: The batch.
+        best_size: Where the throughput was highest.
         share: Of the best throughput, at the knee.
     """
 
-    contestant: str
-    batch_size: int
-    images_per_second: float
+    case: str
+    axis: str
+    size: int
+    samples_per_second: float
     share: float
-    best_batch: int
-    best_images_per_second: float
+    best_size: int
+    best_samples_per_second: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Crossover:
-    """Where one contestant overtakes another.
+    """Where one case overtakes another along an axis.
 
     Attributes:
-        overtakes: Who is faster from `batch_size` on.
-        overtaken: Who is faster below.
-        batch_size: The smallest batch from which on `overtakes` is surely faster at every size measured; None where larger
-            ones are undecided.
-        ahead_at: The batches above `last_slower` at which it is surely faster.
-        last_slower: The largest batch at which it is surely slower.
+        overtakes: What is faster from `size` on.
+        overtaken: What is faster below.
+        size: The smallest from which on `overtakes` is surely faster at every size measured; None if larger ones are
+            undecided.
+        ahead_at: The sizes above `last_slower` at which it is surely faster.
+        last_slower: The largest size at which it is surely slower.
     """
 
     overtakes: str
     overtaken: str
-    batch_size: int | None
+    axis: str
+    size: int | None
     ahead_at: tuple[int, ...]
     last_slower: int
 
     def describe(self) -> str:
         """Return it as a sentence without its full stop."""
-        if self.batch_size is not None:
+        if self.size is not None:
             return (
-                f"{self.overtakes} overtakes {self.overtaken} at batch {self.batch_size}; "
-                f"it is slower up to batch {self.last_slower}"
+                f"{self.overtakes} overtakes {self.overtaken} at {self.axis} {self.size:,}; "
+                f"it is slower up to {self.axis} {self.last_slower:,}"
             )
-        ahead = ", ".join(map(str, self.ahead_at))
+        ahead = ", ".join(f"{size:,}" for size in self.ahead_at)
         return (
-            f"{self.overtakes} is ahead of {self.overtaken} at batch {ahead} and slower up to batch {self.last_slower}; "
-            "beyond, the difference is too small to tell"
+            f"{self.overtakes} is ahead of {self.overtaken} at {self.axis} {ahead} and slower up to {self.axis} "
+            f"{self.last_slower:,}; beyond, the difference is too small to tell"
         )
 
 
-def sizes(
-    callers: Sequence[Callable[[int], float]], *, largest: int = LARGEST, deadline_ns: int | None = None
-) -> tuple[tuple[int, ...], ...]:
-    """Return the powers of two worth measuring, for each contestant: until nobody's throughput has grown for two doublings.
+def doublings(axis: Axis, *, largest: int = LARGEST) -> tuple[int, ...]:
+    """Return the sizes to look at along an axis: doubled from its smallest on, up to its largest or to `largest`."""
+    most = largest if axis.most is None else min(axis.most, largest)
+    size = math.ceil(max(axis.least, 1) / axis.multiple_of) * axis.multiple_of
+    found = []
+    while size <= most:
+        found.append(size)
+        size *= 2
+    return tuple(found)
 
-    One whose call fails, or takes SLOWEST_CALL_US, goes no further; the others do.
+
+def sizes(
+    callers: Sequence[Callable[[int], float]],
+    *,
+    among: Sequence[int],
+    until_flat: bool = True,
+    deadline_ns: int | None = None,
+) -> tuple[tuple[int, ...], ...]:
+    """Return the sizes worth measuring, for each case.
+
+    A case whose call fails, or takes SLOWEST_CALL_US, goes no further; the others do.
 
     Args:
-        callers: Of each contestant, return the time of one call at a batch size, in microseconds; infinite where it fails.
-        largest: No batch is larger.
+        callers: Of each case, return the time of one call at a size, in microseconds; infinite if it fails.
+        among: Sizes to look at, growing.
+        until_flat: End after two sizes at which the throughput of no case has grown: for the batch axis.
         deadline_ns: A third of the time until then may be spent looking.
     """
     found: list[list[int]] = [[] for _ in callers]
@@ -85,8 +110,9 @@ def sizes(
     out = [False] * len(callers)
     flat = 0
     started = time.perf_counter_ns()
-    size = 1
-    while size <= largest and flat < 2 and not all(out):
+    for size in among:
+        if (until_flat and flat >= 2) or all(out):
+            break
         grown = False
         for index, call_us in enumerate(callers):
             if out[index]:
@@ -100,50 +126,59 @@ def sizes(
         flat = 0 if grown else flat + 1
         if deadline_ns is not None and time.perf_counter_ns() - started > (deadline_ns - started) / 3:
             break
-        size *= 2
     return tuple(tuple(own) for own in found)
 
 
+def swept_axis(rows: Sequence[Row]) -> str | None:
+    """Return the only axis along which rows differ; None if there is none, or more than one."""
+    axes = telling([row.sizes for row in rows])
+    return axes[0] if len(axes) == 1 and len({row.sizes.get(axes[0]) for row in rows}) > 1 else None
+
+
 def knees(results: Results) -> tuple[Knee, ...]:
-    """Return where each contestant's throughput bends; needs three batch sizes or more."""
-    found = []
-    for name, rows in _contestants(results).items():
-        if len(rows) < 3:
+    """Return where each case's throughput bends along the batch axis; needs three batch sizes or more."""
+    axis, found = swept_axis(results.rows), []
+    for name, rows in _cases(results, axis).items():
+        if axis is None or len(rows) < 3 or any(row.samples != row.sizes[axis] for row in rows):
             continue
-        rates = {row.batch_size: row.latency.images_per_second for row in rows if row.latency}
-        best_batch = max(rates, key=rates.__getitem__)
-        batch = next(size for size in sorted(rates) if rates[size] >= _KNEE * rates[best_batch])
+        rates = {row.sizes[axis]: row.latency.samples_per_second for row in rows if row.latency}
+        best_size = max(rates, key=rates.__getitem__)
+        bend = next(size for size in sorted(rates) if rates[size] >= _KNEE * rates[best_size])
         found.append(
             Knee(
-                contestant=name,
-                batch_size=batch,
-                images_per_second=rates[batch],
-                share=rates[batch] / rates[best_batch],
-                best_batch=best_batch,
-                best_images_per_second=rates[best_batch],
+                case=name,
+                axis=axis,
+                size=bend,
+                samples_per_second=rates[bend],
+                share=rates[bend] / rates[best_size],
+                best_size=best_size,
+                best_samples_per_second=rates[best_size],
             )
         )
     return tuple(found)
 
 
 def crossovers(results: Results) -> tuple[Crossover, ...]:
-    """Return for each variant who overtakes whom as batches grow, among its providers and runtimes.
+    """Return for each variant what overtakes what along the axis that was swept, among its providers and runtimes.
 
-    A difference counts where the 95 % interval of the paired rounds excludes 1, by Holm's correction over all sizes.
+    A difference counts if the 95 % interval of the paired rounds excludes 1, by Holm's correction over all sizes.
     """
-    contestants = list(_contestants(results).items())
+    axis = swept_axis(results.rows)
+    if axis is None:
+        return ()
+    cases = list(_cases(results, axis).items())
     found = []
-    for index, (one, rows) in enumerate(contestants):
-        for other, others in contestants[index + 1 :]:
-            if rows[0].variant == others[0].variant and (crossing := _crossing(one, rows, other, others)):
+    for index, (one, rows) in enumerate(cases):
+        for other, others in cases[index + 1 :]:
+            if rows[0].variant == others[0].variant and (crossing := _crossing(axis, one, rows, other, others)):
                 found.append(crossing)
     return tuple(found)
 
 
-def _crossing(one: str, rows: Sequence[Row], other: str, others: Sequence[Row]) -> Crossover | None:
-    """Return the crossing of two contestants; None where one is never behind the other."""
-    there = {row.batch_size: row for row in others}
-    pairs = [(row, there[row.batch_size]) for row in rows if row.batch_size in there]
+def _crossing(axis: str, one: str, rows: Sequence[Row], other: str, others: Sequence[Row]) -> Crossover | None:
+    """Return the crossing of two cases; None if one is never behind the other."""
+    there = {row.sizes[axis]: row for row in others}
+    pairs = [(row, there[row.sizes[axis]]) for row in rows if row.sizes[axis] in there]
     compared = [
         stats.compare(np.array(a.latency.medians_us), np.array(b.latency.medians_us))
         for a, b in pairs
@@ -157,30 +192,31 @@ def _crossing(one: str, rows: Sequence[Row], other: str, others: Sequence[Row]) 
     ]
     if not {stats.Outcome.FASTER, stats.Outcome.SLOWER} <= set(outcomes):
         return None
-    batches = [row.batch_size for row, _ in pairs]
-    # FASTER says that `other` is faster than `one`; whoever wins the largest decided batch overtakes.
+    measured = [row.sizes[axis] for row, _ in pairs]
+    # FASTER says that `other` is faster than `one`; what wins the largest decided size overtakes.
     winning = [outcome for outcome in outcomes if outcome][-1]
     overtakes, overtaken = (other, one) if winning is stats.Outcome.FASTER else (one, other)
-    lost = [batch for batch, outcome in zip(batches, outcomes, strict=True) if outcome and outcome is not winning]
-    won = [batch for batch, outcome in zip(batches, outcomes, strict=True) if outcome is winning and batch > max(lost)]
+    lost = [size for size, outcome in zip(measured, outcomes, strict=True) if outcome and outcome is not winning]
+    won = [size for size, outcome in zip(measured, outcomes, strict=True) if outcome is winning and size > max(lost)]
     sure = [
-        batch
-        for index, batch in enumerate(batches)
-        if batch > max(lost) and all(outcome is winning for outcome in outcomes[index:])
+        size
+        for index, size in enumerate(measured)
+        if size > max(lost) and all(outcome is winning for outcome in outcomes[index:])
     ]
     return Crossover(
         overtakes=overtakes,
         overtaken=overtaken,
-        batch_size=min(sure, default=None),
+        axis=axis,
+        size=min(sure, default=None),
         ahead_at=tuple(won),
         last_slower=max(lost),
     )
 
 
-def _contestants(results: Results) -> dict[str, list[Row]]:
-    """Return the measured rows of each contestant, by growing batch size; a fallback is not what it was asked to be."""
+def _cases(results: Results, axis: str | None) -> dict[str, list[Row]]:
+    """Return the measured rows of each case, by growing size; a fallback is not what it was asked to be."""
     found: dict[str, list[Row]] = {}
-    for row in sorted(results.rows, key=lambda row: row.batch_size):
+    for row in sorted(results.rows, key=lambda row: row.sizes.get(axis or "", 0)):
         if row.latency is not None and row.status is Status.OK:
             found.setdefault(f"{row.variant} {row.place}", []).append(row)
     return found

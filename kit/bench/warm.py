@@ -1,4 +1,4 @@
-"""The warm bench: every batch size in turn, all contestants of one in the same interleaved rounds, the baseline twice."""
+"""The warm bench: every point in turn, all cases of one in the same interleaved rounds, the baseline twice."""
 
 from __future__ import annotations
 
@@ -11,88 +11,136 @@ from dataclasses import dataclass
 from functools import partial
 
 from kit.bench import judging, sweep
-from kit.bench.contestants import Contestant
-from kit.bench.entries import Entry, Field, OnProgress, count_accuracy, open_entries
-from kit.bench.judging import Group, Measured
+from kit.bench.cases import OpenCase, Subject, open_all, prepare
+from kit.bench.judging import Group, Timing
 from kit.bench.measure import LEAST_ROUNDS, Call, ClosedLoop, LoadShape, Plan, expected_seconds, measure
 from kit.bench.meters import PeakMemory, energy_meter, steady_energy_uj
+from kit.bench.points import described, telling
+from kit.bench.queries import Queries
 from kit.bench.request import Request
-from kit.bench.results import Row
 from kit.bench.scenarios import Load, OpenLoop, Scenario
+from kit.bench.scores import count_scores
 from kit.bundle import Bundle
 from kit.choices import Provider
 from kit.errors import KitError, UsageError
+from kit.system.progress import OnProgress
+from kit.tensors import Sizes
 
 _LEAD_MS = 10.0
 _SERVER_TURN_MS = 100.0  # queries must have time to queue
 _OPENING_SHARE = 0.4  # of a budget, after which nothing more is opened
-_ACCURACY_SHARE = 0.5
+_SCORES_SHARE = 0.5
 _PATIENCE_SECONDS = 1.0  # by which one round may exceed a budget
 
 
 @dataclass(frozen=True)
 class _Setting:
-    """What stays the same for all batch sizes: the plan, the load shape, and the samples of a query."""
+    """What stays the same at all points: what is measured, how, and for how long."""
 
+    subject: Subject
     plan: Plan
     shape: LoadShape
     load: Load
-    field: Field
+    most_threads: int
 
     @property
     def lead_ms(self) -> float:
-        """How long a contestant runs before its turn: a single thread is the caller's own, and has its CPU."""
-        return _LEAD_MS if self.field.most_threads > 1 else 0.0
+        """How long a case runs before its turn: a single thread is the caller's own, and has its CPU."""
+        return _LEAD_MS if self.most_threads > 1 else 0.0
 
-    def samples(self, batch_size: int) -> int:
-        return self.load.samples if self.load.scenario is Scenario.OFFLINE else batch_size
+    def samples(self, sizes: Sizes) -> int:
+        """Samples in one query."""
+        return self.load.samples if self.load.scenario is Scenario.OFFLINE else self.subject.rows(sizes)
 
 
-def groups(
+@dataclass(frozen=True)
+class _Probe:
+    """How long one call takes, and opening the model anew."""
+
+    call_us: float
+    renewal_us: float
+
+
+@dataclass(frozen=True)
+class _Point:
+    """Sizes, the cases as they are there, and how long those that run take."""
+
+    sizes: dict[str, int]
+    cases: list[OpenCase]
+    probes: list[_Probe]
+
+
+@dataclass(frozen=True)
+class Warm:
+    """What was measured, and what was left out and why."""
+
+    groups: tuple[Group, ...]
+    left_out: tuple[str, ...] = ()
+
+
+def run(
     bundle: Bundle,
-    field: Field,
     request: Request,
     deadline: int | None,
     on_progress: OnProgress,
     on_estimate: Callable[[float], None],
     on_round: Callable[[], None] = lambda: None,
-) -> list[Group]:
-    """Measure every batch size in turn, all contestants of one in the same rounds."""
-    plan, load = request.plan, request.load
-    shape: LoadShape = ClosedLoop()
-    if load.scenario is Scenario.SERVER and load.rate is not None:
-        plan = dataclasses.replace(plan, turn_ms=max(plan.turn_ms, _SERVER_TURN_MS))
-        shape = OpenLoop(rate=load.rate, seed=plan.seed)
-    setting = _Setting(plan, shape, load, field)
+) -> Warm:
+    """Measure every point in turn, all cases of one in the same rounds."""
+    subject = Subject.of(bundle)
+    points = request.points_of(bundle.signature)
+    prepared = prepare(subject, request.cases_of(bundle), names_session=bool(request.cases))
+    setting = _setting(subject, request, prepared)
     clock = _Clock(deadline)
     with contextlib.ExitStack() as stack:
-        opened = open_entries(bundle, field, stack, time_is_up=clock.is_past(_OPENING_SHARE))
-        if request.counts_accuracy:
-            opened = count_accuracy(
-                bundle, opened, request.data_dir, on_progress, time_is_up=clock.is_past(_ACCURACY_SHARE)
+        opened = open_all(prepared, stack, time_is_up=clock.is_past(_OPENING_SHARE))
+        if request.counts_scores:
+            opened = count_scores(
+                subject,
+                opened,
+                on_progress,
+                metric=request.metric,
+                data_dir=request.data_dir,
+                time_is_up=clock.is_past(_SCORES_SHARE),
             )
         on_progress("first calls", 0.0)
-        fields = [(size, opened) for size in request.sizes]
-        if request.sweep:
-            fields = _swept(bundle, opened, setting, deadline)
-        probed = [(size, *_probe(bundle, standing, size, setting)) for size, standing in fields]
-        expected = [_expected(probes, setting) for _, _, probes in probed]
+        left_out: tuple[str, ...] = ()
+        if request.sweep is not None:
+            probed = [
+                _probe(cases, sizes, setting)
+                for sizes, cases in _swept(opened, request.sweep, points[0], setting, deadline)
+            ]
+        else:
+            probed, left_out = _probe_all(opened, points, setting, may_leave_out=request.points is None)
+        expected = [_expected(point.probes, setting) for point in probed]
         if deadline is not None:
             _check_budget(_least_round(probed, setting), clock.left(), setting)
         on_estimate(sum(expected) if deadline is None else max(clock.left(), _least_round(probed, setting)))
-        found = []
-        for number, (size, standing, _) in enumerate(probed):
+        axes = telling([point.sizes for point in probed])
+        groups = []
+        for number, point in enumerate(probed):
+            label = described(point.sizes, axes)
 
-            def report(share: float, number: int = number, size: int = size) -> None:
+            def report(share: float, number: int = number, label: str = label) -> None:
                 on_round()
-                on_progress(f"batch {size}", (number + share) / len(probed))
+                on_progress(label, (number + share) / len(probed))
 
             until = None
             if deadline is not None:
                 share = expected[number] / max(sum(expected[number:]), 1e-9)
                 until = time.perf_counter_ns() + int(clock.left() * 1e9 * share)
-            found.append(_group(bundle, standing, size, setting, until, report))
-    return found
+            cases = [one.at(point.sizes, label) for one in point.cases]
+            groups.append(_group(cases, point.sizes, setting, until, report))
+    return Warm(tuple(groups), left_out)
+
+
+def _setting(subject: Subject, request: Request, prepared: Sequence[OpenCase]) -> _Setting:
+    plan, load = request.plan, request.load
+    shape: LoadShape = ClosedLoop()
+    if load.scenario is Scenario.SERVER and load.rate is not None:
+        plan = dataclasses.replace(plan, turn_ms=max(plan.turn_ms, _SERVER_TURN_MS))
+        shape = OpenLoop(rate=load.rate, seed=plan.seed)
+    return _Setting(subject, plan, shape, load, max((one.case.options.threads for one in prepared), default=1))
 
 
 class _Clock:
@@ -113,10 +161,10 @@ class _Clock:
         return lambda: self._deadline is not None and self.left() <= (1 - share) * self._whole
 
 
-def _least_round(probed: Sequence[tuple[int, list[Entry], list[_Probe]]], setting: _Setting) -> float:
-    """Return the seconds of one round of all batch sizes, its turns as short as they can be."""
+def _least_round(probed: Sequence[_Point], setting: _Setting) -> float:
+    """Return the seconds of one round of all points, its turns as short as they can be."""
     plan = dataclasses.replace(setting.plan, turn_ms=0.0)
-    calls_us = [probe.call_us for _, _, probes in probed for probe in probes]
+    calls_us = [probe.call_us for point in probed for probe in point.probes]
     return sum(setting.shape.seconds(setting.shape.calls(plan, one), one) for one in calls_us)
 
 
@@ -125,46 +173,57 @@ def _check_budget(round_seconds: float, left: float, setting: _Setting) -> None:
     if setting.load.rate is not None and round_seconds > left + _PATIENCE_SECONDS:
         raise UsageError(
             f"one round takes {round_seconds:,.0f} s at {setting.load.rate:g} queries a second, and {left:,.1f} s are left",
-            hint=f"use --budget {math.ceil(LEAST_ROUNDS * round_seconds)}s or more, or a higher --rate",
+            hint=f"give a budget of {math.ceil(LEAST_ROUNDS * round_seconds)} s or more, or a higher rate",
         )
 
 
-@dataclass(frozen=True)
-class _Probe:
-    """How long one call takes, and opening the model anew."""
+def _probe_all(
+    opened: Sequence[OpenCase], points: Sequence[dict[str, int]], setting: _Setting, *, may_leave_out: bool
+) -> tuple[list[_Point], tuple[str, ...]]:
+    """Try every point; of points that nobody named, those whose calls would take very long are left out, and said."""
+    probed: list[_Point] = []
+    left_out = []
+    for sizes in points:
+        if may_leave_out and probed and probed[0].probes:
+            growth = setting.subject.rows(sizes) / setting.subject.rows(probed[0].sizes)
+            quickest_us = min(probe.call_us for probe in probed[0].probes) * growth
+            if quickest_us > sweep.SLOWEST_CALL_US:
+                left_out.append(
+                    f"{described(sizes, telling(points))} was left out, for a call takes about {quickest_us / 1e6:,.1f} s "
+                    "there: name the size to have it measured"
+                )
+                continue
+        probed.append(_probe(opened, sizes, setting))
+    return probed, tuple(left_out)
 
-    call_us: float
-    renewal_us: float
 
+def _probe(opened: Sequence[OpenCase], sizes: dict[str, int], setting: _Setting) -> _Point:
+    """Run each case at a point.
 
-def _probe(bundle: Bundle, opened: Sequence[Entry], size: int, setting: _Setting) -> tuple[list[Entry], list[_Probe]]:
-    """Run each contestant at a batch size; return the entries as they stand there, and how long those that run take.
-
-    The first call of a batch size may compile, allocate, or fail; one that fails is out at this size.
+    The first call of a size may compile, allocate, or fail; a case that fails is out at this point.
     """
-    standing: list[Entry] = []
+    cases: list[OpenCase] = []
     probes: list[_Probe] = []
-    for entry in opened:
-        if entry.runner is None:
-            standing.append(entry)
+    for one in opened:
+        if one.runner is None:
+            cases.append(one)
             continue
         try:
             with PeakMemory() as memory:
-                call_us = _second_call_us(Contestant(bundle, entry, size, setting.load).call)
-            probes.append(_Probe(call_us, _renewal_us(bundle, entry, size, setting)))
+                call_us = _second_call_us(Queries(one, sizes, setting.load).call)
+            probes.append(_Probe(call_us, _renewal_us(one, sizes, setting)))
         except KitError as error:
-            standing.append(entry.failed(error))
+            cases.append(one.failed(error))
             continue
-        used = (entry.row.memory_bytes or 0) + memory.added_bytes
-        standing.append(Entry(dataclasses.replace(entry.row, memory_bytes=used), entry.runner, entry.options))
-    base = judging.baseline_index(standing)
+        cases.append(one.changed(memory_bytes=(one.row.memory_bytes or 0) + memory.added_bytes))
+    base = judging.baseline_index(cases)
     if base is not None:  # its twin takes as long
-        probes.append(probes[sum(entry.runner is not None for entry in standing[:base])])
-    return standing, probes
+        probes.append(probes[sum(one.runner is not None for one in cases[:base])])
+    return _Point(sizes, cases, probes)
 
 
 def _expected(probes: Sequence[_Probe], setting: _Setting) -> float:
-    """Return the seconds that all rounds of a batch size take."""
+    """Return the seconds that all rounds of a point take."""
     return expected_seconds(
         [one.call_us for one in probes],
         setting.plan,
@@ -174,11 +233,11 @@ def _expected(probes: Sequence[_Probe], setting: _Setting) -> float:
     )
 
 
-def _renewal_us(bundle: Bundle, entry: Entry, size: int, setting: _Setting) -> float:
-    contestant = Contestant(bundle, entry, size, setting.load)
+def _renewal_us(case: OpenCase, sizes: Sizes, setting: _Setting) -> float:
+    queries = Queries(case, sizes, setting.load)
     started = time.perf_counter_ns()
-    contestant.renew()
-    contestant.close()
+    queries.renew()
+    queries.close()
     return (time.perf_counter_ns() - started) / 1e3
 
 
@@ -190,63 +249,63 @@ def _second_call_us(call: Call) -> float:
 
 
 def _swept(
-    bundle: Bundle, opened: Sequence[Entry], setting: _Setting, deadline: int | None
-) -> list[tuple[int, list[Entry]]]:
-    """Return the batch sizes of a sweep, each with those that are worth measuring there."""
-    running = [entry for entry in opened if entry.runner is not None]
-    offline = setting.load.scenario is Scenario.OFFLINE
+    opened: Sequence[OpenCase], axis: str, base: dict[str, int], setting: _Setting, deadline: int | None
+) -> list[tuple[dict[str, int], list[OpenCase]]]:
+    """Return the points of a sweep, each with the cases that are worth measuring there."""
+    signature = setting.subject.bundle.signature
+    running = [one for one in opened if one.runner is not None]
+    is_batch = axis == signature.batch
+    offline = is_batch and setting.load.scenario is Scenario.OFFLINE
     largest = min(sweep.LARGEST, setting.load.samples) if offline else sweep.LARGEST
-    callers = [partial(_best_call_us, bundle, entry) for entry in running]
-    found = sweep.sizes(callers, largest=largest, deadline_ns=deadline)
-    own = dict(zip((id(entry) for entry in running), found, strict=True))
-    every = sorted({size for sizes in found for size in sizes}) or [1]
-    # One that does not run at all says so once, at the smallest batch.
-    return [(size, [entry for entry in opened if size in own.get(id(entry), (every[0],))]) for size in every]
+    among = sweep.doublings(signature.axes[axis], largest=largest)
+    callers = [partial(_best_call_us, one, axis, base) for one in running]
+    found = sweep.sizes(callers, among=among, until_flat=is_batch, deadline_ns=deadline)
+    own = dict(zip((id(one) for one in running), found, strict=True))
+    every = sorted({size for sizes in found for size in sizes}) or list(among[:1])
+    # A case that does not run at all says so once, at the smallest size.
+    return [
+        ({**base, axis: size}, [one for one in opened if size in own.get(id(one), (every[0],))]) for size in every
+    ]
 
 
-def _best_call_us(bundle: Bundle, entry: Entry, size: int) -> float:
-    """Return the best of three calls, in microseconds; infinite where it fails, which is said when it is measured."""
-    assert entry.runner is not None  # the caller looked
+def _best_call_us(case: OpenCase, axis: str, base: Sizes, size: int) -> float:
+    """Return the best of three calls, in microseconds; infinite if it fails, which is said when it is measured."""
     try:
-        run = Contestant(bundle, entry, size, Load()).call
-        return min(_second_call_us(run) for _ in range(3))
+        call = Queries(case, {**base, axis: size}, Load()).call
+        return min(_second_call_us(call) for _ in range(3))
     except KitError:
         return math.inf
 
 
 def _group(
-    bundle: Bundle,
-    standing: Sequence[Entry],
-    size: int,
-    setting: _Setting,
-    deadline: int | None,
-    on_round: Callable[[float], None],
+    cases: list[OpenCase], sizes: Sizes, setting: _Setting, deadline: int | None, on_round: Callable[[float], None]
 ) -> Group:
-    """Measure all contestants of one batch size, and the baseline once more; who fails meanwhile leaves the field."""
+    """Measure all cases of one point, and the baseline once more; a case that fails meanwhile is out."""
     failures: dict[int, KitError] = {}
     with contextlib.ExitStack() as stack:
-        contestants: list[Contestant] = []
-        standing = list(standing)
-        for index, entry in enumerate(standing):
-            if entry.runner is None:
+        queries: list[Queries] = []
+        for index, one in enumerate(cases):
+            if one.runner is None:
                 continue
             try:
-                contestants.append(Contestant(bundle, entry, size, setting.load))
+                queries.append(Queries(one, sizes, setting.load))
             except KitError as error:  # it ran a moment ago, but there is no room left for its buffers
-                standing[index] = entry.failed(error)
+                cases[index] = one.failed(error)
                 continue
-            stack.callback(contestants[-1].close)
-        running = [index for index, entry in enumerate(standing) if entry.runner is not None]
-        base = judging.baseline_index(standing)
+            stack.callback(queries[-1].close)
+        running = [index for index, one in enumerate(cases) if one.runner is not None]
+        base = judging.baseline_index(cases)
         if base is not None:
-            contestants.append(Contestant(bundle, standing[base], size, setting.load, own=True))
-            stack.callback(contestants[-1].close)
-        slow = [one.entry.row.ran_on not in {None, Provider.CPU} for one in contestants]
-        meters = [energy_meter(one.entry.row.ran_on or Provider.CPU, setting.field.device_id) for one in contestants]
+            queries.append(Queries(cases[base], sizes, setting.load, own=True))
+            stack.callback(queries[-1].close)
+        slow = [one.case.row.ran_on not in {None, Provider.CPU} for one in queries]
+        meters = [
+            energy_meter(one.case.row.ran_on or Provider.CPU, one.case.case.options.device_id) for one in queries
+        ]
         timings = measure(
-            [one.call for one in contestants],
+            [one.call for one in queries],
             setting.plan,
-            renewals=[one.renew for one in contestants],
+            renewals=[one.renew for one in queries],
             shape=setting.shape,
             deadline_ns=deadline,
             meters=[_no_meter if is_slow else meter for meter, is_slow in zip(meters, slow, strict=True)],
@@ -256,21 +315,21 @@ def _group(
         )
         steady = {
             place: steady_energy_uj(one.call, meters[place])
-            for place, one in enumerate(contestants)
+            for place, one in enumerate(queries)
             if slow[place] and place not in failures and place < len(running)
         }
     places = {index: place for place, index in enumerate(running)}
     measured = []
-    for index, entry in enumerate(standing):
+    for index, one in enumerate(cases):
         place = places.get(index)
         if place is None or place in failures:
-            out = entry if place is None else entry.failed(failures[place])
-            measured.append(Measured(_sized(out, size, setting), entry.name, None))
+            out = one if place is None else one.failed(failures[place])
+            measured.append(Timing(_loaded(out, setting).row, one.name, None))
             continue
-        latency = judging.latency(timings[place], setting.samples(size), openings=contestants[place].openings)
+        latency = judging.latency(timings[place], setting.samples(sizes), openings=queries[place].openings)
         energy = steady[place] if slow[place] else timings[place].energy_uj()
-        row = dataclasses.replace(_sized(entry, size, setting), latency=latency, energy_uj=energy)
-        measured.append(Measured(row, entry.name, timings[place]))
+        row = _loaded(one, setting).changed(latency=latency, energy_uj=energy).row
+        measured.append(Timing(row, one.name, timings[place]))
     if base is not None and places[base] not in failures:
         twin_timings = timings[-1] if len(running) not in failures else None
         return Group(tuple(measured), measured[base], twin_timings)
@@ -281,12 +340,10 @@ def _no_meter() -> None:
     """Stand in for a counter that is too slow to be read in every turn."""
 
 
-def _sized(entry: Entry, size: int, setting: _Setting) -> Row:
-    offline = setting.load.scenario is Scenario.OFFLINE
-    return dataclasses.replace(
-        entry.row,
-        batch_size=size,
-        scenario=setting.load.scenario,
-        offered_rate=setting.load.rate,
-        query_samples=setting.load.samples if offline else 0,
+def _loaded(case: OpenCase, setting: _Setting) -> OpenCase:
+    """Return the case with the load shape in its row."""
+    load = setting.load
+    offline = load.scenario is Scenario.OFFLINE
+    return case.changed(
+        scenario=load.scenario, offered_rate=load.rate, query_samples=load.samples if offline else 0
     )

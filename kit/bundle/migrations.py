@@ -110,12 +110,13 @@ def _variant(old: dict[str, Any], output: str) -> dict[str, Any]:
             "domains": old["domains"],
         },
         "fidelity": [fidelity],
-        "scores": [score for one in counted for score in _scores(one, is_baseline=is_baseline)],
+        "scores": [score for one in counted for score in scores_of_accuracy(one, is_baseline=is_baseline)],
         "quantization": old.get("quantization"),
     }
 
 
-def _scores(old: dict[str, Any], *, is_baseline: bool) -> list[dict[str, Any]]:
+def scores_of_accuracy(old: dict[str, Any], *, is_baseline: bool) -> list[dict[str, Any]]:
+    """Return the scores that stand for a count of right answers: of top-1, and of agreement with the baseline."""
     where = {"dataset": old["dataset"], "split": old["split"], "samples": old["images"], "unit": "%"}
     worse, improved = old.get("flips_to_wrong", 0), old.get("flips_to_right", 0)
     top1 = {"metric": "top-1", "value": old["correct"] / old["images"], **where}

@@ -1,4 +1,4 @@
-"""Who is timed: an entry of the field as calls that can be renewed, by opening the model anew.
+"""Queries: a case at one point as calls that can be renewed, by opening the model anew.
 
 Where a model's weights come to lie in memory is decided when it is opened, and lasts as long as it stays open. On a machine
 whose second-level cache they just fill, two sessions of one file were seen to differ by 8 % for good (docs/benchmarking.md):
@@ -14,51 +14,49 @@ from functools import partial
 
 import numpy as np
 
-from kit.bench.entries import Entry, pixels
+from kit.bench.cases import OpenCase
 from kit.bench.measure import Call
 from kit.bench.meters import return_freed_memory
 from kit.bench.scenarios import Load, Scenario
-from kit.bundle import Bundle
 from kit.choices import Mode
 from kit.errors import KitError
-from kit.runtime import registry
 from kit.runtime.base import Runner
+from kit.tensors import Sizes
 
 _SLOW_SECONDS = 1.0
 _MOST_BALLAST_BYTES = 16 * 2**20
 
 
-class Contestant:
-    """A running entry at one batch size.
+class Queries:
+    """The queries of a running case at one point.
 
     Args:
-        bundle: Gives the pixels and the file.
-        entry: With an open runner.
-        size: Samples in one call.
+        case: With an open runner.
+        sizes: Of one call.
         load: Decides what a query is.
-        own: Open a runner of its own at once, and leave the entry's alone: for a twin.
+        own: Open a runner of its own at once, and leave the case's alone: for a twin.
 
     Attributes:
         call: The query, as the model is open now.
         openings: How often it was opened.
     """
 
-    def __init__(self, bundle: Bundle, entry: Entry, size: int, load: Load, *, own: bool = False) -> None:
-        assert entry.runner is not None  # the caller looked
-        self.entry = entry
-        self._bundle, self._load = bundle, load
-        self._batch = pixels(bundle, size)
+    def __init__(self, case: OpenCase, sizes: Sizes, load: Load, *, own: bool = False) -> None:
+        assert case.runner is not None  # the caller looked
+        self.case = case
+        self._sizes, self._load = sizes, load
+        self._inputs = case.subject.inputs(sizes)
         self._own: Runner | None = None
-        self._renewable = not getattr(entry.runner, "slow_to_open", False)
+        self._renewable = not getattr(case.runner, "slow_to_open", False)
         self.openings = 1
-        self._random = random.Random(f"{entry.name} {size} {own}")
-        self.call = self._first = self._query(entry.runner)
+        self._random = random.Random(f"{case.name} {sorted(sizes.items())} {own}")
+        self.call = self._first = self._query(case.runner)
         if own and self._renewable:
             self.renew()
             self.openings = 1
 
     def renew(self) -> Call:
-        """Open the model anew and return its query; one that took long to open, or does not any more, stays as it was."""
+        """Open the model anew and return its query; one that is slow to open, or fails to, stays as it was."""
         if not self._renewable:
             return self.call
         self.close()
@@ -67,10 +65,8 @@ class Contestant:
         # The system hands out the pages that were freed last: some of them, now here, now there, are kept from the model.
         ballast = np.ones(self._random.randrange(_MOST_BALLAST_BYTES), np.uint8)
         started = time.perf_counter()
-        row = self.entry.row
-        variant = self._bundle.variant(row.variant)
         try:
-            self._own = registry.open_runner(row.runtime, self._bundle, variant, self.entry.options)
+            self._own = self.case.open()
             query = self._query(self._own)
             query()
         except KitError:  # memory has run out, for instance
@@ -91,14 +87,16 @@ class Contestant:
             self._own = None
 
     def _query(self, runner: Runner) -> Call:
-        batch, size = self._batch.copy(), len(self._batch)  # the pixels have their place in memory too
-        if self.entry.row.mode == Mode.DEVICE:
-            bound = runner.bind(batch.shape)
-            bound.copy_in(batch)
+        inputs = {name: array.copy() for name, array in self._inputs.items()}  # inputs have their place in memory too
+        if self.case.row.mode == Mode.DEVICE:
+            bound = runner.bind(self._sizes)
+            bound.copy_in(*inputs.values())
             return bound.compute
         if self._load.scenario is not Scenario.OFFLINE:
-            return partial(runner.run, batch)
-        parts = [batch[: min(size, self._load.samples - start)] for start in range(0, self._load.samples, size)]
+            return partial(runner.run, inputs)
+        signature, rows = self.case.subject.bundle.signature, self.case.subject.rows(self._sizes)
+        whole, rest = divmod(self._load.samples, rows)
+        parts = [inputs] * whole + ([signature.take(inputs, slice(0, rest))] if rest else [])
 
         def query() -> None:
             for part in parts:
