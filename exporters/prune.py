@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from kit.bundle.records import Normalization
+from kit.lab.blueprint import Normalization
 from kit.lab.models import Mlp
 
 CARRIED = 0.99

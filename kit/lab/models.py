@@ -1,4 +1,4 @@
-"""The torch modules, and their weights as safetensors. Low in the house: training, exporters and runtime/pytorch need it."""
+"""The lab's torch modules, their weights as safetensors, and the way back from a bundle to its module."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from kit.bundle.records import ModelSpec
+from kit.bundle import Bundle
 from kit.errors import BundleInvalid, UsageError
+from kit.lab.blueprint import Blueprint, Normalization
 from kit.system import packages
+from kit.tasks.base import Prologue
 
 ARCHITECTURES = ("mlp-512-256-128", "mlp-64-64", "cnn-16-48-96")
 
@@ -84,17 +86,22 @@ def _convolution(channels_in: int, channels_out: int) -> tuple[nn.Module, ...]:
 
 
 class FromPixels(nn.Module):
-    """A module that takes raw pixels uint8 `[N, *shape]`: normalisation first, then the model it wraps."""
+    """A module that takes raw pixels uint8 `[N, *shape]`: normalisation first, then the model it wraps.
 
-    def __init__(self, model: nn.Module, spec: ModelSpec) -> None:
+    Attributes:
+        model: Takes normalised float32 `[N, *shape]`.
+        prologue: The same normalisation as a task describes it, for whoever writes it into a graph.
+    """
+
+    def __init__(self, model: nn.Module, normalization: Normalization, *, name: str = "pixels") -> None:
         super().__init__()
         self.model = model
-        self.scale = spec.normalization.scale
-        self.shift = spec.normalization.shift
+        self.prologue = Prologue(input=name, scale=(normalization.scale,), shift=(normalization.shift,))
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the model's output for `pixels * scale + shift`."""
-        output: torch.Tensor = self.model(pixels.to(torch.float32) * self.scale + self.shift)
+        (scale,), (shift,) = self.prologue.scale, self.prologue.shift
+        output: torch.Tensor = self.model(pixels.to(torch.float32) * scale + shift)
         return output
 
 
@@ -109,7 +116,7 @@ def mlp_name(hidden: tuple[int, ...], *, crop: int = 0) -> str:
 
 
 def _parse(architecture: str) -> tuple[str, tuple[int, ...], int] | None:
-    """Return the kind, the sizes and the crop; None where it is no architecture of kit's."""
+    """Return the kind, the sizes and the crop; None if it is no architecture of the lab's."""
     found = re.fullmatch(r"(mlp)((?:-[1-9]\d{0,5})+)(?:-crop-([1-9]\d?))?|(cnn)((?:-[1-9]\d{0,3}){3})", architecture)
     if found is None:
         return None
@@ -181,8 +188,8 @@ def save_weights(module: nn.Module) -> bytes:
     return data
 
 
-def load_trained(spec: ModelSpec, weights: Path) -> nn.Module:
-    """Rebuild a bundle's module with its weights, in evaluation mode.
+def load_trained(blueprint: Blueprint, weights: Path) -> nn.Module:
+    """Build a module with its weights, in evaluation mode; it takes normalised float32 `[N, *shape]`.
 
     Raises:
         UsageError: kit does not know the architecture.
@@ -191,10 +198,38 @@ def load_trained(spec: ModelSpec, weights: Path) -> nn.Module:
     safetensors = packages.needed("safetensors", distribution="safetensors", purpose="reading weights", extra="train")
     from safetensors.torch import load_file
 
-    module = build(spec.architecture, shape=spec.input.shape, outputs=len(spec.labels))
+    module = build(blueprint.architecture, shape=blueprint.shape, outputs=len(blueprint.labels))
     try:
         module.load_state_dict(load_file(str(weights)))
     except (RuntimeError, ValueError, OSError, safetensors.SafetensorError) as error:
         reason = str(error).splitlines()[0]
-        raise BundleInvalid(f"{weights} does not fit the model {spec.architecture!r}: {reason}") from error
+        raise BundleInvalid(f"{weights} does not fit the model {blueprint.architecture!r}: {reason}") from error
     return module.eval()
+
+
+def original(bundle: Bundle) -> nn.Module | None:
+    """Build the module that a bundle of the lab's was made of, in evaluation mode; None for other bundles.
+
+    It takes normalised float32 `[N, *shape]`: the task's prologue comes before it.
+
+    Raises:
+        BundleInvalid: Its weights were altered, or do not fit.
+    """
+    blueprint, source = Blueprint.of(bundle), bundle.manifest.original
+    if blueprint is None or source is None or source.weights is None or not is_known(blueprint.architecture):
+        return None
+    return load_trained(blueprint, bundle.check(source.weights))
+
+
+def rebuild(bundle: Bundle) -> FromPixels | None:
+    """Build the module of a bundle of the lab's so that it takes what the bundle's signature says: raw pixels.
+
+    Its attributes `model` and `prologue` are the bare module and the normalisation before it.
+
+    Raises:
+        BundleInvalid: Its weights were altered, or do not fit.
+    """
+    module, blueprint = original(bundle), Blueprint.of(bundle)
+    if module is None or blueprint is None:
+        return None
+    return FromPixels(module, blueprint.normalization, name=bundle.signature.inputs[0].name).eval()

@@ -1,6 +1,6 @@
 """A folder of images by class as a data set. How it may be laid out stands in listing.py.
 
-Every image goes through the pipeline that the ModelSpec then records, so that predicting does what training did. What a set is
+Every image goes through the pipeline that the bundle then records, so that predicting does what training did. What a set is
 called, such as `folder:flowers@1a2b3c4d`, holds the folder's own name, none of the path to it, and a hash of classes, splits
 and contents: a set of that name is the one a model was trained on, or an error says that it is not.
 
@@ -25,7 +25,7 @@ import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
-from kit.bundle.records import Normalization
+from kit.lab.blueprint import Normalization
 from kit.errors import DatasetInvalid, DatasetUnavailable, PictureInvalid, StorageUnavailable, UsageError
 from kit.lab.data import listing
 from kit.lab.data.listing import Picture

@@ -12,7 +12,7 @@ import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
-from kit.bundle.records import Normalization
+from kit.lab.blueprint import Normalization
 from kit.errors import UsageError
 
 DIGITS = tuple("0123456789")

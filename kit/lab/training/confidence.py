@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from kit.accuracy import expected_calibration_error, probabilities
-from kit.bundle.records import Confidence
+from kit.metrics.calibration import expected_calibration_error
+from kit.tasks.classification import probabilities
+from kit.lab.records import Confidence
 
 _TEMPERATURES = np.exp(np.linspace(np.log(0.2), np.log(5.0), 461))  # 0.7 % apart
 _WRONG_ANSWERS = 0.001

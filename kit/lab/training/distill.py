@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from kit.bundle.records import Normalization
+from kit.lab.blueprint import Normalization
 from kit.lab import models
 from kit.lab.models import Mlp
 from kit.lab.training.batches import Taught, draw_views

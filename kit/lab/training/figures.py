@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from kit.accuracy import confusion, probabilities, reliability
+from kit.metrics.calibration import confusion, reliability
+from kit.tasks.classification import probabilities
 from kit.lab.data import Split
 from kit.lab.training.loop import TrainingResult
 from kit.system import files, packages
@@ -42,8 +43,8 @@ def save(result: TrainingResult, folder: Path) -> tuple[Path, ...]:
     }
     if result.validation is not None:
         split, logits = result.validation
-        labels = result.spec.labels
-        shares = probabilities(logits, result.spec.temperature)
+        labels = result.blueprint.labels
+        shares = probabilities(logits, result.blueprint.temperature)
         made[CONFUSION] = _png(_confusion(split.labels, logits.argmax(axis=1), labels))
         made[RELIABILITY] = _png(_reliability(shares, split.labels))
         made[MISREAD] = _misread(split, shares, labels)

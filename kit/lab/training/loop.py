@@ -2,11 +2,8 @@
 
     result = train(dataset, Recipe(epochs=10), name="my-model", listener=Listener(on_epoch=print))
 
-Knows tensors and labels; what the pictures show is the data set's business. Repeatable: the same recipe on the same
-machine with the same versions gives the same weights, also when it was killed and taken up again.
-
-Who calls whom: `train` fits a Trainer for each teacher and one for the student (`_Phase`), which draws its batches from
-labelled images, or from views that the teachers have read (batches).
+Repeatable: the same recipe on the same machine with the same versions gives the same weights, even if it was killed and
+taken up again.
 """
 
 from __future__ import annotations
@@ -23,11 +20,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from kit.accuracy import accuracy
-from kit.bundle.records import ModelSpec, TensorSpec, TrainingRecord
 from kit.errors import KitError, UsageError
 from kit.lab import models
+from kit.lab.blueprint import Blueprint
 from kit.lab.data import Dataset, Split, validation_indices
+from kit.lab.records import TrainingRecord
+from kit.lab.scores import top1
 from kit.lab.training import confidence
 from kit.lab.training.batches import Batches, Labelled, Taught, draw_views
 from kit.lab.training.checkpoint import Checkpoint, RunFolder
@@ -62,11 +60,13 @@ class TrainingResult:
     """The module with its best weights, what it is, and how it came to be.
 
     Attributes:
+        name: Of the model.
         validation: The split that was held out, and the module's logits float32 `[N, classes]` on it; None without one.
     """
 
+    name: str
     module: nn.Module
-    spec: ModelSpec
+    blueprint: Blueprint
     record: TrainingRecord
     validation: tuple[Split, NDArray[np.float32]] | None = None
 
@@ -112,7 +112,7 @@ def train(
     Args:
         dataset: Only its training split is looked at.
         recipe: What to do.
-        name: Name of the bundle the ModelSpec is for.
+        name: Of the model.
         world: Where; this process alone, on the CPU, without it.
         run_folder: Where checkpoints are written; None for none.
         resume: Go on from the checkpoint in the run folder, if there is one.
@@ -130,15 +130,13 @@ def train(
     return _Run(dataset, recipe, name, world, run_folder, resume, checkpoint_seconds, listener).result()
 
 
-def spec_for(dataset: Dataset, recipe: Recipe, *, name: str) -> ModelSpec:
+def blueprint_for(dataset: Dataset, recipe: Recipe) -> Blueprint:
     """Describe the model that a recipe trains on a data set."""
     height, width = dataset.train.images.shape[1:]
     temperature, threshold = recipe.confidence or (1.0, None)
-    return ModelSpec(
-        name=name,
+    return Blueprint(
         architecture=recipe.model,
-        input=TensorSpec(name="pixels", dtype="uint8", shape=(int(height), int(width))),
-        output=TensorSpec(name="logits", dtype="float32", shape=(len(dataset.info.labels),)),
+        shape=(int(height), int(width)),
         labels=dataset.info.labels,
         pipeline=dataset.info.pipeline,
         normalization=recipe.normalization or dataset.info.normalization,
@@ -161,8 +159,8 @@ class _Run:
         checkpoint_seconds: float,
         listener: Listener | None,
     ) -> None:
-        self.dataset, self.recipe = dataset, recipe
-        self.spec = spec_for(dataset, recipe, name=name)
+        self.dataset, self.recipe, self.name = dataset, recipe, name
+        self.blueprint = blueprint_for(dataset, recipe)
         self.world = world or World(device=torch.device("cpu"))
         self.listener = listener or Listener()
         self.checkpoint_seconds = checkpoint_seconds
@@ -217,14 +215,13 @@ class _Run:
                 ) from None
         module, best_epoch = phase.best()
         epochs_run = len(phase.history)
-        spec, validation, figures, found = self.spec, None, None, None
+        blueprint, validation, figures, found = self.blueprint, None, None, None
         if self.held_out is not None:
-            logits = (
-                predict(module, torch.from_numpy(self.held_out.images), spec.normalization, self.world).cpu().numpy()
-            )
-            validation = accuracy(logits, self.held_out.labels, dataset=self.dataset.name, split="validation")
+            images = torch.from_numpy(self.held_out.images)
+            logits = predict(module, images, blueprint.normalization, self.world).cpu().numpy()
+            validation = top1(logits, self.held_out.labels, dataset=self.dataset.name, split="validation")
             temperature, threshold, figures = confidence.fit(logits, self.held_out.labels)
-            spec = dataclasses.replace(spec, temperature=temperature, abstain_below=threshold)
+            blueprint = dataclasses.replace(blueprint, temperature=temperature, abstain_below=threshold)
             found = self.held_out, logits
         record = TrainingRecord(
             dataset=self.dataset.name,
@@ -240,7 +237,9 @@ class _Run:
             confidence=figures,
             device=f"{self.world.device.type} {phase.trainer.precision}",
         )
-        return TrainingResult(module=module.cpu().eval(), spec=spec, record=record, validation=found)
+        return TrainingResult(
+            name=self.name, module=module.cpu().eval(), blueprint=blueprint, record=record, validation=found
+        )
 
     def _batches(self) -> Batches:
         """Return what the student learns from; train the teachers, and have them read, where there are some."""
@@ -252,7 +251,7 @@ class _Run:
 
         def read(pixels: torch.Tensor) -> torch.Tensor:
             logits = [
-                predict(teacher, pixels, self.spec.normalization, world, bf16=recipe.bf16) for teacher in teachers
+                predict(teacher, pixels, self.blueprint.normalization, world, bf16=recipe.bf16) for teacher in teachers
             ]
             return torch.stack(logits).mean(dim=0)
 
@@ -270,7 +269,7 @@ class _Run:
         name = f"teacher-{number}"
         done = self.folder.load_weights(name) if self.folder is not None and self.resumed else None
         if done is not None:
-            module = _build(dataclasses.replace(recipe, batch_norm=False), self.spec)  # it was folded
+            module = _build(dataclasses.replace(recipe, batch_norm=False), self.blueprint)  # it was folded
             module.load_state_dict(done)
             return module.to(self.world.device).eval()
         phase = _Phase(self, name, recipe, Labelled(self.images, self.labels, recipe, self.world))
@@ -293,9 +292,9 @@ class _Phase:
     def __init__(self, run: _Run, name: str, recipe: Recipe, batches: Batches) -> None:
         self._owner, self.name, self.recipe = run, name, recipe
         torch.manual_seed(recipe.seed)
-        module = _build(recipe, run.spec)
+        module = _build(recipe, run.blueprint)
         self.trainer = Trainer(
-            module, recipe, batches, run.spec.normalization, run.world, lambda share: run.listener.on_step(name, share)
+            module, recipe, batches, run.blueprint.normalization, run.world, lambda share: run.listener.on_step(name, share)
         )
         # All that is known at the end of an epoch, replaced in one step: an interrupt may come at any moment.
         self._done = Checkpoint(phase=name, epoch=0, state={}, best={}, history=(), seconds=0.0)
@@ -316,7 +315,7 @@ class _Phase:
 
     def best(self) -> tuple[nn.Module, int]:
         """Return the module with the weights that are kept, without what served its training only, and their epoch."""
-        module = _build(self.recipe, self._owner.spec)
+        module = _build(self.recipe, self._owner.blueprint)
         module.load_state_dict(self._done.best)
         best = self.history[-1]
         if self._chooses:
@@ -380,8 +379,9 @@ class _Phase:
             self._saved_at = time.perf_counter()
 
 
-def _build(recipe: Recipe, spec: ModelSpec) -> nn.Module:
-    return models.build(recipe.model, shape=spec.input.shape, outputs=len(spec.labels), batch_norm=recipe.batch_norm)
+def _build(recipe: Recipe, blueprint: Blueprint) -> nn.Module:
+    outputs = len(blueprint.labels)
+    return models.build(recipe.model, shape=blueprint.shape, outputs=outputs, batch_norm=recipe.batch_norm)
 
 
 def _copy(state: Mapping[str, torch.Tensor]) -> State:

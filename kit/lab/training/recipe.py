@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from kit.bundle.records import Normalization
+from kit.lab.blueprint import Normalization
 from kit.errors import UsageError
 
 OPTIMIZERS = ("sgd", "adamw")

@@ -5,13 +5,21 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
 from kit import bundle
-from kit.bundle import Bundle, GoldenSamples
+from kit.bundle import Bundle
+from kit.bundle.manifest import Original
 from kit.errors import BundleInvalid
-from kit.lab import models
+from kit.lab import models, records
+from kit.lab.blueprint import ARCHITECTURE, Blueprint
 from kit.lab.data import Dataset, golden_split
 from kit.lab.training.loop import TrainingResult
-from kit.runtime.pytorch import reference_logits
+from kit.lab.training.trainer import predict
+from kit.lab.training.world import World
+from kit.samples import Samples
 from kit.system import machine
 
 
@@ -26,7 +34,7 @@ def save(
     Args:
         result: What was trained.
         folder: Of the bundle.
-        dataset: What it was trained on, where it is in memory; else it is read again.
+        dataset: What it was trained on, if it is in memory; else it is read again.
         data_dir: Where data sets lie.
 
     Raises:
@@ -34,27 +42,39 @@ def save(
         StorageUnavailable: It cannot be written.
     """
     pixels, licence = golden_split(dataset or result.record.dataset, data_dir=data_dir)
-    golden = GoldenSamples(
-        pixels=pixels.images,
-        labels=pixels.labels,
-        logits=reference_logits(result.module, result.spec, pixels.images),
+    golden = Samples(
+        inputs={"pixels": pixels.images},
+        expected={"logits": answers(result.module, result.blueprint, pixels.images)},
+        targets={"labels": pixels.labels},
         source=licence,
     )
     return bundle.create(
         folder,
-        spec=result.spec,
-        golden=golden,
+        name=result.name,
+        signature=result.blueprint.signature,
+        task=result.blueprint.task,
+        golden=(golden,),
         tools=machine.tool_versions(),
+        original=Original(kind=ARCHITECTURE, name=result.blueprint.architecture),
         weights=models.save_weights(result.module),
-        training=result.record,
+        attachments=records.attachments(training=result.record),
     )
 
 
+def answers(module: torch.nn.Module, blueprint: Blueprint, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return a trained module's logits float32 `[N, classes]` on the CPU, for pixels uint8 `[N, height, width]`."""
+    here = World(device=torch.device("cpu"))
+    logits: NDArray[np.float32] = predict(module, torch.tensor(pixels), blueprint.normalization, here).numpy()
+    return logits
+
+
 def same_weights(result: TrainingResult, folder: Path) -> Bundle | None:
-    """Return the bundle in `folder` if it holds just these weights for the same spec; None otherwise."""
+    """Return the bundle in `folder` if it holds just these weights for the same blueprint; None otherwise."""
     try:
         found = bundle.open_folder(folder)
     except BundleInvalid:
         return None
-    weights, digest = found.manifest.weights, hashlib.sha256(models.save_weights(result.module)).hexdigest()
-    return found if weights is not None and weights.sha256 == digest and found.spec == result.spec else None
+    original, digest = found.manifest.original, hashlib.sha256(models.save_weights(result.module)).hexdigest()
+    if original is None or original.weights is None or original.weights.sha256 != digest:
+        return None
+    return found if Blueprint.of(found) == result.blueprint else None

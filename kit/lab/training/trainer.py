@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from kit.bundle.records import Normalization
+from kit.lab.blueprint import Normalization
 from kit.lab.training.batches import Batches
 from kit.lab.training.recipe import Recipe
 from kit.lab.training.world import World
