@@ -1,4 +1,4 @@
-"""`kit list` and `kit info`."""
+"""`kit list`, `kit info` and `kit upgrade`."""
 
 from __future__ import annotations
 
@@ -23,42 +23,78 @@ def list_bundles(as_json: bool) -> None:
     Example:
       kit list
     """
-    from apps.cli import render
+    from apps.cli import bundle_tables, render
     from kit.bundle import scan, scan_packed
 
     found = {**scan(), **scan_packed()}
     if as_json:
         render.print_json([_row(name, item) for name, item in found.items()])
     elif found:
-        render.bundle_table(found)
+        bundle_tables.bundle_table(found)
     else:
         render.remark("No bundles here.")
-        render.next_steps(("kit quickstart", "make the first one"))
+        render.next_steps(
+            ("kit quickstart", "train and export the first one"),
+            ("kit export model.onnx", "make one of a model of yours"),
+        )
 
 
 def _row(name: str, item: Bundle | Packed | KitError) -> dict[str, object]:
     if isinstance(item, KitError):
         return {"name": name, "broken": str(item)}
     where = "folder" if item.origin.is_dir() else "file"
-    return {"name": name, where: str(item.origin), "variants": [variant.id for variant in item.manifest.variants]}
+    task = item.manifest.task.name if item.manifest.task else None
+    variants = [variant.id for variant in item.manifest.variants]
+    return {"name": name, where: str(item.origin), "task": task, "variants": variants}
 
 
-@click.command(epilog=options.BUNDLE_HELP)
+@click.command(epilog=options.MODEL_HELP)
 @options.bundle_argument
 @options.as_json
 @options.debug
 def info(bundle: str | None, as_json: bool) -> None:
     """Show what a BUNDLE takes and gives, where it comes from, and its variants with their figures.
 
-    \b
-    Example:
-      kit info mnist-mlp
-    """
-    from apps.cli import render
-    from kit.bundle import find
+    A ready model.onnx will do as well: its inputs, outputs and axes, and what is not known of it.
 
-    found = find(bundle)
+    \b
+    Examples:
+      kit info mnist-mlp
+      kit info model.onnx
+    """
+    from apps.cli import bundle_tables, render
+    from kit import ready
+
+    found = ready.find(bundle)
     if as_json:
         render.print_json(found.manifest)
     else:
-        render.bundle_info(found)
+        bundle_tables.bundle_info(found)
+
+
+@click.command(epilog=options.BUNDLE_HELP)
+@options.bundle_argument
+@options.debug
+def upgrade(bundle: str | None) -> None:
+    """Rewrite the manifest of a BUNDLE that an earlier kit made; its models and samples stay as they are.
+
+    Every command reads earlier manifests without this. A manifest that was rewritten can no longer be read by the kit that
+    made it.
+
+    \b
+    Example:
+      kit upgrade my-mnist-mlp
+    """
+    from apps.cli import render
+    from kit import bundle as bundles
+    from kit.bundle.manifest import MANIFEST, SCHEMA_VERSION
+
+    found = bundles.find(bundle)
+    path = found.folder / MANIFEST
+    before = path.read_bytes()
+    done = bundles.upgrade(found)
+    if path.read_bytes() == before:
+        render.remark(f"{done.name} had the newest manifest already, version {SCHEMA_VERSION}.")
+        return
+    render.remark(f"{done.name}: its manifest is of version {SCHEMA_VERSION} now.")
+    render.next_steps((f"kit verify {bundle or done.name}", "prove that all of it is as it was"))

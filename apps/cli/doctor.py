@@ -13,21 +13,26 @@ if TYPE_CHECKING:
 
 
 @click.command()
+@click.argument("model", required=False, metavar="[MODEL]")
 @click.option("--device-id", type=click.IntRange(0), default=0, show_default=True, help="Index of the GPU.")
 @options.as_json
 @options.debug
-def doctor(device_id: int, as_json: bool) -> int:
-    """Say what this machine can run, by running a one-node model on each provider.
+def doctor(model: str | None, device_id: int, as_json: bool) -> int:
+    """Say what this machine can run, by running a one-node model on each provider, or your MODEL.
 
-    Exit code 0 when at least one provider works and nothing is installed twice, else 3.
+    MODEL is a model.onnx or a bundle: its default variant is then opened in every runtime and on every provider. Exit code 0
+    if at least one provider works and nothing is installed twice, else 3.
 
     \b
-    Example:
+    Examples:
       kit doctor
+      kit doctor model.onnx
     """
     from apps.cli import render
     from kit.doctor import diagnose
 
+    if model is not None:
+        return _model(model, device_id=device_id, as_json=as_json)
     found = diagnose(device_id=device_id)
     if as_json:
         render.print_json(found)
@@ -58,3 +63,30 @@ def _show(found: Diagnosis) -> None:
             console.print(f"           → {escape(report.fix)}", soft_wrap=True)
     for warning in found.warnings:
         console.print(f"[red]warning[/]    {escape(warning)}", soft_wrap=True)
+
+
+def _model(name: str, *, device_id: int, as_json: bool) -> int:
+    from rich.markup import escape
+
+    from apps.cli import render
+    from apps.cli.tables import Rows
+    from kit import ready
+    from kit.doctor import try_model
+
+    with render.progress() as update:
+        tried = try_model(ready.find(name), device_id=device_id, on_step=update)
+    if as_json:
+        render.print_json(tried)
+        return 0 if any(one.works for one in tried) else 3
+    rows = Rows(headers=("runtime", "provider", "runs", "nodes on"), left=("runtime", "provider", "runs", "nodes on"))
+    for one in tried:
+        runs = "[green]works[/]" if one.works else "[yellow]no[/]"
+        rows.add(one.runtime, one.provider.value, runs, escape(one.placement))
+    console = render.stdout()
+    rows.show(console)
+    for one in tried:
+        if not one.works:
+            console.print(f"[yellow]{one.runtime} on {one.provider}: {escape(one.reason)}[/]", soft_wrap=True)
+            if one.fix:
+                console.print(f"  → {escape(one.fix)}", soft_wrap=True)
+    return 0 if any(one.works for one in tried) else 3

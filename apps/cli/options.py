@@ -31,6 +31,8 @@ BUNDLE_HELP = (
     "BUNDLE is a folder, a packed file, or a name under ./artifacts; without it, mnist-mlp or the only bundle there is."
 )
 
+MODEL_HELP = f"{BUNDLE_HELP} A ready model.onnx will do as well."
+
 
 def bundle_argument(function: F) -> F:
     """Add the optional argument BUNDLE."""
@@ -44,6 +46,17 @@ def data_dir(function: F) -> F:
         type=click.Path(file_okay=False, path_type=Path),
         help="Folder of the data sets, or of the images a model was trained on.  "
         "[default: $KIT_DATA_DIR, else the user's cache]",
+    )(function)
+
+
+def data(function: F) -> F:
+    """Add `--data` and `--data-dir`."""
+    function = data_dir(function)
+    return click.option(
+        "--data",
+        metavar="FILE|FOLDER|NAME",
+        help="Samples of its task, with or without labels: .npz, a folder of pictures, CSV, JSON lines, Parquet, or a "
+        "registered data set.  [default: the data it was trained on]",
     )(function)
 
 
@@ -65,7 +78,7 @@ def one_provider(function: F) -> F:
 def fallback(function: F) -> F:
     """Add `--device-id` and `--allow-fallback`."""
     function = click.option(
-        "--allow-fallback", is_flag=True, help="Accept the CPU where the provider cannot run; every row then says so."
+        "--allow-fallback", is_flag=True, help="Accept the CPU if the provider cannot run; every row then says so."
     )(function)
     return click.option("--device-id", type=click.IntRange(0), default=0, show_default=True, help="Index of the GPU.")(
         function
@@ -163,7 +176,7 @@ def quantization(function: F) -> F:
 def calibration(function: F) -> F:
     """Add `--calibration` and `--calibration-size`."""
     function = click.option(
-        "--calibration-size", type=click.IntRange(1), help="Static int8: training images to look at.  [default: 1024]"
+        "--calibration-size", type=click.IntRange(1), help="Static int8: samples to look at.  [default: 1024]"
     )(function)
     return click.option(
         "--calibration",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -10,18 +11,40 @@ from apps.cli import options
 from kit.choices import Provider
 
 if TYPE_CHECKING:
-    from kit.verify import Verification
+    from kit.bundle import Bundle
+    from kit.runtime.base import RunnerOptions
+    from kit.verify import ModelCheck, PairCheck, Verification
 
 
-@click.command(epilog=options.BUNDLE_HELP)
+@click.command(epilog=options.MODEL_HELP)
 @options.bundle_argument
+@click.option(
+    "--against", metavar="MODEL", help="Compare with another bundle or model.onnx, which is taken to be right."
+)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0),
+    help="--against: largest error that passes, as a share of the largest value of an output.  [default: 0.0001]",
+)
+@click.option(
+    "--samples",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.npz",
+    help="--against: arrays by the names of the inputs.  [default: drawn to fit the inputs]",
+)
 @options.one_provider
 @options.runtimes
 @options.threads
 @options.as_json
 @options.debug
+@click.pass_context
 def verify(
+    ctx: click.Context,
+    /,
     bundle: str | None,
+    against: str | None,
+    tolerance: float | None,
+    samples: Path | None,
     provider: Provider | None,
     device_id: int,
     allow_fallback: bool,
@@ -29,31 +52,104 @@ def verify(
     threads: int,
     as_json: bool,
 ) -> int:
-    """Prove a BUNDLE on this machine: hashes, golden samples, parity.
+    """Prove a BUNDLE on this machine: hashes, the way in, and every variant against the original's stored answers.
 
-    Needs neither torch nor data. Exit code 0 when everything holds, 1 when a check said no, 3 when the provider cannot run.
+    Needs neither torch nor data. Of a ready model.onnx it proves what can be proved: that it runs at several sizes, and that
+    the rows of a batch do not depend on each other. Exit code 0 if everything holds, 1 if a check said no, 3 if the provider
+    cannot run.
 
     \b
     Examples:
       kit verify mnist-mlp
       kit verify mnist-mlp --provider cuda --json
+      kit verify model.onnx --runtime all
+      kit verify model.onnx --against other.onnx
     """
-    from apps.cli import render
-    from kit.bundle import find
+    from kit import ready
     from kit.runtime.base import RunnerOptions
-    from kit.verify import verify as check
 
-    found = find(bundle)
+    if against is None:
+        for name, given in (("tolerance", tolerance), ("samples", samples)):
+            if given is not None:
+                raise click.UsageError(f"{options.flag_of(ctx, name)} changes nothing without --against")
+    found = ready.find(bundle)
     chosen = RunnerOptions(
         provider=provider or Provider.CPU, threads=threads, device_id=device_id, allow_fallback=allow_fallback
     )
+    if against is not None:
+        if len(runtimes) > 1 or "all" in runtimes:
+            raise click.UsageError("--against runs both models in one --runtime")
+        return _compare(found, ready.find(against), chosen, runtimes[0], tolerance, samples, as_json=as_json)
+    if isinstance(found, ready.ReadyModel):
+        return _check_model(found, chosen, runtimes, as_json=as_json)
+    return _verify(found, chosen, runtimes, as_json=as_json)
+
+
+def _verify(bundle: Bundle, chosen: RunnerOptions, runtimes: tuple[str, ...], *, as_json: bool) -> int:
+    from apps.cli import render, verify_tables
+    from kit.verify import verify as check
+
     with render.progress() as update:
-        result = check(found, options=chosen, runtimes=runtimes, on_step=update)
+        result = check(bundle, options=chosen, runtimes=runtimes, on_step=update)
     if as_json:
-        render.print_json({"ok": result.ok, **_plain(result)})
+        _print(result)
     else:
-        render.verify_table(result)
+        verify_tables.verify_table(result)
     return report(result)
+
+
+def _check_model(model: Bundle, chosen: RunnerOptions, runtimes: tuple[str, ...], *, as_json: bool) -> int:
+    from apps.cli import render, verify_tables
+    from kit.verify import check_model
+
+    with render.progress() as update:
+        result = check_model(model, options=chosen, runtimes=runtimes, on_step=update)
+    if as_json:
+        _print(result)
+    else:
+        verify_tables.model_table(result)
+    if result.ok:
+        render.remark(f"{result.bundle} runs here as its signature says.")
+        return 0
+    if result.only_unavailable:
+        render.remark(f"{result.bundle}: what could not run here was not checked, see above.")
+        return 3
+    render.remark(f"{result.bundle} does NOT run here as its signature says; see above.")
+    return 1
+
+
+def _compare(
+    bundle: Bundle,
+    against: Bundle,
+    chosen: RunnerOptions,
+    runtime: str,
+    tolerance: float | None,
+    samples: Path | None,
+    *,
+    as_json: bool,
+) -> int:
+    from apps.cli import render, verify_tables
+    from kit.metrics.fidelity import FLOAT_RTOL
+    from kit.samples import read_npz
+    from kit.verify import compare_models
+
+    with render.progress() as update:
+        update(f"{bundle.name} and {against.name}")
+        result = compare_models(
+            bundle,
+            against,
+            options=chosen,
+            runtime=runtime,
+            tolerance=FLOAT_RTOL if tolerance is None else tolerance,
+            samples=read_npz(samples, bundle.signature) if samples else None,
+        )
+    if as_json:
+        _print(result)
+    else:
+        verify_tables.pair_table(result)
+    same = "give the same within the tolerance" if result.ok else f"do NOT give the same: {result.verdict.reason}"
+    render.remark(f"{result.bundle} and {result.against} {same}.")
+    return 0 if result.ok else 1
 
 
 def report(result: Verification) -> int:
@@ -73,8 +169,8 @@ def report(result: Verification) -> int:
     return 1
 
 
-def _plain(result: Verification) -> dict[str, object]:
+def _print(result: Verification | ModelCheck | PairCheck) -> None:
+    from apps.cli import render
     from kit.system.serial import encode
 
-    plain: dict[str, object] = encode(result)
-    return plain
+    render.print_json({"ok": result.ok, **encode(result)})

@@ -1,0 +1,82 @@
+"""Scores and errors in words: the same everywhere on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kit.bundle.manifest import Quantization, Variant
+from kit.metrics import Better, Fidelity, Score
+from kit.report.format import NONE
+
+
+def value(number: float | None, unit: str = "") -> str:
+    """Return `98.45 %` for a share, `0.0123 mm` for anything else."""
+    if number is None:
+        return NONE
+    return f"{100 * number:.2f} %" if unit == "%" else f"{number:.4g} {unit}".rstrip()
+
+
+def of_score(score: Score | None) -> str:
+    """Return a score's value."""
+    return NONE if score is None else value(score.value, score.unit)
+
+
+def loss(score: Score | None) -> str:
+    """Return what was lost against the baseline and its 95 % interval: `-0.02 [-0.08, 0.04]`, in points for shares."""
+    if score is None or (score.baseline is None and score.worse is None):
+        return NONE
+    factor, form = (100.0, ".2f") if score.unit == "%" else (1.0, ".3g")
+    interval = score.loss_interval
+    ends = "" if interval is None else f" [{factor * interval[0]:{form}}, {factor * interval[1]:{form}}]"
+    return f"{factor * score.loss:+{form}}{ends}"
+
+
+def changed(score: Score | None) -> str:
+    """Return `3 worse, 5 better`, for metrics that are right or wrong."""
+    if score is None or score.worse is None or score.improved is None:
+        return ""
+    return f"{score.worse} worse, {score.improved} better"
+
+
+def main_score(variant: Variant, split: str = "test") -> Score | None:
+    """Return the score that counts for a variant on a split: the first one, which is that of its bar."""
+    return variant.score(split=split)
+
+
+def header(scores: Sequence[Score | None], split: str) -> str:
+    """Return the header of a column of scores: `top-1 test`, or the split alone if metrics differ."""
+    named = {score.metric for score in scores if score is not None}
+    return f"{named.pop()} {split}" if len(named) == 1 else split
+
+
+def direction(score: Score) -> str:
+    """Return `top-1: higher is better, 10,000 samples of mnist test`."""
+    unit = f" in {score.unit}" if score.unit not in {"", "%"} else ""
+    return (
+        f"{score.metric}{unit}: {'higher' if score.better is Better.HIGHER else 'lower'} is better; "
+        f"{score.samples:,} samples of {score.dataset} {score.split}".rstrip()
+    )
+
+
+def relative(found: Fidelity) -> str:
+    """Return an output's largest error as a share of the original's largest value; the absolute one if that is unknown."""
+    return f"{found.max_abs_error:.2g}" if found.max_rel_error is None else f"{found.max_rel_error:.2g}"
+
+
+def share(number: float | None) -> str:
+    """Return `99.97 %`."""
+    return "" if number is None else f"{100 * number:.2f} %"
+
+
+def cosine(found: Fidelity) -> str:
+    """Return a cosine with the digits that tell it from 1."""
+    return "" if found.cosine is None else f"{found.cosine:.6f}"
+
+
+def layers(quantization: Quantization | None) -> str:
+    """Return how many layers are quantized, and how: `4/4 7 bit per channel`."""
+    if quantization is None:
+        return ""
+    one = quantization
+    scale = f"blocks of {one.block_size}" if one.block_size else "per channel" if one.per_channel else "per tensor"
+    return f"{one.layers_quantized}/{one.layers_total} {one.weight_bits} bit {scale}"

@@ -1,0 +1,179 @@
+"""What verifying found, as tables."""
+
+from __future__ import annotations
+
+from rich.markup import escape
+
+from apps.cli import figures
+from apps.cli.render import stdout
+from apps.cli.tables import Rows
+from kit.metrics import Fidelity, Verdict
+from kit.tensors import Sizes
+from kit.verify import ModelCheck, PairCheck, Verification
+from kit.verify.bundle import VariantCheck
+from kit.verify.model import ROWS_RTOL, RuntimeCheck
+
+_PASS, _FAIL, _NOT_RUN = "[green]PASS[/]", "[red]FAIL[/]", "[yellow]NOT RUN[/]"
+
+
+def verify_table(result: Verification) -> None:
+    """Print files, the way in, each variant's fidelity and the verdicts."""
+    console = stdout()
+    for check in result.files:
+        problem = f": {escape(check.problem)}" if check.problem else ""
+        console.print(f"{_mark(check.ok)} {escape(check.file)}{problem}", soft_wrap=True)
+    way_in = result.way_in
+    if way_in is not None and not way_in.unavailable:
+        console.print(f"{_mark(way_in.ok)} {way_in.items} raw items become the tensors they should", soft_wrap=True)
+        for problem in way_in.problems:
+            console.print(f"     {escape(problem)}", soft_wrap=True)
+    if result.original is not None:
+        error = max((one.max_rel_error or 0.0 for one in result.original.fidelity), default=0.0)
+        name = escape(result.original.name)
+        console.print(
+            f"{_mark(result.original.ok)} {name} answers here as it did then (relative error {error:.2g})",
+            soft_wrap=True,
+        )
+    if result.variants:
+        _variants(result)
+        console.print(
+            escape(
+                f"{result.samples} golden samples ({result.golden_source or 'source unknown'}), against {result.reference}."
+            ),
+            soft_wrap=True,
+        )
+        console.print(
+            "Tolerance and needed: relative error for fp32 and fp16; for integers rms error, up to 1.5 times that at export.",
+            soft_wrap=True,
+        )
+    for row in result.variants:
+        if row.problem:
+            console.print(f"[yellow]{row.variant} in {row.runtime}: {escape(row.problem)}[/]", soft_wrap=True)
+    for remark in result.remarks:
+        console.print(f"[yellow]{escape(remark)}[/]", soft_wrap=True)
+
+
+def _variants(result: Verification) -> None:
+    several_runtimes = len({row.runtime for row in result.variants}) > 1
+    several_outputs = any(len(row.fidelity) > 1 for row in result.variants)
+    figure = next((row.figure for row in result.variants if row.figure), None)
+    rows = Rows(
+        headers=(
+            *("variant", "nodes on", "output", "max rel err", "cosine", "agrees", "needed", "tolerance"),
+            f"{figure.metric} (original)" if figure else "metric",
+            "verdict",
+        ),
+        left=("variant", "nodes on", "output", "verdict"),
+    )
+    for row in result.variants:
+        name = f"{row.variant} in {row.runtime}" if several_runtimes else row.variant
+        if row.verdict is None:
+            rows.add(name, f"{row.provider}: not run", *[""] * 7, _NOT_RUN)
+            continue
+        for number, found in enumerate(row.fidelity or (None,)):
+            first = number == 0
+            rows.add(
+                name if first else "",
+                row.placement if first else "",
+                found.output if found and several_outputs else "",
+                *(_errors(found) if found else ("", "", "")),
+                *(_bar(row.verdict) if first else ("", "")),
+                _figure(row) if first else "",
+                (_PASS if row.ok else _FAIL) if first else "",
+            )
+    rows.show(stdout())
+
+
+def _errors(found: Fidelity) -> tuple[str, str, str]:
+    return figures.relative(found), figures.cosine(found), figures.share(found.agreement)
+
+
+def _bar(verdict: Verdict) -> tuple[str, str]:
+    return f"{verdict.needed:.2g}", f"{verdict.tolerance:.2g}"
+
+
+def _figure(row: VariantCheck) -> str:
+    one = row.figure
+    return "" if one is None else f"{figures.value(one.value, one.unit)} ({figures.value(one.original, one.unit)})"
+
+
+def model_table(result: ModelCheck) -> None:
+    """Print at which sizes a ready model runs, in which runtimes."""
+    rows = Rows(
+        headers=("runtime", "nodes on", "sizes", "rows", "agrees", "verdict"),
+        left=("runtime", "nodes on", "sizes", "rows", "verdict"),
+        wraps=("sizes", "rows"),
+    )
+    console = stdout()
+    for one in result.runtimes:
+        if not one.sizes:
+            rows.add(one.runtime, f"{one.provider}: not run", "", "", "", _NOT_RUN)
+            continue
+        ran = "; ".join(sizes_in_words(size.sizes) for size in one.sizes if size.ok) or "none"
+        rows.add(one.runtime, one.placement, ran, _rows_in_words(one), _agrees(one), _PASS if one.ok else _FAIL)
+    rows.show(console)
+    for one in result.runtimes:
+        if one.problem:
+            console.print(f"[yellow]{one.runtime}: {escape(one.problem)}[/]", soft_wrap=True)
+        for size in one.sizes:
+            if size.problem:
+                console.print(
+                    f"[yellow]{one.runtime}: does not run at {sizes_in_words(size.sizes)}: {escape(size.problem)}[/]",
+                    soft_wrap=True,
+                )
+        broken = sorted({name for size in one.sizes for name in size.not_a_number})
+        if broken:
+            console.print(
+                f"[yellow]{one.runtime}: noise makes values of {escape(', '.join(broken))} that are no numbers[/]",
+                soft_wrap=True,
+            )
+    console.print(
+        "Inputs were drawn to fit its signature. Not known: what it is for, how right it is, which sizes are meant.",
+        soft_wrap=True,
+    )
+
+
+def pair_table(result: PairCheck) -> None:
+    """Print how two models' outputs differ."""
+    rows = Rows(
+        headers=("output", "max abs err", "max rel err", "rms err", "cosine", "agrees"),
+        left=("output",),
+    )
+    for one in result.fidelity:
+        rows.add(
+            one.output,
+            f"{one.max_abs_error:.3g}",
+            f"{one.max_rel_error or 0.0:.3g}",
+            f"{one.rms_error:.3g}",
+            *_errors(one)[1:],
+        )
+    console = stdout()
+    rows.show(console)
+    sizes = " and ".join(sizes_in_words(one) for one in result.sizes)
+    pair = f"{result.bundle} ({result.variant}) against {result.against} ({result.against_variant})"
+    bar = f"Relative error needed {result.verdict.needed:.2g}, allowed {result.verdict.tolerance:.2g}."
+    console.print(escape(f"{pair}, {result.source or 'given samples'} at {sizes}. {bar}"), soft_wrap=True)
+    for names, whose in ((result.only_here, result.bundle), (result.only_there, result.against)):
+        if names:
+            console.print(f"[yellow]only {escape(whose)} has: {escape(', '.join(names))}[/]", soft_wrap=True)
+
+
+def sizes_in_words(sizes: Sizes) -> str:
+    """Return `batch 8, sequence 16`, or `its fixed size`."""
+    return ", ".join(f"{name} {size}" for name, size in sizes.items()) or "its fixed size"
+
+
+def _rows_in_words(one: RuntimeCheck) -> str:
+    if one.rows_error is None:
+        return ""
+    if one.rows_error > ROWS_RTOL:
+        return f"depend on each other ({one.rows_error:.2g})"
+    return "independent" if one.rows_error < 1e-3 else f"move by {one.rows_error:.2g}"
+
+
+def _agrees(one: RuntimeCheck) -> str:
+    return "" if not one.fidelity else f"{max(found.max_rel_error or 0.0 for found in one.fidelity):.2g}"
+
+
+def _mark(ok: bool) -> str:
+    return "[green]ok[/]  " if ok else "[red]BAD[/] "
