@@ -93,8 +93,9 @@ class ModelCheck:
 
     @property
     def ok(self) -> bool:
-        """Whether every runtime that opens it runs it."""
-        return bool(self.runtimes) and all(one.ok for one in self.runtimes)
+        """Whether every runtime that can open it here runs it, and there is one."""
+        here = [one for one in self.runtimes if not one.unavailable]
+        return bool(here) and all(one.ok for one in here)
 
     @property
     def only_unavailable(self) -> bool:
