@@ -160,6 +160,8 @@ def _lost(score: Score | None) -> str:
         return ""
     changes = figures.changed(score)
     return figures.loss(score).partition(" [")[0] + (f" ({changes})" if changes else "")
+
+
 def compress_table(done: CompressReport) -> None:
     """Print both bundles' variants in one table, and what was left out."""
     judgement_table(done.judgement, names_winner=False)
@@ -179,5 +181,3 @@ def compress_table(done: CompressReport) -> None:
         f"{origin.pixels_left_out} border pixels left out.{lost}",
         soft_wrap=True,
     )
-
-
