@@ -16,7 +16,6 @@ from kit.bundle import Bundle, Packed
 from kit.bundle.manifest import Manifest, Variant
 from kit.ready import ReadyModel
 from kit.report.format import NONE, size
-from kit.samples import SEEDED
 from kit.tensors import Signature, TensorSpec
 
 _MANY = 12  # labels, and other values of an option, that are shown
@@ -136,7 +135,7 @@ def _short(value: Any) -> str:
 def _samples(bundle: Bundle) -> str:
     golden = bundle.manifest.golden
     if isinstance(bundle, ReadyModel):
-        return f"{SEEDED}, drawn to fit the inputs"
+        return golden.source or f"none: no inputs were found that it accepts ({bundle.problem})"
     count = f"{golden.samples:,} golden samples" if golden.samples else "golden samples"
     items = "; raw items that prove the way in travel with them" if golden.items else ""
     return f"{count}: {golden.source or 'source unknown'}{items}"
@@ -149,7 +148,7 @@ def _unknown(bundle: Bundle) -> str:
     if manifest.variants and not any(variant.scores for variant in manifest.variants):
         unknown.append("how right it is")
     if isinstance(bundle, ReadyModel):
-        if bundle.signature.dynamic and not any(bundle.signature.axes[name].most for name in bundle.signature.dynamic):
+        if bundle.signature.dynamic:
             unknown.append("the bounds of its axes")
         unknown.append("what it was made of")
     return ", ".join(unknown)
@@ -194,7 +193,8 @@ def _variants(console: Console, bundle: Bundle) -> None:
 
 def _needs(variant: Variant) -> str:
     operators = " ".join(variant.needs.domains) or "portable ONNX"
-    return f"onnxruntime {variant.needs.onnxruntime}+, {operators}"
+    oldest = f"onnxruntime {variant.needs.onnxruntime}+, " if variant.needs.onnxruntime else ""
+    return f"{oldest}{operators}"
 
 
 def _worst(variant: Variant) -> str:

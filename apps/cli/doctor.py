@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 @options.as_json
 @options.debug
 def doctor(model: str | None, device_id: int, as_json: bool) -> int:
-    """Say what this machine can run, by running a one-node model on each provider, or your MODEL.
+    """Say what this machine can run, by running a one-node model on each provider, and your MODEL.
 
-    MODEL is a model.onnx or a bundle: its default variant is then opened in every runtime and on every provider. Exit code 0
-    if at least one provider works and nothing is installed twice, else 3.
+    MODEL is a model.onnx or a bundle: each of its variants is then run on each provider that works. Exit code 0 if at least
+    one provider works and nothing is installed twice, else 3.
 
     \b
     Examples:
@@ -29,11 +29,10 @@ def doctor(model: str | None, device_id: int, as_json: bool) -> int:
       kit doctor model.onnx
     """
     from apps.cli import render
+    from kit import ready
     from kit.doctor import diagnose
 
-    if model is not None:
-        return _model(model, device_id=device_id, as_json=as_json)
-    found = diagnose(device_id=device_id)
+    found = diagnose(None if model is None else ready.find(model), device_id=device_id)
     if as_json:
         render.print_json(found)
     else:
@@ -61,32 +60,13 @@ def _show(found: Diagnosis) -> None:
         console.print(f"[bold]{report.provider.value:<9}[/]  [yellow]{escape(report.reason)}[/]", soft_wrap=True)
         if report.fix:
             console.print(f"           → {escape(report.fix)}", soft_wrap=True)
+    for model in found.models:
+        name = f"{escape(model.variant)} on {model.provider}"
+        if model.runs:
+            console.print(f"[bold]{name}[/]  [green]runs[/]: {escape(model.placement.describe())}", soft_wrap=True)
+            continue
+        console.print(f"[bold]{name}[/]  [yellow]{escape(model.reason)}[/]", soft_wrap=True)
+        if model.fix:
+            console.print(f"           → {escape(model.fix)}", soft_wrap=True)
     for warning in found.warnings:
         console.print(f"[red]warning[/]    {escape(warning)}", soft_wrap=True)
-
-
-def _model(name: str, *, device_id: int, as_json: bool) -> int:
-    from rich.markup import escape
-
-    from apps.cli import render
-    from apps.cli.tables import Rows
-    from kit import ready
-    from kit.doctor import try_model
-
-    with render.progress() as update:
-        tried = try_model(ready.find(name), device_id=device_id, on_step=update)
-    if as_json:
-        render.print_json(tried)
-        return 0 if any(one.works for one in tried) else 3
-    rows = Rows(headers=("runtime", "provider", "runs", "nodes on"), left=("runtime", "provider", "runs", "nodes on"))
-    for one in tried:
-        runs = "[green]works[/]" if one.works else "[yellow]no[/]"
-        rows.add(one.runtime, one.provider.value, runs, escape(one.placement))
-    console = render.stdout()
-    rows.show(console)
-    for one in tried:
-        if not one.works:
-            console.print(f"[yellow]{one.runtime} on {one.provider}: {escape(one.reason)}[/]", soft_wrap=True)
-            if one.fix:
-                console.print(f"  → {escape(one.fix)}", soft_wrap=True)
-    return 0 if any(one.works for one in tried) else 3

@@ -4,77 +4,102 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.markup import escape
-from rich.table import Table
 
-from apps.cli.render import drop, layers, remark, stdout
-from kit.report.format import NONE, microseconds, percent, size
+from apps.cli import figures
+from apps.cli.render import remark, stdout
+from apps.cli.tables import Rows
+from apps.cli.verify_tables import sizes_in_words
+from kit.metrics import Score
+from kit.report.format import NONE, microseconds, size
 from kit.runtime.choice import Choice
 
 if TYPE_CHECKING:  # importing them would import torch or the bench, which the other tables do not need
     from exporters import ExportReport
     from exporters.compress import CompressReport
     from exporters.search.blame import Blame
-    from kit.bundle.records import Accuracy
     from kit.tuning import Judgement
 
 
-def _table(*headers: str, left: tuple[str, ...]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for header in headers:
-        table.add_column(header, justify="left" if header in left else "right", overflow="fold")
-    return table
-
-
 def export_table(report: ExportReport) -> None:
-    """Print what was published and the figures it passed with."""
-    table = _table(
-        *("variant", "size", "quantized", "agrees with PyTorch", "max err", "top-1 val", "top-1 test"),
-        *("drop, points [95 %]", "flips"),
-        left=("variant", "quantized"),
+    """Print what was published and the figures it passed with: fidelity of each output, the metric, what was lost."""
+    variants = [one.variant for one in report.passed]
+    tests = [figures.main_score(variant) for variant in variants]
+    held = [figures.main_score(variant, _validation(variant.scores)) for variant in variants]
+    several = any(len(one.fidelity) > 1 for one in report.passed)
+    rows = Rows(
+        headers=(
+            *("variant", "size", "quantized", "output", "max rel err", "cosine", "agrees"),
+            *(figures.header(held, "val"), f"{figures.header(tests, 'test')} ", "loss [95 %]", "changed"),
+        ),
+        left=("variant", "quantized", "output", "changed"),
     )
-    for one in report.passed:
-        variant, found = one.variant, one.variant.accuracy
-        is_baseline = variant.id == "fp32" or found is None
-        table.add_row(
-            variant.id,
-            size(variant.artifact.size_bytes),
-            layers(variant.quantization),
-            f"{100 * one.parity.top1_agreement:.2f} %",
-            f"{one.parity.max_abs_error:.2g}",
-            percent(variant.validation),
-            percent(found),
-            drop(variant),
-            NONE if is_baseline or found is None else f"{found.flips_to_wrong} wrong, {found.flips_to_right} right",
-        )
+    for one, validation, test in zip(report.passed, held, tests, strict=True):
+        for number, found in enumerate(one.fidelity):
+            first = number == 0
+            rows.add(
+                one.variant.id if first else "",
+                size(one.variant.size_bytes) if first else "",
+                figures.layers(one.variant.quantization) if first else "",
+                found.output if several else "",
+                figures.relative(found),
+                figures.cosine(found),
+                figures.share(found.agreement),
+                *(_scores(validation, test) if first else ("",) * 4),
+            )
     console = stdout()
-    console.print(table)
-    first = report.passed[0]
-    held = first.variant.validation
-    seen = f" Val: {held.images:,} images of {held.dataset} {held.split}." if held else ""
-    console.print(
-        f"Agreement with PyTorch: {first.parity.images:,} images of {first.parity_images}.{seen}", soft_wrap=True
+    rows.show(console)
+    for line in _footnotes(report, (*held, *tests)):
+        console.print(escape(line), soft_wrap=True)
+
+
+def _validation(scores: tuple[Score, ...]) -> str:
+    """Return the split that decided: `validation`, or `train` if nothing was held out."""
+    return next((score.split for score in scores if score.split != "test"), "validation")
+
+
+def _scores(validation: Score | None, test: Score | None) -> tuple[str, str, str, str]:
+    shown = test or validation
+    return (
+        "" if validation is None else figures.of_score(validation),
+        "" if test is None else figures.of_score(test),
+        "" if shown is None or shown.baseline is None else figures.loss(shown),
+        figures.changed(shown),
     )
+
+
+def _footnotes(report: ExportReport, scores: tuple[Score | None, ...]) -> list[str]:
+    original = report.bundle.manifest.original
+    whose = "the original" if original is None else f"the {original.kind} {original.name}"
+    if original is not None and original.kind == "onnx":
+        whose = f"ONNX Runtime's own answers to {original.name}"
+    found = report.passed[0].fidelity
+    lines = [f"Error, cosine and agreement: against {whose}, {found[0].samples:,} samples."] if found else []
+    lines += dict.fromkeys(figures.direction(score) for score in scores if score is not None)
+    if not any(scores):
+        lines.append("No labelled data was given, so nobody knows how right it is: kit export BUNDLE --data FILE.")
     for one in report.passed:
         quantization = one.variant.quantization
         if quantization and quantization.layers_excluded:
-            console.print(
-                f"{one.variant.id} leaves in float: {', '.join(quantization.layers_excluded)}", soft_wrap=True
-            )
+            lines.append(f"{one.variant.id} leaves in float: {', '.join(quantization.layers_excluded)}")
+    return lines
 
 
 def judgement_table(judgement: Judgement, *, names_winner: bool = True) -> None:
-    """Print all candidates, what each was found to be, and who won, where there was something to win."""
-    sizes = sorted({row.batch_size for one in judgement.candidates for row in one.rows})
-    table = _table("candidate", *(f"p50 µs, batch {size}" for size in sizes), "verdict", left=("candidate", "verdict"))
+    """Print all candidates, what each was found to be, and who won, if there was something to win."""
+    points = list(dict.fromkeys(tuple(row.sizes.items()) for one in judgement.candidates for row in one.rows))
+    rows = Rows(
+        headers=("candidate", *(f"p50 µs, {sizes_in_words(dict(point))}" for point in points), "verdict"),
+        left=("candidate", "verdict"),
+        wraps=("verdict",),
+    )
     for one in judgement.candidates:
-        found = {row.batch_size: row.latency.p50_us for row in one.rows if row.latency}
+        found = {tuple(row.sizes.items()): row.latency.p50_us for row in one.rows if row.latency}
         chosen = names_winner and one.name == judgement.winner.name
         name = f"[bold green]{escape(one.name)}[/]" if chosen else escape(one.name)
         reason = escape(one.reason) + ("  [bold green]<- chosen[/]" if chosen else "")
-        table.add_row(name, *(microseconds(found.get(size)) for size in sizes), reason)
-    stdout().print(table)
+        rows.add(name, *(microseconds(found.get(point)) for point in points), reason)
+    rows.show(stdout())
     if names_winner:
         stdout().print("Of those within 2 % of the fastest, the plainest is chosen.", soft_wrap=True)
     if judgement.remark and names_winner:
@@ -89,13 +114,52 @@ def choice(found: Choice | None, name: str) -> None:
     told = (
         ""
         if found.speedup == 1
-        else f", {found.speedup:.2f}x [{found.low:.2f}, {found.high:.2f}] of fp32 on one thread"
+        else f", {found.speedup:.2f}x [{found.low:.2f}, {found.high:.2f}] of the baseline on one thread"
     )
     stdout().print(
-        f"{name} here, for {found.goal} at batch {found.batch_size}: [bold]{escape(found.describe())}[/], "
+        f"{name} here, for {found.goal} at {sizes_in_words(found.sizes)}: [bold]{escape(found.describe())}[/], "
         f"p50 {microseconds(found.p50_us)} µs{told}; measured {found.measured}",
         soft_wrap=True,
     )
+
+
+def blame_table(found: Blame) -> None:
+    """Print what quantizing each layer does."""
+    rows = Rows(
+        headers=(
+            *("layer", "its output, dB", "answers, only it, dB", "lost"),
+            *("answers, all but it, dB", "lost without it"),
+        ),
+        left=("layer",),
+    )
+    for row in found.rows:
+        rows.add(
+            escape(row.layer),
+            f"{row.own_sqnr_db:.1f}",
+            f"{row.alone_sqnr_db:.1f}",
+            _lost(row.alone),
+            f"{row.without_sqnr_db:.1f}",
+            _lost(row.without),
+        )
+    rows.rule()
+    rows.add("all of them", NONE, f"{found.sqnr_db:.1f}", _lost(found.together), NONE, NONE)
+    console = stdout()
+    rows.show(console)
+    scored = f" Lost: of {figures.direction(found.together)}." if found.together else ""
+    console.print(
+        escape(
+            f"{found.variant} against the baseline, {found.samples}. dB: signal to quantization noise, 6 more are half the "
+            f"error.{scored}"
+        ),
+        soft_wrap=True,
+    )
+
+
+def _lost(score: Score | None) -> str:
+    if score is None:
+        return ""
+    changes = figures.changed(score)
+    return figures.loss(score).partition(" [")[0] + (f" ({changes})" if changes else "")
 
 
 def compress_table(done: CompressReport) -> None:
@@ -117,39 +181,3 @@ def compress_table(done: CompressReport) -> None:
         f"{origin.pixels_left_out} border pixels left out.{lost}",
         soft_wrap=True,
     )
-
-
-def blame_table(found: Blame) -> None:
-    """Print what quantizing each layer does."""
-    headers = (
-        "layer",
-        "its output, dB",
-        "logits, only it, dB",
-        "top-1 lost",
-        "logits, all but it, dB",
-        "top-1 lost without it",
-    )
-    table = _table(*headers, left=("layer",))
-    for row in found.rows:
-        table.add_row(
-            row.layer,
-            f"{row.own_sqnr_db:.1f}",
-            f"{row.alone_sqnr_db:.1f}",
-            _lost(row.alone),
-            f"{row.without_sqnr_db:.1f}",
-            _lost(row.without),
-        )
-    table.add_section()
-    table.add_row("all of them", NONE, f"{found.sqnr_db:.1f}", _lost(found.together), NONE, NONE)
-    console = stdout()
-    console.print(table)
-    console.print(
-        f"{found.variant} against fp32, {found.images}. dB: signal to quantization noise, 6 more are half the error.",
-        soft_wrap=True,
-    )
-
-
-def _lost(found: Accuracy | None) -> str:
-    if found is None:
-        return NONE
-    return f"{found.drop_points:+.2f} ({found.flips_to_wrong} wrong, {found.flips_to_right} right)"

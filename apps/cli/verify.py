@@ -130,7 +130,7 @@ def _compare(
 ) -> int:
     from apps.cli import render, verify_tables
     from kit.metrics.fidelity import FLOAT_RTOL
-    from kit.samples import read_npz
+    from kit.tasks.tensors import PlainTensors
     from kit.verify import compare_models
 
     with render.progress() as update:
@@ -141,7 +141,7 @@ def _compare(
             options=chosen,
             runtime=runtime,
             tolerance=FLOAT_RTOL if tolerance is None else tolerance,
-            samples=read_npz(samples, bundle.signature) if samples else None,
+            samples=PlainTensors().samples(samples, bundle.signature) if samples else None,
         )
     if as_json:
         _print(result)

@@ -13,6 +13,8 @@ from kit.verify import ModelCheck, PairCheck, Verification
 from kit.verify.bundle import VariantCheck
 from kit.verify.model import ROWS_RTOL, RuntimeCheck
 
+_LONG = 240  # characters of a runtime's own message
+
 _PASS, _FAIL, _NOT_RUN = "[green]PASS[/]", "[red]FAIL[/]", "[yellow]NOT RUN[/]"
 
 
@@ -100,7 +102,7 @@ def _figure(row: VariantCheck) -> str:
 def model_table(result: ModelCheck) -> None:
     """Print at which sizes a ready model runs, in which runtimes."""
     rows = Rows(
-        headers=("runtime", "nodes on", "sizes", "rows", "agrees", "verdict"),
+        headers=("runtime", "nodes on", "sizes", "rows", "max rel err", "verdict"),
         left=("runtime", "nodes on", "sizes", "rows", "verdict"),
         wraps=("sizes", "rows"),
     )
@@ -109,26 +111,26 @@ def model_table(result: ModelCheck) -> None:
         if not one.sizes:
             rows.add(one.runtime, f"{one.provider}: not run", "", "", "", _NOT_RUN)
             continue
-        ran = "; ".join(sizes_in_words(size.sizes) for size in one.sizes if size.ok) or "none"
+        ran = _ran_at(one)
         rows.add(one.runtime, one.placement, ran, _rows_in_words(one), _agrees(one), _PASS if one.ok else _FAIL)
     rows.show(console)
     for one in result.runtimes:
         if one.problem:
             console.print(f"[yellow]{one.runtime}: {escape(one.problem)}[/]", soft_wrap=True)
-        for size in one.sizes:
-            if size.problem:
-                console.print(
-                    f"[yellow]{one.runtime}: does not run at {sizes_in_words(size.sizes)}: {escape(size.problem)}[/]",
-                    soft_wrap=True,
-                )
+        if text := _did_not_run(one):
+            console.print(f"[yellow]{one.runtime}: {escape(text)}[/]", soft_wrap=True)
         broken = sorted({name for size in one.sizes for name in size.not_a_number})
         if broken:
             console.print(
                 f"[yellow]{one.runtime}: noise makes values of {escape(', '.join(broken))} that are no numbers[/]",
                 soft_wrap=True,
             )
+    rows_said = "" if result.batch else " It has no batch axis, or its rows depend on each other: one call, one answer."
     console.print(
-        "Inputs were drawn to fit its signature. Not known: what it is for, how right it is, which sizes are meant.",
+        escape(
+            f"Errors: against ONNX Runtime's own answers with optimizations off, {result.samples} samples "
+            f"({result.source}).{rows_said} Not known: what it is for, how right it is."
+        ),
         soft_wrap=True,
     )
 
@@ -161,6 +163,34 @@ def pair_table(result: PairCheck) -> None:
 def sizes_in_words(sizes: Sizes) -> str:
     """Return `batch 8, sequence 16`, or `its fixed size`."""
     return ", ".join(f"{name} {size}" for name, size in sizes.items()) or "its fixed size"
+
+
+def _ran_at(one: RuntimeCheck) -> str:
+    """Return the sizes of each axis that it ran at: `batch 1, 2, 3; sequence 16, 32`."""
+    sizes: dict[str, set[int]] = {}
+    for size in one.sizes:
+        if size.ok:
+            for name, number in size.sizes.items():
+                sizes.setdefault(name, set()).add(number)
+    ran = "; ".join(f"{name} {', '.join(map(str, sorted(numbers)))}" for name, numbers in sizes.items())
+    return ran or ("its fixed size" if any(size.ok for size in one.sizes) else "none")
+
+
+def _did_not_run(one: RuntimeCheck) -> str:
+    """Return at which sizes it did not run, by axis, and why at the first of them: empty if it ran at all of them."""
+    failed = [size for size in one.sizes if not size.ok]
+    if not failed:
+        return ""
+    usual = one.sizes[0].sizes
+    moved: dict[str, list[str]] = {}
+    for size in failed:
+        for name, number in size.sizes.items():
+            if number != usual[name]:
+                moved.setdefault(name, []).append(str(number))
+    where = "; ".join(f"{name} {', '.join(numbers)}" for name, numbers in moved.items()) or sizes_in_words(usual)
+    reason = failed[0].problem
+    short = reason if len(reason) <= _LONG else f"{reason[:_LONG].rsplit(' ', 1)[0]} ..."
+    return f"does not run at {where}: {short}"
 
 
 def _rows_in_words(one: RuntimeCheck) -> str:

@@ -1,4 +1,4 @@
-"""Prove a ready .onnx file by running it, and hold one model to another. Needs no data: inputs are drawn to fit the model.
+"""Prove a ready .onnx file by running it, and hold one model to another. Needs no data: its seeded golden samples will do.
 
 check_model(kit.ready.find("model.onnx"), runtimes=("onnxruntime", "openvino"))
 compare_models(kit.ready.find("model.onnx"), kit.ready.find("other.onnx"))
@@ -6,7 +6,6 @@ compare_models(kit.ready.find("model.onnx"), kit.ready.find("other.onnx"))
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,18 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kit.bundle import Bundle
-from kit.choices import Provider
+from kit.choices import Precision, Provider
 from kit.errors import KitError, Unavailable, UsageError
 from kit.metrics import Fidelity, Verdict, fidelity
 from kit.runtime import registry
 from kit.runtime.base import Runner, RunnerOptions
-from kit.samples import Samples, check, seeded
+from kit.samples import Samples, check, count
 from kit.tensors import Signature, Sizes, Tensors, TensorSpec
 from kit.verify.bundle import OnStep, answers_of
 
 ROWS_RTOL = 0.1
 """How far a row may move with its neighbours, as a share of the largest value: dynamic quantization finds one range for the
 whole batch, which moves rows by a quantization step. Batch statistics move them by about as much as they are."""
+
+_TOLERANCES = {Precision.FP32: fidelity.FLOAT_RTOL, Precision.FP16: fidelity.HALF_RTOL}
 
 _ROWS = (1, 2, 3)
 _LENGTHS = (1, 2, 7)
@@ -62,7 +63,7 @@ class RuntimeCheck:
     Attributes:
         rows_error: How far rows move with their neighbours, as a share of the largest value; None if there is no batch axis,
             or it does not run with several rows.
-        fidelity: Against the first runtime, on the same inputs; empty for that one.
+        fidelity: Against ONNX Runtime's answers on the CPU with optimizations off.
         problem: Why it did not open here.
     """
 
@@ -78,7 +79,7 @@ class RuntimeCheck:
 
     @property
     def ok(self) -> bool:
-        """Whether it runs at the usual sizes, its rows are independent, and it agrees with the first runtime."""
+        """Whether it runs at the usual sizes, its rows are independent, and its answers are right."""
         usual = [one for one in self.sizes if one.is_usual]
         rows_ok = self.rows_error is None or self.rows_error <= ROWS_RTOL
         return bool(usual) and all(one.ok for one in usual) and rows_ok and (not self.verdict or self.verdict.passed)
@@ -86,15 +87,25 @@ class RuntimeCheck:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCheck:
-    """All checks of a model on this machine."""
+    """All checks of a model on this machine.
+
+    Attributes:
+        samples: How many its answers were compared on.
+        source: Of the samples.
+        batch: The axis along which samples are independent; None if there is none, or its rows depend on each other.
+    """
 
     bundle: str
     runtimes: tuple[RuntimeCheck, ...]
+    samples: int
+    source: str
+    batch: str | None
 
     @property
     def ok(self) -> bool:
-        """Whether every runtime that opens it runs it."""
-        return bool(self.runtimes) and all(one.ok for one in self.runtimes)
+        """Whether every runtime that can open it here runs it, and there is one."""
+        here = [one for one in self.runtimes if not one.unavailable]
+        return bool(here) and all(one.ok for one in here)
 
     @property
     def only_unavailable(self) -> bool:
@@ -141,29 +152,25 @@ def check_model(
 
     Raises:
         UsageError: A runtime that does not exist.
+        BundleInvalid: No inputs were found that the model accepts.
     """
     variant, options = bundle.variant(), options or RunnerOptions()
-    checks: list[RuntimeCheck] = []
-    first: tuple[Samples, ...] = ()
+    golden = bundle.golden()
+    checks = []
     for runtime in (name for name in registry.chosen(runtimes) if registry.can_run(name, variant, options.provider)):
         on_step(runtime)
         try:
             with registry.open_runner(runtime, bundle, variant, options) as runner:
-                found = _check_runtime(runner, bundle.signature, runtime)
-                groups = first or _asked(bundle.signature, found)
-                answers = answers_of(runner, groups)
+                checks.append(_check_runtime(runner, bundle.signature, runtime, golden, variant.precision))
         except KitError as error:
             checks.append(_not_run(runtime, options, error))
-            continue
-        if first:
-            same = fidelity.compare(first, answers)
-            found = dataclasses.replace(found, fidelity=same, verdict=fidelity.judge_float(same, fidelity.FLOAT_RTOL))
-        else:
-            first = tuple(
-                dataclasses.replace(group, expected=given) for group, given in zip(groups, answers, strict=True)
-            )
-        checks.append(found)
-    return ModelCheck(bundle=bundle.name, runtimes=tuple(checks))
+    return ModelCheck(
+        bundle=bundle.name,
+        runtimes=tuple(checks),
+        samples=count(golden, bundle.signature),
+        source=golden[0].source,
+        batch=bundle.signature.batch,
+    )
 
 
 def compare_models(
@@ -183,7 +190,7 @@ def compare_models(
         options: How both are opened.
         runtime: Runs both.
         tolerance: Largest error that passes, as a share of the largest value of each output.
-        samples: Inputs of both; drawn to fit the signatures if None.
+        samples: Inputs of both; the golden samples of the first, at sizes that both take, if None.
 
     Raises:
         UsageError: They take different inputs, or have no output in common.
@@ -199,7 +206,10 @@ def compare_models(
         common = theirs.outputs
     if not common:
         raise UsageError(f"{bundle.name} and {against.name} have no output in common")
-    groups = tuple(samples) if samples else tuple(seeded(ours, sizes=sizes) for sizes in _both(ours, theirs))
+    drawn = bundle.golden()[0] if not samples else None
+    groups = tuple(samples or ())
+    if drawn is not None:
+        groups = tuple(Samples(inputs=drawn.resized(ours, sizes), source=drawn.source) for sizes in _both(ours, theirs))
     check(groups, ours)
     options = options or RunnerOptions()
     with registry.open_runner(runtime, against, against.variant(), options) as runner:
@@ -242,28 +252,35 @@ def _nearest(multiple_of: int, size: int) -> int:
     return math.ceil(size / multiple_of) * multiple_of
 
 
-def _check_runtime(runner: Runner, signature: Signature, runtime: str) -> RuntimeCheck:
-    named = {(name, size) for name in signature.dynamic for size in signature.axes[name].typical}
-    sizes = []
-    for number, point in enumerate(points(signature)):
-        usual = number == 0 or any(pair in named for pair in set(point.items()) - set(signature.usual_sizes().items()))
-        sizes.append(_run_at(runner, signature, point, runtime, is_usual=usual))
+def _check_runtime(
+    runner: Runner, signature: Signature, runtime: str, golden: Sequence[Samples], precision: Precision
+) -> RuntimeCheck:
+    usual = {(name, size) for name in signature.dynamic for size in signature.axes[name].typical}
+    sizes = tuple(
+        _run_at(runner, signature, golden[0], point, runtime, is_usual=number == 0 or usual >= set(point.items()))
+        for number, point in enumerate(points(signature))
+    )
+    found = fidelity.compare(golden, answers_of(runner, golden))
     return RuntimeCheck(
         runtime=runtime,
         provider=runner.provider,
         placement=runner.placement.describe() if runner.placement.total else runner.provider.value,
-        sizes=tuple(sizes),
-        rows_error=_rows_error(runner, signature, sizes),
+        sizes=sizes,
+        rows_error=_rows_error(runner, signature, golden[0], sizes),
+        fidelity=found,
+        verdict=fidelity.judge_float(found, _TOLERANCES.get(precision, ROWS_RTOL)),
     )
 
 
-def _run_at(runner: Runner, signature: Signature, sizes: dict[str, int], runtime: str, *, is_usual: bool) -> SizeCheck:
+def _run_at(
+    runner: Runner, signature: Signature, samples: Samples, sizes: dict[str, int], runtime: str, *, is_usual: bool
+) -> SizeCheck:
     try:
-        outputs = runner.run(seeded(signature, sizes=sizes).inputs)
+        outputs = runner.run(samples.resized(signature, sizes))
     except Unavailable:
         raise
     except KitError as error:
-        return SizeCheck(runtime=runtime, sizes=sizes, is_usual=is_usual, problem=_first_line(error))
+        return SizeCheck(runtime=runtime, sizes=sizes, is_usual=is_usual, problem=str(error).splitlines()[0])
     problem = next(filter(None, (_wrong(spec, outputs[spec.name], sizes) for spec in signature.outputs)), "")
     broken = tuple(name for name, array in outputs.items() if array.dtype.kind == "f" and np.isnan(array).any())
     return SizeCheck(runtime=runtime, sizes=sizes, is_usual=is_usual, problem=problem, not_a_number=broken)
@@ -278,13 +295,13 @@ def _wrong(spec: TensorSpec, array: NDArray[Any], sizes: Sizes) -> str:
     return ""
 
 
-def _rows_error(runner: Runner, signature: Signature, sizes: Iterable[SizeCheck]) -> float | None:
+def _rows_error(runner: Runner, signature: Signature, samples: Samples, sizes: Iterable[SizeCheck]) -> float | None:
     """Return how far rows of a batch move away from the same rows run alone, as a share of the largest value."""
     several = [one.sizes for one in sizes if one.ok and signature.batch and one.sizes.get(signature.batch, 1) > 1]
     if not several or not any(signature.batch in spec.shape for spec in signature.outputs):
         return None
     point = max(several, key=lambda one: one[str(signature.batch)])
-    inputs = seeded(signature, sizes=point).inputs
+    inputs = samples.resized(signature, point)
     whole = runner.run(inputs)
     try:
         alone = signature.join([runner.run(piece) for piece in signature.split(inputs, 1)])
@@ -301,11 +318,6 @@ def _moved(whole: NDArray[Any], alone: NDArray[Any]) -> float:
     scale = float(np.abs(np.where(finite, alone, 0)).max(initial=0.0))
     moved = float(np.abs(np.where(finite, whole - alone, 0)).max(initial=0.0))
     return moved / max(scale, 1e-12)
-
-
-def _asked(signature: Signature, found: RuntimeCheck) -> tuple[Samples, ...]:
-    """Return inputs of a few sizes that a runtime ran, to ask the next one the same."""
-    return tuple(seeded(signature, sizes=one.sizes) for one in [one for one in found.sizes if one.ok][:3])
 
 
 def _not_run(runtime: str, options: RunnerOptions, error: KitError) -> RuntimeCheck:
@@ -351,7 +363,3 @@ def _fixed(ours: Signature, theirs: Signature) -> dict[str, int]:
 
 def _only(answers: Tensors, specs: Sequence[TensorSpec]) -> Mapping[str, NDArray[Any]]:
     return {spec.name: answers[spec.name] for spec in specs}
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
