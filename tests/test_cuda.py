@@ -21,6 +21,7 @@ from kit.errors import ProviderUnavailable
 from kit.runtime import registry
 from kit.runtime.base import RunnerOptions
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
+from tests import graphs
 
 pytestmark = pytest.mark.gpu
 
@@ -30,41 +31,58 @@ PREDICT = """
 import sys
 import kit
 with kit.load(sys.argv[1], provider="cuda") as engine:
-    print(engine.predict(kit.find(sys.argv[1]).golden().pixels[:1]).provider)
+    bundle = kit.find(sys.argv[1])
+    engine.run(bundle.signature.take(bundle.golden()[0].inputs, slice(1)))
+    print(engine.provider)
 """
 
 
 @pytest.mark.parametrize("options", [CUDA, GRAPH])
 @pytest.mark.parametrize("runtime", ["onnxruntime", "pytorch"])
-def test_bound_on_the_device_the_logits_are_those_of_the_cpu(
+def test_bound_on_the_device_the_outputs_are_those_of_the_cpu(
     tiny: Bundle, runtime: str, options: RunnerOptions
 ) -> None:
-    golden = tiny.golden()
+    (golden,) = tiny.golden()
+    assert golden.expected is not None
+    pixels, logits = golden.inputs["pixels"], golden.expected["logits"]
     with registry.open_runner(runtime, tiny, tiny.variant(), options) as runner:
         for size in (1, 2, 64, 1, 64):  # a graph for each, replayed when its size comes again
-            bound = runner.bind((size, 4, 4))
+            bound = runner.bind({"batch": size})
             for start in (0, 64, 128):
-                found = bound.run(golden.pixels[start : start + size])
-                assert np.allclose(found, golden.logits[start : start + size], atol=1e-4)
-                assert np.allclose(
-                    runner.run(golden.pixels[start : start + size]), golden.logits[start : start + size], atol=1e-4
-                )
+                rows = slice(start, start + size)
+                assert np.allclose(bound.run(pixels[rows]), logits[rows], atol=1e-4)
+                assert np.allclose(runner.run({"pixels": pixels[rows]})["logits"], logits[rows], atol=1e-4)
+
+
+def test_several_inputs_and_outputs_are_bound_on_the_device(tmp_path: Path) -> None:
+    bundle = graphs.bundle(graphs.sentences(), tmp_path / "sentences", sizes={"sequence": 4})
+    with (
+        registry.open_runner("onnxruntime", bundle, bundle.variant(), RunnerOptions()) as cpu,
+        registry.open_runner("onnxruntime", bundle, bundle.variant(), CUDA) as gpu,
+    ):
+        for length in (3, 8, 3):
+            inputs = {"ids": np.arange(length)[np.newaxis] % 10, "mask": np.ones((1, length), bool)}
+            expected = cpu.run(inputs)
+            bound = gpu.bind({"sequence": length})
+            for found in (gpu.run(inputs), dict(zip(expected, bound.run(*inputs.values()), strict=True))):
+                assert all(np.allclose(found[name], expected[name], atol=1e-4) for name in expected)
 
 
 def test_fp16_of_pytorch_and_of_the_bundle_agree(digits: Bundle) -> None:
-    pixels = digits.golden().pixels
+    inputs = digits.golden()[0].inputs
     with kit.load(digits.folder, provider="cuda") as engine:
-        expected = engine.predict(pixels).labels
+        expected = engine.run(inputs)["logits"].argmax(axis=1)
     module = registry.open_runner("pytorch", digits, digits.variant("fp32"), CUDA)
-    assert (module.run(pixels).argmax(axis=1) == expected).mean() > 0.98
+    assert (module.run(inputs)["logits"].argmax(axis=1) == expected).mean() > 0.98
 
 
 def test_a_limit_of_memory_is_kept(digits: Bundle) -> None:
     limited = RunnerOptions(provider=Provider.CUDA, gpu_memory_limit_bytes=64 * 2**20)
-    with OnnxRuntimeRunner(digits.read(digits.variant("fp32").artifact), limited) as runner:
-        assert runner.run(digits.golden().pixels).shape == (256, 10)
+    with OnnxRuntimeRunner(digits.model(digits.variant("fp32")), limited) as runner:
+        assert runner.run(digits.golden()[0].inputs)["logits"].shape[1] == 10
+        shape = digits.signature.input("pixels").sized({"batch": 400_000})
         with pytest.raises(ProviderUnavailable, match="samples on cuda"):
-            runner.run(np.zeros((400_000, 28, 28), np.uint8))
+            runner.run({"pixels": np.zeros(shape, np.uint8)})
 
 
 @pytest.mark.parametrize("first", ["", "import torch\n", "import onnxruntime\n", "import onnxruntime, torch\n"])
@@ -77,9 +95,9 @@ def test_the_libraries_are_found_whoever_loads_first(tiny: Bundle, first: str) -
 def test_the_bench_tells_device_and_host_apart(tiny: Bundle) -> None:
     asked = Request(
         providers=(Provider.CPU, Provider.CUDA),
-        batch_sizes=(1, 64),
+        points=({"batch": 1}, {"batch": 64}),
         modes=(Mode.HOST, Mode.DEVICE),
-        cuda_graph=True,
+        runner=RunnerOptions(provider=Provider.CUDA, cuda_graph=True),
         plan=Plan(rounds=10, turn_ms=1),
     )
     found = bench(tiny, asked)
