@@ -1,12 +1,14 @@
 """Choose what runs a bundle best on this machine, by measuring it: variants, runtimes and session options.
 
-Who calls whom: `tune` checks the variants on their golden samples, benches those that hold in every runtime on one thread,
-benches the best of them again under other session options, and keeps what won (kit.runtime.choice) for `load`. `judge` is
-the rule by which candidates win, which `kit export --precision auto` goes by as well.
+    done = tune(find("mnist-mlp"), goal=Goal.THROUGHPUT)
+    done.choice.describe()  # "int8-qdq in onnxruntime, 2 threads"
 
-The rule. Speed is the geometric mean, over the batch sizes, of how many times as fast as the baseline a candidate is: fp32 in
-ONNX Runtime on one thread. A candidate can win that is FASTER at one size or more and SLOWER at none. Among those within 2 %
-of the fastest the first in the order they were named wins: the plainest. Where none can win the baseline stays.
+Variants that answer here as they did when they were published are measured in every runtime on one thread, and the best of them
+again with other session options. What wins is kept (kit.runtime.choice).
+
+The rule. Speed is the geometric mean, over the points, of how many times as fast as the baseline a candidate is: the bundle's
+baseline variant in ONNX Runtime on one thread. A candidate can win that is FASTER at one point or more and SLOWER at none. Among
+those within 2 % of the fastest the first in the order they were named wins: the plainest. If none can win the baseline stays.
 """
 
 from __future__ import annotations
@@ -14,33 +16,34 @@ from __future__ import annotations
 import dataclasses
 import math
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from kit import parity
-from kit.bench.entries import Contender
+from kit import metrics
+from kit.bench.cases import Case
 from kit.bench.measure import Plan
 from kit.bench.request import Request
 from kit.bench.results import Results, Row
 from kit.bench.run import bench
+from kit.bench.scores import published
 from kit.bench.stats import SAME_WITHIN, Outcome
-from kit.bundle import Bundle, GoldenSamples
-from kit.bundle.records import Variant
+from kit.bundle import Bundle, Variant
 from kit.choices import Goal, Precision, Provider, VariantFormat
 from kit.errors import CheckFailed, KitError, UsageError
+from kit.metrics import Score, fidelity
 from kit.runtime import choice as tuned
 from kit.runtime import registry
-from kit.runtime.base import RunnerOptions, logits_of
+from kit.runtime.base import RunnerOptions, run_in_batches
 from kit.runtime.choice import Choice
+from kit.samples import Samples
 from kit.system.machine import this_machine
+from kit.system.progress import OnProgress, silent
 
-OnProgress = Callable[[str, float], None]
 BATCH_SIZES = {Goal.LATENCY: 1, Goal.THROUGHPUT: 64}
 RUNTIMES = ("onnxruntime", "openvino")
 """Those that need no torch: a deployment machine has none."""
 
-DEFAULT_MAX_DROP_POINTS = 0.3
 _FINALISTS = 2
 _PLAINEST = (
     VariantFormat.FLOAT,
@@ -57,9 +60,9 @@ class Candidate:
     """Something that could be chosen, and what was found.
 
     Attributes:
-        rows: As measured, one for each batch size; empty where it was refused before.
+        rows: As measured, one for each point; empty if it was refused before.
         reason: In words: `1.7x faster, -0.01 points`, or why it is out.
-        speed: How many times as fast as the baseline; None where that is not known.
+        speed: How many times as fast as the baseline; None if that is not known.
         can_win: Whether it is FASTER somewhere and SLOWER nowhere; the baseline itself can.
     """
 
@@ -89,11 +92,11 @@ class Tuned:
 
 
 def judge(results: Results, *, full_names: bool = False) -> Judgement:
-    """Find the winner among the contestants of a run that fp32 on the CPU was part of.
+    """Find the winner among the cases of a run that the baseline was part of.
 
     Args:
         results: Of that run.
-        full_names: Name runtime and session options even where all have the same.
+        full_names: Name runtime and session options even if all have the same.
 
     Raises:
         CheckFailed: The baseline itself could not be measured.
@@ -113,7 +116,7 @@ def judge(results: Results, *, full_names: bool = False) -> Judgement:
     if any(row.verdict and row.verdict.outcome is Outcome.BASELINE for row in winner.rows):
         flags = " ".join(this_machine().cpu_flags) or "none known"
         vnni = "" if any("vnni" in flag for flag in this_machine().cpu_flags) else "; without VNNI, INT8 gains little"
-        remark = f"fp32 stays: nothing that is right is faster here (the CPU's instruction sets: {flags}{vnni})"
+        remark = f"{winner.rows[0].variant} stays: nothing that is right is faster here (the CPU's instruction sets: {flags}{vnni})"
     return Judgement(candidates=candidates, winner=winner, remark=remark)
 
 
@@ -121,55 +124,55 @@ def tune(
     bundle: Bundle,
     *,
     goal: Goal = Goal.LATENCY,
-    batch_size: int | None = None,
+    sizes: Mapping[str, int] | None = None,
     most_threads: int | None = None,
-    max_drop_points: float = DEFAULT_MAX_DROP_POINTS,
+    max_loss: float | None = None,
     plan: Plan | None = None,
-    on_progress: OnProgress = lambda _what, _share: None,
+    on_progress: OnProgress = silent,
 ) -> Tuned:
     """Measure, choose and remember.
 
     Args:
         bundle: With two variants or more, or one that can be run in several ways.
         goal: What for.
-        batch_size: Images in one call; None for 1 or, for throughput, 64.
+        sizes: Of axes in one call; without the batch 1 or, for throughput, 64, and other axes as they usually are.
         most_threads: No more than so many, nor than CPUs may be used here.
-        max_drop_points: Variants that lost more top-1 against fp32 when they were published are left out.
+        max_loss: Variants are left out that lost more of their metric against the baseline when they were published, in the
+            metric's unit (0.003 for 0.3 points); None for what the metric allows.
         plan: How long to measure.
         on_progress: Told what is being done, and its share of all.
 
     Raises:
-        UsageError: There is no fp32 variant to compare with.
+        UsageError: There is no baseline that works here, or the model has no such axis or size.
         BundleInvalid: A file of it is missing or altered.
         CheckFailed: Nothing could be measured.
         StorageUnavailable: The choice cannot be kept.
     """
-    size, plan = batch_size or BATCH_SIZES[goal], plan or Plan()
+    point, plan = _point(bundle, goal, sizes or {}), plan or Plan()
     cpus = this_machine().cpus_to_use
     most_threads = min(most_threads or cpus, cpus)
     tuned.check_writable()
     on_progress("checking the golden samples", 0.0)
-    fields, refused = _right(bundle, max_drop_points)
+    cases, refused = _right(bundle, max_loss)
     first = judge(
-        _measure(bundle, fields, size, plan, lambda what, share: on_progress(what, 0.05 + 0.45 * share)),
+        _measure(bundle, cases, point, plan, _within(on_progress, 0.05, 0.5)),
         full_names=True,
     )
     ranked = sorted((one for one in first.candidates if one.speed), key=lambda one: -(one.speed or 0.0))
-    finalists = [next(one for one in fields if _shows(one, found)) for found in ranked[:_FINALISTS]]
-    second = [fields[0], *_ways(finalists, most_threads)]
-    results = _measure(bundle, second, size, plan, lambda what, share: on_progress(what, 0.5 + 0.5 * share))
+    finalists = [next(case for case in cases if _shows(case, one)) for one in ranked[:_FINALISTS]]
+    second = [cases[0], *_ways(finalists, most_threads)]
+    results = _measure(bundle, second, point, plan, _within(on_progress, 0.5, 1.0))
     final = judge(results, full_names=True)
     losers = tuple(one for one in first.candidates if one.name not in {found.name for found in final.candidates})
     judgement = dataclasses.replace(final, candidates=(*final.candidates, *losers, *refused))
     winner = final.winner.rows[0]
-    contender = next(one for one in second if _shows(one, final.winner))
     comparison = winner.verdict.comparison if winner.verdict else None
     choice = Choice(
         variant=winner.variant,
         runtime=winner.runtime,
-        options=contender.options,
+        options=next(case for case in second if _shows(case, final.winner)).options,
         goal=goal,
-        batch_size=size,
+        sizes=point,
         p50_us=winner.latency.p50_us if winner.latency else math.nan,
         speedup=comparison.speedup if comparison else 1.0,
         low=comparison.low if comparison else 1.0,
@@ -181,47 +184,81 @@ def tune(
     return Tuned(choice=choice, judgement=judgement, results=results)
 
 
-def _right(bundle: Bundle, max_drop_points: float) -> tuple[list[Contender], tuple[Candidate, ...]]:
-    """Return who does here what was promised when it was published, fp32 in ONNX Runtime first, and why others are out."""
+def _within(on_progress: OnProgress, begin: float, end: float) -> OnProgress:
+    """Return a progress that stands for a part of another."""
+
+    def report(what: str, share: float | None, /) -> None:
+        on_progress(what, begin if share is None else begin + (end - begin) * share)
+
+    return report
+
+
+def _point(bundle: Bundle, goal: Goal, sizes: Mapping[str, int]) -> dict[str, int]:
+    signature = bundle.signature
+    wanted = dict(sizes)
+    if signature.batch is not None and signature.batch not in wanted:
+        axis, usual = signature.axes[signature.batch], BATCH_SIZES[goal]
+        wanted[signature.batch] = axis.usual if axis.problem(usual) else usual
+    return signature.usual_sizes(**wanted)
+
+
+def _right(bundle: Bundle, max_loss: float | None) -> tuple[list[Case], tuple[Candidate, ...]]:
+    """Return what does here what was promised when it was published, the baseline first, and why others are out."""
     golden = bundle.golden()
     right, refused = [], []
     for runtime in (name for name in RUNTIMES if registry.is_here(name)):
-        for variant in sorted(bundle.variants, key=_plainness):
+        for variant in sorted(bundle.variants, key=lambda one: (one.id != bundle.manifest.baseline, *_plainness(one))):
             if not registry.can_run(runtime, variant):
                 continue
-            lost = variant.accuracy.drop_points if variant.accuracy else 0.0
-            problem = f"it loses {lost:.2f} points" if lost > max_drop_points else ""
-            problem = problem or _problem(bundle, variant, runtime, golden)
+            problem = _lost(variant, max_loss) or _problem(bundle, variant, runtime, golden)
             if problem:
                 refused.append(Candidate(name=f"{variant.id} in {runtime}", reason=f"out: {problem}"))
             else:
-                right.append(Contender(variant=variant.id, runtime=runtime, options=RunnerOptions()))
-    first = bundle.variant(right[0].variant) if right and right[0].runtime == registry.DEFAULT else None
-    if first is None or first.precision is not Precision.FP32:
+                right.append(Case(variant=variant.id, runtime=runtime))
+    if not right or (right[0].variant, right[0].runtime) != (bundle.manifest.baseline, registry.DEFAULT):
+        baseline = bundle.manifest.baseline
         raise UsageError(
-            f"bundle {bundle.name!r} has no fp32 variant that holds here, to compare the others with",
+            f"bundle {bundle.name!r} has no baseline that works here, to compare the others with"
+            + (f": {baseline}" if baseline else ""),
             hint=f"kit verify {bundle.name}; kit export {bundle.name}",
         )
     return right, tuple(refused)
 
 
-def _problem(bundle: Bundle, variant: Variant, runtime: str, golden: GoldenSamples) -> str:
-    """Say what keeps a variant from doing here what it did when it was published; empty where nothing does."""
-    bundle.read(variant.artifact)  # a damaged bundle is no bundle to choose from: what is damaged must be mended
+def _lost(variant: Variant, max_loss: float | None) -> str:
+    """Say what a variant lost when it was published, if that is more than allowed."""
+    score = next(iter(published(variant)), None)
+    if score is None:
+        return ""
+    allowed = max_loss
+    if allowed is None:
+        allowed = metrics.find(score.metric).allowed_loss if score.metric in metrics.names() else math.inf
+    return f"it loses {_amount(score, score.loss)}" if score.loss > allowed else ""
+
+
+def _amount(score: Score, value: float, *, signed: bool = False) -> str:
+    """Return `0.35 points` of a share, or `0.012 mm of rmse`."""
+    sign = "+" if signed else ""
+    return f"{100 * value:{sign}.2f} points" if score.unit == "%" else f"{value:{sign}.3g} {score.unit}".rstrip()
+
+
+def _problem(bundle: Bundle, variant: Variant, runtime: str, golden: Sequence[Samples]) -> str:
+    """Say what keeps a variant from doing here what it did when it was published; empty if nothing does."""
+    bundle.model(variant)  # a damaged bundle is no bundle to choose from: it must be mended first
     try:
         with registry.open_runner(runtime, bundle, variant, RunnerOptions()) as runner:
-            found = parity.compare(golden.logits, logits_of(runner, golden.pixels))
+            answers = [run_in_batches(runner, group.inputs) for group in golden]
     except KitError as error:
         return str(error)
-    return parity.judge(found, variant).reason
+    return fidelity.judge(fidelity.compare(golden, answers), variant.precision, variant.fidelity).reason
 
 
 def _plainness(variant: Variant) -> tuple[int, bool, int]:
     precisions = list(Precision)
-    return precisions.index(variant.precision), bool(variant.domains), _PLAINEST.index(variant.format)
+    return precisions.index(variant.precision), bool(variant.needs.domains), _PLAINEST.index(variant.format)
 
 
-def _ways(finalists: Sequence[Contender], most_threads: int) -> list[Contender]:
+def _ways(finalists: Sequence[Case], most_threads: int) -> list[Case]:
     """Return the finalists under other session options, the plainest first; some change nothing for some runtimes."""
     threads, count = [1], 2
     while count < most_threads:
@@ -242,18 +279,16 @@ def _ways(finalists: Sequence[Contender], most_threads: int) -> list[Contender]:
     return ways
 
 
-def _measure(bundle: Bundle, fields: Sequence[Contender], size: int, plan: Plan, on_progress: OnProgress) -> Results:
-    request = Request(contenders=tuple(dict.fromkeys(fields)), batch_sizes=(size,), plan=plan, counts_accuracy=False)
+def _measure(
+    bundle: Bundle, cases: Sequence[Case], point: dict[str, int], plan: Plan, on_progress: OnProgress
+) -> Results:
+    request = Request(cases=tuple(cases), points=(point,), plan=plan, counts_scores=False)
     return bench(bundle, request, on_progress=on_progress)
 
 
-def _shows(contender: Contender, candidate: Candidate) -> bool:
+def _shows(case: Case, candidate: Candidate) -> bool:
     row = candidate.rows[0]
-    return (row.variant, row.runtime, row.session) == (
-        contender.variant,
-        contender.runtime,
-        contender.options.describe_session(),
-    )
+    return (row.variant, row.runtime, row.session) == (case.variant, case.runtime, case.options.describe_session())
 
 
 def _name(row: Row) -> str:
@@ -261,7 +296,7 @@ def _name(row: Row) -> str:
 
 
 def _candidate(name: str, rows: tuple[Row, ...]) -> Candidate:
-    """Say how a contestant did against the baseline."""
+    """Say how a case did against the baseline."""
     verdicts = [row.verdict for row in rows]
     found = [one.comparison for one in verdicts if one is not None and one.comparison is not None]
     outcomes = {one.outcome for one in verdicts if one is not None}
@@ -284,7 +319,7 @@ def _reason(rows: tuple[Row, ...], speed: float, outcomes: set[Outcome]) -> str:
     row = rows[0]
     if Outcome.FASTER in outcomes and Outcome.SLOWER in outcomes:
         parts = [
-            f"{_times(one.verdict.comparison.speedup)} at batch {one.batch_size}"
+            f"{_times(one.verdict.comparison.speedup)} at {one.point}"
             for one in rows
             if one.verdict and one.verdict.comparison
         ]
@@ -299,8 +334,8 @@ def _reason(rows: tuple[Row, ...], speed: float, outcomes: set[Outcome]) -> str:
         and platform.machine().lower() in {"x86_64", "amd64"}
     ):
         said += ": runs as fp32"
-    if row.accuracy is not None and row.precision is not Precision.FP32:
-        said += f", top-1 {0.0 - row.accuracy.drop_points:+.2f} points"
+    if row.score is not None and row.score.baseline is not None:
+        said += f", {row.score.metric} {_amount(row.score, 0.0 - row.score.loss, signed=True)}"
     return said
 
 

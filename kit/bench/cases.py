@@ -73,9 +73,7 @@ def _on(options: RunnerOptions, provider: Provider) -> RunnerOptions:
     """Return the options for a provider; what only CUDA knows is left out elsewhere."""
     if provider is Provider.CUDA:
         return dataclasses.replace(options, provider=provider)
-    return dataclasses.replace(
-        options, provider=provider, tf32=False, cuda_graph=False, gpu_memory_limit_bytes=None
-    )
+    return dataclasses.replace(options, provider=provider, tf32=False, cuda_graph=False, gpu_memory_limit_bytes=None)
 
 
 @dataclass(frozen=True)

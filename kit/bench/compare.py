@@ -1,8 +1,8 @@
 """Two results files, an older and a newer one: what was lost, and is it more than noise.
 
-Speed: the difference of the mean log-medians of two independent runs (Welch), held against the allowed slowdown; the rows of
-a table share one error rate (Holm). Accuracy: the same test images in both runs, so that flips are counted one by one and
-judged by the exact sign test (McNemar), never by two percentages.
+Speed: the difference of the mean log-medians of two independent runs (Welch), compared with the allowed slowdown; the rows of
+a table share one error rate (Holm). Scores: the same samples in both runs. A metric that is right or wrong is compared sample by
+sample, and judged by the exact sign test (McNemar), never by two percentages; any other by the interval that came with it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from kit import metrics
 from kit.bench import stats
 from kit.bench.measure import LEAST_ROUNDS
 from kit.bench.results import Latency, Results, Row
@@ -21,8 +22,11 @@ from kit.bench.scenarios import Scenario
 from kit.bench.stats import Comparison, Outcome
 from kit.choices import Mode, Provider
 from kit.errors import UsageError
+from kit.metrics import Better, Score
 
-Key = tuple[str, str, Provider, int, int, Mode, str, Scenario, float | None]
+Key = tuple[str, str, Provider, tuple[tuple[str, int], ...], int, Mode, str, Scenario, float | None]
+
+_Z = 1.96  # of a 95 % interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,23 +35,33 @@ class Limits:
 
     Attributes:
         slower: Share of latency, such as 0.05.
-        drop_points: Percentage points of top-1.
+        drop_points: Percentage points of a metric that is a share, such as top-1.
+        loss: Of any other metric, in its unit; None for what the metric allows by itself.
     """
 
     slower: float = 0.05
     drop_points: float = 0.1
+    loss: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse limits below nothing."""
-        if self.slower < 0 or self.drop_points < 0:
+        if self.slower < 0 or self.drop_points < 0 or (self.loss or 0.0) < 0:
             raise UsageError("a limit must not be negative", hint="give 0 to allow no loss at all")
+
+    def allowed(self, score: Score) -> float:
+        """Return how much of a metric may be lost, in the unit of its value."""
+        if score.unit == "%":
+            return self.drop_points / 100
+        if self.loss is not None:
+            return self.loss
+        return metrics.find(score.metric).allowed_loss if score.metric in metrics.names() else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flips:
-    """Test images read correctly by one run only."""
+    """Samples that one run only has right."""
 
-    images: int
+    samples: int
     lost: int
     gained: int
     p_value: float
@@ -55,7 +69,32 @@ class Flips:
     @property
     def drop_points(self) -> float:
         """Percentage points lost; negative for a gain."""
-        return 100.0 * (self.lost - self.gained) / self.images
+        return 100.0 * (self.lost - self.gained) / self.samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreChange:
+    """One metric of a row in both runs, on the same samples.
+
+    Attributes:
+        metric: Name.
+        unit: Of base, new and loss; `%` for shares of 1.
+        base: Value in the older run.
+        new: Value in the newer one.
+        loss: What was lost; negative for a gain.
+        margin: How far the loss may be off, half of a 95 % interval; None if that is not known.
+        flips: Samples that changed, if the metric is right or wrong and both runs counted it.
+        worse: A significant loss beyond the limit; of a metric without interval, any loss beyond it.
+    """
+
+    metric: str
+    unit: str
+    base: float
+    new: float
+    loss: float
+    margin: float | None
+    flips: Flips | None
+    worse: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,27 +102,38 @@ class Change:
     """One row of both runs.
 
     Attributes:
-        speed: Newer against older: above 1 is faster. None where one of them has no latency.
+        sizes: Of the axes.
+        at: What they are called in the older run.
+        speed: Newer against older: above 1 is faster. None if one of them has no latency.
         outcome: In words, without the limit.
-        flips: None where the two runs did not count the same images.
+        scores: Metrics that both runs have on the same samples.
         slower: A significant loss of speed beyond the limit.
-        worse: A significant loss of accuracy beyond the limit.
         missing: Why there is no speed: the newer run did not measure it, or not in a way that can be compared.
     """
 
     variant: str
     runtime: str
     provider: Provider
-    batch_size: int
+    sizes: dict[str, int]
+    at: str
     threads: int
     base_p50_us: float | None
     new_p50_us: float | None
     speed: Comparison | None
     outcome: Outcome | None
-    flips: Flips | None
+    scores: tuple[ScoreChange, ...]
     slower: bool
-    worse: bool
     missing: str = ""
+
+    @property
+    def worse(self) -> bool:
+        """Whether a score was lost beyond the limit."""
+        return any(one.worse for one in self.scores)
+
+    @property
+    def flips(self) -> Flips | None:
+        """Samples that changed, of the first metric that is right or wrong."""
+        return next((one.flips for one in self.scores if one.flips), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +145,7 @@ class Regression:
 
     @property
     def lost(self) -> bool:
-        """Whether speed or accuracy was lost beyond the limits."""
+        """Whether speed or a score was lost beyond the limits."""
         return any(change.slower or change.worse for change in self.changes)
 
     @property
@@ -122,13 +172,13 @@ def compare(
     if base.machine.fingerprint != new.machine.fingerprint and not any_machine:
         raise UsageError(
             f"the runs are from different machines: {base.machine.describe()}  and  {new.machine.describe()}",
-            hint="measure both on one machine, or accept it with --any-machine",
+            hint="measure both on one machine, or accept any machine",
         )
     names = [sorted({row.bundle for row in results.rows}) for results in (base, new)]
     if names[0] != names[1] and all(names) and not any_bundle:
         raise UsageError(
             f"the runs are of different bundles: {', '.join(names[0])}  and  {', '.join(names[1])}",
-            hint="measure the same one, or accept it with --any-bundle",
+            hint="measure the same one, or accept any bundle",
         )
     before = {_key(row): row for row in base.rows if row.latency is not None}
     after = {_key(row): row for row in new.rows}
@@ -147,21 +197,20 @@ def compare(
     outcomes = iter(stats.judge([speed for speed in speeds if speed]))
     changes = []
     for (row, other), speed, problem in zip(pairs, speeds, problems, strict=True):
-        flips = _flips(row, other)
         changes.append(
             Change(
                 variant=row.variant,
                 runtime=row.runtime,
                 provider=row.provider,
-                batch_size=row.batch_size,
+                sizes=row.sizes,
+                at=row.point,
                 threads=row.threads,
                 base_p50_us=row.latency.p50_us if row.latency else None,
                 new_p50_us=other.latency.p50_us if other and other.latency else None,
                 speed=speed,
                 outcome=next(outcomes) if speed else None,
-                flips=flips,
+                scores=_scores(row, other, limits),
                 slower=next(sure) if speed else False,
-                worse=bool(flips and flips.drop_points > limits.drop_points and flips.p_value < stats.ERROR_RATE),
                 missing=problem,
             )
         )
@@ -170,7 +219,7 @@ def compare(
 
 def _key(row: Row) -> Key:
     how = (row.mode, row.session, row.scenario, row.offered_rate)
-    return row.variant, row.runtime, row.provider, row.batch_size, row.threads, *how
+    return row.variant, row.runtime, row.provider, tuple(sorted(row.sizes.items())), row.threads, *how
 
 
 def _difference(base: Row, new: Row | None) -> stats.Estimate:
@@ -205,21 +254,65 @@ def _problem(row: Row, other: Row | None) -> str:
     return ""
 
 
-def _flips(base: Row, new: Row | None) -> Flips | None:
-    """Count the images on which the two runs differ, if they counted the same ones."""
-    if new is None or base.accuracy is None or new.accuracy is None:
+def _scores(base: Row, new: Row | None, limits: Limits) -> tuple[ScoreChange, ...]:
+    """Compare the metrics that both runs have on the same samples."""
+    if new is None:
+        return ()
+    found = {(one.metric, one.dataset, one.split, one.samples): one for one in new.scores}
+    changes = []
+    for before in base.scores:
+        now = found.get((before.metric, before.dataset, before.split, before.samples))
+        if now is None:
+            continue
+        is_first = before is base.score and now is new.score
+        flips = _flips(base, new, before.samples) if is_first else None
+        changes.append(_change(before, now, flips, limits.allowed(now)))
+    return tuple(changes)
+
+
+def _change(before: Score, now: Score, flips: Flips | None, allowed: float) -> ScoreChange:
+    loss = before.value - now.value if now.better is Better.HIGHER else now.value - before.value
+    margin = _margin(before, now)
+    if flips is not None:
+        worse = flips.drop_points / 100 > allowed and flips.p_value < stats.ERROR_RATE
+    else:
+        worse = loss > allowed and (margin is None or loss > margin)
+    return ScoreChange(
+        metric=now.metric,
+        unit=now.unit,
+        base=before.value,
+        new=now.value,
+        loss=loss,
+        margin=margin,
+        flips=flips,
+        worse=worse,
+    )
+
+
+def _margin(before: Score, now: Score) -> float | None:
+    """Return half the interval of the change, as if the runs were independent; None if none is known.
+
+    It comes from the intervals of both losses against the baseline. A share without one varies by v (1 - v) at most (Bhatia and
+    Davis 2000).
+    """
+    reaches = []
+    for one in (before, now):
+        if (interval := one.loss_interval) is not None:
+            reaches.append((interval[1] - interval[0]) / 2)
+        elif one.unit == "%":
+            reaches.append(_Z * math.sqrt(one.value * (1 - one.value) / one.samples))
+    return math.hypot(*reaches) if reaches else None
+
+
+def _flips(base: Row, new: Row, samples: int) -> Flips | None:
+    """Count the samples on which the two runs differ, if both counted them."""
+    if not base.right or not new.right:
         return None
-    same = (base.accuracy.dataset, base.accuracy.split, base.accuracy.images)
-    if same != (new.accuracy.dataset, new.accuracy.split, new.accuracy.images):
-        return None
-    if not base.correct_images or not new.correct_images:
-        return None
-    before, now = _right(base), _right(new)
+    before, now = _right(base, samples), _right(new, samples)
     lost, gained = int((before & ~now).sum()), int((~before & now).sum())
-    return Flips(images=len(before), lost=lost, gained=gained, p_value=stats.lost_by_chance(lost, gained))
+    return Flips(samples=samples, lost=lost, gained=gained, p_value=stats.lost_by_chance(lost, gained))
 
 
-def _right(row: Row) -> NDArray[np.bool_]:
-    assert row.accuracy is not None  # the caller looked
-    packed = np.frombuffer(base64.b64decode(row.correct_images), np.uint8)
-    return np.unpackbits(packed, count=row.accuracy.images).astype(bool)
+def _right(row: Row, samples: int) -> NDArray[np.bool_]:
+    packed = np.frombuffer(base64.b64decode(row.right), np.uint8)
+    return np.unpackbits(packed, count=samples).astype(bool)

@@ -23,7 +23,9 @@ def migrated(data: dict[str, Any]) -> dict[str, Any]:
         return data
     arguments = dict(data["arguments"])
     sizes = arguments.pop("batch_sizes", "")
-    arguments |= {"sweep": _BATCH} if sizes == "sweep" else {"points": "; ".join(f"{_BATCH} {n}" for n in sizes.split())}
+    arguments |= (
+        {"sweep": _BATCH} if sizes == "sweep" else {"points": "; ".join(f"{_BATCH} {n}" for n in sizes.split())}
+    )
     return {
         **data,
         "schema_version": 3,

@@ -78,7 +78,9 @@ class Request:
         """Refuse sizes where a sweep chooses them, and a load that has no throughput to look for."""
         given = self.points or ({},)
         if len(given) > 1 or axis in given[0]:
-            raise UsageError(f"a sweep over {axis} chooses its sizes itself", hint="give one size for other axes at most")
+            raise UsageError(
+                f"a sweep over {axis} chooses its sizes itself", hint="give one size for other axes at most"
+            )
         if self.load.scenario is Scenario.SERVER:
             raise UsageError(
                 "a sweep looks for throughput; the Server scenario has the rate it is given",

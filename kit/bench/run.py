@@ -1,6 +1,6 @@
 """A bundle on this machine: opened, measured, compared, written into rows.
 
-    results = bench(find("mnist-mlp"), Request(points=({"batch": 1}, {"batch": 64})))
+results = bench(find("mnist-mlp"), Request(points=({"batch": 1}, {"batch": 64})))
 """
 
 from __future__ import annotations

@@ -55,7 +55,9 @@ class Load:
     def __post_init__(self) -> None:
         """Refuse a rate that is missing, impossible, or would change nothing."""
         if self.scenario is Scenario.SERVER and self.rate is None:
-            raise UsageError("the Server scenario needs the rate at which queries arrive", hint="give one, such as 1000 a second")
+            raise UsageError(
+                "the Server scenario needs the rate at which queries arrive", hint="give one, such as 1000 a second"
+            )
         if self.scenario is not Scenario.SERVER and self.rate is not None:
             raise UsageError(
                 f"a rate says nothing in the {self.scenario} scenario", hint="use it in the scenario Server"

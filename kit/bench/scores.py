@@ -151,9 +151,7 @@ def _counted(one: OpenCase, wanted: Sequence[Metric], data: _Data, *, is_asked: 
                 raise
     if not counted:
         return one
-    return one.changed(
-        scores=tuple(score for score, _ in counted), score_source=LIVE, right=_packed(counted[0][1])
-    )
+    return one.changed(scores=tuple(score for score, _ in counted), score_source=LIVE, right=_packed(counted[0][1]))
 
 
 def _score(metric: Metric, answers: Sequence[Tensors], data: _Data, *, is_baseline: bool) -> tuple[Score, Values]:

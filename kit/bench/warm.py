@@ -263,9 +263,7 @@ def _swept(
     own = dict(zip((id(one) for one in running), found, strict=True))
     every = sorted({size for sizes in found for size in sizes}) or list(among[:1])
     # A case that does not run at all says so once, at the smallest size.
-    return [
-        ({**base, axis: size}, [one for one in opened if size in own.get(id(one), (every[0],))]) for size in every
-    ]
+    return [({**base, axis: size}, [one for one in opened if size in own.get(id(one), (every[0],))]) for size in every]
 
 
 def _best_call_us(case: OpenCase, axis: str, base: Sizes, size: int) -> float:
@@ -299,9 +297,7 @@ def _group(
             queries.append(Queries(cases[base], sizes, setting.load, own=True))
             stack.callback(queries[-1].close)
         slow = [one.case.row.ran_on not in {None, Provider.CPU} for one in queries]
-        meters = [
-            energy_meter(one.case.row.ran_on or Provider.CPU, one.case.case.options.device_id) for one in queries
-        ]
+        meters = [energy_meter(one.case.row.ran_on or Provider.CPU, one.case.case.options.device_id) for one in queries]
         timings = measure(
             [one.call for one in queries],
             setting.plan,
@@ -344,6 +340,4 @@ def _loaded(case: OpenCase, setting: _Setting) -> OpenCase:
     """Return the case with the load shape in its row."""
     load = setting.load
     offline = load.scenario is Scenario.OFFLINE
-    return case.changed(
-        scenario=load.scenario, offered_rate=load.rate, query_samples=load.samples if offline else 0
-    )
+    return case.changed(scenario=load.scenario, offered_rate=load.rate, query_samples=load.samples if offline else 0)
