@@ -8,10 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kit import datasets
 from kit.errors import DatasetInvalid, DatasetUnavailable, UsageError
 from kit.lab import data
 from kit.lab.training.recipe import Recipe
+from kit.samples import Samples
+from kit.tasks.image import ImageClassification
+from kit.tasks.tensors import PlainTensors
+from kit.tensors import Signature, TensorSpec
 from tests.helpers.idx import write_idx
+from tests.helpers.modules import duo_signature
 
 
 @pytest.fixture(params=[True, False], ids=["gz", "plain"])
@@ -135,3 +141,109 @@ def test_mnist_itself() -> None:
     found = data.load("mnist")
     assert (len(found.train), len(found.test)) == (60_000, 10_000)
     assert found.train.labels[:5].tolist() == [5, 0, 4, 1, 9]
+
+
+TASK = PlainTensors()
+
+
+def rows_of(groups: tuple[Samples, ...]) -> set[bytes]:
+    return {row.tobytes() for group in groups for row in group.inputs["numbers"]}
+
+
+def written(path: Path, count: int, *, seed: int = 0, words: int = 5) -> Path:
+    rng = np.random.default_rng((seed, words))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(
+        path,
+        ids=rng.integers(0, 11, (count, words)),
+        numbers=rng.standard_normal((count, 3)).astype(np.float32),
+        labels=rng.integers(0, 4, count),
+    )
+    return path
+
+
+def test_a_users_own_data_are_split_by_what_each_sample_holds(tmp_path: Path) -> None:
+    path = written(tmp_path / "mine.npz", 400)
+    splits = datasets.load(str(path), TASK, duo_signature())
+    parts = [rows_of(groups) for groups in (splits.train, splits.validation, splits.test)]
+    assert sum(len(part) for part in parts) == len(set().union(*parts)) == 400
+    assert [round(len(part) / 100) for part in parts] == [2, 1, 1]
+    assert splits.dataset == "mine.npz"
+    assert splits.test[0].targets["labels"].shape == (len(parts[2]),)
+
+
+def test_samples_that_are_added_move_no_other_out_of_its_part(tmp_path: Path) -> None:
+    before = datasets.load(str(written(tmp_path / "a.npz", 200)), TASK, duo_signature())
+    first, second = (dict(np.load(written(tmp_path / f"{seed}.npz", 200, seed=seed))) for seed in (0, 1))
+    np.savez(tmp_path / "both.npz", **{name: np.concatenate([second[name], first[name]]) for name in first})
+    after = datasets.load(str(tmp_path / "both.npz"), TASK, duo_signature())
+    for part in ("train", "validation", "test"):
+        assert rows_of(getattr(before, part)) <= rows_of(getattr(after, part))
+
+
+def test_every_part_has_a_few_samples_however_few_there_are(tmp_path: Path) -> None:
+    for count in (3, 5, 12, 30):
+        splits = datasets.load(str(written(tmp_path / f"{count}.npz", count)), TASK, duo_signature())
+        sizes = [len(rows_of(groups)) for groups in (splits.train, splits.validation, splits.test)]
+        assert sum(sizes) == count
+        assert min(sizes) >= max(count // 6, 1)
+    one = datasets.load(str(written(tmp_path / "one.npz", 1)), TASK, duo_signature())
+    assert one.validation_name == "train", "it was not held out, and is not said to be"
+    assert len(rows_of(one.test)) == 1
+
+
+def test_data_without_labels_are_data_too(tmp_path: Path) -> None:
+    arrays = dict(np.load(written(tmp_path / "a.npz", 40)))
+    np.savez(tmp_path / "b.npz", ids=arrays["ids"], numbers=arrays["numbers"])
+    splits = datasets.load(str(tmp_path / "b.npz"), TASK, duo_signature())
+    assert splits.validation[0].targets is None
+    assert splits.train is not None
+
+
+def test_parts_that_a_folder_has_are_kept(tmp_path: Path) -> None:
+    for part, count in (("train", 30), ("val", 10), ("test", 20)):
+        written(tmp_path / "three" / f"{part}.npz", count, seed=count)
+    three = datasets.load("three", TASK, duo_signature(), data_dir=tmp_path)
+    assert [len(rows_of(groups)) for groups in (three.train, three.validation, three.test)] == [30, 10, 20]
+    (tmp_path / "three" / "val.npz").unlink()
+    two = datasets.load("three", TASK, duo_signature(), data_dir=tmp_path)
+    assert rows_of(two.test) == rows_of(three.test)
+    assert rows_of(two.train) | rows_of(two.validation) == rows_of(three.train)
+    assert min(len(rows_of(two.train)), len(rows_of(two.validation))) >= 4
+
+
+def test_a_model_without_a_batch_axis_has_a_sample_in_each_call(tmp_path: Path) -> None:
+    signature = Signature(
+        inputs=(TensorSpec(name="numbers", dtype="float32", shape=(3,)),),
+        outputs=(TensorSpec(name="scores", dtype="float32", shape=(2,)),),
+        batch=None,
+    )
+    np.savez(tmp_path / "one.npz", numbers=np.ones(3, np.float32))
+    splits = datasets.load(str(tmp_path / "one.npz"), TASK, signature)
+    assert splits.test[0].inputs["numbers"].shape == (3,)
+
+
+def test_what_is_no_data_is_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no file called") as caught:
+        datasets.load("missing.npz", TASK, duo_signature())
+    assert "digits" in caught.value.hint
+    np.savez(tmp_path / "empty.npz", ids=np.zeros((0, 5), np.int64), numbers=np.zeros((0, 3), np.float32))
+    with pytest.raises(DatasetInvalid):
+        datasets.load(str(tmp_path / "empty.npz"), TASK, duo_signature())
+
+
+def test_registered_data_sets_are_read_by_name_by_models_that_take_them(tiny_task: ImageClassification) -> None:
+    assert {"mnist", "fashion-mnist", "digits"} <= set(datasets.names())
+    splits = datasets.load("digits", tiny_task, tiny_task.signature((28, 28)))
+    assert splits.train[0].inputs["pixels"].shape[1:] == (28, 28)
+    channels = datasets.load("digits", tiny_task, tiny_task.signature((1, 28, 28)))
+    assert channels.test[0].inputs["pixels"].shape[1:] == (1, 28, 28)
+    with pytest.raises(UsageError, match="grey pictures"):
+        datasets.load("digits", TASK, duo_signature())
+
+
+def test_what_is_not_here_is_no_error_if_nobody_asked_for_it(tmp_path: Path, tiny_task: ImageClassification) -> None:
+    signature = tiny_task.signature((28, 28))
+    assert datasets.at_hand("mnist", tiny_task, signature, data_dir=tmp_path) is None
+    assert datasets.at_hand("somebody-elses", tiny_task, signature) is None
+    assert datasets.at_hand("digits", tiny_task, signature) is not None

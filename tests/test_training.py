@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from kit.errors import UsageError
-from kit.lab import data, models
+from kit import datasets
+from kit.bundle import Bundle, attach
+from kit.errors import BundleInvalid, UsageError
+from kit.lab import data, models, plugs
+from kit.lab.blueprint import Blueprint
 from kit.lab.data import Dataset
+from kit.lab.records import training_record
 from kit.lab.training.augment import distort
 from kit.lab.training.batches import Labelled
 from kit.lab.training.loop import Epoch, InterruptedEarlyError, Listener, train
 from kit.lab.training.recipe import RECIPES, Distortion, Recipe, bundle_name, recipe
+from kit.lab.training.trained import answers, same_weights, save
 from kit.lab.training.world import World
-from kit.runtime.pytorch import reference_logits
 
 SHORT = Recipe(model="mlp-64-64", epochs=3, batch_size=64)
 
@@ -36,16 +43,16 @@ def test_the_same_seed_gives_the_same_weights(dataset: Dataset) -> None:
 def test_the_best_epoch_is_kept(dataset: Dataset) -> None:
     result = train(dataset, dataclasses.replace(SHORT, epochs=6, lr=0.05), name="a")
     scores = [row["validation_top1"] for row in result.record.history]
-    assert result.record.validation.top1 == max(scores)
+    assert result.record.validation.value == max(scores)
     assert result.record.best_epoch == 1 + scores.index(max(scores))
 
 
 def test_validation_images_are_not_trained_on(dataset: Dataset) -> None:
     result = train(dataset, SHORT, name="a")
     _, held_out = data.validation_indices(len(dataset.train), fraction=SHORT.val_fraction, seed=SHORT.seed)
-    assert result.record.validation.images == len(held_out)
+    assert result.record.validation.samples == len(held_out)
     split = dataset.train.take(held_out)
-    right = (reference_logits(result.module, result.spec, split.images).argmax(axis=1) == split.labels).sum()
+    right = (answers(result.module, result.blueprint, split.images).argmax(axis=1) == split.labels).sum()
     assert right == result.record.validation.correct
 
 
@@ -72,7 +79,7 @@ def test_ctrl_c_before_there_is_anything_to_keep_is_an_error(dataset: Dataset) -
 @pytest.mark.parametrize("schedule", ["constant", "one-cycle"])
 def test_every_optimizer_and_schedule_learns(dataset: Dataset, optimizer: str, schedule: str) -> None:
     chosen = dataclasses.replace(SHORT, optimizer=optimizer, schedule=schedule, epochs=8, lr=0.01, augment=False)
-    assert train(dataset, chosen, name="a").record.validation.top1 > 0.8
+    assert train(dataset, chosen, name="a").record.validation.value > 0.8
 
 
 def square(count: int = 64) -> torch.Tensor:
@@ -124,7 +131,7 @@ def test_a_convolutional_network_trains_by_the_same_recipes(dataset: Dataset) ->
     chosen = dataclasses.replace(recipe("default", dataset="digits", model="cnn-4-8-8"), epochs=2)
     found = train(dataset, chosen, name="a")
     assert found.record.validation is not None
-    assert found.record.validation.top1 > 0.7
+    assert found.record.validation.value > 0.7
 
 
 def test_the_article_is_trained_as_printed() -> None:
@@ -163,10 +170,51 @@ def test_unknown_models_are_refused() -> None:
             models.build(wrong, shape=(4,), outputs=2)
 
 
-def test_predictions_of_torch_do_not_depend_on_the_batch(dataset: Dataset) -> None:
+def test_answers_do_not_depend_on_the_batch(dataset: Dataset) -> None:
     result = train(dataset, dataclasses.replace(SHORT, epochs=1), name="a")
-    together = reference_logits(result.module, result.spec, dataset.test.images[:8])
-    alone = np.concatenate(
-        [reference_logits(result.module, result.spec, image[None]) for image in dataset.test.images[:8]]
-    )
+    together = answers(result.module, result.blueprint, dataset.test.images[:8])
+    alone = np.concatenate([answers(result.module, result.blueprint, image[None]) for image in dataset.test.images[:8]])
     assert np.allclose(together, alone, atol=1e-4)
+
+
+def test_a_saved_bundle_gives_back_its_module_its_record_and_its_data(dataset: Dataset, tmp_path: Path) -> None:
+    result = train(dataset, dataclasses.replace(SHORT, epochs=1), name="a")
+    bundle = save(result, tmp_path / "a", dataset=dataset)
+    assert training_record(bundle) == result.record
+    assert Blueprint.of(bundle) == result.blueprint
+    assert same_weights(result, bundle.folder) is not None
+    (golden,) = bundle.golden()
+    (entry,) = metadata.entry_points(group="kit.architectures")
+    module = entry.load()(bundle)
+    with torch.inference_mode():
+        rebuilt = module(torch.from_numpy(golden.inputs["pixels"])).numpy()
+    assert np.allclose(rebuilt, golden.expected["logits"], atol=1e-5)
+    splits = datasets.of(bundle)
+    assert splits is not None
+    assert (splits.dataset, splits.validation_name) == ("digits", "validation")
+    assert len(splits.validation[0].targets["labels"]) == result.record.validation.samples
+
+
+def test_what_a_model_was_trained_on_whole_is_not_called_validation(dataset: Dataset, tmp_path: Path) -> None:
+    result = train(dataset, dataclasses.replace(SHORT, epochs=1, val_fraction=0.0), name="a")
+    splits = datasets.of(save(result, tmp_path / "a", dataset=dataset))
+    assert splits is not None
+    assert splits.validation_name == "train"
+
+
+def test_another_bundle_has_neither_module_nor_data_of_the_labs(tiny: Bundle) -> None:
+    assert plugs.rebuild(tiny) is None
+    assert datasets.of(tiny) is None
+    assert training_record(tiny) is None
+
+
+def test_records_of_earlier_versions_are_read(dataset: Dataset, tmp_path: Path) -> None:
+    result = train(dataset, dataclasses.replace(SHORT, epochs=1), name="a")
+    bundle = save(result, tmp_path / "a", dataset=dataset)
+    old = json.loads(bundle.attachment("training"))
+    counted = {"dataset": "digits", "split": "validation", "images": 144, "correct": 108, "agreeing": 144}
+    record = training_record(attach(bundle, "training", json.dumps(old | {"validation": counted}).encode()))
+    assert record is not None
+    assert (record.validation.metric, record.validation.value, record.validation.correct) == ("top-1", 0.75, 108)
+    with pytest.raises(BundleInvalid, match="training record"):
+        training_record(attach(bundle, "training", b"[]"))

@@ -15,16 +15,17 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from kit.accuracy import probabilities
 from kit.bundle import find
 from kit.errors import BadInput, ProviderUnavailable, UsageError
 from kit.lab import data, models
 from kit.lab.data import Dataset
+from kit.lab.records import training_record
 from kit.lab.training import confidence, figures
 from kit.lab.training import recipe as recipes
 from kit.lab.training.loop import DivergedError, Epoch, InterruptedEarlyError, Listener, train
 from kit.lab.training.recipe import Recipe, Teaching
 from kit.lab.training.world import world
+from kit.tasks.classification import probabilities
 from tests.conftest import Kit
 
 QUICK = Recipe(model="mlp-32", epochs=4, batch_size=128, batch_norm=True, average=0.9, calm=0.5)
@@ -161,7 +162,7 @@ def test_batches_too_small_to_learn_from_are_refused_before_the_work(dataset: Da
         train(dataset, dataclasses.replace(QUICK, batch_size=1), name="a")
     single = train(dataset, Recipe(model="mlp-8", batch_size=1, epochs=1, lr=1e-3), name="a")
     assert single.record.validation is not None
-    assert single.record.validation.top1 > 0.3, "batches of one are all used"
+    assert single.record.validation.value > 0.3, "batches of one are all used"
 
 
 def test_probabilities_at_the_edges() -> None:
@@ -196,7 +197,7 @@ def test_a_student_learns_from_its_teachers(dataset: Dataset) -> None:
     recipe = dataclasses.replace(TAUGHT, epochs=20, lr=0.01, teaching=Teaching(teacher=teacher, count=1, views=4))
     result = train(dataset, recipe, name="a")
     assert result.record.validation is not None
-    assert result.record.validation.top1 > 0.9
+    assert result.record.validation.value > 0.9
     assert result.record.recipe["teaching.teacher.model"] == "cnn-8-16-16"
     with pytest.raises(UsageError):
         Teaching(teacher=TAUGHT)
@@ -221,7 +222,7 @@ def test_all_images_may_be_trained_on(dataset: Dataset) -> None:
     result = train(dataset, recipe, name="a")
     assert result.record.validation is None
     assert result.record.best_epoch == QUICK.epochs
-    assert (result.spec.temperature, result.spec.abstain_below) == (1.2, 0.5)
+    assert (result.blueprint.temperature, result.blueprint.abstain_below) == (1.2, 0.5)
 
 
 def test_a_temperature_mends_probabilities_that_are_too_sure() -> None:
@@ -277,7 +278,7 @@ def test_training_stays_on_the_gpu(dataset: Dataset) -> None:
         result = train(dataset, dataclasses.replace(TAUGHT, epochs=6), name="a", world=gpu)
     assert result.record.device.startswith("cuda")
     assert result.record.validation is not None
-    assert result.record.validation.top1 > 0.5
+    assert result.record.validation.value > 0.5
 
 
 SHORT = ("--dataset", "digits", "--model", "mlp-64-64", "--epochs", "3", "--batch-size", "64")
@@ -290,7 +291,7 @@ def test_the_command_leaves_a_bundle_a_run_folder_and_events(kit_inside: Kit, tm
     assert "calibration error" in made.stderr
     assert list((tmp_path / "events").glob("events.out.tfevents.*"))
     assert (tmp_path / "a.run" / "misread.png").exists()
-    assert find(str(tmp_path / "a")).spec.temperature != 1.0
+    assert find(str(tmp_path / "a")).manifest.task.options["temperature"] != 1.0
     again = kit_inside("train", *SHORT, "--out", "a", "--resume")
     assert again.returncode == 0, again.stderr
     assert "epoch   1/3" not in again.stderr, "nothing was left to do"
@@ -306,8 +307,9 @@ def test_two_processes_share_the_work(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     bundle = find(str(tmp_path / "two"))
-    assert bundle.manifest.training is not None
-    assert bundle.manifest.training.validation is not None
-    assert bundle.manifest.training.validation.top1 > 0.9
+    record = training_record(bundle)
+    assert record is not None
+    assert record.validation is not None
+    assert record.validation.value > 0.9
     assert done.stderr.count("epoch   1/12") == 1, "one of them speaks"
-    assert load_file(bundle.path(bundle.manifest.weights))["layers.1.weight"].shape == (64, 784)  # type: ignore[arg-type]
+    assert load_file(bundle.path(bundle.manifest.original.weights))["layers.1.weight"].shape == (64, 784)  # type: ignore[arg-type]

@@ -25,8 +25,8 @@ import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
-from kit.lab.blueprint import Normalization
 from kit.errors import DatasetInvalid, DatasetUnavailable, PictureInvalid, StorageUnavailable, UsageError
+from kit.lab.blueprint import Normalization
 from kit.lab.data import listing
 from kit.lab.data.listing import Picture
 from kit.lab.data.sets import DATASETS, Dataset, DatasetInfo, Split

@@ -12,8 +12,8 @@ import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
-from kit.lab.blueprint import Normalization
 from kit.errors import UsageError
+from kit.lab.blueprint import Normalization
 
 DIGITS = tuple("0123456789")
 GARMENTS = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
+from kit.lab.records import Confidence
 from kit.metrics.calibration import expected_calibration_error
 from kit.tasks.classification import probabilities
-from kit.lab.records import Confidence
 
 _TEMPERATURES = np.exp(np.linspace(np.log(0.2), np.log(5.0), 461))  # 0.7 % apart
 _WRONG_ANSWERS = 0.001
@@ -18,7 +20,7 @@ _SUREST = 0.9999
 def fit(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> tuple[float, float | None, Confidence]:
     """Find the temperature and the abstain threshold on validation data, and what they bring.
 
-    The temperature is the one of the least cross-entropy (Guo et al. 2017, arXiv 1706.04599), 1 where there is none, as with a
+    The temperature is the one of the least cross-entropy (Guo et al. 2017, arXiv 1706.04599), 1 if there is none, as with a
     few images that are all read correctly. The threshold is the lowest at
     which at most one answer in a thousand is wrong, unless it would silence the model on more than one image in twenty: then
     the one that does just that.
@@ -66,4 +68,4 @@ def _threshold(sure: NDArray[np.float32], right: NDArray[np.bool_]) -> float | N
     if count == len(order):
         return None
     # Rounded down, so that the last one that should be answered is.
-    return min(float(np.floor(descending[count - 1] * 10_000) / 10_000), _SUREST)
+    return min(math.floor(float(descending[count - 1]) * 10_000) / 10_000, _SUREST)

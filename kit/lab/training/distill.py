@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from kit.lab.blueprint import Normalization
 from kit.lab import models
+from kit.lab.blueprint import Normalization
 from kit.lab.models import Mlp
 from kit.lab.training.batches import Taught, draw_views
 from kit.lab.training.recipe import Recipe

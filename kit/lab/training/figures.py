@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from kit.metrics.calibration import confusion, reliability
-from kit.tasks.classification import probabilities
 from kit.lab.data import Split
 from kit.lab.training.loop import TrainingResult
+from kit.metrics.calibration import confusion, reliability
 from kit.system import files, packages
+from kit.tasks.classification import probabilities
 
 if TYPE_CHECKING:
     import altair as alt

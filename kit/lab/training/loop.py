@@ -294,7 +294,12 @@ class _Phase:
         torch.manual_seed(recipe.seed)
         module = _build(recipe, run.blueprint)
         self.trainer = Trainer(
-            module, recipe, batches, run.blueprint.normalization, run.world, lambda share: run.listener.on_step(name, share)
+            module,
+            recipe,
+            batches,
+            run.blueprint.normalization,
+            run.world,
+            lambda share: run.listener.on_step(name, share),
         )
         # All that is known at the end of an epoch, replaced in one step: an interrupt may come at any moment.
         self._done = Checkpoint(phase=name, epoch=0, state={}, best={}, history=(), seconds=0.0)

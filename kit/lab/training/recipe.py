@@ -6,8 +6,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from kit.lab.blueprint import Normalization
 from kit.errors import UsageError
+from kit.lab.blueprint import Normalization
 
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("constant", "one-cycle")
