@@ -1,6 +1,6 @@
 """What a person typed, made good: names of tasks, data and metrics become what the pipeline takes. Used by the command line.
 
-    export_source("model.onnx", task="image-classification", task_options={"labels": ("cat", "dog")}, data="photos/")
+export_source("model.onnx", task="image-classification", task_options={"labels": ("cat", "dog")}, data="photos/")
 """
 
 from __future__ import annotations
@@ -12,21 +12,24 @@ from typing import Any
 
 from exporters import room
 from exporters.options import ExportOptions
-from exporters.search.choose import AutoOptions, AutoReport, export_auto
 from exporters.pipeline import ExportReport, export_bundle, export_original
+from exporters.search.blame import Blame, blame_bundle
+from exporters.search.choose import AutoOptions, AutoReport, export_auto
 from kit import bundle as bundles
 from kit import datasets, metrics
 from kit.bundle import Bundle
 from kit.bundle.manifest import check_name
 from kit.errors import BundleNotFound, UsageError
 from kit.metrics import Metric
-from kit.samples import Samples, Splits
+from kit.samples import Splits
 from kit.tasks import registry as tasks
 from kit.tasks.base import Task
 from kit.tasks.tensors import PlainTensors
 from kit.tensors import Axis, TensorSpec
 
 OnStep = Callable[[str], None]
+
+_FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 RAW_ITEMS = 3
 """Raw items of the data that travel in the bundle with the tensors they must become."""
@@ -75,6 +78,7 @@ def export_source(
     """
     from exporters.sources import open_source
 
+    _refuse_unknown(source)
     named = _name(source, name)
     folder = out or bundles.ROOT / named
     bundles.refuse_foreign(folder)
@@ -132,6 +136,29 @@ def export_fastest(
     return export_auto(bundle, options, data=splits, data_dir=data_dir, metric=judged, on_step=on_step)
 
 
+def blame_layers(
+    bundle: Bundle,
+    options: ExportOptions,
+    *,
+    data: str | None = None,
+    data_dir: Path | None = None,
+    metric: str | None = None,
+    on_step: OnStep = lambda _: None,
+) -> Blame:
+    """Find out which layers lose what, on data that somebody named; raises what `blame_bundle` does."""
+    judged = _metric(metric)
+    splits = _data_of(bundle, data, data_dir=data_dir, on_step=on_step)
+    return blame_bundle(bundle, options, data=splits, data_dir=data_dir, metric=judged, on_step=on_step)
+
+
+def _refuse_unknown(source: str) -> None:
+    if not Path(source).exists() and not _FACTORY.fullmatch(source):
+        raise BundleNotFound(
+            f"there is no bundle and no model {source!r}",
+            hint="name a bundle, a model.onnx, a program.pt2, package.module:factory, or a Hugging Face folder",
+        )
+
+
 def _name(source: str, name: str | None) -> str:
     """Return a bundle's name for a source: the given one, else a file's, a folder's or a function's."""
     if name is None:
@@ -169,7 +196,11 @@ def _data(name: str | None, task: Task, signature: Any, *, data_dir: Path | None
 
 
 def _data_of(bundle: Bundle, name: str | None, *, data_dir: Path | None, on_step: OnStep) -> Splits | None:
-    return None if name is None else _data(name, tasks.task_of(bundle), bundle.signature, data_dir=data_dir, on_step=on_step)
+    return (
+        None
+        if name is None
+        else _data(name, tasks.task_of(bundle), bundle.signature, data_dir=data_dir, on_step=on_step)
+    )
 
 
 def _raw(data: str | None, task: Task) -> list[Any]:

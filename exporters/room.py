@@ -7,9 +7,9 @@ from pathlib import Path
 import psutil
 
 from kit.errors import MemoryShort
+from kit.runtime import graph_file
 from kit.system import files
 
-_WEIGHTS = (".onnx", ".data", ".safetensors", ".pt2", ".pth", ".bin", ".weight")
 _HELD = 1.5
 """Copies of the weights in memory at once when a file is exported: one, and what a session makes of it."""
 _HELD_BY_TORCH = 2.5
@@ -38,18 +38,15 @@ def check(source: str, out: Path, *, weights: Path | None, variants: int) -> Non
     free = psutil.virtual_memory().available
     if held * size > free:
         raise MemoryShort(
-            f"exporting {Path(source).name} needs about {held * size / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free",
+            f"exporting {Path(source).name} needs about {held * size / 1e9:,.1f} GB of memory, "
+            f"and {free / 1e9:,.1f} GB are free",
             hint="end other programs, or export it on a machine with more memory",
         )
 
 
 def _bytes(path: Path) -> int:
-    """Return the size of a file and the weights beside it, or of the weights in a folder."""
-    if path.is_file() and path.suffix.lower() != ".onnx":
-        return path.stat().st_size
-    folder = path if path.is_dir() else path.parent
-    named = [path] if path.is_file() else []
-    beside = [one for one in folder.iterdir() if one.suffix.lower() in _WEIGHTS and one.is_file() and one not in named]
-    if path.is_file():  # weights that no graph of this folder names cannot be told apart without opening it
-        beside = [one for one in beside if one.name.startswith(path.stem)]
-    return sum(one.stat().st_size for one in (*named, *beside))
+    """Return the size of a file and of the weights beside it, or of the weights in a folder."""
+    if path.is_dir():
+        return sum(one.stat().st_size for one in path.iterdir() if one.suffix.lower() == ".safetensors")
+    beside = graph_file.weights_beside(path) if path.suffix.lower() == ".onnx" else ()
+    return sum(one.stat().st_size for one in (path, *beside))
