@@ -27,28 +27,32 @@ from kit.system import files
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Draw it into this file, .png or .svg."
 )
-@options.data_dir
+@options.data
+@click.option("--metric", metavar="NAME|PKG.MOD:FN", help="What is lost is counted by this.  [default: the task's]")
 @options.as_json
 @options.debug
 def blame(
     bundle: str | None,
     precision: str,
     output: Path | None,
+    data: str | None,
+    metric: str | None,
     data_dir: Path | None,
     as_json: bool,
     **int8: Any,
 ) -> None:
-    """Show which layers of a trained BUNDLE lose what when they are quantized.
+    """Show which layers of a BUNDLE lose what when they are quantized.
 
-    For every layer: the quantization error of its own output, and what becomes of the logits and the accuracy when only that
-    layer is quantized and when only that layer is not. Errors are signal to quantization noise (SQNR) in decibels: 6 more are
-    half the error. Looks at validation images; nothing is published.
+    For every layer: the quantization error of its own output, and what becomes of the answers and the metric if only that
+    layer is quantized and if only that layer is not. Errors are signal to quantization noise (SQNR) in decibels: 6 more are
+    half the error. Looks at validation samples; nothing is published.
 
     \b
     Examples:
       kit blame my-mnist-mlp
       kit blame my-mnist-mlp --per-tensor -o blame.png
       kit blame my-mnist-mlp --precision int4
+      kit blame my-model --data rows.csv
     """
     from apps.cli import export_tables, render
     from exporters.options import ExportOptions
@@ -68,9 +72,9 @@ def blame(
         files.check_writable(output)
     with render.progress() as update:
         update("starting torch.onnx")
-        from exporters.search.blame import blame_bundle
+        from exporters.request import blame_layers
 
-        result = blame_bundle(found, chosen, data_dir=data_dir, on_step=update)
+        result = blame_layers(found, chosen, data=data, data_dir=data_dir, metric=metric, on_step=update)
     if as_json:
         render.print_json(result)
     else:
@@ -81,7 +85,7 @@ def blame(
         files.write(output, draw(result, form=output.suffix.lower()[1:]))
         render.remark(f"Drawn into {output}.")
     name = bundle or found.name
-    if result.together is not None and result.together.drop_points > 0:
+    if result.together is not None and result.together.loss > 0:
         render.next_steps(
             (f"kit export {name} --precision {precision} --exclude-layer auto", "leave the fewest layers in float"),
         )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from apps.cli import options
+from apps.cli import options, typed
 from exporters.options import AUTO, DEFAULT_OPSET, OPSETS
 from kit.choices import Precision
 
@@ -15,12 +15,96 @@ if TYPE_CHECKING:
     from exporters import AutoOptions, ExportOptions, ExportReport
     from kit.bundle import Bundle
 
-_AUTO_USES = {"bundle", "precisions", "max_drop", "batch_sizes", "threads", "calibration", "calibration_size", "opset"}
+_WHAT = {"bundle", "precisions", "max_drop", "max_loss", "metric", "data", "data_dir", "opset", "as_json"}
+_AUTO_USES = _WHAT | {"batch_sizes", "threads", "calibration", "calibration_size"}
 _AUTO_ONLY = ("batch_sizes", "threads")
+_SOURCE_ONLY = (
+    *("out", "name", "task", "labels", "weights", "samples", "axes", "inputs", "mean", "std", "pipeline", "size"),
+    "tokenizer",
+)
+_TASK_ONLY = ("labels", "mean", "std", "pipeline", "size", "tokenizer")
+_FACTORY_ONLY = ("weights", "inputs")
+_UNUSED = (None, (), False)
 
 
-@click.command(epilog=options.BUNDLE_HELP)
-@options.bundle_argument
+@click.command(
+    epilog="SOURCE is a bundle (a folder, or a name under ./artifacts; without it, mnist-mlp or the only one there is), a "
+    "ready model.onnx, a program.pt2 of torch.export, package.module:factory, or a Hugging Face folder on this machine."
+)
+@click.argument("bundle", required=False, metavar="[SOURCE]")
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="DIR", help="The new bundle.  [default: artifacts/NAME]"
+)
+@click.option("--name", help="Of the model.  [default: the source's]")
+@click.option(
+    "--task",
+    metavar="NAME",
+    help="What people put in and get out: image-classification, text-classification, text-embedding, table, or an added "
+    "one.  [default: what the source's files say, else plain tensors]",
+)
+@click.option(
+    "--labels",
+    type=typed.Labels(),
+    metavar="FILE|A,B,C",
+    help="Classes in the order of the scores: a file with one on each line, a JSON list, or a,b,c.",
+)
+@click.option(
+    "--tokenizer", type=click.Path(path_type=Path, exists=True), metavar="FILE", help="tokenizer.json of a text task."
+)
+@click.option(
+    "--mean",
+    type=typed.Numbers(),
+    metavar="X,Y,Z",
+    help="Pictures: subtracted from each channel of 0 to 1, inside the graph.",
+)
+@click.option("--std", type=typed.Numbers(), metavar="X,Y,Z", help="Pictures: divides each channel after that.")
+@click.option("--pipeline", metavar="NAME", help="Pictures: how one becomes pixels, such as imagenet@1 or resize@1.")
+@click.option("--size", type=click.IntRange(1), help="Pictures: side in pixels.  [default: the model's]")
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Of a factory's module: .safetensors, or a .pth of tensors alone.",
+)
+@click.option(
+    "--input",
+    "inputs",
+    type=typed.InputType(),
+    multiple=True,
+    metavar="NAME=DTYPE[SHAPE]",
+    help="Of a factory without example inputs: ids=int64[batch,sequence]. May be repeated, in order.",
+)
+@click.option(
+    "--axis",
+    "axes",
+    type=typed.AxisType(),
+    multiple=True,
+    metavar="NAME=LEAST..MOST:SIZES",
+    help="Bounds of an axis, and sizes to prove and measure: sequence=1..512:16,128. Either alone will do; batch=none for a "
+    "model whose rows depend on each other. May be repeated.",
+)
+@click.option(
+    "--samples",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.npz",
+    help="Inputs by name, to prove the model with; they travel in the bundle.  [default: drawn to fit the inputs]",
+)
+@options.data
+@click.option(
+    "--metric",
+    metavar="NAME|PKG.MOD:FN",
+    help="What decides: top-1, agreement, cosine, max-error, rmse, r2, or a function of yours.  [default: the task's]",
+)
+@click.option(
+    "--max-loss",
+    type=click.FloatRange(0),
+    help="How much of the metric a variant may lose against the baseline, in its unit.  [default: the metric's own]",
+)
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(0),
+    help="The same in points of 100, for metrics that are shares; one sample in any case, unless 0.  [default: 0.3 for top-1]",
+)
 @click.option(
     "--precision",
     "precisions",
@@ -28,7 +112,8 @@ _AUTO_ONLY = ("batch_sizes", "threads")
     multiple=True,
     default=(Precision.FP32,),
     show_default=True,
-    help="May be repeated; fp32 is written in any case, the baseline. auto makes all and chooses the fastest that is right.",
+    help="May be repeated; the model as it came is written in any case, the baseline. auto makes all and chooses the "
+    "fastest that is right.",
 )
 @options.quantization
 @click.option(
@@ -36,7 +121,7 @@ _AUTO_ONLY = ("batch_sizes", "threads")
     "formats",
     type=click.Choice(["qdq", "qoperator", "pixel"], case_sensitive=False),
     multiple=True,
-    help="Static int8: portable operators, ONNX Runtime's integer ones, or a bare integer chain from the pixels on. May be "
+    help="Static int8: portable operators, ONNX Runtime's integer ones, or a bare integer chain from raw pixels on. May be "
     "repeated.  [default: qdq]",
 )
 @options.calibration
@@ -46,7 +131,7 @@ _AUTO_ONLY = ("batch_sizes", "threads")
     "exclude_layers",
     multiple=True,
     metavar="NAME|auto",
-    help="int8 and int4: leave a layer in float; may be repeated. auto finds the fewest for --max-drop.",
+    help="int8 and int4: leave a layer in float; may be repeated. auto finds the fewest for the allowed loss.",
 )
 @click.option(
     "--opset",
@@ -56,134 +141,232 @@ _AUTO_ONLY = ("batch_sizes", "threads")
     help="ONNX operator set.",
 )
 @click.option(
-    "--max-drop",
-    type=click.FloatRange(0),
-    help="Top-1 points a variant may lose against fp32; one image in any case, unless 0.  [default: 0.3]",
-)
-@click.option(
     "--batch-size",
     "batch_sizes",
     type=click.IntRange(1),
     multiple=True,
-    help="auto: images in one call to measure; may be repeated.  [default: 1 and 64]",
+    help="auto: samples in one call to measure; may be repeated.  [default: 1 and 64]",
 )
 @click.option("--threads", type=click.IntRange(1), help="auto: threads one operator may use.  [default: 1]")
-@options.data_dir
 @options.as_json
 @options.debug
 @click.pass_context
-def export(
-    ctx: click.Context,
-    /,
-    bundle: str | None,
-    precisions: tuple[str, ...],
-    max_drop: float | None,
-    opset: int,
-    data_dir: Path | None,
-    as_json: bool,
-    **int8: Any,
-) -> None:
-    """Write ONNX files into a trained BUNDLE, checked before they appear.
+def export(ctx: click.Context, /, bundle: str | None, as_json: bool, **asked: Any) -> None:
+    """Make a bundle of a model, or more variants of a bundle; all are checked before they appear.
 
-    Each file takes raw uint8 pixels with a dynamic batch, and normalises them itself. It must pass onnx.checker, run at batch
-    1, 2 and 17, agree with PyTorch, and stay within --max-drop on the validation and the test split; if not, nothing is
-    published and the exit code is 1. With --precision auto a variant that fails is left out, the others are measured side by
-    side, and the fastest that is right becomes the default.
+    Each file must be valid ONNX, run at several sizes of every axis, answer as the original does, and stay within the allowed
+    loss on the validation and the test samples; if not, nothing is published and the exit code is 1. With --precision auto a
+    variant that fails is left out, the others are measured side by side, and the fastest that is right becomes the default.
 
     \b
     Examples:
-      kit export my-mnist-mlp
-      kit export my-mnist-mlp --precision auto
-      kit export my-mnist-mlp --precision int8 --format qdq --format pixel
-      kit export my-mnist-mlp --precision int8 --quantization dynamic
+      kit export my-mnist-mlp --precision int8
       kit export my-mnist-mlp --precision int4 --exclude-layer auto --max-drop 0.05
+      kit export model.onnx
+      kit export model.onnx --precision int8 --data photos/ --task image-classification --labels cat,dog
+      kit export my_package.models:build --weights w.safetensors --input "x=float32[batch,3,224,224]"
+      kit export ./all-MiniLM-L6-v2 --axis sequence=1..512:16,128
+      kit export my-model --precision auto --data rows.csv --metric rmse --max-loss 0.02
     """
-    from kit.bundle import find, refuse_packed
-
-    if AUTO in precisions:
-        if len(precisions) > 1:
-            raise click.UsageError("--precision auto makes all of them: leave the others out")
+    is_auto = AUTO in asked["precisions"]
+    if is_auto and len(asked["precisions"]) > 1:
+        raise click.UsageError("--precision auto makes all of them: leave the others out")
+    if not is_auto and (given := _given(asked, _AUTO_ONLY)):
+        raise click.UsageError(f"{options.flag_of(ctx, given)} changes nothing without --precision auto")
+    if asked["max_loss"] is not None and asked["max_drop"] is not None:
+        raise click.UsageError("--max-loss and --max-drop say the same: leave one out")
+    if is_auto:
         options.refuse_unused(ctx, flag="--precision auto", uses=_AUTO_USES)
-    elif given := [name for name in _AUTO_ONLY if int8[name]]:
-        raise click.UsageError(f"{options.flag_of(ctx, given[0])} changes nothing without --precision auto")
-    found = find(bundle)
-    refuse_packed(found)
-    from apps.cli import export_tables, render
-
-    name = bundle or found.name
-    if AUTO in precisions:
-        _auto(found, _auto_options(max_drop, opset, int8), data_dir=data_dir, as_json=as_json)
-    else:
-        from exporters.options import ExportOptions
-
-        chosen = ExportOptions(
-            precisions=tuple(Precision.parse(one) for one in precisions),
-            quantization=int8["quantization"],
-            formats=int8["formats"] or None,
-            calibration=int8["calibration"],
-            calibration_samples=int8["calibration_size"],
-            per_channel=int8["per_channel"],
-            exclude_layers=int8["exclude_layers"],
-            opset=opset,
-            max_drop_points=max_drop,
+    if bundle is None or _is_bundle(bundle):
+        if given := _given(asked, _SOURCE_ONLY):
+            raise click.UsageError(
+                f"{options.flag_of(ctx, given)} changes nothing for a bundle, which knows it: give the model it was made of"
+            )
+        _export_bundle(bundle, asked, is_auto=is_auto, as_json=as_json)
+        return
+    if is_auto:
+        raise click.UsageError(
+            f"--precision auto is for a bundle: kit export {bundle}, then: kit export NAME --precision auto"
         )
-        report = run(found, chosen, data_dir=data_dir)
-        if as_json:
-            render.print_json(_as_json(report))
-        else:
-            export_tables.export_table(report)
-    render.next_steps(
-        (f"kit bench {name}", "latency of each variant, with a verdict"),
-        (f"kit verify {name}", "prove the bundle, here or on another machine"),
+    _refuse_needless(ctx, bundle, asked)
+    _export_source(bundle, asked, as_json=as_json)
+
+
+def _given(asked: dict[str, Any], names: tuple[str, ...]) -> str | None:
+    """Return the first of the options that was given; None if none was."""
+    return next((name for name in names if asked[name] not in _UNUSED), None)
+
+
+def _is_bundle(source: str) -> bool:
+    from kit import bundle as bundles
+
+    return bundles.is_bundle(source)
+
+
+def _refuse_needless(ctx: click.Context, source: str, asked: dict[str, Any]) -> None:
+    """Refuse options that change nothing for this source."""
+    if not typed.is_factory(source) and (given := _given(asked, _FACTORY_ONLY)):
+        raise click.UsageError(
+            f"{options.flag_of(ctx, given)} changes nothing for {source}: it is for a factory, package.module:function"
+        )
+    if asked["task"] is None and (given := _given(asked, _TASK_ONLY)):
+        from kit.tasks import registry
+
+        fitting = ", ".join(name for name in registry.names() if given in _parameters(name))
+        raise click.UsageError(f"{options.flag_of(ctx, given)} changes nothing without --task: {fitting}")
+    if asked["task"] is not None:
+        taken = _parameters(asked["task"])
+        if given := _given(asked, tuple(name for name in _TASK_ONLY if name not in taken)):
+            raise click.UsageError(f"{options.flag_of(ctx, given)} changes nothing for the task {asked['task']}")
+
+
+def _parameters(task: str) -> set[str]:
+    """Return what a task's constructor takes."""
+    import inspect
+
+    from kit.tasks import registry
+
+    return set(inspect.signature(registry.find(task)).parameters)
+
+
+def _export_bundle(name: str | None, asked: dict[str, Any], *, is_auto: bool, as_json: bool) -> None:
+    from kit import bundle as bundles
+    from kit.bundle import find
+
+    found = find(name)
+    bundles.refuse_packed(found)
+    if is_auto:
+        _auto(found, _auto_options(asked), asked, as_json=as_json)
+    else:
+        report = run(found, _options(asked), data=asked["data"], data_dir=asked["data_dir"], metric=asked["metric"])
+        _show(report, as_json=as_json)
+    _next(name or found.name)
+
+
+def _export_source(source: str, asked: dict[str, Any], *, as_json: bool) -> None:
+    from apps.cli import render
+    from kit import bundle as bundles
+
+    chosen = _options(asked)
+    with render.progress() as update:
+        update(f"opening {source}")
+        from exporters import request
+
+        report = request.export_source(
+            source,
+            out=asked["out"],
+            name=asked["name"],
+            task=asked["task"],
+            task_options={name: asked[name] for name in _TASK_ONLY if asked[name] not in _UNUSED},
+            weights=asked["weights"],
+            inputs=asked["inputs"],
+            axes={one.name: one.axis for one in asked["axes"]},
+            samples=asked["samples"],
+            data=asked["data"],
+            data_dir=asked["data_dir"],
+            metric=asked["metric"],
+            options=chosen,
+            on_step=update,
+        )
+    _show(report, as_json=as_json)
+    folder = report.bundle.folder
+    _next(folder.name if folder.absolute().parent == bundles.ROOT.absolute() else str(folder))
+
+
+def _options(asked: dict[str, Any]) -> ExportOptions:
+    from exporters.options import ExportOptions
+
+    return ExportOptions(
+        precisions=tuple(Precision.parse(one) for one in asked["precisions"]),
+        quantization=asked["quantization"],
+        formats=asked["formats"] or None,
+        calibration=asked["calibration"],
+        calibration_samples=asked["calibration_size"],
+        per_channel=asked["per_channel"],
+        exclude_layers=asked["exclude_layers"],
+        opset=asked["opset"],
+        max_loss=_allowed(asked),
     )
 
 
-def run(bundle: Bundle, chosen: ExportOptions, *, data_dir: Path | None) -> ExportReport:
+def _allowed(asked: dict[str, Any]) -> float | None:
+    """Return the allowed loss in the metric's unit: points are hundredths of a share."""
+    if asked["max_drop"] is not None:
+        return float(asked["max_drop"]) / 100
+    return None if asked["max_loss"] is None else float(asked["max_loss"])
+
+
+def run(
+    bundle: Bundle,
+    chosen: ExportOptions,
+    *,
+    data: str | None = None,
+    data_dir: Path | None = None,
+    metric: str | None = None,
+) -> ExportReport:
     """Export with progress on stderr; shared with quickstart."""
     from apps.cli import render
 
     with render.progress() as update:
         update("starting torch.onnx")
-        from exporters import export_bundle
+        from exporters import request
 
-        return export_bundle(bundle, chosen, data_dir=data_dir, on_step=update)
+        return request.export_more(bundle, chosen, data=data, data_dir=data_dir, metric=metric, on_step=update)
 
 
-def _auto_options(max_drop: float | None, opset: int, int8: dict[str, Any]) -> AutoOptions:
+def _auto_options(asked: dict[str, Any]) -> AutoOptions:
     from exporters import AutoOptions  # imports torch: after everything that can be refused without it
 
     given = {
-        "max_drop_points": max_drop,
-        "batch_sizes": tuple(dict.fromkeys(int8["batch_sizes"])),
-        "threads": int8["threads"],
-        "calibration": int8["calibration"],
-        "calibration_samples": int8["calibration_size"],
+        "max_loss": _allowed(asked),
+        "batch_sizes": tuple(dict.fromkeys(asked["batch_sizes"])),
+        "threads": asked["threads"],
+        "calibration": asked["calibration"],
+        "calibration_samples": asked["calibration_size"],
     }
-    return AutoOptions(opset=opset, **{key: value for key, value in given.items() if value not in {None, ()}})
+    return AutoOptions(opset=asked["opset"], **{key: value for key, value in given.items() if value not in {None, ()}})
 
 
-def _auto(bundle: Bundle, chosen: AutoOptions, *, data_dir: Path | None, as_json: bool) -> None:
+def _auto(bundle: Bundle, chosen: AutoOptions, asked: dict[str, Any], *, as_json: bool) -> None:
     from apps.cli import export_tables, render
 
     with render.progress() as update:
         update("starting torch.onnx")
-        from exporters import export_auto
+        from exporters import request
 
-        done = export_auto(bundle, chosen, data_dir=data_dir, on_step=update)
+        done = request.export_fastest(
+            bundle, chosen, data=asked["data"], data_dir=asked["data_dir"], metric=asked["metric"], on_step=update
+        )
     if as_json:
         candidates = [{"name": one.name, "reason": one.reason, "speed": one.speed} for one in done.judgement.candidates]
-        default = done.report.bundle.manifest.default_variant
+        default = done.report.bundle.manifest.default
         render.print_json({**_as_json(done.report), "default": default, "candidates": candidates})
         return
     export_tables.export_table(done.report)
     export_tables.judgement_table(done.judgement)
 
 
+def _show(report: ExportReport, *, as_json: bool) -> None:
+    from apps.cli import export_tables, render
+
+    if as_json:
+        render.print_json(_as_json(report))
+    else:
+        export_tables.export_table(report)
+
+
+def _next(name: str) -> None:
+    from apps.cli import render
+
+    render.next_steps(
+        (f"kit bench {name}", "latency of each variant, with a verdict"),
+        (f"kit verify {name}", "prove the bundle, here or on another machine"),
+    )
+
+
 def _as_json(report: ExportReport) -> dict[str, Any]:
     return {
         "bundle": report.bundle.name,
         "folder": str(report.bundle.folder),
-        "published": [
-            {"variant": one.variant, "parity": one.parity, "parity_images": one.parity_images} for one in report.passed
-        ],
+        "published": [{"variant": one.variant, "fidelity": one.fidelity} for one in report.passed],
     }

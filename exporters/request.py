@@ -1,0 +1,208 @@
+"""What a person typed, made good: names of tasks, data and metrics become what the pipeline takes. Used by the command line.
+
+export_source("model.onnx", task="image-classification", task_options={"labels": ("cat", "dog")}, data="photos/")
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from exporters import room
+from exporters.options import ExportOptions
+from exporters.pipeline import ExportReport, export_bundle, export_original
+from exporters.search.blame import Blame, blame_bundle
+from exporters.search.choose import AutoOptions, AutoReport, export_auto
+from kit import bundle as bundles
+from kit import datasets, metrics
+from kit.bundle import Bundle
+from kit.bundle.manifest import check_name
+from kit.errors import BundleNotFound, UsageError
+from kit.metrics import Metric
+from kit.samples import Splits
+from kit.tasks import registry as tasks
+from kit.tasks.base import Task
+from kit.tasks.tensors import PlainTensors
+from kit.tensors import Axis, TensorSpec
+
+OnStep = Callable[[str], None]
+
+_FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+RAW_ITEMS = 3
+"""Raw items of the data that travel in the bundle with the tensors they must become."""
+
+
+def export_source(
+    source: str,
+    *,
+    out: Path | None = None,
+    name: str | None = None,
+    task: str | None = None,
+    task_options: Mapping[str, Any] | None = None,
+    weights: Path | None = None,
+    inputs: Sequence[TensorSpec] = (),
+    axes: Mapping[str, Axis | None] | None = None,
+    samples: Path | None = None,
+    data: str | None = None,
+    data_dir: Path | None = None,
+    metric: str | None = None,
+    options: ExportOptions | None = None,
+    on_step: OnStep = lambda _: None,
+) -> ExportReport:
+    """Make a bundle of a model that somebody named.
+
+    Args:
+        source: `model.onnx`, `program.pt2`, `package.module:factory`, or a Hugging Face folder.
+        out: Folder of the bundle; `artifacts/NAME` if None.
+        name: Of the model; None for the source's.
+        task: Name of a task; None for what the source's files say.
+        task_options: What its constructor takes.
+        weights: Of a factory's module.
+        inputs: Of a factory without example inputs.
+        axes: Bounds and typical sizes of axes, by name; None for `batch` if its rows depend on each other.
+        samples: An npz of golden samples.
+        data: A registered data set, or a path that the task reads.
+        data_dir: Where registered data sets lie.
+        metric: Name of what decides.
+        options: What to make.
+        on_step: Told what is being done.
+
+    Raises:
+        BundleNotFound: There is no such source.
+        UsageError: Something does not fit the model.
+        StorageUnavailable, MemoryShort: There is no room for it.
+        GateFailed: A check said no; nothing was written.
+    """
+    from exporters.sources import open_source
+
+    _refuse_unknown(source)
+    named = _name(source, name)
+    folder = out or bundles.ROOT / named
+    bundles.refuse_foreign(folder)
+    options = options or ExportOptions()
+    chosen = _task(task, task_options or {})
+    judged = _metric(metric)
+    room.check(source, folder, weights=weights, variants=1 + len(options.precisions))
+    original = open_source(source, name=named, inputs=inputs or None, axes=axes or None, task=chosen, weights=weights)
+    try:
+        knows = chosen or original.task or PlainTensors()
+        golden = None if samples is None else PlainTensors().samples(samples, original.signature)
+        return export_original(
+            original,
+            out=folder,
+            name=named,
+            task=chosen or original.task,
+            options=options,
+            data=_data(data, knows, original.signature, data_dir=data_dir, on_step=on_step),
+            golden=golden,
+            raw=_raw(data, knows),
+            metric=judged,
+            on_step=on_step,
+        )
+    finally:
+        original.close()
+
+
+def export_more(
+    bundle: Bundle,
+    options: ExportOptions,
+    *,
+    data: str | None = None,
+    data_dir: Path | None = None,
+    metric: str | None = None,
+    on_step: OnStep = lambda _: None,
+) -> ExportReport:
+    """Add variants to a bundle, held to data that somebody named; raises what `export_bundle` does."""
+    judged = _metric(metric)
+    splits = _data_of(bundle, data, data_dir=data_dir, on_step=on_step)
+    return export_bundle(bundle, options, data=splits, data_dir=data_dir, metric=judged, on_step=on_step)
+
+
+def export_fastest(
+    bundle: Bundle,
+    options: AutoOptions,
+    *,
+    data: str | None = None,
+    data_dir: Path | None = None,
+    metric: str | None = None,
+    on_step: OnStep = lambda _: None,
+) -> AutoReport:
+    """Make all variants of a bundle and choose, held to data that somebody named; raises what `export_auto` does."""
+    judged = _metric(metric)
+    splits = _data_of(bundle, data, data_dir=data_dir, on_step=on_step)
+    return export_auto(bundle, options, data=splits, data_dir=data_dir, metric=judged, on_step=on_step)
+
+
+def blame_layers(
+    bundle: Bundle,
+    options: ExportOptions,
+    *,
+    data: str | None = None,
+    data_dir: Path | None = None,
+    metric: str | None = None,
+    on_step: OnStep = lambda _: None,
+) -> Blame:
+    """Find out which layers lose what, on data that somebody named; raises what `blame_bundle` does."""
+    judged = _metric(metric)
+    splits = _data_of(bundle, data, data_dir=data_dir, on_step=on_step)
+    return blame_bundle(bundle, options, data=splits, data_dir=data_dir, metric=judged, on_step=on_step)
+
+
+def _refuse_unknown(source: str) -> None:
+    if not Path(source).exists() and not _FACTORY.fullmatch(source):
+        raise BundleNotFound(
+            f"there is no bundle and no model {source!r}",
+            hint="name a bundle, a model.onnx, a program.pt2, package.module:factory, or a Hugging Face folder",
+        )
+
+
+def _name(source: str, name: str | None) -> str:
+    """Return a bundle's name for a source: the given one, else a file's, a folder's or a function's."""
+    if name is None:
+        path = Path(source)
+        stem = source.rpartition(":")[2] if not path.exists() else path.resolve().name
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(stem).stem if path.is_file() else stem).strip("-._")[:100]
+    try:
+        return check_name(name)
+    except ValueError as error:
+        raise UsageError(str(error), hint="choose another --name") from error
+
+
+def _task(name: str | None, options: Mapping[str, Any]) -> Task | None:
+    if name is None:
+        return None
+    try:
+        return tasks.find(name)(**options)
+    except TypeError as error:  # such as a missing argument
+        missing = re.search(r"'(\w+)'", str(error))
+        flag = f"--{missing[1].replace('_', '-')}" if missing else str(error)
+        raise UsageError(f"the task {name} needs {flag}", hint=f"kit export SOURCE --task {name} {flag} ...") from error
+    except ValueError as error:
+        raise UsageError(f"the task {name} does not take these options: {error}") from error
+
+
+def _metric(name: str | None) -> Metric | None:
+    return None if name is None else metrics.find(name)
+
+
+def _data(name: str | None, task: Task, signature: Any, *, data_dir: Path | None, on_step: OnStep) -> Splits | None:
+    if name is None:
+        return None
+    on_step("reading data")
+    return datasets.load(name, task, signature, data_dir=data_dir)
+
+
+def _data_of(bundle: Bundle, name: str | None, *, data_dir: Path | None, on_step: OnStep) -> Splits | None:
+    return (
+        None
+        if name is None
+        else _data(name, tasks.task_of(bundle), bundle.signature, data_dir=data_dir, on_step=on_step)
+    )
+
+
+def _raw(data: str | None, task: Task) -> list[Any]:
+    """Return a few raw items of data that lie in files."""
+    return task.raw(Path(data), RAW_ITEMS) if data is not None and Path(data).exists() else []
