@@ -25,9 +25,11 @@ _PAGE = Path(__file__).parent.parent / "demo" / "page.py"
 def demo(bundle: str | None, port: int, open_browser: bool, data_dir: Path | None) -> int:
     """Open a page to try a BUNDLE on, see how right and how fast it is, and take it away.
 
-    Draw, upload or photograph a picture: every variant in every runtime reads it, side by side. Count accuracy and open the
-    misread images; bench with progress and a stop button, and compare with results of another machine; see graphs, card and
-    manifest. A packed bundle from anyone may be uploaded: it is checked first and run with limits of time and memory.
+    Give it what its task takes: a picture drawn, uploaded or photographed, a text, a row of a table; any other model gets
+    tensors, of its golden samples or of an .npz. Every variant in every runtime answers, side by side. Score the variants and
+    open the samples that are misread; bench with progress and a stop button, and compare with results of another machine; see
+    graphs, card and manifest. A packed bundle from anyone may be uploaded: it is checked first and run with limits of time and
+    memory.
 
     It listens on this machine only, and asks the internet for nothing. Ctrl-C ends it.
 
@@ -37,10 +39,10 @@ def demo(bundle: str | None, port: int, open_browser: bool, data_dir: Path | Non
     """
     import subprocess  # `kit --help` imports this file, and must be quick
 
-    from kit.bundle import find
+    from kit import ready
     from kit.system.packages import install_line
 
-    found = find(bundle)
+    found = ready.find(bundle)
     found.variant()  # a bundle without variants has nothing to show: say so here, not in the page
     missing = [name for name in ("streamlit", "onnx") if find_spec(name.replace("-", "_")) is None]
     if missing:

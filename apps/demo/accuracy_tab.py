@@ -1,8 +1,8 @@
-"""The tab about answers: top-1 of every variant, what is misread, where variants disagree, what probabilities are worth."""
+"""The tab about answers: scores of every variant, what is misread, where variants disagree, what probabilities are worth."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,52 +12,73 @@ import streamlit as st
 from numpy.typing import NDArray
 
 from apps.demo import charts, words
+from apps.demo.counting import GOLDEN
 from apps.demo.visitor import Visitor, pixels_of
-from kit.accuracy import confusion, drop_interval, reliability
 from kit.bundle import Bundle
-from kit.bundle.records import Accuracy
 from kit.errors import KitError
-from kit.lab import data
-from kit.lab.data import DATASETS
-from kit.report.format import NONE, percent, size
+from kit.metrics import Better, Fidelity, Score
+from kit.metrics.calibration import confusion, reliability
+from kit.report.format import NONE, size
 from kit.system import serial
 
-_MOST_PICTURES = 48
+_MOST_SHOWN = 48
 _SIDE = 84
 _MOST_CLASSES = 50
+_MOST_CELLS = 500
+_GOLDEN = "golden samples"
 
 
-@dataclass(frozen=True)
-class Counted:
-    """What was counted on a data set's test images; see apps.demo.jobs.count for the arrays."""
+@dataclass(frozen=True, eq=False)
+class Classified:
+    """What the variants of a classifier read in each sample; see apps.demo.counting.count."""
 
-    dataset: str
-    variants: dict[str, Accuracy]
+    names: tuple[str, ...]
     labels: NDArray[np.int64]
     answers: NDArray[np.int64]
     sure: NDArray[np.float32]
     numbers: NDArray[np.int64]
-    pictures: NDArray[np.uint8]
+    pictures: NDArray[Any] | None = None
 
-    def shown(self, wanted: NDArray[np.bool_]) -> list[tuple[int, NDArray[np.uint8]]]:
-        """Return the numbers and pictures of those images that are wanted, bool `[N]`, as many as are shown."""
-        found = [(int(number), one) for number, one in zip(self.numbers, self.pictures, strict=True) if wanted[number]]
-        return found[:_MOST_PICTURES]
+    def shown(self, wanted: NDArray[np.bool_]) -> list[tuple[int, int]]:
+        """Return the numbers of those samples that are wanted, bool `[N]`, and their places among the pictures."""
+        found = [(int(number), place) for place, number in enumerate(self.numbers) if wanted[number]]
+        return found[:_MOST_SHOWN]
+
+
+@dataclass(frozen=True, eq=False)
+class Counted:
+    """What was counted on samples.
+
+    Attributes:
+        variants: Scores of each, the one that counts first.
+        against: What the answers were compared with, if not with labels.
+        classified: Of classifiers alone.
+    """
+
+    dataset: str
+    samples: int
+    variants: dict[str, tuple[Score, ...]]
+    against: str
+    classified: Classified | None
 
 
 def show(visitor: Visitor, bundle: Bundle) -> None:
     """Draw the tab."""
     _published(bundle)
-    known = _datasets(bundle)
-    if not known:
-        name = bundle.manifest.training.dataset if bundle.manifest.training else "its data set"
+    try:
+        known = _datasets(visitor)
+    except KitError as error:
+        st.error(words.problem(error))
+        known = [GOLDEN]
+    if known == [GOLDEN]:
         st.info(
-            f"{words.plain(name)} is not on this machine, so that nothing can be counted here.",
+            "No labelled data of this model is on this machine: its golden samples, with the original's answers, can be scored.",
             icon=":material/database_off:",
         )
-        return
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        dataset = st.selectbox("Data set", known, format_func=lambda one: f"{one}, test images", width=260)
+        dataset = st.selectbox(
+            "Samples", known, format_func=lambda one: f"{one}, test split" if one else _GOLDEN, width=260
+        )
         again = st.button("Count on this machine", icon=":material/calculate:", type="primary")
     try:
         found = _count(visitor, dataset, again=again)
@@ -65,50 +86,108 @@ def show(visitor: Visitor, bundle: Bundle) -> None:
         st.error(words.problem(error))
         return
     if found is None:
-        st.caption("A few seconds; what was counted is kept for next time.")
+        st.caption("What was counted is kept for next time.")
         return
-    _figures(found)
-    variant = st.segmented_control("Variant", list(found.variants), default=next(iter(found.variants)), required=True)
-    place = list(found.variants).index(variant or next(iter(found.variants)))
+    _figures(found, bundle)
+    if found.classified is not None:
+        _classes(found, found.classified)
+
+
+def _classes(found: Counted, classified: Classified) -> None:
+    """Draw what only classifiers have."""
+    ids = list(found.variants)
+    variant = st.segmented_control("Variant", ids, default=ids[0], required=True)
+    place = ids.index(variant or ids[0])
     left, right = st.columns([1, 1], gap="large")
     with left:
-        _confusion(bundle, found, place)
+        _confusion(classified, place)
     with right:
-        _calibration(found)
-    _disagreements(bundle, found)
+        _calibration(ids, classified)
+    _disagreements(ids, classified)
+
+
+def value(score: Score | None) -> str:
+    """Return a score's value with its unit: `98.45 %`, `0.9987`, `3.2 mm`."""
+    if score is None:
+        return NONE
+    return f"{100 * score.value:.2f} %" if score.unit == "%" else f"{score.value:.4g} {score.unit}".rstrip()
+
+
+def _loss(score: Score) -> str:
+    """Return what was lost against the baseline, with its interval; shares of 1 in points."""
+    if score.baseline is None:
+        return NONE
+    factor = 100 if score.unit == "%" else 1
+    ends = score.loss_interval
+    span = "" if ends is None else f" [{factor * ends[0]:+.3g}, {factor * ends[1]:+.3g}]"
+    unit = " points" if score.unit == "%" else f" {score.unit}".rstrip()
+    return f"{factor * score.loss:+.3g}{span}{unit}"
+
+
+def _direction(score: Score) -> str:
+    return "higher is better" if score.better is Better.HIGHER else "lower is better"
 
 
 def _published(bundle: Bundle) -> None:
-    known = [variant for variant in bundle.variants if variant.accuracy]
-    if not known:
-        st.info("This bundle was published without labelled data.", icon=":material/info:")
-        return
-    first = known[0].accuracy
-    assert first is not None  # filtered above
-    rows = {
-        variant.id: {
-            "top-1": percent(variant.accuracy),
-            "drop, points": NONE if variant.accuracy is first else _drop(variant.accuracy),
-            "size": size(variant.artifact.size_bytes),
+    """Draw the scores and the fidelity that the manifest holds."""
+    rows = [
+        {
+            "variant": variant.id,
+            "metric": score.metric,
+            "value": value(score),
+            "loss": _loss(score),
+            "better": _direction(score),
+            "samples": f"{score.dataset}, {score.split}, {score.samples:,}",
+            "size": size(variant.size_bytes),
         }
-        for variant in known
-        if variant.accuracy
+        for variant in bundle.variants
+        for score in variant.scores
+        if score.split == "test" or not any(one.split == "test" for one in variant.scores)
+    ]
+    if rows:
+        words.table(pd.DataFrame(rows).set_index("variant"))
+        st.caption("As published. Loss: against the baseline on the same samples, with its 95 % interval if one is known.")
+    else:
+        st.info("This bundle was published without labelled data.", icon=":material/info:")
+    if any(variant.fidelity for variant in bundle.variants):
+        original = bundle.manifest.original
+        with st.expander("How far each variant is from the original", icon=":material/straighten:", expanded=not rows):
+            words.table(pd.DataFrame(_fidelities(bundle)).set_index("variant"))
+            st.caption(words.plain(f"On golden samples, when it was published. {_original(bundle)}"))
+            if original is not None and original.kind == "onnx":
+                st.caption("The original is an ONNX file itself: ONNX Runtime answered for it, with optimizations off.")
+
+
+def _original(bundle: Bundle) -> str:
+    original = bundle.manifest.original
+    return f"The original: {original.kind} {original.name}." if original else ""
+
+
+def _fidelities(bundle: Bundle) -> list[dict[str, str]]:
+    return [
+        {"variant": variant.id, **_fidelity(one), "samples": f"{one.samples:,}"}
+        for variant in bundle.variants
+        for one in variant.fidelity
+    ]
+
+
+def _fidelity(one: Fidelity) -> dict[str, str]:
+    return {
+        "output": one.output,
+        "max error": f"{one.max_abs_error:.3g}",
+        "rms error": f"{one.rms_error:.3g}",
+        "cosine": NONE if one.cosine is None else f"{one.cosine:.6f}",
+        "agreement": NONE if one.agreement is None else f"{100 * one.agreement:.2f} %",
     }
-    words.table(pd.DataFrame.from_dict(rows, orient="index"))
-    st.caption(f"As published: {words.plain(first.dataset)}, {first.split} split, {first.images:,} images.")
 
 
-def _drop(found: Accuracy) -> str:
-    low, high = drop_interval(found)
-    return f"{found.drop_points:+.2f} [{low:+.2f}, {high:+.2f}]"
-
-
-def _datasets(bundle: Bundle) -> list[str]:
-    """Return the data sets that are here and have this model's classes, its own first."""
-    training = bundle.manifest.training
-    own = [training.dataset] if training and data.is_here(training.dataset) else []
-    others = [name for name, one in DATASETS.items() if one.labels == bundle.spec.labels and data.is_here(name)]
-    return list(dict.fromkeys([*own, *others]))
+def _datasets(visitor: Visitor) -> list[str]:
+    """Return the data sets that can be counted on; the golden samples last."""
+    key = f"datasets {visitor.path}"
+    if key not in visitor.results:
+        visitor.results[key] = visitor.ask("counting:datasets", {"path": visitor.path}).told["names"]
+    found: list[str] = visitor.results[key]
+    return found
 
 
 def _count(visitor: Visitor, dataset: str, *, again: bool) -> Counted | None:
@@ -120,43 +199,86 @@ def _count(visitor: Visitor, dataset: str, *, again: bool) -> Counted | None:
     if again:
         with st.empty().container():
             bar = st.progress(0.0, "reading")
-            answer = visitor.ask("count", asked, on_progress=lambda what, share: _told(bar, what, share))
+            answer = visitor.ask("counting:count", asked, on_progress=lambda what, share: _told(bar, what, share))
         bar.empty()
     else:
-        answer = visitor.ask("count", asked)
-    if not answer.arrays:
+        answer = visitor.ask("counting:count", asked)
+    if "variants" not in answer.told:
         return None
-    variants = {one["variant"]: serial.decode(Accuracy, one["accuracy"]) for one in answer.told["variants"]}
-    found = visitor.results[key] = Counted(dataset, variants, *answer.arrays)
+    told = answer.told
+    variants = {
+        one["variant"]: tuple(serial.decode(Score, score) for score in one["scores"]) for one in told["variants"]
+    }
+    classified = Classified(names=_names(told["classes"], answer.arrays), **answer.arrays) if answer.arrays else None
+    found = visitor.results[key] = Counted(dataset, int(told["samples"]), variants, str(told["against"]), classified)
     return found
+
+
+def _names(names: Sequence[str], arrays: Any) -> tuple[str, ...]:
+    """Return the names of the classes; numbers if nobody knows them."""
+    most = int(max(arrays["labels"].max(initial=0), arrays["answers"].max(initial=0))) + 1
+    return tuple(names) if len(names) >= most else tuple(map(str, range(most)))
 
 
 def _told(bar: Any, what: str, share: float) -> None:
     bar.progress(min(max(share, 0.0), 1.0), what)
 
 
-def _figures(found: Counted) -> None:
-    columns = st.columns(len(found.variants))
-    for column, (variant, one) in zip(columns, found.variants.items(), strict=True):
-        flips = (
-            ""
-            if one is next(iter(found.variants.values()))
-            else f"{one.flips_to_wrong} became wrong, {one.flips_to_right} right"
-        )
+def _figures(found: Counted, bundle: Bundle) -> None:
+    """Draw the score that counts of each variant, and a table of all."""
+    columns = st.columns(max(len(found.variants), 1))
+    for column, (variant, scores) in zip(columns, found.variants.items(), strict=True):
+        if not scores:
+            column.metric(variant, NONE)
+            continue
+        first = scores[0]
         column.metric(
-            variant,
-            percent(one),
-            flips or f"{one.images - one.correct:,} misread",
+            words.plain(f"{variant}, {first.metric}"),
+            value(first),
+            _changed(first),
             delta_color="off",
             delta_arrow="off",
         )
-    first = next(iter(found.variants.values()))
-    st.caption(f"Counted on this machine: {words.plain(found.dataset)}, {first.split} split, {first.images:,} images.")
+    where = f"{found.dataset}, test split" if found.dataset else _GOLDEN
+    said = f"Counted on this machine: {where}, {found.samples:,} samples."
+    if found.against != "labels":
+        said += f" No labels are known: {found.against}'s answers stand for them."
+    st.caption(words.plain(said))
+    rows = [
+        {
+            "metric": score.metric,
+            "variant": variant,
+            "value": value(score),
+            "loss": _loss(score),
+            "better": _direction(score),
+        }
+        for variant, scores in found.variants.items()
+        for score in scores
+    ]
+    rows.sort(key=lambda row: [one.metric for one in next(iter(found.variants.values()))].index(row["metric"]))
+    if rows:
+        with st.expander("All metrics", icon=":material/table_rows:", expanded=found.classified is None):
+            words.table(pd.DataFrame(rows).set_index("metric"))
+            base = bundle.baseline.id if bundle.baseline else bundle.variants[0].id
+            on_data = f" On a data set, {base} stands for the original." if found.dataset else ""
+            st.caption(
+                words.plain(f"Loss: against {base}. Agreement, cosine and max-error: against the original.{on_data}")
+            )
 
 
-def _confusion(bundle: Bundle, found: Counted, place: int) -> None:
-    names = bundle.spec.labels
-    counts = confusion(found.labels, found.answers[place], len(names))
+def _changed(score: Score) -> str:
+    """Return what became wrong and right, the loss, or how many are wrong."""
+    if score.worse is not None and score.improved is not None:
+        return f"{score.worse} became wrong, {score.improved} right"
+    if score.baseline is not None:
+        return f"loss {_loss(score)}"
+    return f"{score.samples - score.correct:,} wrong" if score.unit == "%" else _direction(score)
+
+
+def _confusion(found: Classified, place: int) -> None:
+    names = found.names
+    known = found.labels >= 0
+    counts = confusion(found.labels[known], found.answers[place][known], len(names))
     st.subheader("What is read as what")
     if len(names) > _MOST_CLASSES:
         st.caption(f"{len(names):,} classes are too many to draw.")
@@ -178,11 +300,11 @@ def _confusion(bundle: Bundle, found: Counted, place: int) -> None:
     if not cells:
         st.success("Nothing is misread.")
         return
-    cells.sort(key=lambda cell: -counts[cell])
+    cells = sorted(cells, key=lambda cell: -counts[cell])[:_MOST_CELLS]
     clicked = _clicked(chosen, names)
     first = cells.index(clicked) if clicked in cells else 0
     row, column = st.selectbox(
-        "Misread images",
+        "Misread samples",
         cells,
         index=first,
         key=f"cell {place} {clicked}",
@@ -199,27 +321,32 @@ def _clicked(chosen: Any, names: Sequence[str]) -> tuple[int, int] | None:
     return names.index(str(points[0]["label"])), names.index(str(points[0]["read"]))
 
 
-def _pictures(found: Counted, wanted: NDArray[np.bool_], caption: Any) -> None:
+def _pictures(found: Classified, wanted: NDArray[np.bool_], caption: Callable[[int], str]) -> None:
+    """Draw the wanted samples: as pictures if they are some, else as a list of their numbers."""
     shown = found.shown(wanted)
     if not shown:
         st.caption("None.")
         return
-    st.image(
-        [pixels_of(picture, _SIDE) for _, picture in shown],
-        caption=[caption(number) for number, _ in shown],
-        alt=[f"test image {number}" for number, _ in shown],
-        width=_SIDE,
-    )
+    if found.pictures is None:
+        rows = {f"test sample {number:,}": caption(number) for number, _ in shown}
+        words.table(pd.DataFrame({"": rows}))
+    else:
+        st.image(
+            [pixels_of(found.pictures[place], _SIDE) for _, place in shown],
+            caption=[caption(number) for number, _ in shown],
+            alt=[f"test sample {number}" for number, _ in shown],
+            width=_SIDE,
+        )
     left = int(wanted.sum()) - len(shown)
     if left > 0:
         st.caption(f"and {left:,} more.")
 
 
-def _calibration(found: Counted) -> None:
+def _calibration(variants: Sequence[str], found: Classified) -> None:
     st.subheader("What its probabilities are worth")
     curves = {
         variant: reliability(found.sure[place], found.answers[place] == found.labels)
-        for place, variant in enumerate(found.variants)
+        for place, variant in enumerate(variants)
     }
     st.altair_chart(charts.calibration(curves), alt="Share of right answers against the probability the model gave")
     st.caption(
@@ -227,18 +354,17 @@ def _calibration(found: Counted) -> None:
     )
 
 
-def _disagreements(bundle: Bundle, found: Counted) -> None:
-    if len(found.variants) < 2:
+def _disagreements(variants: Sequence[str], found: Classified) -> None:
+    if len(variants) < 2:
         return
-    variants = list(found.variants)
     st.subheader("Where variants disagree")
     most = int((found.answers != found.answers[0]).sum(axis=1).argmax()) or 1
     other = st.segmented_control(f"{variants[0]} against", variants[1:], default=variants[most], required=True)
     place = variants.index(other or variants[most])
     wanted = found.answers[0] != found.answers[place]
-    names = bundle.spec.labels
+    names = found.names
     st.caption(
-        f"{int(wanted.sum()):,} of {len(found.labels):,} images: the label, then what {variants[0]} and {variants[place]} read."
+        f"{int(wanted.sum()):,} of {len(found.labels):,} samples: the label, then what {variants[0]} and {variants[place]} read."
     )
 
     def told(number: int) -> str:

@@ -1,4 +1,4 @@
-"""The tab about the files: model card, manifest, graphs, hashes, the packed bundle, and the lines of Python that run it."""
+"""The tab about the files: signature, graphs, hashes, model card, manifest, the packed bundle, and the lines that run it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,20 @@ import pandas as pd
 import streamlit as st
 
 from apps.demo import snippets, words
+from apps.demo.views import view_of
 from apps.demo.visitor import Visitor
-from kit.bundle import Bundle, packed_bytes
+from kit.bundle import Bundle, Variant, packed_bytes
 from kit.errors import KitError
+from kit.ready import ReadyModel
 from kit.report.format import size
 from kit.system.serial import encode
+from kit.tasks.base import Task
+from kit.tasks.registry import task_of
+
+MOST_PACKED_BYTES = 500 * 10**6
+"""Of a bundle that is packed on the page: it is held in memory while it is downloaded."""
+
+_MOST_OPERATORS = 24
 
 
 def show(visitor: Visitor, bundle: Bundle) -> None:
@@ -28,21 +37,65 @@ def show(visitor: Visitor, bundle: Bundle) -> None:
     with left:
         _graph(visitor, chosen.id)
     with right:
-        st.subheader("Run it")
-        st.markdown("with kit")
-        st.code(snippets.with_kit(bundle, chosen), language="python")
-        st.markdown("with ONNX Runtime and numpy alone, from pixels")
-        st.code(snippets.with_onnxruntime(bundle, chosen), language="python")
-    if bundle.manifest.card is not None:
-        with st.expander("Model card", icon=":material/description:"):
-            try:
-                card = bundle.read(bundle.manifest.card).decode()
-            except (KitError, UnicodeDecodeError) as error:
-                st.error(words.plain(error))
-            else:  # a stranger's card is shown as it was written: Markdown may have pictures of elsewhere
-                _ = st.code(card, language="markdown", wrap_lines=True) if visitor.is_strange else st.markdown(card)
+        _signature(bundle)
+        _programs(visitor, bundle, chosen)
+    _card(visitor, bundle)
     with st.expander("Manifest", icon=":material/data_object:"):
         st.json(encode(bundle.manifest), expanded=1)
+
+
+def _programs(visitor: Visitor, bundle: Bundle, chosen: Variant) -> None:
+    st.subheader("Run it")
+    st.markdown("with kit")
+    st.code(snippets.with_kit(bundle, chosen, example=view_of(bundle).example), language="python")
+    st.markdown("with ONNX Runtime and numpy alone, from tensors")
+    st.code(snippets.with_onnxruntime(bundle, chosen, _task(visitor, bundle)), language="python")
+
+
+def _task(visitor: Visitor, bundle: Bundle) -> Task | None:
+    """Return the task whose own program is shown; None for plain tensors, strangers' bundles, and tasks nobody knows here."""
+    if bundle.manifest.task is None or visitor.is_strange:
+        return None
+    try:
+        return task_of(bundle)
+    except KitError:
+        return None
+
+
+def _signature(bundle: Bundle) -> None:
+    st.subheader("Takes and gives")
+    signature = bundle.signature
+    rows = [
+        {"": said, "name": spec.name, "is": spec.describe() + (", varies" if spec.varies else "")}
+        for said, specs in (("takes", signature.inputs), ("gives", signature.outputs))
+        for spec in specs
+    ]
+    words.table(pd.DataFrame(rows).set_index(""))
+    if not signature.axes:
+        st.caption("All sizes are fixed.")
+        return
+    axes = [
+        {
+            "axis": name,
+            "sizes": axis.describe(),
+            "typical": ", ".join(map(str, axis.typical)),
+            "": "samples are independent along it" if name == signature.batch else "",
+        }
+        for name, axis in signature.axes.items()
+    ]
+    words.table(pd.DataFrame(axes).set_index("axis"))
+
+
+def _card(visitor: Visitor, bundle: Bundle) -> None:
+    try:
+        data = bundle.attachment("card")
+        card = "" if data is None else data.decode()
+    except (KitError, UnicodeDecodeError) as error:
+        st.error(words.plain(error))
+        return
+    if card:
+        with st.expander("Model card", icon=":material/description:"):  # a stranger's may have pictures of elsewhere
+            _ = st.code(card, language="markdown", wrap_lines=True) if visitor.is_strange else st.markdown(card)
 
 
 def _files(bundle: Bundle) -> None:
@@ -50,15 +103,23 @@ def _files(bundle: Bundle) -> None:
     rows = [
         {
             "variant": one.id + (" (default)" if one.id == default else ""),
-            "file": one.artifact.file,
-            "size": size(one.artifact.size_bytes),
-            "precision": f"{one.precision}, {one.format}",
-            "opset": str(one.opset),
-            "sha256": f"{one.artifact.sha256[:16]}…",
+            "file": ref.file,
+            "size": size(ref.size_bytes),
+            "precision": f"{one.precision}, {one.format}" if ref == one.graph else "weights",
+            "opset": str(one.needs.opset) if ref == one.graph else "",
+            "sha256": f"{ref.sha256[:16]}…",
         }
         for one in bundle.variants
+        for ref in one.files()
     ]
     words.table(pd.DataFrame(rows).set_index("variant"))
+    total = sum(ref.size_bytes for ref in bundle.manifest.files())
+    if isinstance(bundle, ReadyModel):
+        st.caption(words.plain(f"A ready model, as it lies there. To make it a bundle: kit export {bundle.origin}"))
+        return
+    if total > MOST_PACKED_BYTES:
+        st.caption(words.plain(f"{size(total)} are too many to be packed here: kit pack {bundle.origin}"))
+        return
     with st.container(horizontal=True, vertical_alignment="center"):
         st.download_button(
             f"Download {bundle.name}.kit",
@@ -68,7 +129,6 @@ def _files(bundle: Bundle) -> None:
             icon=":material/download:",
             on_click="ignore",
         )
-        total = sum(ref.size_bytes for ref in bundle.manifest.files())
         st.caption(f"one file of {size(total)}, which every command takes as it is: kit verify {bundle.name}.kit")
 
 
@@ -77,12 +137,17 @@ def _graph(visitor: Visitor, variant: str) -> None:
     try:
         key = f"graph {visitor.path} {variant}"
         if key not in visitor.results:
-            visitor.results[key] = visitor.ask("graph", {"path": visitor.path, "variant": variant}).told
+            visitor.results[key] = visitor.ask("jobs:graph", {"path": visitor.path, "variant": variant}).told
         found = visitor.results[key]
     except KitError as error:
         st.warning(words.problem(error), icon=":material/account_tree:")
         return
-    operators = ", ".join(f"{count} {words.plain(name)}" for name, count in found["operators"].items())
+    counts = list(found["operators"].items())
+    operators = ", ".join(f"{count} {words.plain(name)}" for name, count in counts[:_MOST_OPERATORS])
+    more = f" and {len(counts) - _MOST_OPERATORS} others" if len(counts) > _MOST_OPERATORS else ""
     opsets = ", ".join(f"{words.plain(name)} {version}" for name, version in found["opsets"].items())
-    st.caption(f"{found['nodes']} nodes: {operators}. Opsets: {opsets}. What only prepares weights is not drawn.")
-    st.graphviz_chart(found["dot"], alt=f"Graph of {variant}: {operators}")
+    drawn = f" Of a large graph the beginning is drawn: {found['not_drawn']:,} nodes more." if found["not_drawn"] else ""
+    st.caption(
+        f"{found['nodes']:,} nodes: {operators}{more}. Opsets: {opsets}. What only prepares weights is not drawn.{drawn}"
+    )
+    st.graphviz_chart(found["dot"], alt=f"Graph of {variant}: {operators}{more}")

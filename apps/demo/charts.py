@@ -12,17 +12,23 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from kit.accuracy import Bin
+from kit.metrics.calibration import Bin
 from kit.report.charts import COLOURS
 
 ACCENT, MUTED, ALARM = "#2a6fdb", "#9aa5b1", "#d55e00"
 _ROW = 34
+_FIT_CHARACTERS = 60  # of labels beside each other
+MOST_CLASSES = 12
+"""Drawn of one answer."""
+
 CELL = "cell"
 """Name of the selection of a confusion matrix."""
 
 
 def probabilities(names: Sequence[str], labels: Sequence[str], shares: NDArray[np.float32]) -> dict[str, Any]:
     """Draw the probabilities of every contestant as bars, a row for each; the answer is in colour.
+
+    Of many classes the most probable ones alone are drawn.
 
     Written as Vega-Lite by hand: Altair's own checks would take a third of the time in which an answer is due.
 
@@ -32,6 +38,7 @@ def probabilities(names: Sequence[str], labels: Sequence[str], shares: NDArray[n
         shares: float32 `[contestants, classes]`.
     """
     last = len(names) - 1
+    drawn = np.sort(np.argsort(-shares.max(axis=0), kind="stable")[:MOST_CLASSES])
     rows = [
         {
             "contestant": name,
@@ -42,8 +49,10 @@ def probabilities(names: Sequence[str], labels: Sequence[str], shares: NDArray[n
             "answer": column == int(own.argmax()),
         }
         for place, (name, own) in enumerate(zip(names, shares, strict=True))
-        for column, (label, share) in enumerate(zip(labels, own, strict=True))
+        for column, label, share in ((int(one), labels[int(one)], own[int(one)]) for one in drawn)
     ]
+    longest = max(len(labels[int(one)]) for one in drawn)
+    angle = 0 if longest * len(drawn) <= _FIT_CHARACTERS else -30
     return {
         "data": {"values": rows},
         "height": _ROW * len(names) + 26,
@@ -54,7 +63,7 @@ def probabilities(names: Sequence[str], labels: Sequence[str], shares: NDArray[n
                 "type": "nominal",
                 "sort": None,
                 "title": None,
-                "axis": {"labelAngle": 0, "ticks": False, "domain": False},
+                "axis": {"labelAngle": angle, "ticks": False, "domain": False, "labelLimit": 120},
             },
             "y": {
                 "field": "base",
@@ -130,7 +139,7 @@ def confusion(counts: NDArray[np.int64], labels: Sequence[str]) -> alt.LayerChar
 def calibration(curves: Mapping[str, Sequence[Bin]]) -> alt.LayerChart | alt.FacetChart:
     """Draw the share of right answers against the probability the model gave, a line for each variant."""
     rows = [
-        {"variant": variant, "said": 100 * one.probability, "right": 100 * one.right, "images": one.images}
+        {"variant": variant, "said": 100 * one.probability, "right": 100 * one.right, "samples": one.samples}
         for variant, bins in curves.items()
         for one in bins
     ]
@@ -150,22 +159,22 @@ def calibration(curves: Mapping[str, Sequence[Bin]]) -> alt.LayerChart | alt.Fac
             x=alt.X("said:Q", title="probability of the answer, %", scale=scale),
             y=alt.Y("right:Q", title="right answers, %", scale=scale),
             color=alt.Color("variant:N", sort=None, title=None, legend=alt.Legend(orient="bottom"), scale=colours),
-            tooltip=["variant", alt.Tooltip("said", format=".2f"), alt.Tooltip("right", format=".2f"), "images"],
+            tooltip=["variant", alt.Tooltip("said", format=".2f"), alt.Tooltip("right", format=".2f"), "samples"],
         )
     )
     return alt.layer(diagonal, lines).properties(height=320)
 
 
-def heat(pixels: NDArray[np.uint8], lost: NDArray[np.float32], side: int) -> Image.Image:
+def heat(picture: NDArray[Any], lost: NDArray[np.float32], side: int) -> Image.Image:
     """Lay what was lost over what the model saw: the more orange, the more of the probability rests on it.
 
     Args:
-        pixels: uint8 `[height, width]`.
-        lost: float32 of the same shape, shares of the probability; what is gained is not shown.
+        picture: uint8 `[height, width]`, or `[height, width, 3]`.
+        lost: float32 `[height, width]`, shares of the probability; what is gained is not shown.
         side: Of the picture, in pixels.
     """
     shares = np.maximum(lost, 0) / max(float(lost.max()), 1e-6)
-    grey = 0.75 * pixels.astype(np.float32)[..., np.newaxis]
+    base = 0.75 * picture.astype(np.float32).reshape(*lost.shape, -1)
     orange = np.array([255, 120, 10], np.float32)
-    mixed = grey * (1 - shares[..., np.newaxis]) + orange * shares[..., np.newaxis]
+    mixed = base * (1 - shares[..., np.newaxis]) + orange * shares[..., np.newaxis]
     return Image.fromarray(mixed.astype(np.uint8)).resize((side, side), Image.Resampling.NEAREST)

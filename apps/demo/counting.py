@@ -17,9 +17,10 @@ import platformdirs
 from numpy.typing import NDArray
 
 from apps.demo.explain import picture_of
-from apps.demo.samples import names_of, splits_of
+from apps.demo.samples import bundle_of, names_of, splits_of
 from apps.demo.worker import Answer, Job
-from kit import metrics, ready
+from kit import datasets as registered
+from kit import metrics
 from kit.bundle import Bundle, Variant
 from kit.errors import StorageUnavailable, UsageError
 from kit.metrics import Metric, Values
@@ -42,7 +43,7 @@ _FOR_ALL = ("agreement", "cosine", "max-error")
 
 def datasets(job: Job) -> dict[str, Any]:
     """Return `names`, the data sets at hand that fit a bundle; GOLDEN, its own samples, is always among them. Asked: `path`."""
-    splits = splits_of(ready.find(job.asked["path"]), job)
+    splits = splits_of(bundle_of(job), job)
     return {"names": [*([splits.dataset] if splits else []), GOLDEN]}
 
 
@@ -56,7 +57,7 @@ def count(job: Job) -> Answer:
     `[variants, N]` (probabilities of the answers), `numbers` int64 `[m]` of the samples that any variant misreads or that they
     disagree on, and `pictures` `[m, *shape]` of those, if an input is a picture.
     """
-    bundle, name = ready.find(job.asked["path"]), str(job.asked["dataset"])
+    bundle, name = bundle_of(job), str(job.asked["dataset"])
     place = _kept_path(bundle, name)
     if not job.asked.get("again") and (found := _kept(place)) is not None:
         return Answer({**found.told, "kept": True}, found.arrays)
@@ -72,9 +73,15 @@ def _groups(bundle: Bundle, name: str, job: Job) -> tuple[Samples, ...]:
     if name == GOLDEN:
         return bundle.golden()
     splits = splits_of(bundle, job)
-    if splits is None or splits.dataset != name:
-        raise UsageError(f"{name} is not the data of this model", hint="choose the golden samples")
-    return splits.test
+    if splits is not None and splits.dataset == name:
+        return splits.test
+    if name not in registered.names():  # never a path: what a page names, a stranger may have written
+        raise UsageError(f"{name} is no data set of this model", hint="choose the golden samples")
+    test = registered.load(name, task_of(bundle), bundle.signature).test
+    names, labels = names_of(bundle), _targets(test)
+    if names and labels is not None and int(labels.max(initial=0)) >= len(names):
+        raise UsageError(f"{name} has {int(labels.max()) + 1} classes, this model {len(names)} of its own")
+    return test
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,13 @@ def patches(shape: Sequence[int], dtype: str) -> Patches:
     )
 
 
+def how_many(shape: Sequence[int], dtype: str) -> int:
+    """Return how many pictures have to be run to explain one."""
+    rows, columns = plane_of(shape)
+    how = patches(shape, dtype)
+    return math.prod(len(range(1 - how["patch"], shape[axis], how["stride"])) for axis in (rows, columns))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Occlusion:
     """What covering a patch does to the probability of the answer.

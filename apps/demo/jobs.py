@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from apps.demo import explain, graphs, samples
 from apps.demo.worker import Answer, Job
-from kit import ready
 from kit.bench.measure import Plan
 from kit.bench.request import Request
 from kit.bench.run import bench
@@ -60,7 +59,7 @@ def open_bundle(job: Job) -> dict[str, Any]:
     Asked: `path`, `runtimes` (names; those that cannot run say why), `threads`. What is open already stays so.
     Returns `contestants`: variant, runtime, provider, nodes, problem and fix of each, by number.
     """
-    bundle, kept = ready.find(job.asked["path"]), job.state.setdefault("open", {})
+    bundle, kept = samples.bundle_of(job), job.state.setdefault("open", {})
     stand, told = [], []
     threads = int(job.asked.get("threads", 1))
     for runtime in job.asked["runtimes"]:
@@ -249,7 +248,7 @@ def measure(job: Job) -> dict[str, Any]:
         runner=RunnerOptions(threads=int(asked["threads"])),
         plan=Plan(budget_seconds=float(asked["budget_seconds"])),
     )
-    return {"results": bench(ready.find(job.asked["path"]), request, on_progress=job.on_progress).to_json()}
+    return {"results": bench(samples.bundle_of(job), request, on_progress=job.on_progress).to_json()}
 
 
 def check(job: Job) -> dict[str, Any]:
@@ -308,20 +307,20 @@ def sample(job: Job) -> Answer:
     Asked: `path`, `number` (of the draw; the same number gives the same sample), `golden` (draw golden ones alone). Returns its
     `source`, and `right`, the right answer in words, empty if nobody knows it; the arrays are its inputs.
     """
-    drawn = samples.draw(ready.find(job.asked["path"]), job)
+    drawn = samples.draw(samples.bundle_of(job), job)
     return Answer({"source": drawn.source, "right": drawn.right}, drawn.samples.inputs)
 
 
 def examples(job: Job) -> dict[str, Any]:
     """Return `raw`, the items that travel in a bundle as plain values. Asked: `path`."""
-    bundle = ready.find(job.asked["path"])
+    bundle = samples.bundle_of(job)
     found = bundle.items()
     return {"raw": list(found.raw) if found else []}
 
 
 def graph(job: Job) -> dict[str, Any]:
     """Read a variant's graph. Asked: `path`, `variant`. Returns its picture in Graphviz's language, operators and opsets."""
-    bundle = ready.find(job.asked["path"])
+    bundle = samples.bundle_of(job)
     found = _read_graph(bundle, bundle.variant(job.asked["variant"]))
     return {
         "dot": found.dot(),

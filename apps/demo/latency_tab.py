@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pandas as pd
 import streamlit as st
 
 from apps.demo import words
+from apps.demo.accuracy_tab import value
 from apps.demo.bench_job import BenchJob
 from apps.demo.visitor import Visitor, installed_runtimes
 from apps.demo.worker import Worker
@@ -20,14 +22,19 @@ from kit.bench.results import Results, Row
 from kit.bundle import Bundle
 from kit.choices import Provider
 from kit.errors import BadInput, KitError
+from kit.metrics import Better
 from kit.report import charts, tables
-from kit.report.format import NONE, microseconds, percent
+from kit.report.format import NONE, microseconds
 from kit.report.headline import headline
 from kit.report.page import pareto
 from kit.runtime import registry
 from kit.system.machine import this_machine
+from kit.tensors import Signature
 
 BATCH_SIZES = (1, 8, 64, 256, 1024)
+MOST_POINTS = 16
+"""Combinations of sizes in one run."""
+
 BUDGETS = {"5 s": 5, "15 s": 15, "30 s": 30, "1 min": 60, "3 min": 180}
 MAX_RESULTS_MB = 20
 _GLANCE_SECONDS = 0.5
@@ -74,25 +81,31 @@ def _form(visitor: Visitor, bundle: Bundle) -> None:
         providers = first.multiselect("Providers", [one["provider"] for one in reports], default=[Provider.CPU.value])
         asked = second.multiselect("Runtimes", runtimes, default=[registry.DEFAULT])
         variants = third.multiselect("Variants", ids, default=ids)
-        sizes = first.multiselect("Batch sizes", BATCH_SIZES, default=[1, 64])
+        chosen = _sizes(first, bundle.signature)
         threads = second.number_input("Threads", 1, max(this_machine().cpus_to_use, 1), 1)
         budget = third.select_slider("Budget", list(BUDGETS), value="15 s")
         with st.container(horizontal=True, vertical_alignment="center"):
             start = st.form_submit_button(
                 "Measure", type="primary", icon=":material/play_arrow:", disabled=_is_busy(visitor)
             )
-            swept = st.checkbox("Sweep batch sizes until throughput no longer grows")
+            axes = bundle.signature.dynamic
+            swept = st.selectbox("Sweep", [NONE, *axes], label_visibility="collapsed", width=160) if axes else NONE
+            st.caption("sweep: double this axis until throughput no longer grows" if axes else "all its sizes are fixed")
     for one in reports:
         if not one["works"] and one["provider"] in providers:
             st.warning(f"{words.plain(one['reason'])}  \n{words.plain(one['fix'])}", icon=":material/memory_alt:")
     if not start:
         return
+    points = [dict(zip(chosen, sizes, strict=True)) for sizes in itertools.product(*map(sorted, chosen.values()))]
+    if swept == NONE and len(points) > MOST_POINTS:
+        st.error(f"These are {len(points)} combinations of sizes; choose {MOST_POINTS} at most.")
+        return
     request: dict[str, Any] = {
         "providers": providers or [Provider.CPU.value],
         "runtimes": asked or [registry.DEFAULT],
         "variants": variants or ids,
-        "batch_sizes": None if swept else sorted(sizes or [1]),
-        "sweep": swept,
+        "points": None if swept != NONE else points,
+        "sweep": None if swept == NONE else swept,
         "threads": int(threads),
     }
     seconds = BUDGETS[budget]
@@ -100,6 +113,19 @@ def _form(visitor: Visitor, bundle: Bundle) -> None:
         visitor.new_worker(), visitor.path, {**request, "budget_seconds": seconds}, seconds + _GRACE_SECONDS
     )
     st.rerun()
+
+
+def _sizes(column: Any, signature: Signature) -> dict[str, list[int]]:
+    """Let the visitor choose sizes of every axis."""
+    chosen = {}
+    for name in signature.dynamic:
+        axis = signature.axes[name]
+        offered = {axis.usual, *axis.typical, *(BATCH_SIZES if name == signature.batch else ())}
+        known = sorted(size for size in offered if not axis.problem(size))
+        first = [size for size in (1, 64) if size in known] if name == signature.batch else [axis.usual]
+        label = "Batch sizes" if name == signature.batch else f"Sizes of {words.plain(name)}"
+        chosen[name] = column.multiselect(label, known, default=first or [axis.usual]) or [axis.usual]
+    return chosen
 
 
 def _reports() -> list[dict[str, Any]]:
@@ -192,7 +218,7 @@ def _comparison(base: Results, new: Results) -> None:
             "variant": one.variant,
             "runtime": one.runtime,
             "on": str(one.provider),
-            "batch": str(one.batch_size),
+            "sizes": described(one.sizes),
             "p50 µs before": microseconds(one.base_p50_us),
             "p50 µs now": microseconds(one.new_p50_us),
             "now, times as fast": NONE
@@ -221,7 +247,7 @@ def _results(found: Results, bundle: Bundle) -> None:
             "  \n".join(words.plain(f"{one[:1].upper()}{one[1:]}.") for one in cautions), icon=":material/warning:"
         )
     stale = {row.sha256 for row in found.rows if row.bundle == bundle.name} - {
-        one.artifact.sha256 for one in bundle.variants
+        one.graph.sha256 for one in bundle.variants
     }
     if stale:
         st.warning("The bundle was exported again since.", icon=":material/history:")
@@ -237,9 +263,9 @@ def _results(found: Results, bundle: Bundle) -> None:
 def _charts(found: Results, rows: list[Row]) -> None:
     ink = "#fafafa" if st.context.theme.type == "dark" else "#1f2933"
     style = charts.Style.of(rows, ink=ink)
-    sizes = sorted({row.batch_size for row in rows})
-    size = st.segmented_control("Batch size", sizes, default=sizes[0], required=True) or sizes[0]
-    here = [row for row in rows if row.batch_size == size]
+    points = list(dict.fromkeys(row.point for row in sorted(rows, key=lambda row: row.samples)))
+    point = st.segmented_control("Sizes", points, default=points[0], required=True) or points[0]
+    here = [row for row in rows if row.point == point]
     left, right = st.columns(2, gap="large")
     with left:
         st.markdown("**Latency** of one call")
@@ -251,19 +277,22 @@ def _charts(found: Results, rows: list[Row]) -> None:
             "Line: 5th to 95th percentile; box: the middle half; tick: median; dot: 99th percentile, from 1,000 calls on."
         )
     with right:
-        if any(row.accuracy for row in here):
+        score = next((row.score for row in here if row.score), None)
+        if score is not None:
             front = pareto(here)
-            st.markdown("**Accuracy** against latency")
+            st.markdown(f"**{words.plain(score.metric)}** against latency")
             st.altair_chart(
-                charts.accuracy(here, front, style), alt="Top-1 against median latency; the table has the figures"
+                charts.accuracy(here, front, style),
+                alt=f"{score.metric} against median latency; the table has the figures",
             )
-            st.caption("Up and to the left is better. Filled: on the Pareto front.")
-    if len(sizes) > 1:
-        st.markdown("**Throughput** against batch size")
+            way = "Up" if score.better is Better.HIGHER else "Down"
+            st.caption(f"{way} and to the left is better. Filled: on the Pareto front.")
+    if len(points) > 1:
+        st.markdown("**Throughput** against size")
         knees = sweep.knees(found)
         st.altair_chart(
-            charts.sweep(rows, knees, style, field="images_per_second", title="images per second"),
-            alt="Images per second against batch size; the table has the figures",
+            charts.sweep(rows, knees, style, field="samples_per_second", title="samples per second"),
+            alt="Samples per second against size; the table has the figures",
         )
         for one in sweep.crossovers(found):
             st.markdown(words.plain(f"{one.describe()}."))
@@ -276,10 +305,15 @@ def _row(row: Row) -> dict[str, str]:
         "variant": row.variant,
         "runtime": row.runtime,
         "nodes on": row.placement or f"{row.provider}: {row.status}",
-        "batch": str(row.batch_size),
+        "sizes": row.point,
         "p50 µs": microseconds(latency.p50_us if latency else None),
         "p99 µs": microseconds(latency.p99_us if latency else None),
-        "images/s": f"{latency.images_per_second:,.0f}" if latency else NONE,
-        "top-1": percent(row.accuracy, row.accuracy_source),
+        "samples/s": f"{latency.samples_per_second:,.0f}" if latency else NONE,
+        row.score.metric if row.score else "score": _score(row),
         "verdict": row.verdict.describe() if row.verdict else NONE,
     }
+
+
+def _score(row: Row) -> str:
+    """Return a row's score with its unit, and `*` if it is the manifest's."""
+    return value(row.score) + ("*" if row.score and row.score_source == "manifest" else "")

@@ -11,6 +11,7 @@ import sys
 import streamlit as st
 
 from apps.demo import accuracy_tab, artifact_tab, latency_tab, picker, try_it, visitor, words
+from kit.bundle import Bundle
 from kit.errors import KitError
 
 TABS = {
@@ -19,6 +20,7 @@ TABS = {
     "Latency": latency_tab.show,
     "Artifact": artifact_tab.show,
 }
+_MOST_TENSORS = 4
 _STYLE = """<style>
 .stMainBlockContainer { max-width: 1240px; padding: 3.5rem 1.25rem 4rem; }
 .stMainBlockContainer [data-testid="stImageContainer"] { margin-right: 0.4rem; }
@@ -43,10 +45,7 @@ def main() -> None:
     with st.container(horizontal=True, vertical_alignment="bottom", horizontal_alignment="distribute"):
         st.title(words.plain(bundle.name), anchor=False)
         picker.show(me, bundle)
-    takes = bundle.spec.pipeline or "no pipeline: pixels only"
-    uploaded = " · uploaded, runs with limits" if me.is_strange else ""
-    about = f"{bundle.spec.architecture} · takes {bundle.spec.input.describe()} · pictures go through {takes}{uploaded}"
-    st.caption(words.plain(about))
+    st.caption(words.plain(_about(bundle, is_strange=me.is_strange)))
     if told := st.session_state.pop("upload told", ""):
         st.success(words.plain(told), icon=":material/verified:")
     tabs = st.tabs(list(TABS), key="tab", on_change="rerun")
@@ -54,6 +53,19 @@ def main() -> None:
         if tab.open:
             with tab:
                 show(me, bundle)
+
+
+def _about(bundle: Bundle, *, is_strange: bool) -> str:
+    """Return what the bundle is, in a line: its task, what it takes and gives, and where it comes from."""
+    signature, task, original = bundle.signature, bundle.manifest.task, bundle.manifest.original
+    ends = []
+    for said, specs in (("takes", signature.inputs), ("gives", signature.outputs)):
+        shown = [f"{spec.name} {spec.describe()}" for spec in specs[:_MOST_TENSORS]]
+        more = [f"{len(specs) - _MOST_TENSORS} more"] if len(specs) > _MOST_TENSORS else []
+        ends.append(f"{said} {', '.join([*shown, *more])}")
+    kind = task.name.partition("@")[0].replace("-", " ") if task else "tensors"
+    came = [f"from {original.kind} {original.name}"] if original else []
+    return " · ".join([kind, *ends, *came, *(["uploaded, runs with limits"] if is_strange else [])])
 
 
 main()

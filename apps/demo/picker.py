@@ -9,7 +9,8 @@ import streamlit as st
 from apps.demo import words
 from apps.demo.visitor import LIMIT_BYTES, LIMIT_SECONDS, MAX_UPLOAD_MB, Visitor
 from apps.demo.worker import Worker
-from kit.bundle import Bundle, available, find
+from kit import ready
+from kit.bundle import Bundle, available
 from kit.errors import KitError
 
 
@@ -23,7 +24,7 @@ def show(visitor: Visitor, bundle: Bundle | None) -> None:
         chosen = st.selectbox("On this machine", names, index=place if names else None)
         if chosen is not None and known[chosen] != visitor.path and st.button(f"Open {chosen}", type="primary"):
             _open(visitor, known[chosen])
-        path = st.text_input("Path of a folder or a packed file", placeholder="artifacts/my-model or my-model.kit")
+        path = st.text_input("Path of a folder, a packed file or a ready model", placeholder="artifacts/my-model, my-model.kit, model.onnx")
         if path and st.button("Open path"):
             _open(visitor, path)
         file = st.file_uploader(
@@ -46,7 +47,7 @@ def _told(bar: Any, what: str, share: float) -> None:
 
 def _open(visitor: Visitor, path: str) -> None:
     try:
-        find(path).variant()
+        ready.find(path).variant()
     except KitError as error:
         st.error(words.problem(error))
         return

@@ -6,13 +6,14 @@ import io
 import zipfile
 import zlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from apps.demo.worker import Job
-from kit import datasets
+from kit import datasets, ready
 from kit.bundle import Bundle
 from kit.errors import BadInput, KitError
 from kit.samples import Samples, Splits, count
@@ -39,6 +40,19 @@ class Drawn:
     samples: Samples
     source: str
     right: str
+
+
+def bundle_of(job: Job) -> Bundle:
+    """Open the bundle or the ready model that is asked about, by its `path`; a ready model is looked at once."""
+    path = Path(job.asked["path"])
+    if not ready.is_ready(path):
+        return ready.find(path)
+    stamp = path.stat()
+    key = f"ready {path} {stamp.st_mtime_ns} {stamp.st_size}"
+    if key not in job.state:
+        job.state[key] = ready.find(path)
+    found: Bundle = job.state[key]
+    return found
 
 
 def splits_of(bundle: Bundle, job: Job) -> Splits | None:

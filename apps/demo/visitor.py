@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,14 @@ import numpy as np
 import streamlit as st
 from numpy.typing import NDArray
 
+from apps.demo.explain import plane_of
 from apps.demo.worker import Answer, Worker
-from kit.bundle import Bundle, find
+from kit import ready
+from kit.bundle import Bundle
 from kit.bundle.packed import SUFFIX
 from kit.errors import StorageUnavailable
 from kit.runtime import registry
+from kit.tensors import Tensors
 
 LIMIT_BYTES = 2 * 10**9
 LIMIT_SECONDS = 30.0
@@ -65,6 +68,7 @@ class Visitor:
     _worker: Worker | None = None
     _stamp: str = ""
     _uploads: int = 0
+    _ready: tuple[tuple[str, int, int], Bundle] | None = None
     _opened: dict[tuple[str, tuple[str, ...]], list[Contestant]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -77,8 +81,20 @@ class Visitor:
         return Path(self.path).is_relative_to(self.folder)
 
     def bundle(self) -> Bundle:
-        """Open the bundle in sight; raises what `find` raises."""
-        return find(self.path)
+        """Open the bundle or the ready model in sight; raises what `find` raises."""
+        path = Path(self.path)
+        if not ready.is_ready(path):
+            return ready.find(self.path)
+        found = path.stat()
+        stamp = (self.path, found.st_mtime_ns, found.st_size)
+        if self._ready is None or self._ready[0] != stamp:  # it is run to find out what it takes: once is enough
+            self._ready = (stamp, ready.find(self.path))
+        return self._ready[1]
+
+    @property
+    def stamp(self) -> str:
+        """What differs if the bundle in sight was exported again."""
+        return self._stamp
 
     def choose(self, path: str) -> None:
         """Put another bundle in sight; its questions go to a process of its own."""
@@ -88,7 +104,13 @@ class Visitor:
 
     def notice(self, bundle: Bundle) -> None:
         """Forget what was found of a bundle that has been exported again."""
-        stamp = " ".join([str(bundle.spec), *(one.artifact.sha256 for one in bundle.variants)])
+        stamp = " ".join(
+            [
+                str(bundle.signature),
+                str(bundle.manifest.task),
+                *(ref.sha256 for one in bundle.variants for ref in one.files()),
+            ]
+        )
         if self._stamp and stamp != self._stamp:
             self._start_over()
         self._stamp = stamp
@@ -125,15 +147,15 @@ class Visitor:
         self,
         task: str,
         values: dict[str, Any] | None = None,
-        arrays: Sequence[NDArray[Any]] = (),
+        arrays: Tensors | None = None,
         *,
         on_progress: OnProgress = lambda _what, _share: None,
     ) -> Answer:
-        """Have a task of apps.demo.jobs done; raises KitError with the reason where that fails."""
+        """Have a task done, such as `jobs:predict` of apps.demo; raises KitError with the reason if that fails."""
         self.ready()
         assert self._worker is not None  # just started
         return self._worker.ask(
-            f"apps.demo.jobs:{task}", values, arrays, seconds=self.patience_seconds, on_progress=on_progress
+            f"apps.demo.{task}", values, arrays, seconds=self.patience_seconds, on_progress=on_progress
         )
 
     @property
@@ -146,7 +168,7 @@ class Visitor:
         self.ready()
         key = (self.path, runtimes)
         if key not in self._opened:
-            told = self.ask("open_bundle", {"path": self.path, "runtimes": list(runtimes)}).told["contestants"]
+            told = self.ask("jobs:open_bundle", {"path": self.path, "runtimes": list(runtimes)}).told["contestants"]
             self._opened = {key: [Contestant(number, **one) for number, one in enumerate(told)]}
         return self._opened[key]
 
@@ -177,15 +199,28 @@ def here(path: str) -> Visitor:
 
 
 def installed_runtimes() -> tuple[str, ...]:
-    """Return the runtimes that answer pictures and are installed here; the slow reference evaluator does not."""
+    """Return the runtimes that are quick and installed here: without the reference evaluator."""
     left_out = {"onnx-reference", "onnxruntime-plain"}
     return tuple(name for name in registry.names() if name not in left_out and registry.is_here(name))
 
 
-def pixels_of(picture: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """Enlarge pixels by whole factors to about `side`, so that each stays a square; channels are averaged."""
-    plane: NDArray[Any] = picture
-    while plane.ndim > 2:
-        plane = plane.mean(axis=-1 if plane.shape[-1] in {3, 4} else 0)
-    factor = max(side // max(plane.shape), 1)
-    return plane.astype(np.uint8).repeat(factor, axis=0).repeat(factor, axis=1)
+def pixels_of(picture: NDArray[Any], side: int) -> NDArray[np.uint8]:
+    """Return a picture to be shown, enlarged by whole factors to about `side`, so that each pixel stays a square.
+
+    Args:
+        picture: `[height, width]`, `[channels, height, width]` or `[height, width, channels]`; real numbers are stretched to
+            what can be seen.
+        side: In pixels.
+
+    Returns:
+        uint8 `[height, width]`, or `[height, width, 3]` of three or four channels.
+    """
+    rows, columns = plane_of(picture.shape)
+    shown: NDArray[Any] = np.moveaxis(picture, (rows, columns), (0, 1))
+    if shown.ndim == 3:
+        shown = shown[..., :3] if shown.shape[2] >= 3 else shown[..., 0]
+    if shown.dtype != np.uint8:
+        low, high = float(shown.min(initial=0)), float(shown.max(initial=0))
+        shown = 255 * (shown.astype(np.float32) - low) / max(high - low, 1e-6)
+    factor = max(side // max(shown.shape[:2]), 1)
+    return shown.astype(np.uint8).repeat(factor, axis=0).repeat(factor, axis=1)

@@ -1,0 +1,243 @@
+"""What every contestant answered, side by side: classes, vectors, or tensors."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+from numpy.typing import NDArray
+
+from apps.demo import charts, words
+from apps.demo.explain import picture_of
+from apps.demo.jobs import CALLS
+from apps.demo.views import Question
+from apps.demo.visitor import Contestant, pixels_of
+from kit.bundle import Bundle
+from kit.report.format import NONE, microseconds
+from kit.tensors import Tensors
+
+SEEN_PIXELS = 136
+_MOST_OUTPUTS = 12
+_FEW_VALUES = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """The answers to one question.
+
+    Attributes:
+        kind: Of the answers: `classes`, `vectors` or `tensors`.
+        against: Who they are compared with.
+        contestants: That answered.
+        silent: Those that did not open.
+        answers: Of the contestants, as apps.demo.jobs.predict gives them.
+        arrays: Likewise.
+        classes: Names of the classes.
+        heat: Where the first one looked, float32 `[height, width]`; None if that was not asked.
+    """
+
+    kind: str
+    against: str
+    contestants: list[Contestant]
+    silent: list[Contestant]
+    answers: list[dict[str, Any]]
+    arrays: Tensors
+    classes: tuple[str, ...] = ()
+    heat: NDArray[np.float32] | None = None
+
+    def array(self, name: str, place: int) -> NDArray[Any]:
+        """Return an array of the contestant at a place, such as its `probabilities`."""
+        return self.arrays[f"{name} {self.answers[place]['number']}"]
+
+    def first(self, bundle: Bundle) -> int:
+        """Return the place of the default variant."""
+        default = bundle.variant().id
+        return next((place for place, one in enumerate(self.contestants) if one.variant == default), 0)
+
+
+def show(bundle: Bundle, found: Found, question: Question) -> None:
+    """Draw the answers."""
+    {"classes": _classes, "vectors": _vectors}.get(found.kind, _tensors)(bundle, found, question)
+    st.caption(
+        f"µs: median of up to {CALLS} calls, tensors in to tensors out, in a process of its own; the Latency tab measures "
+        "properly."
+    )
+    for one in found.silent:
+        st.caption(words.plain(f"{one.name}: {one.problem}. {one.fix}"))
+
+
+def _classes(bundle: Bundle, found: Found, question: Question) -> None:
+    labels = [found.classes[one["label"]] for one in found.answers]
+    shares = np.stack([found.array("probabilities", place)[0] for place in range(len(labels))])
+    first = found.first(bundle)
+    share = f"{100 * float(shares[first].max()):.1f} %"
+    known = f", {'right' if question.right == labels[first] else f'it is {question.right}'}" if question.right else ""
+    st.metric(
+        words.plain(f"{found.contestants[first].name} reads"),
+        words.plain(labels[first]),
+        words.plain(share + known),
+        delta_color="off",
+        delta_arrow="off",
+    )
+    if len(set(labels)) > 1:
+        others = [one.name for one, label in zip(found.contestants, labels, strict=True) if label != labels[first]]
+        st.warning(words.plain(f"They disagree: {', '.join(others)} read it otherwise."), icon=":material/call_split:")
+    if any(one["unsure"] for one in found.answers):
+        least = _least(bundle)
+        under = f"under {100 * least:.1f} %" if least else "when it is not sure enough"
+        st.warning(f"Unsure: the model keeps silent {under}.", icon=":material/help:")
+    names = [one.name for one in found.contestants]
+    st.vega_lite_chart(
+        spec=charts.probabilities(names, found.classes, shares),
+        alt="Probabilities: "
+        + "; ".join(
+            f"{name} {label} {100 * one.max():.1f} %" for name, label, one in zip(names, labels, shares, strict=True)
+        ),
+    )
+    columns = {
+        "reads": [f"{label} ≠" if label != labels[first] else label for label in labels],
+        "sure": [f"{100 * one.max():.2f} %" for one in shares],
+    }
+    _table(found, columns)
+
+
+def _least(bundle: Bundle) -> float:
+    """Return the probability under which a model keeps silent; 0 if its task says none."""
+    value = bundle.manifest.task.options.get("abstain_below") if bundle.manifest.task else None
+    return float(value) if isinstance(value, (int, float)) else 0.0
+
+
+def _vectors(bundle: Bundle, found: Found, question: Question) -> None:
+    first = found.first(bundle)
+    vectors = found.array("vectors", first)
+    names = [str(one) for one in question.asked.get("raw", [])] or [f"sample {row + 1}" for row in range(len(vectors))]
+    st.metric(
+        words.plain(f"{found.contestants[first].name} gives"),
+        f"{len(vectors)} × {vectors.shape[-1]}",  # noqa: RUF001 - the sign of a product
+        "vectors × values",  # noqa: RUF001
+        delta_color="off",
+        delta_arrow="off",
+    )
+    if len(vectors) > 1:
+        st.markdown("**How alike they are**, cosine")
+        numbers = [str(row + 1) for row in range(len(names))]
+        alike = pd.DataFrame(_cosines(vectors, vectors), columns=numbers).map(lambda one: f"{one:.2f}")
+        alike.insert(0, "text", names)
+        alike.index = pd.Index(numbers)
+        words.table(alike)
+    least = [
+        float(np.diagonal(_cosines(found.array("vectors", place), vectors)).min()) for place in range(len(found.answers))
+    ]
+    _table(found, {f"least cosine to {found.contestants[first].name}": [f"{one:.5f}" for one in least]})
+
+
+def _cosines(some: NDArray[Any], others: NDArray[Any]) -> NDArray[np.float64]:
+    one, other = some.astype(np.float64), others.astype(np.float64)
+    lengths = np.outer(np.linalg.norm(one, axis=1), np.linalg.norm(other, axis=1))
+    found: NDArray[np.float64] = one @ other.T / np.maximum(lengths, 1e-30)
+    return found
+
+
+def _tensors(bundle: Bundle, found: Found, question: Question) -> None:
+    first = found.first(bundle)
+    outputs = found.answers[first]["outputs"]
+    records = found.answers[first].get("records") or [{}]
+    st.markdown(words.plain(f"{found.contestants[first].name} gives") + ":")
+    if bundle.manifest.task is not None and 0 < len(records[0]) <= _FEW_VALUES:
+        right = f"right: {question.right}" if question.right else None
+        for column, (name, value) in zip(st.columns(len(records[0])), records[0].items(), strict=True):
+            column.metric(
+                words.plain(name), words.plain(_number(value)), right, delta_color="off", delta_arrow="off"
+            )
+    shown = {
+        one["name"]: {
+            "is": f"{one['dtype']} {one['shape']}",
+            "mean": _figure(one.get("mean")),
+            "spread": _figure(one.get("spread")),
+            "least": _figure(one.get("least")),
+            "most": _figure(one.get("most")),
+            "begins": ", ".join(one["first"]) + (" …" if math.prod(one["shape"]) > len(one["first"]) else ""),
+        }
+        for one in outputs[:_MOST_OUTPUTS]
+    }
+    words.table(pd.DataFrame.from_dict(shown, orient="index").rename_axis("output"))
+    if len(outputs) > _MOST_OUTPUTS:
+        st.caption(f"and {len(outputs) - _MOST_OUTPUTS:,} outputs more.")
+    if strange := [one["name"] for one in outputs if one["strange"]]:
+        st.warning(words.plain(f"Not all numbers are finite: {', '.join(strange)}."), icon=":material/warning:")
+    st.markdown(words.plain(f"Compared with {found.against}") + ":")
+    words.table(pd.DataFrame(_compared(found)).set_index("variant · runtime"))
+
+
+def _compared(found: Found) -> list[dict[str, str]]:
+    """Return a row for each contestant and output."""
+    rows = []
+    for contestant, answer in zip(found.contestants, found.answers, strict=True):
+        by_output = {one["output"]: one for one in answer["fidelity"]}
+        for place, output in enumerate(answer["outputs"][:_MOST_OUTPUTS]):
+            one = by_output.get(output["name"], {})
+            rows.append(
+                {
+                    "variant · runtime": contestant.name,
+                    "output": output["name"],
+                    "max error": _figure(one.get("max_abs_error")),
+                    "rms error": _figure(one.get("rms_error")),
+                    "cosine": NONE if one.get("cosine") is None else f"{one['cosine']:.6f}",
+                    "µs": microseconds(answer["latency_us"]) if place == 0 else "",
+                    "on": contestant.provider if place == 0 else "",
+                }
+            )
+    return rows
+
+
+def _figure(value: float | None) -> str:
+    return NONE if value is None else f"{value:.3g}"
+
+
+def _number(text: str) -> str:
+    """Return a number in a few digits, and any other text as it is."""
+    try:
+        return f"{float(text.strip('[]')):.4g}"
+    except ValueError:
+        return text
+
+
+def _table(found: Found, columns: dict[str, list[str]]) -> None:
+    """Draw a row for each contestant."""
+    table = pd.DataFrame(
+        {
+            **columns,
+            "µs": [microseconds(one["latency_us"]) for one in found.answers],
+            "on": [one.provider for one in found.contestants],
+        },
+        index=pd.Index([one.name for one in found.contestants], name="variant · runtime"),
+    )
+    words.table(table)
+
+
+def seen(bundle: Bundle, found: Found) -> None:
+    """Draw the picture that the model saw, and where it looked, if one of its inputs is a picture."""
+    name = picture_of(bundle.signature)
+    if name is None or found.kind != "classes" or f"input {name}" not in found.arrays:
+        return
+    picture = found.arrays[f"input {name}"][0]
+    with st.container(horizontal=True):
+        st.image(
+            pixels_of(picture, SEEN_PIXELS),
+            caption=f"what it saw, {'x'.join(map(str, picture.shape))}",
+            alt="What the model saw",
+            width=SEEN_PIXELS,
+        )
+        if found.heat is not None:
+            st.image(
+                charts.heat(pixels_of(picture, 1), found.heat, SEEN_PIXELS),
+                caption="where it looked",
+                alt="Where it looked: orange parts carry the answer",
+                width=SEEN_PIXELS,
+            )
+
+

@@ -1,0 +1,90 @@
+"""What a view is: the ways in which a visitor may ask a model of some task."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import streamlit as st
+
+from apps.demo import words
+from apps.demo.visitor import Visitor
+from kit.bundle import Bundle
+from kit.errors import KitError
+from kit.tensors import Tensors
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """What is asked about.
+
+    Attributes:
+        asked: Plain values, as apps.demo.jobs.predict takes them.
+        arrays: By name, likewise.
+        right: The right answer in words, if it is known.
+    """
+
+    asked: dict[str, Any]
+    arrays: Tensors = field(default_factory=dict)
+    right: str = ""
+
+    @property
+    def digest(self) -> str:
+        """What differs if the question does."""
+        found = hashlib.sha256(json.dumps(self.asked, sort_keys=True).encode())
+        for name, array in self.arrays.items():
+            found.update(name.encode() + array.tobytes())
+        return found.hexdigest()
+
+
+Take = Callable[[Visitor, Bundle], Question | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One way to ask.
+
+    Attributes:
+        take: Draws what is needed; returns the question, or None as long as there is none.
+        invitation: What to do as long as there is none.
+    """
+
+    take: Take
+    invitation: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """The ways to ask a model.
+
+    Attributes:
+        sources: By name, the first of them first.
+        example: An item as Python source, for the lines that run the model; empty if its task has no items.
+    """
+
+    sources: dict[str, Source]
+    example: str = ""
+
+
+def examples(visitor: Visitor) -> list[Any]:
+    """Return the raw items that travel in the bundle in sight, plain values; none if they cannot be read."""
+    key = f"examples {visitor.path}"
+    if key not in visitor.results:
+        try:
+            visitor.results[key] = visitor.ask("jobs:examples", {"path": visitor.path}).told["raw"]
+        except KitError as error:
+            st.caption(words.problem(error))
+            return []
+    found: list[Any] = visitor.results[key]
+    return found
+
+
+def next_draw(name: str) -> int:
+    """Draw a button for another sample; return the number of the draw."""
+    if st.button(name, icon=":material/shuffle:") or "draw" not in st.session_state:
+        st.session_state["draw"] = st.session_state.get("draw", -1) + 1
+    number: int = st.session_state["draw"]
+    return number
