@@ -1,0 +1,427 @@
+"""Texts in, classes or vectors out: a tokenizer's JSON travels in the bundle, and the package `tokenizers` reads it.
+
+task = TextEmbedding(tokenizer=Path("tokenizer.json"), pooling="mean", normalize=True, max_tokens=256)
+task.encode(["a nice film", "a boring one"])  # {"input_ids": int64 [2, 6], "attention_mask": ...}
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kit.errors import BadInput, BundleInvalid, DatasetInvalid, UsageError
+from kit.samples import Samples
+from kit.system import packages
+from kit.tasks.base import Prediction, Prologue
+from kit.tasks.classification import Classes, check_labels, check_temperature, probabilities
+from kit.tasks.rows import STDIN, SUFFIXES, rows_of
+from kit.tensors import Signature, Tensors, TensorSpec
+
+TOKENIZER = "tokenizer"
+POOLINGS = ("mean", "cls", "max", "last", "none")
+_IDS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+_PADS = ("[PAD]", "<pad>", "<|endoftext|>", "</s>")
+_BUCKETS = (16, 32, 64, 128, 256, 512)
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class Vectors(Prediction):
+    """A vector for each item.
+
+    Attributes:
+        vectors: float32 `[N, size]`.
+    """
+
+    vectors: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+        return iter(self.vectors)
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return the vector of each item."""
+        return [{"vector": vector} for vector in self.vectors.tolist()]
+
+
+class _Texts:
+    """The way in that all tasks of texts share.
+
+    Args:
+        tokenizer: Path of a tokenizer.json.
+        max_tokens: Longer texts are cut; the model's own bound holds in any case.
+        pad_multiple_of: Lengths are filled up to a multiple of this.
+        pad: Token to fill up with; None for the tokenizer's own, or the first usual one that it has.
+    """
+
+    name: str = ""
+    metrics: Sequence[str] = ()
+    prologue: Prologue | None = None
+
+    def __init__(
+        self, *, tokenizer: Path, max_tokens: int = 512, pad_multiple_of: int = 1, pad: str | None = None
+    ) -> None:
+        if max_tokens < 1 or pad_multiple_of < 1:
+            raise ValueError(f"texts cannot have {max_tokens} tokens, filled up to multiples of {pad_multiple_of}")
+        self.files: Mapping[str, Path] = {TOKENIZER: Path(tokenizer)}
+        self.max_tokens = max_tokens
+        self.pad_multiple_of = pad_multiple_of
+        self.pad = pad
+        self._inputs: tuple[TensorSpec, ...] = ()
+        self._outputs: tuple[TensorSpec, ...] = ()
+        self._longest: int | None = None
+        self._fixed: int | None = None
+
+    @classmethod
+    def open(cls, name: str, options: Mapping[str, Any], files: Mapping[str, Path], signature: Signature) -> Self:  # noqa: ARG003 - `check` reads the signature
+        """Make it of what a manifest holds."""
+        if name != cls.name:
+            raise BundleInvalid(f"this kit knows {cls.name}, not {name}", hint="install a newer kit")
+        if TOKENIZER not in files:
+            raise BundleInvalid(f"the task {name} needs a file {TOKENIZER!r}, and the bundle has none")
+        return cls(tokenizer=files[TOKENIZER], **options)
+
+    def options(self) -> dict[str, Any]:
+        """Return what travels in the manifest: what is not as usual is left out."""
+        given: dict[str, Any] = {"max_tokens": self.max_tokens}
+        given |= {"pad_multiple_of": self.pad_multiple_of} if self.pad_multiple_of != 1 else {}
+        return given | ({"pad": self.pad} if self.pad is not None else {})
+
+    def check(self, signature: Signature) -> None:
+        """Raise UsageError unless the model takes token ids, and nothing that a tokenizer cannot give."""
+        for spec in signature.inputs:
+            if spec.name not in _IDS or len(spec.shape) != 2 or not spec.dtype.startswith("int"):
+                raise UsageError(
+                    f"a tokenizer gives {', '.join(_IDS)}, as whole numbers [batch, sequence]; the model takes "
+                    f"{spec.name}: {spec.describe()}",
+                    hint="export it as plain tensors: --task tensors",
+                )
+        if "input_ids" not in {spec.name for spec in signature.inputs}:
+            raise UsageError("the model takes no input_ids", hint="export it as plain tensors: --task tensors")
+        self._inputs, self._outputs = signature.inputs, signature.outputs
+        sequence = signature.input("input_ids").shape[1]
+        if isinstance(sequence, int):
+            self._fixed, self._longest = sequence, sequence
+        else:
+            axis = signature.axes[sequence]
+            self._fixed, self._longest = None, axis.most
+            self.pad_multiple_of = math.lcm(self.pad_multiple_of, axis.multiple_of)
+
+    def read(self, argument: str) -> Iterator[tuple[str, Any]]:
+        """Give the texts of a file (its lines, or its column `text`), of stdin, or the word itself.
+
+        Raises:
+            BadInput: A file has no column `text`.
+        """
+        if argument != STDIN and Path(argument).suffix.lower() not in SUFFIXES and not Path(argument).is_file():
+            yield argument, argument
+            return
+        for number, row in enumerate(rows_of(argument), start=1):
+            yield f"{argument}:{number}", _text_of(row, argument)
+
+    def encode(self, items: Sequence[Any]) -> Tensors:
+        """Return token ids for texts, or pairs of texts, filled up to the longest."""
+        return self._filled(self._tokenized(items))
+
+    def samples(self, source: Path, signature: Signature) -> tuple[Samples, ...]:
+        """Read texts, with a column `label` if they have labels, in groups of about one length.
+
+        Raises:
+            DatasetInvalid: It holds something else, or labels that the model does not have.
+        """
+        self.check(signature)
+        texts, labels = [], []
+        for row in rows_of(source):
+            texts.append(_text_of(row, source.name))
+            labels.append(self._label_of(row, source.name, len(texts)))
+        if not texts:
+            raise DatasetInvalid(f"{source.name} holds no texts")
+        known = all(label is not None for label in labels)
+        tokens = self._tokenized(texts)
+        groups = []
+        for places in _by_length([len(one.ids) for one in tokens]):
+            inputs = self._filled([tokens[place] for place in places])
+            targets = {"labels": np.array([labels[place] for place in places], np.int64)} if known else None
+            groups.append(Samples(inputs=inputs, targets=targets, weights=self._weights(inputs), source=source.name))
+        return tuple(groups)
+
+    def raw(self, source: Path, most: int) -> list[Any]:
+        """Return the first texts."""
+        return [_text_of(row, source.name) for row in itertools.islice(rows_of(source), most)]
+
+    def item(self, raw: Any) -> Any:
+        """Return the text, or the pair of texts."""
+        return tuple(raw) if isinstance(raw, list) else raw
+
+    def snippet(self, path: str) -> str:
+        """Return the lines that run a variant with ONNX Runtime and tokenizers alone."""
+        filled = {
+            "input_ids": "encoded.ids",
+            "attention_mask": "encoded.attention_mask",
+            "token_type_ids": "encoded.type_ids",
+            "position_ids": "range(len(encoded.ids))",
+        }
+        given = ", ".join(f'"{one.name}": np.array([{filled[one.name]}], np.{one.dtype})' for one in self._inputs)
+        return (
+            "import numpy as np\nimport onnxruntime\nfrom tokenizers import Tokenizer\n\n"
+            f'tokenizer = Tokenizer.from_file("{self.files[TOKENIZER].name}")\n'
+            f'session = onnxruntime.InferenceSession("{path}")\n'
+            'encoded = tokenizer.encode("a text")\n'
+            f"outputs = session.run(None, {{{given}}})\n"
+        )
+
+    def _label_of(self, row: Mapping[str, Any], name: str, number: int) -> int | None:  # noqa: ARG002 - classifiers read it
+        """Return the label of a row as a number; None if it has none."""
+        return None
+
+    def _weights(self, inputs: Tensors) -> Tensors | None:
+        """Return what counts of outputs that have a value for each token: not the padding."""
+        mask = inputs.get("attention_mask")
+        sequence = next(spec for spec in self._inputs if spec.name == "input_ids").shape[1]
+        if mask is None or mask.all() or isinstance(sequence, int):
+            return None
+        named = {
+            spec.name: mask.reshape(*mask.shape, *[1] * (len(spec.shape) - 2)).astype(np.uint8)
+            for spec in self._outputs
+            if spec.shape[1:2] == (sequence,) and len(spec.shape) >= 2
+        }
+        return named or None
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        tokenizers: Any = packages.needed(
+            "tokenizers", distribution="tokenizers", purpose="reading texts", extra="text"
+        )
+        path = self.files[TOKENIZER]
+        try:
+            tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises bare Exceptions
+            raise BundleInvalid(f"{path.name} is no tokenizer.json: {error}") from error
+        self._own_padding = tokenizer.padding or {}
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return tokenizer
+
+    def _tokenized(self, items: Sequence[Any]) -> list[Any]:
+        texts = [_checked(item) for item in items]
+        tokenizer = self._tokenizer
+        most = min(self.max_tokens, self._longest or self.max_tokens)
+        tokenizer.enable_truncation(max_length=most)
+        encoded: list[Any] = tokenizer.encode_batch(texts)
+        empty = next((place for place, one in enumerate(encoded) if not one.ids), None)
+        if empty is not None:
+            raise BadInput(f"text {empty + 1} has no tokens", hint="leave empty texts out")
+        return encoded
+
+    def _filled(self, encoded: Sequence[Any]) -> dict[str, NDArray[Any]]:
+        """Fill up to the longest and return what the model takes of it."""
+        longest = max(len(one.ids) for one in encoded)
+        length = self._fixed or math.ceil(longest / self.pad_multiple_of) * self.pad_multiple_of
+        shape = (len(encoded), length)
+        filled = {
+            "input_ids": np.full(shape, self._pad_id, np.int64),
+            "attention_mask": np.zeros(shape, np.int64),
+            "token_type_ids": np.zeros(shape, np.int64),
+            "position_ids": np.broadcast_to(np.arange(length), shape),
+        }
+        for row, one in enumerate(encoded):
+            filled["input_ids"][row, : len(one.ids)] = one.ids
+            filled["attention_mask"][row, : len(one.ids)] = one.attention_mask
+            filled["token_type_ids"][row, : len(one.ids)] = one.type_ids
+        return {spec.name: np.ascontiguousarray(filled[spec.name], spec.dtype) for spec in self._inputs}
+
+    @cached_property
+    def _pad_id(self) -> int:
+        tokenizer = self._tokenizer
+        if self.pad is not None:
+            found = tokenizer.token_to_id(self.pad)
+            if found is None:
+                raise BundleInvalid(f"the tokenizer has no token {self.pad!r} to fill up with")
+            return int(found)
+        if "pad_id" in self._own_padding:
+            return int(self._own_padding["pad_id"])
+        usual = (tokenizer.token_to_id(token) for token in _PADS)
+        return next((int(one) for one in usual if one is not None), 0)
+
+
+class TextClassification(_Texts):
+    """Texts to classes.
+
+    Args:
+        labels: Names of the classes, in the order of the output.
+        temperature: Divides the logits before softmax.
+        abstain_below: Probability under which an answer is "unsure"; None for never.
+        **texts: Of the way in: tokenizer, max_tokens, pad_multiple_of, pad.
+    """
+
+    name = "text-classification@1"
+    metrics = ("top-1", "agreement")
+
+    def __init__(
+        self, *, labels: Sequence[str], temperature: float = 1.0, abstain_below: float | None = None, **texts: Any
+    ) -> None:
+        super().__init__(**texts)
+        self.labels = check_labels(labels)
+        check_temperature(temperature, abstain_below)
+        self.temperature = temperature
+        self.abstain_below = abstain_below
+        self._scores = ""
+
+    def options(self) -> dict[str, Any]:
+        """Return what travels in the manifest."""
+        given = {"labels": list(self.labels), **super().options()}
+        given |= {"temperature": self.temperature} if self.temperature != 1.0 else {}
+        return given | ({"abstain_below": self.abstain_below} if self.abstain_below is not None else {})
+
+    def check(self, signature: Signature) -> None:
+        """Raise UsageError unless the model takes token ids and gives a score for each label."""
+        super().check(signature)
+        scores = [spec for spec in signature.outputs if spec.is_float and spec.shape[1:] == (len(self.labels),)]
+        if not scores:
+            found = ", ".join(f"{spec.name}: {spec.describe()}" for spec in signature.outputs)
+            raise UsageError(
+                f"{len(self.labels)} labels do not fit the output {found}",
+                hint="give one label for each score: --labels",
+            )
+        self._scores = scores[0].name
+
+    def decode(self, outputs: Tensors, inputs: Tensors) -> Classes:
+        """Return the most probable class of each text."""
+        logits = outputs[self._scores]
+        return Classes(
+            labels=logits.argmax(axis=1),
+            probabilities=probabilities(logits, self.temperature),
+            logits=logits,
+            classes=self.labels,
+            abstain_below=self.abstain_below,
+            outputs=outputs,
+            inputs=inputs,
+        )
+
+    def _label_of(self, row: Mapping[str, Any], name: str, number: int) -> int | None:
+        return label_of(row.get("label"), self.labels, f"{name}, row {number}")
+
+
+class TextEmbedding(_Texts):
+    """Texts to vectors.
+
+    Args:
+        pooling: How the vectors of tokens become one: `mean` and `max` over what is no padding, `cls` the first, `last` the
+            last token, `none` if the graph gives one vector for each text itself.
+        normalize: Scale each vector to length 1.
+        output: Name of the output to take; None for the first that fits.
+        **texts: Of the way in: tokenizer, max_tokens, pad_multiple_of, pad.
+    """
+
+    name = "text-embedding@1"
+    metrics = ("cosine",)
+    _RANKS: ClassVar[dict[bool, int]] = {True: 2, False: 3}
+
+    def __init__(
+        self, *, pooling: str = "mean", normalize: bool = False, output: str | None = None, **texts: Any
+    ) -> None:
+        super().__init__(**texts)
+        if pooling not in POOLINGS:
+            raise ValueError(f"unknown pooling {pooling!r}; there are {', '.join(POOLINGS)}")
+        self.pooling = pooling
+        self.normalize = normalize
+        self.output = output
+
+    def options(self) -> dict[str, Any]:
+        """Return what travels in the manifest."""
+        given = {"pooling": self.pooling, **super().options()}
+        given |= {"normalize": True} if self.normalize else {}
+        return given | ({"output": self.output} if self.output is not None else {})
+
+    def check(self, signature: Signature) -> None:
+        """Raise UsageError unless the model takes token ids and gives vectors."""
+        super().check(signature)
+        rank = self._RANKS[self.pooling == "none"]
+        fitting = [
+            spec.name
+            for spec in signature.outputs
+            if spec.is_float and len(spec.shape) == rank and self.output in {None, spec.name}
+        ]
+        if not fitting:
+            found = ", ".join(f"{spec.name}: {spec.describe()}" for spec in signature.outputs)
+            raise UsageError(f"the pooling {self.pooling!r} needs an output of {rank} axes, found {found}")
+        self.output = fitting[0]
+
+    def decode(self, outputs: Tensors, inputs: Tensors) -> Vectors:
+        """Return the vector of each text."""
+        assert self.output is not None  # `check` found it
+        vectors = self._pooled(outputs[self.output].astype(np.float32), inputs)
+        if self.normalize:
+            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return Vectors(vectors=vectors, outputs=outputs, inputs=inputs)
+
+    def _pooled(self, tokens: NDArray[np.float32], inputs: Tensors) -> NDArray[np.float32]:
+        if self.pooling == "none":
+            return tokens
+        if self.pooling == "cls":
+            first: NDArray[np.float32] = tokens[:, 0]
+            return first
+        mask = inputs.get("attention_mask", np.ones(tokens.shape[:2], np.int64)).astype(np.float32)[..., np.newaxis]
+        if self.pooling == "last":
+            last = mask[..., 0].sum(axis=1).astype(np.int64) - 1
+            final: NDArray[np.float32] = tokens[np.arange(len(tokens)), last]
+            return final
+        if self.pooling == "max":
+            highest: NDArray[np.float32] = np.where(mask > 0, tokens, -np.inf).max(axis=1)
+            return highest.astype(np.float32)
+        mean: NDArray[np.float32] = (tokens * mask).sum(axis=1) / np.maximum(mask.sum(axis=1), 1e-9)
+        return mean
+
+
+def label_of(value: Any, labels: Sequence[str], where: str) -> int | None:
+    """Return a label as its number: a name, or a number already; None if there is none.
+
+    Raises:
+        DatasetInvalid: It is none of the model's.
+    """
+    if value is None or value == "":
+        return None
+    if str(value) in labels:
+        return list(labels).index(str(value))
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        number = -1
+    if not 0 <= number < len(labels):
+        raise DatasetInvalid(
+            f"{where}: the model has no label {value!r}", hint="its labels are: " + ", ".join(labels[:12])
+        )
+    return number
+
+
+def _text_of(row: Mapping[str, Any], where: str) -> Any:
+    """Return the text of a row, or the pair of texts if it has a column `pair`."""
+    if "text" not in row:
+        raise BadInput(f"{where} has no column 'text'; it has {', '.join(map(str, row))}", hint="rename the column")
+    return (str(row["text"]), str(row["pair"])) if row.get("pair") else str(row["text"])
+
+
+def _checked(item: Any) -> Any:
+    if isinstance(item, str):
+        return item
+    if isinstance(item, tuple | list) and len(item) == 2 and all(isinstance(one, str) for one in item):
+        return tuple(item)
+    raise UsageError(f"cannot read a text from {type(item).__name__}", hint="give a string, or a pair of strings")
+
+
+def _by_length(lengths: Sequence[int]) -> list[list[int]]:
+    """Return the places of texts in groups of about one length, the order kept within each."""
+    groups: dict[int, list[int]] = {}
+    for place, length in enumerate(lengths):
+        bucket = next((one for one in _BUCKETS if length <= one), max(lengths))
+        groups.setdefault(bucket, []).append(place)
+    return [groups[bucket] for bucket in sorted(groups)]
