@@ -144,7 +144,8 @@ def _translated(call: Any) -> None:
 
 def _failure(error: Exception) -> KitError:
     lines = [line for line in str(error).splitlines() if line.strip()]
-    reason = next((line for line in lines if not line.startswith("Exception from")), lines[0] if lines else "?")
+    told = [line for line in lines if not line.startswith(("Exception from", "Check "))] or lines
+    reason = " ".join(told[:2]) or type(error).__name__
     if isinstance(error, MemoryError) or "bad_alloc" in str(error):
         return MemoryShort(f"OpenVINO has too little memory for the model: {reason}", hint="use smaller inputs")
     return BundleInvalid(f"OpenVINO does not accept the model: {reason}", hint="use --runtime onnxruntime")
