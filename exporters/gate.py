@@ -28,7 +28,7 @@ from kit.errors import BundleInvalid, GateFailed, KitError
 from kit.metrics import Fidelity, Score, Values, Verdict
 from kit.metrics.fidelity import FLOAT_RTOL, HALF_RTOL, compare, judge_float
 from kit.runtime import graph_file
-from kit.runtime.base import Runner, run_in_batches
+from kit.runtime.base import Runner
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
 from kit.samples import SEEDED, Samples, Splits, count
 from kit.tensors import Signature, Tensors
@@ -120,7 +120,7 @@ def examine(candidate: Candidate, proof: Proof, *, baseline: Passed | None) -> P
     if baseline is not None:
         check_opens(candidate)
     try:
-        with OnnxRuntimeRunner(path, signature=proof.signature) as runner:
+        with OnnxRuntimeRunner(path, binds=False) as runner:
             signature = check_sizes(
                 runner, proof.signature, proof.golden, name=candidate.id, rtol=_rows_rtol(candidate), graph=path
             )
@@ -202,10 +202,13 @@ def _rows_rtol(candidate: Candidate) -> float:
 
 def answer(runner: Runner, groups: Sequence[Samples], signature: Signature) -> list[Tensors]:
     """Run every group of samples, in batches bounded by bytes if its outputs can be joined."""
-    whole = any(signature.batch not in spec.shape or spec.varies for spec in signature.outputs)
-    if whole:
-        return [runner.run(group.inputs) for group in groups]
-    return [run_in_batches(runner, group.inputs, most_bytes=ANSWER_BYTES) for group in groups]
+    joins = all(signature.batch in spec.shape and not spec.varies for spec in signature.outputs)
+    found: list[Tensors] = []
+    for group in groups:
+        rows = signature.rows_within(ANSWER_BYTES, signature.check(group.inputs))
+        pieces = signature.split(group.inputs, rows) if joins else [group.inputs]
+        found.append(signature.join([runner.run(piece) for piece in pieces]))
+    return found
 
 
 def check_file(candidate: Candidate, signature: Signature) -> Needs:

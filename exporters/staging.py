@@ -115,7 +115,8 @@ def nbytes(tensor: onnx.TensorProto) -> int:
     size = math.prod(tensor.dims)
     if tensor.data_type in {onnx.TensorProto.INT4, onnx.TensorProto.UINT4}:
         return math.ceil(size / 2)
-    return int(size * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+    dtype: np.dtype[Any] = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    return size * dtype.itemsize
 
 
 def array_of(tensor: onnx.TensorProto, folder: Path) -> NDArray[Any]:

@@ -255,7 +255,7 @@ class _Trial:
 
     def judged(self, candidate: Candidate) -> _Result:
         signature = self.bench.signature
-        with OnnxRuntimeRunner(candidate.files.path, signature=signature) as runner:
+        with OnnxRuntimeRunner(candidate.files.path, binds=False) as runner:
             answers = answer(runner, self._groups, signature)
         before = self.bench.baseline.values[self._key]
         scores = tuple(self._score(bar, base, answers) for bar, base in zip(self._bars, before, strict=True))
@@ -292,7 +292,7 @@ class _Trial:
         exact_path = _cut(model, tensor, source.path.parent, quantized.files.folder / "exact")
         noisy_path = _cut(there, tensor, quantized.files.folder, quantized.files.folder / "noisy")
         found = _Noise()
-        with OnnxRuntimeRunner(exact_path) as exact, OnnxRuntimeRunner(noisy_path) as noisy:
+        with OnnxRuntimeRunner(exact_path, binds=False) as exact, OnnxRuntimeRunner(noisy_path, binds=False) as noisy:
             for piece in sampling.batches(self._groups, self.bench.signature, ANSWER_BYTES):
                 given = {spec.name: piece[spec.name] for spec in exact.signature.inputs}
                 signal = exact.run(given)[tensor]
