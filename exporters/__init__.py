@@ -1,8 +1,8 @@
-"""The workshop: a trained PyTorch model in, checked artifacts out.
+"""The workshop: a model in, checked artifacts out.
 
 import exporters
 
-report = exporters.export(module, spec, out="artifacts/my-model", data=data)
+report = exporters.export("model.onnx", out="artifacts/my-model")
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ _ROOMS = {
     "AutoOptions": "search.choose",
     "ExportOptions": "options",
     "ExportReport": "workbench",
-    "LabelledData": "gate",
-    "Split": "pipeline",
     "export": "pipeline",
     "export_auto": "search.choose",
     "export_bundle": "pipeline",

@@ -1,264 +1,306 @@
-"""What must hold before anything is published: the file, its batches, parity with PyTorch, and accuracy.
+"""What must hold before anything is published: the file, its sizes, fidelity to the original, and the metric's bar.
 
-A failed gate raises GateFailed with the figures; nothing was written. Order of the checks: cheap ones first; accuracy on
+A failed gate raises GateFailed with the figures; nothing was written. Cheap checks come first, and the metric's bar is met on
 the validation split before the test split is looked at.
 """
 
 from __future__ import annotations
 
+import math
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
-from onnx import helper
 
+from exporters import staging
+from exporters.bars import Bar, hold, power
+from exporters.candidates import Candidate
 from exporters.graph.rules import domains_of, least_onnxruntime, opset_of
-from kit import parity
-from kit.accuracy import accuracy
-from kit.bundle import GoldenSamples, file_ref
-from kit.bundle.records import Accuracy, ModelSpec, Quantization, Variant
-from kit.choices import BATCH, Precision, VariantFormat
-from kit.errors import GateFailed, KitError
-from kit.lab.data import Split
-from kit.parity import Parity, Verdict
-from kit.runtime.base import logits_of
+from exporters.sizes import check_sizes
+from kit.bundle import Staged
+from kit.bundle.manifest import Needs, Variant
+from kit.choices import Precision, VariantFormat
+from kit.errors import BundleInvalid, GateFailed, KitError
+from kit.metrics import Fidelity, Score, Values, Verdict
+from kit.metrics.fidelity import FLOAT_RTOL, HALF_RTOL, compare, judge_float
+from kit.runtime import graph_file
+from kit.runtime.base import Runner
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
+from kit.samples import SEEDED, Samples, Splits, count
+from kit.tensors import Signature, Tensors
 
-BATCHES = (1, 2, 17)
-"""Batch sizes every graph is run at: one that was specialised to its example fails here."""
-
+ANSWER_BYTES = 4 * 2**20
+"""Inputs and outputs of one call when samples are answered: what lies between them takes many times as much."""
 
 # Dynamic quantization finds one range for the whole batch, so its rows may move by a quantization step; weight-only kernels
 # differ between one row and several.
-_BATCH_RTOL = {VariantFormat.DYNAMIC: 0.1, VariantFormat.WEIGHT_ONLY: 0.02}
-
-LEAST_AGREEMENT = 0.95
-"""Top-1 agreement with PyTorch a quantized variant must reach on the golden samples where there is no labelled data."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """A model that wants to be published."""
-
-    id: str
-    model: onnx.ModelProto
-    precision: Precision
-    format: VariantFormat
-    normalization_folded: bool
-    quantization: Quantization | None = None
+_ROWS_RTOL = {VariantFormat.DYNAMIC: 0.1, VariantFormat.WEIGHT_ONLY: 0.02}
+_GOLDEN = "golden"
+_SPLIT_HINT = (
+    "nothing was published; allow more with --max-loss, or try another --precision, --format or --quantization"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelledData:
-    """Labelled images to check a model with.
+class Proof:
+    """What a candidate is held to.
 
     Attributes:
-        dataset: Name, for the record.
-        validation: Held out of the training data: where the gate decides.
-        test: For the final figure alone; held to the same bar, chosen by nothing.
-        train: What static quantization draws its calibration images from; None where it is not wanted.
-        validation_name: `train` where the model has seen those images, for want of any held out.
+        signature: What it must take and give.
+        golden: Samples with the original's answers.
+        data: Labelled or unlabelled samples with the original's answers; None if there are none.
+        bars: Metrics on the data, the first is the one that the variants are known by.
+        golden_bars: Metrics on the golden samples.
     """
 
-    dataset: str
-    validation: Split
-    test: Split
-    train: Split | None = None
-    validation_name: str = "validation"
+    signature: Signature
+    golden: tuple[Samples, ...]
+    data: Splits | None
+    bars: tuple[Bar, ...]
+    golden_bars: tuple[Bar, ...]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Reference:
-    """PyTorch's logits on the golden samples and, where there is labelled data, on its splits."""
-
-    golden: GoldenSamples
-    validation: NDArray[np.float32] | None = None
-    test: NDArray[np.float32] | None = None
+    def splits(self) -> Iterator[tuple[str, str, tuple[Samples, ...], tuple[Bar, ...]]]:
+        """Give the key, name, samples and bars of each set of samples, in the order they are looked at."""
+        if self.data is None or not all(group.source == SEEDED for group in self.golden):
+            yield _GOLDEN, "golden samples", self.golden, self.golden_bars
+        else:
+            yield _GOLDEN, "golden samples", self.golden, ()  # noise is nothing a model with data was quantized for
+        if self.data is not None:
+            yield self.data.validation_name, self.data.dataset, self.data.validation, self.bars
+            yield "test", self.data.dataset, self.data.test, self.bars
 
 
 @dataclass(frozen=True, kw_only=True)
 class Passed:
-    """A candidate that met every check: its manifest entry, its bytes, and the parity that was measured.
+    """A candidate that met every check.
 
     Attributes:
-        parity_images: What `parity` was measured on, such as "mnist test".
-        logits: The candidate's own logits on validation and test, a baseline for the next candidate.
+        variant: Its entry in the manifest.
+        folder: Where its files wait, until they are moved into the bundle.
+        signature: What it takes and gives, with the outputs that were seen to vary.
+        fidelity: Against the original, on the test split if there is data, else on the golden samples.
+        samples: What `fidelity` was measured on, such as "mnist test".
+        verdict: How a float variant was judged by it; None for a quantized one.
+        values: What each bar's metric gave, by split: the baseline for the next candidate.
+        remarks: What the gate could not decide, in words.
     """
 
     variant: Variant
-    data: bytes = field(repr=False)
-    parity: Parity
-    parity_images: str
+    folder: Path
+    signature: Signature
+    fidelity: tuple[Fidelity, ...]
+    samples: str
     verdict: Verdict | None
-    logits: tuple[NDArray[np.float32], NDArray[np.float32]] | None = field(repr=False)
+    values: Mapping[str, tuple[Values | None, ...]] = field(repr=False)
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def staged(self) -> Staged:
+        """Return it as bundles take it."""
+        return Staged(variant=self.variant, folder=self.folder)
 
 
-def examine(
-    candidate: Candidate,
-    spec: ModelSpec,
-    reference: Reference,
-    *,
-    data: LabelledData | None,
-    baseline: Passed | None,
-    max_drop_points: float,
-) -> Passed:
+def examine(candidate: Candidate, proof: Proof, *, baseline: Passed | None) -> Passed:
     """Run every check on a candidate.
 
     Args:
-        candidate: The model.
-        spec: What it must take and give.
-        reference: PyTorch's answers.
-        data: Labelled data, if there is any.
-        baseline: The fp32 candidate, for another precision.
-        max_drop_points: Largest loss of top-1 against the baseline, in percentage points.
+        candidate: Its files wait under their names.
+        proof: What it is held to.
+        baseline: The candidate that others are compared with; None for that one itself.
 
     Raises:
         GateFailed: A check said no; the message holds the figures.
     """
-    check_file(candidate.model, spec)
-    encoded = candidate.model.SerializeToString(deterministic=True)
+    path = candidate.files.path
+    needs = check_file(candidate, proof.signature)
+    if baseline is not None:
+        check_opens(candidate)
     try:
-        with OnnxRuntimeRunner(encoded) as runner:
-            check_batches(runner, spec, reference.golden.pixels, rtol=_batch_rtol(candidate))
-            golden = logits_of(runner, reference.golden.pixels)
-            validation = logits_of(runner, data.validation.images) if data else None
-            before = baseline.logits if baseline and baseline.logits else (None, None)
-            figures = check_accuracy(candidate.id, data, (validation, None), before, max_drop_points)
-            test = logits_of(runner, data.test.images) if data else None
+        with OnnxRuntimeRunner(path, binds=False) as runner:
+            signature = check_sizes(
+                runner, proof.signature, proof.golden, name=candidate.id, rtol=_rows_rtol(candidate), graph=path
+            )
+            return _measured(candidate, proof, signature, runner, needs, baseline)
     except GateFailed:
         raise
     except KitError as error:
         raise GateFailed(f"{candidate.id}: {error}", hint=error.hint) from error
-    golden_parity = parity.compare(reference.golden.logits, golden)
-    found, images = golden_parity, "golden samples"
-    if data is not None and test is not None and reference.test is not None:
-        found, images = parity.compare(reference.test, test), f"{data.dataset} test"
-        figures = check_accuracy(candidate.id, data, (validation, test), before, max_drop_points)
-    verdict = None
-    if candidate.precision in {Precision.FP32, Precision.FP16}:
-        verdict = parity.judge_float(found) if candidate.precision is Precision.FP32 else parity.judge_half(found)
-        if not verdict.passed:
-            raise GateFailed(
-                f"{candidate.id} does not agree with PyTorch on {found.images} {images}: {verdict.reason}, "
-                f"top-1 agreement {found.top1_agreement:.2%}"
-            )
-    elif data is None and not golden_parity.top1_agreement >= LEAST_AGREEMENT:
-        raise GateFailed(
-            f"{candidate.id} agrees with PyTorch on {golden_parity.top1_agreement:.1%} of {golden_parity.images} golden "
-            f"samples, less than {LEAST_AGREEMENT:.0%}; rms error {golden_parity.rms_error:.3g}",
-            hint="nothing was published; pass labelled data, or try another --quantization",
-        )
-    logits = (validation, test) if validation is not None and test is not None else None
+
+
+def _measured(
+    candidate: Candidate, proof: Proof, signature: Signature, runner: Runner, needs: Needs, baseline: Passed | None
+) -> Passed:
+    """Compare and hold on each set of samples in turn; the next one is only looked at if this one holds."""
+    by_split: dict[str, tuple[Fidelity, ...]] = {}
+    values: dict[str, tuple[Values | None, ...]] = {}
+    scores: list[Score] = []
+    remarks: list[str] = []
+    samples, verdict = "", None
+    for key, dataset, groups, bars in proof.splits():
+        answers = answer(runner, groups, signature)
+        check_numbers(candidate.id, answers, f"{dataset} {key}" if key != _GOLDEN else dataset)
+        if key != _validation(proof):
+            by_split[key] = compare(groups, answers)
+            samples = dataset if key == _GOLDEN else f"{dataset} {key}"
+            verdict = judge(candidate, by_split[key], count(groups, signature), samples)
+        values[key] = tuple(bar.values(groups, answers) for bar in bars)
+        before = None if baseline is None else baseline.values.get(key)
+        for place, (bar, found) in enumerate(zip(bars, values[key], strict=True)):
+            base = None if before is None else before[place]
+            if found is None or (base is None and (baseline is not None or not bar.metric.needs_targets)):
+                continue  # it says nothing of these samples; and against itself the baseline need not be scored
+            score = hold(bar, found, base, name=candidate.id, dataset=dataset, split=key, hint=_SPLIT_HINT)
+            scores.append(score)
+            if remark := power(bar, score):
+                remarks.append(remark)
     variant = Variant(
         id=candidate.id,
-        artifact=file_ref(candidate.id, ".onnx", encoded),
         precision=candidate.precision,
         format=candidate.format,
-        opset=opset_of(candidate.model),
-        ir_version=int(candidate.model.ir_version),
-        domains=domains_of(candidate.model),
-        min_onnxruntime=least_onnxruntime(candidate.model),
-        normalization_folded=candidate.normalization_folded,
-        parity=golden_parity.record(),
+        graph=candidate.files.graph,
+        data=candidate.files.data,
+        needs=needs,
+        fidelity=by_split[_GOLDEN],
+        scores=_one_for_each(scores),
         quantization=candidate.quantization,
-        validation=figures[0],
-        accuracy=figures[1],
     )
-    return Passed(variant=variant, data=encoded, parity=found, parity_images=images, verdict=verdict, logits=logits)
+    return Passed(
+        variant=variant,
+        folder=candidate.files.folder,
+        signature=signature,
+        fidelity=by_split.get("test", by_split[_GOLDEN]),
+        samples=samples,
+        verdict=verdict,
+        values=values,
+        remarks=tuple(dict.fromkeys(remarks)),
+    )
 
 
-def _batch_rtol(candidate: Candidate) -> float:
-    usual = parity.HALF_RTOL if candidate.precision is Precision.FP16 else parity.FLOAT_RTOL
-    return _BATCH_RTOL.get(candidate.format, usual)
+def _validation(proof: Proof) -> str:
+    """Return the key of the validation split, on which fidelity is not compared; empty without data."""
+    return proof.data.validation_name if proof.data is not None else ""
 
 
-def check_file(model: onnx.ModelProto, spec: ModelSpec) -> None:
-    """Hold the file to the ONNX standard, to one file, and to the spec's names, dtypes and shapes.
+def _one_for_each(scores: Sequence[Score]) -> tuple[Score, ...]:
+    """Return one score for each metric and split: of several outputs the one that lost most."""
+    worst: dict[tuple[str, str], Score] = {}
+    for score in scores:
+        key = (score.metric, score.split)
+        if key not in worst or score.loss > worst[key].loss:
+            worst[key] = score
+    return tuple(worst.values())
+
+
+def _rows_rtol(candidate: Candidate) -> float:
+    usual = HALF_RTOL if candidate.precision is Precision.FP16 else FLOAT_RTOL
+    return _ROWS_RTOL.get(candidate.format, usual)
+
+
+def answer(runner: Runner, groups: Sequence[Samples], signature: Signature) -> list[Tensors]:
+    """Run every group of samples, in batches bounded by bytes if its outputs can be joined."""
+    joins = all(signature.batch in spec.shape and not spec.varies for spec in signature.outputs)
+    found: list[Tensors] = []
+    for group in groups:
+        rows = signature.rows_within(ANSWER_BYTES, signature.check(group.inputs))
+        pieces = signature.split(group.inputs, rows) if joins else [group.inputs]
+        found.append(signature.join([runner.run(piece) for piece in pieces]))
+    return found
+
+
+def check_file(candidate: Candidate, signature: Signature) -> Needs:
+    """Hold a file to the ONNX standard, to its own folder, and to the signature's names, dtypes and shapes.
 
     Raises:
         GateFailed: It does not hold.
     """
+    path = candidate.files.path
     try:
-        onnx.checker.check_model(model, full_check=True)
+        graph_file.weights_beside(path)
+        onnx.checker.check_model(str(path), full_check=True)
+    except BundleInvalid as error:
+        raise GateFailed(f"{candidate.id}: {error}", hint=error.hint) from error
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise GateFailed(f"onnx.checker refuses the graph: {error}") from error
-    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
-        raise GateFailed("the graph keeps weights in another file")
-    for found, wanted in ((model.graph.input, spec.input), (model.graph.output, spec.output)):
-        described = [_describe(value) for value in found]
-        expected = (wanted.name, wanted.dtype, (BATCH, *map(str, wanted.shape)))
-        if described != [expected]:
-            raise GateFailed(f"the graph has {described} where the spec says {expected}")
+        raise GateFailed(f"{candidate.id}: onnx.checker refuses the graph: {error}") from error
+    model = staging.read(path)
+    check_border(model, signature)
+    return Needs(
+        opset=opset_of(model),
+        ir_version=int(model.ir_version),
+        onnxruntime=least_onnxruntime(model),
+        domains=domains_of(model),
+    )
 
 
-def check_batches(runner: OnnxRuntimeRunner, spec: ModelSpec, pixels: NDArray[np.uint8], *, rtol: float) -> None:
-    """Run batches of 1, 2 and 17 and compare each row to the same row run alone, relative to the largest logit.
-
-    Raises:
-        GateFailed: A batch does not run, has the wrong shape, or its rows depend on their neighbours.
-    """
-    supply = np.resize(pixels, (max(BATCHES), *spec.input.shape))
-    alone = np.concatenate([runner.run(supply[i : i + 1]) for i in range(len(supply))])
-    scale = max(float(np.abs(alone).max()), 1e-12)
-    for size in BATCHES:
-        logits = runner.run(supply[:size])
-        if logits.shape != (size, *spec.output.shape) or str(logits.dtype) != spec.output.dtype:
-            raise GateFailed(f"a batch of {size} gives {logits.dtype} {logits.shape}")
-        error = float(np.abs(logits - alone[:size]).max()) / scale
-        if not error <= rtol:  # not-a-number is no agreement
-            raise GateFailed(f"in a batch of {size} the rows depend on their neighbours")
-
-
-def _describe(value: onnx.ValueInfoProto) -> tuple[str, str, tuple[str, ...]]:
-    tensor = value.type.tensor_type
-    dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)).name
-    sizes = tuple(dim.dim_param or str(dim.dim_value) for dim in tensor.shape.dim)
-    return value.name, dtype, sizes
-
-
-def check_accuracy(
-    name: str,
-    data: LabelledData | None,
-    logits_of_splits: tuple[NDArray[np.float32] | None, NDArray[np.float32] | None],
-    before: tuple[NDArray[np.float32] | None, NDArray[np.float32] | None],
-    max_drop_points: float,
-    *,
-    hint: str = "nothing was published; allow more with --max-drop, or try another --quantization",
-) -> tuple[Accuracy | None, Accuracy | None]:
-    """Count top-1 on validation and test, as far as they were run, and hold each to the allowed drop, validation first.
-
-    Args:
-        name: Of the candidate.
-        data: The labels.
-        logits_of_splits: Of the candidate on both splits; None for one that was not run.
-        before: Of the baseline, likewise.
-        max_drop_points: Largest loss of top-1, in percentage points; one image is allowed in any case, unless it is 0.
-        hint: What to do about more.
-
-    Raises:
-        GateFailed: More was lost.
-    """
-    figures: list[Accuracy | None] = []
-    for split, logits, base in zip(
-        (data.validation_name if data else "validation", "test"), logits_of_splits, before, strict=True
+def check_border(model: onnx.ModelProto, signature: Signature) -> None:
+    """Raise GateFailed unless a graph has the signature's inputs and outputs, in their order, and no size of them is fixed."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    for kind, values, specs in (
+        ("inputs", inputs, signature.inputs),
+        ("outputs", list(model.graph.output), signature.outputs),
     ):
-        if data is None or logits is None:
-            figures.append(None)
-            continue
-        labels = (data.test if split == "test" else data.validation).labels
-        found = accuracy(logits, labels, dataset=data.dataset, split=split, baseline=base)
-        if found.flips_to_wrong - found.flips_to_right > allowed_flips(max_drop_points, found.images):
-            raise GateFailed(
-                f"{name} loses {found.drop_points:.2f} points of top-1 on the {split} split "
-                f"({found.top1:.2%} of {found.images} images; {found.flips_to_wrong} became wrong, "
-                f"{found.flips_to_right} became right), more than the allowed {max_drop_points:g}",
-                hint=hint,
+        if [value.name for value in values] != [spec.name for spec in specs]:
+            found, wanted = ", ".join(value.name for value in values), ", ".join(spec.name for spec in specs)
+            raise GateFailed(f"the graph has the {kind} {found} where the signature says {wanted}")
+        for value, spec in zip(values, specs, strict=True):
+            tensor = value.type.tensor_type
+            dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)).name
+            dims = [dim.dim_param or dim.dim_value for dim in tensor.shape.dim] if tensor.HasField("shape") else None
+            fits = dims is None or (
+                len(dims) == len(spec.shape)
+                and all(isinstance(dim, str) or dim in {0, size} for dim, size in zip(dims, spec.shape, strict=True))
             )
-        figures.append(found)
-    return figures[0], figures[1]
+            if dtype != spec.dtype or not fits:
+                raise GateFailed(
+                    f"{spec.name} is {dtype} [{', '.join(map(str, dims or ()))}] in the graph, where the signature says "
+                    f"{spec.describe()}"
+                )
 
 
-def allowed_flips(max_drop_points: float, images: int) -> float:
-    """Return how many images of a split may be lost; one is the least that a split can tell: of 144 it is 0.7 points."""
-    return max(max_drop_points / 100 * images, 1.0 if max_drop_points > 0 else 0.0) + 1e-9
+def check_opens(candidate: Candidate) -> None:
+    """Open a file that a converter made in a process of its own, which ONNX Runtime may end (microsoft/onnxruntime#15494).
+
+    Raises:
+        GateFailed: It did.
+    """
+    program = (
+        "import sys, onnxruntime as o; s = o.SessionOptions(); s.log_severity_level = 4; s.intra_op_num_threads = 1; "
+        "o.InferenceSession(sys.argv[1], s, providers=['CPUExecutionProvider'])"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(candidate.files.path)], capture_output=True, check=False)
+    if done.returncode < 0 or done.returncode > 1:  # 1 is an exception, which opening it here says in words
+        ended = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
+        raise GateFailed(
+            f"{candidate.id}: ONNX Runtime crashes when it opens the file ({ended})",
+            hint="nothing was published; leave this --precision or --format out",
+        )
+
+
+def check_numbers(name: str, answers: Sequence[Tensors], what: str) -> None:
+    """Raise GateFailed if an answer holds a value that is no number."""
+    for outputs in answers:
+        for output, array in outputs.items():
+            if array.dtype.kind == "f" and np.isnan(array).any():
+                raise GateFailed(f"{name} gives values of {output!r} that are no numbers, on {what}")
+
+
+def judge(candidate: Candidate, found: Sequence[Fidelity], samples: int, what: str) -> Verdict | None:
+    """Hold a float variant to the tolerance of its precision; None for a quantized one, which the bars judge.
+
+    Raises:
+        GateFailed: It differs more.
+    """
+    if candidate.precision not in {Precision.FP32, Precision.FP16} or candidate.format is not VariantFormat.FLOAT:
+        if any(not math.isfinite(one.rms_error) for one in found):
+            raise GateFailed(f"{candidate.id} gives answers of another shape or size than the original on {what}")
+        return None
+    verdict = judge_float(found, FLOAT_RTOL if candidate.precision is Precision.FP32 else HALF_RTOL)
+    if not verdict.passed:
+        agreements = [one.agreement for one in found if one.agreement is not None]
+        also = f", agreement {min(agreements):.2%}" if agreements else ""
+        raise GateFailed(f"{candidate.id} does not agree with the original on {samples} {what}: {verdict.reason}{also}")
+    return verdict

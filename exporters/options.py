@@ -10,8 +10,6 @@ from kit.errors import UsageError
 OPSETS = (18, 19, 20, 21, 22, 23)
 DEFAULT_OPSET = 20
 STATIC_FORMATS = (VariantFormat.QDQ, VariantFormat.QOPERATOR, VariantFormat.PIXEL)
-DEFAULT_MAX_DROP_POINTS = 0.3
-DEFAULT_CALIBRATION_SAMPLES = 1024
 AUTO = "auto"
 
 
@@ -20,16 +18,17 @@ class ExportOptions:
     """What to make, and the bar it must meet. What would change nothing is refused.
 
     Attributes:
-        precisions: Any of fp32, fp16, int8 and int4; fp32 is made in any case, as the baseline.
+        precisions: Any of fp32, fp16, int8 and int4; the model as it came is written in any case, as the baseline.
         quantization: How int8 finds its activation ranges; None for static.
         formats: How static int8 is written, one variant each; None for QDQ.
         calibration: How static int8 makes ranges of what its samples showed; None for the whole range.
-        calibration_samples: Training images that those ranges are drawn from; None for 1,024.
+        calibration_samples: Training samples that those ranges are drawn from; None for 1,024.
         per_channel: Whether int8 weights have a scale for each output; None for what suits the format: yes, but for pixel.
         exclude_layers: Names of layers that int8 or int4 leaves in float; `("auto",)` for the fewest that meet the bar.
         opset: ONNX operator set.
-        max_drop_points: Largest loss of top-1 against fp32, in percentage points; None for 0.3.
-        seed: Of the draw of the calibration images.
+        max_loss: Largest loss against the baseline, in the unit of the metric, 0.003 of top-1 for 0.3 points; None for the
+            metric's own bar.
+        seed: Of the draw of the calibration samples.
     """
 
     precisions: tuple[Precision, ...] = (Precision.FP32,)
@@ -40,7 +39,7 @@ class ExportOptions:
     per_channel: bool | None = None
     exclude_layers: tuple[str, ...] = ()
     opset: int = DEFAULT_OPSET
-    max_drop_points: float | None = None
+    max_loss: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -64,10 +63,10 @@ class ExportOptions:
             raise UsageError(f"opset {self.opset} is not supported", hint=f"choose one of {known}")
         if self.calibration_samples is not None and self.calibration_samples < 1:
             raise UsageError("calibration needs 1 sample or more")
-        if self.max_drop_points is not None and not self.max_drop_points >= 0:
-            raise UsageError(f"the allowed drop must not be negative, found {self.max_drop_points}")
-        if self.max_drop_points is not None and set(self.precisions) == {Precision.FP32}:
-            raise UsageError("--max-drop changes nothing without --precision fp16, int8 or int4")
+        if self.max_loss is not None and not self.max_loss >= 0:
+            raise UsageError(f"the allowed loss must not be negative, found {self.max_loss}")
+        if self.max_loss is not None and set(self.precisions) == {Precision.FP32}:
+            raise UsageError("an allowed loss changes nothing without --precision fp16, int8 or int4")
 
     def _check_int8(self) -> None:
         int8_only = {
@@ -102,11 +101,6 @@ class ExportOptions:
         if self.quantization is QuantizationScheme.DYNAMIC:
             return ()
         return self.formats or (VariantFormat.QDQ,)
-
-    @property
-    def allowed_drop_points(self) -> float:
-        """The bar, the default one where none was given."""
-        return DEFAULT_MAX_DROP_POINTS if self.max_drop_points is None else self.max_drop_points
 
     @property
     def finds_exclusions(self) -> bool:

@@ -1,128 +1,212 @@
-"""The one entrance of the workshop: a module and a ModelSpec in, checked variants in a bundle out.
+"""The one entrance of the workshop: a model in, checked variants in a bundle out.
 
-Who calls whom: `export_bundle` (a bundle that `kit train` made) and `export` (any module) set up a workbench, make what the
-options call for (candidates), hand each to the gate, and publish all of them in one step; when one fails nothing is
-published.
+report = export("model.onnx", out="artifacts/my-model", options=ExportOptions(precisions=("fp32", "int8")), data=splits)
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import numpy as np
-from torch import nn
+from typing import Any
 
 from exporters import candidates, workbench
-from exporters.gate import LabelledData, Passed
+from exporters.gate import Passed
 from exporters.options import ExportOptions
 from exporters.search import blame
 from exporters.workbench import ExportReport, OnStep, Workbench
 from kit import bundle as bundles
-from kit.bundle import Bundle, GoldenSamples
-from kit.bundle.records import ModelSpec
+from kit.bundle import Bundle, Items, Staged
+from kit.bundle.manifest import Variant, check_name
 from kit.choices import Precision
-from kit.lab import data as datasets
-from kit.lab import models
-from kit.lab.data import Split
+from kit.errors import UsageError
+from kit.metrics import Metric
+from kit.samples import Samples, Splits
 from kit.system import machine
-from kit.tasks import images
+from kit.tasks.base import Task
+from kit.tensors import Signature
 
-__all__ = ["ExportOptions", "ExportReport", "LabelledData", "Split", "export", "export_bundle"]
+__all__ = ["ExportOptions", "ExportReport", "export", "export_bundle", "make"]
+
+_QUANTIZED = frozenset({Precision.INT8, Precision.INT4})
+_MOST_ITEMS = 3
 
 
 def export_bundle(
     bundle: Bundle,
     options: ExportOptions,
     *,
+    data: Splits | None = None,
     data_dir: Path | None = None,
+    metric: str | Metric | None = None,
     on_step: OnStep = lambda _: None,
 ) -> ExportReport:
-    """Export a trained bundle's weights and add the variants to it.
+    """Add variants to a bundle of any model.
+
+    Args:
+        bundle: Its original is rebuilt if an installed package knows it; else its baseline answers for it.
+        options: What to make.
+        data: Samples to check and calibrate with; None for those that the bundle was made with, if they are at hand.
+        data_dir: Where registered data sets lie.
+        metric: What decides, by name or itself; None for the first of its task's metrics that the data allow.
+        on_step: Told what is being done.
 
     Raises:
-        UsageError: The bundle is packed, holds no weights or training record, or a module kit cannot rebuild.
-        DatasetUnavailable: The data set it was trained on, which the gate needs, is not here.
+        UsageError: The bundle is packed, the data do not fit it, or a variant cannot be made of it.
         GateFailed: A check said no; the bundle is as it was.
     """
     bundles.refuse_unwritable(bundle)
-    bench = workbench.for_bundle(bundle, opset=options.opset, data_dir=data_dir, on_step=on_step)
-    passed = make(bench, options, on_step)
-    on_step("publishing")
-    entries = tuple((one.variant, one.data) for one in passed)
-    published = bundles.publish(bundle, entries, tools=machine.tool_versions())
+    with workbench.staging_beside(bundle.folder) as folder:
+        bench = workbench.for_bundle(
+            bundle,
+            folder,
+            opset=options.opset,
+            data=data,
+            data_dir=data_dir,
+            metric=metric,
+            max_loss=options.max_loss,
+            on_step=on_step,
+        )
+        passed = make(bench, options, on_step)
+        on_step("publishing")
+        published = bundles.publish(bundle, staged(bundle, passed), tools=machine.tool_versions())
     return ExportReport(bundle=published, passed=passed)
 
 
 def export(
-    module: nn.Module,
-    spec: ModelSpec,
+    source: Any,
     *,
     out: str | os.PathLike[str],
+    name: str | None = None,
+    signature: Signature | None = None,
+    inputs: Any = None,
+    task: Task | None = None,
+    weights: str | os.PathLike[str] | None = None,
     options: ExportOptions | None = None,
-    data: LabelledData | None = None,
-    golden: tuple[datasets.Split, str] | None = None,
+    data: Splits | None = None,
+    golden: Sequence[Samples] | None = None,
+    raw: Sequence[Any] = (),
+    metric: str | Metric | None = None,
+    attachments: Mapping[str, bytes] | None = None,
     on_step: OnStep = lambda _: None,
 ) -> ExportReport:
-    """Export any module into a bundle of its own.
+    """Export a model into a bundle of its own.
 
     Args:
-        module: Takes normalised float32 `[N, *spec.input.shape]`, gives logits `[N, classes]`; set to evaluation mode.
-        spec: What it is.
+        source: A torch module, an ExportedProgram, `package.module:factory`, or the path of an .onnx file, a .pt2 file or a
+            Hugging Face folder.
         out: Folder of the bundle; replaced if it is one.
+        name: Of the model; None for the folder's.
+        signature: What it takes and gives; None to find that out.
+        inputs: Example inputs of a module, by name.
+        task: What people put in and get out; None for the one its files speak of, or plain tensors.
+        weights: A safetensors file for a factory's module.
         options: What to make.
-        data: Labelled data for the accuracy gate; its training split gives static INT8 its calibration samples. Without
-            data only parity with PyTorch is checked, and the manifest says so by having no accuracy.
-        golden: Samples that may be redistributed, and their source; seeded noise if None.
+        data: Samples to check with; their training split gives static INT8 its calibration samples. Without data the
+            variants are compared with the original on the golden samples.
+        golden: Samples that may be redistributed; None for some of the data's, else samples drawn to fit the signature.
+        raw: Items as the task's `raw` gives them: the bundle keeps a few with the tensors they must become.
+        metric: What decides, by name or itself; None for the first of the task's metrics that the data allow.
+        attachments: Other files of the bundle by role.
         on_step: Told what is being done.
 
     Raises:
-        UsageError: Static INT8 without calibration samples, or a folder that holds other things.
+        UsageError: The data or the task do not fit the model, or the folder holds other things.
         GateFailed: A check said no; nothing was written.
     """
+    from exporters.sources import open_source
+
     options = options or ExportOptions()
     folder = Path(out)
+    name = name or folder.name
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise UsageError(str(error), hint="choose another --out or --name") from error
     bundles.refuse_foreign(folder)
-    images.check_pipeline(spec.pipeline, spec.input.shape)
-    module.eval()
-    samples = _golden(module, spec, golden)
-    bench = workbench.for_module(module, spec, samples, opset=options.opset, data=data, on_step=on_step)
-    passed = make(bench, options, on_step)
-    on_step("publishing")
-    bundle = bundles.create(
-        folder,
-        spec=spec,
-        golden=samples,
-        tools=machine.tool_versions(),
-        weights=models.save_weights(module),
-        variants=tuple((one.variant, one.data) for one in passed),
+    on_step("opening the model")
+    original = open_source(
+        source,
+        name=name,
+        signature=signature,
+        inputs=inputs,
+        task=task,
+        weights=None if weights is None else Path(weights),
     )
+    try:
+        task = task or original.task
+        if task is not None:
+            task.check(original.signature)
+        items = _items(task, raw)
+        with workbench.staging_beside(folder) as staging:
+            bench = workbench.of(
+                original,
+                staging,
+                opset=options.opset,
+                golden=golden,
+                data=data,
+                task=task,
+                metric=metric,
+                max_loss=options.max_loss,
+                on_step=on_step,
+            )
+            passed = make(bench, options, on_step)
+            on_step("publishing")
+            bundle = bundles.create(
+                folder,
+                name=name,
+                signature=bench.signature,
+                golden=bench.golden,
+                tools=machine.tool_versions(),
+                task=task,
+                original=original.record,
+                variants=tuple(one.staged for one in passed),
+                items=items,
+                attachments=attachments,
+            )
+    finally:
+        original.close()
     return ExportReport(bundle=bundle, passed=passed)
 
 
 def make(bench: Workbench, options: ExportOptions, on_step: OnStep) -> tuple[Passed, ...]:
-    """Make the candidates that were asked for and pass each through the gate; fp32, which has passed, stands first."""
-    passed = [bench.fp32]
-    for plan in candidates.plans(options):
-        exclude = plan.exclude
-        if options.finds_exclusions and plan.precision in {Precision.INT8, Precision.INT4}:
-            exclude = blame.fewest_excluded(plan, bench, options.allowed_drop_points, on_step)
-        on_step(f"{plan.id}: make")
-        candidate = plan.make(bench.source, exclude)
-        on_step(f"{plan.id}: checks")
-        passed.append(bench.examine(candidate, options.allowed_drop_points))
+    """Make the candidates that were asked for and pass each through the gate; the baseline, which has passed, stands first."""
+    passed = [bench.baseline]
+    for recipe in candidates.recipes(options):
+        if recipe.id == bench.baseline.variant.id:
+            continue  # it came like this
+        exclude = recipe.exclude
+        if options.finds_exclusions and recipe.format.precision in _QUANTIZED:
+            exclude = blame.fewest_excluded(recipe, bench, on_step)
+        on_step(f"{recipe.id}: make")
+        candidate = recipe.make(bench.source, exclude)
+        on_step(f"{recipe.id}: checks")
+        passed.append(bench.examine(candidate))
     return tuple(passed)
 
 
-def _golden(module: nn.Module, spec: ModelSpec, given: tuple[datasets.Split, str] | None) -> GoldenSamples:
-    """Attach PyTorch's logits to the samples, or to seeded noise that stands for them."""
-    if given is None:
-        noise = np.random.default_rng(0).integers(0, 256, size=(256, *spec.input.shape), dtype=np.uint8)
-        given = (datasets.Split(noise, np.full(len(noise), -1, np.int64)), "seeded noise")
-    split, source = given
-    return GoldenSamples(
-        pixels=split.images,
-        labels=split.labels,
-        logits=workbench.answers(module, spec, split.images),
-        source=source,
-    )
+def staged(bundle: Bundle, passed: Sequence[Passed]) -> tuple[Staged, ...]:
+    """Return what is published; a baseline that was in the bundle before keeps what was proved of it then."""
+    return tuple(_kept(bundle, one) for one in passed)
+
+
+def _kept(bundle: Bundle, one: Passed) -> Staged:
+    before = next((variant for variant in bundle.variants if variant.id == one.variant.id), None)
+    if before is None or one.folder != bundle.folder:
+        return one.staged
+    return Staged(variant=_scored(before, one.variant), folder=bundle.folder)
+
+
+def _scored(before: Variant, now: Variant) -> Variant:
+    fresh = {(score.metric, score.dataset, score.split) for score in now.scores}
+    kept = tuple(one for one in before.scores if (one.metric, one.dataset, one.split) not in fresh)
+    return dataclasses.replace(before, scores=(*kept, *now.scores))
+
+
+def _items(task: Task | None, raw: Sequence[Any]) -> Items | None:
+    """Return raw items with the tensors that each of them becomes alone; None if there are none."""
+    if task is None or not raw:
+        return None
+    chosen = list(raw[:_MOST_ITEMS])
+    return Items(raw=chosen, tensors=tuple(dict(task.encode([task.item(one)])) for one in chosen))

@@ -7,10 +7,12 @@ bundle, and from then on they are opened, judged and moved, never rewritten.
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import onnx
@@ -110,23 +112,21 @@ def is_large(model: onnx.ModelProto) -> bool:
 
 def nbytes(tensor: onnx.TensorProto) -> int:
     """Return how many bytes a constant's values take, without reading them."""
-    bits = {onnx.TensorProto.INT4: 4, onnx.TensorProto.UINT4: 4}.get(tensor.data_type)
     size = math.prod(tensor.dims)
-    return math.ceil(size * bits / 8) if bits else size * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    if tensor.data_type in {onnx.TensorProto.INT4, onnx.TensorProto.UINT4}:
+        return math.ceil(size / 2)
+    dtype: np.dtype[Any] = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    return size * dtype.itemsize
 
 
 def array_of(tensor: onnx.TensorProto, folder: Path) -> NDArray[Any]:
     """Return a constant's values; those in a file are mapped, not read."""
     if not uses_external_data(tensor):
-        return numpy_helper.to_array(tensor)
+        return np.asarray(numpy_helper.to_array(tensor))
     info = ExternalDataInfo(tensor)
-    return np.memmap(
-        folder / info.location,
-        dtype=helper.tensor_dtype_to_np_dtype(tensor.data_type),
-        mode="r",
-        offset=int(info.offset or 0),
-        shape=tuple(tensor.dims),
-    )
+    dtype: np.dtype[Any] = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    offset = int(info.offset) if info.offset else 0
+    return np.memmap(folder / info.location, dtype=dtype, mode="r", offset=offset, shape=tuple(tensor.dims))
 
 
 class DataWriter:
@@ -142,7 +142,7 @@ class DataWriter:
 
     def add(self, tensor: onnx.TensorProto, values: NDArray[Any] | None = None) -> None:
         """Write a constant's values, or its own, into the file, and let it name their place there."""
-        data = tensor.raw_data if values is None else memoryview(np.ascontiguousarray(values)).cast("B")
+        data = tensor.raw_data if values is None else np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
         if self._file is None:
             self._file = self._path.open("wb")
         offset = self._file.tell()
@@ -161,8 +161,23 @@ class DataWriter:
         if self._file is not None:
             self._file.close()
 
-    def __enter__(self) -> DataWriter:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it if the file system cannot do that."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def link_weights(model: onnx.ModelProto, source: Path, target: Path) -> None:
+    """Let the files that a graph's weights lie in appear in another folder as well."""
+    for place in {ExternalDataInfo(tensor).location for tensor in external_tensors(model)}:
+        if not (target / place).exists():
+            link(source / place, target / place)

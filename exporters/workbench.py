@@ -1,66 +1,81 @@
-"""The workbench: a trained module, what its candidates are made of, and what each of them is held against.
+"""The workbench: a model, the answers of its original, and its baseline, ready to make candidates of and to judge them.
 
-Who calls whom: whoever makes candidates (pipeline, choose, blame, compress) sets one up, `for_bundle` or `for_module`:
-PyTorch's answers, the fp32 graph and its passage through the gate; then each candidate comes to `examine`.
+with open_source(module, ...) as original:
+    bench = workbench.of(original, folder, opset=20, data=data)
+passed = bench.examine(recipe.make(bench.source))
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import dataclasses
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from exporters import candidates
-from exporters.candidates import Source
-from exporters.gate import Candidate, LabelledData, Passed, Reference, examine
-from exporters.sources import module as onnx_graph
-from kit.bundle import Bundle, GoldenSamples
-from kit.bundle.records import ModelSpec
-from kit.errors import GateFailed, UsageError
-from kit.lab import data as datasets
-from kit.lab import models
-from kit.runtime.pytorch import reference_logits
-
-SEEN_FRACTION = 0.1
-"""Where all images were trained on, so many of them have to do for the gate, and are called by their name."""
+from exporters.bars import bars_for
+from exporters.candidates import Candidate
+from exporters.formats.base import Source
+from exporters.gate import ANSWER_BYTES, Passed, Proof, check_numbers, examine
+from exporters.golden import golden_of
+from exporters.sources.base import Original
+from exporters.sources.bundle import Baseline, open_bundle
+from kit import samples as sampling
+from kit.bundle import Bundle
+from kit.errors import GateFailed, StorageUnavailable
+from kit.metrics import Metric
+from kit.samples import Samples, Splits
+from kit.system import files
+from kit.tasks.base import Task
+from kit.tensors import Signature, Tensors
 
 OnStep = Callable[[str], None]
+_IN_MEMORY_BYTES = 64 * 2**20  # answers to more than this lie on the disk
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workbench:
-    """One module, ready to make candidates of.
+    """One model, ready to make candidates of.
 
     Attributes:
         source: What they are made of.
-        reference: PyTorch's answers.
-        data: Labelled images; None where there are none.
-        fp32: The baseline, which has passed the gate.
+        proof: What they are held to: golden samples and data with the original's answers, and the bars.
+        baseline: The model as it came, which has passed the gate.
     """
 
     source: Source
-    reference: Reference
-    data: LabelledData | None
-    fp32: Passed
+    proof: Proof
+    baseline: Passed
 
-    def examine(self, candidate: Candidate, max_drop_points: float) -> Passed:
+    @property
+    def signature(self) -> Signature:
+        """What the model takes and gives."""
+        return self.source.signature
+
+    @property
+    def data(self) -> Splits | None:
+        """Samples with the original's answers; None if there are none."""
+        return self.proof.data
+
+    @property
+    def golden(self) -> tuple[Samples, ...]:
+        """Golden samples with the original's answers."""
+        return self.proof.golden
+
+    def examine(self, candidate: Candidate) -> Passed:
         """Pass a candidate through the gate.
 
         Raises:
             GateFailed: A check said no.
         """
-        return examine(
-            candidate,
-            self.source.spec,
-            self.reference,
-            data=self.data,
-            baseline=self.fp32,
-            max_drop_points=max_drop_points,
-        )
+        return examine(candidate, self.proof, baseline=self.baseline)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,90 +86,215 @@ class ExportReport:
     passed: tuple[Passed, ...]
 
 
-def for_bundle(bundle: Bundle, *, opset: int, data_dir: Path | None, on_step: OnStep) -> Workbench:
-    """Set up a trained bundle, with the data set that its training record names.
+@contextlib.contextmanager
+def staging_beside(folder: Path) -> Iterator[Path]:
+    """Give a folder in which files wait until they are moved into `folder`; it goes in any case.
 
     Raises:
-        UsageError: It holds no weights or training record, or a module kit cannot rebuild.
-        DatasetUnavailable: The data set it was trained on, which the gate needs, is not here.
-        GateFailed: The module cannot be exported.
+        StorageUnavailable: There is no room for it.
     """
-    weights, record = bundle.manifest.weights, bundle.manifest.training
-    if weights is None or record is None or not models.is_known(bundle.spec.architecture):
-        raise UsageError(
-            f"bundle {bundle.name!r} was not made by kit train: kit cannot rebuild {bundle.spec.architecture!r}",
-            hint="export its module from Python: exporters.export(module, spec, out=...)",
-        )
-    on_step("reading data")
-    bundle.read(weights)  # checks the sha256 before anything is made of it
-    module = models.load_trained(bundle.spec, bundle.path(weights))
-    dataset = datasets.load(record.dataset, data_dir=data_dir)
-    fraction = record.validation_fraction or SEEN_FRACTION
-    fitted, held_out = datasets.validation_indices(len(dataset.train), fraction=fraction, seed=record.seed)
-    data = LabelledData(
-        dataset=dataset.name,
-        train=dataset.train.take(fitted),
-        validation=dataset.train.take(held_out),
-        test=dataset.test,
-        validation_name="validation" if record.validation_fraction else "train",
-    )
-    return for_module(module, bundle.spec, bundle.golden(), opset=opset, data=data, on_step=on_step)
+    above = folder.absolute().parent
+    while not above.exists():
+        above = above.parent
+    try:
+        with tempfile.TemporaryDirectory(prefix=files.PARTIAL, dir=above, ignore_cleanup_errors=True) as name:
+            yield Path(name)
+    except OSError as error:
+        raise StorageUnavailable(
+            f"cannot write beside {folder}: {error.strerror or error}", hint="free some space, or choose another --out"
+        ) from error
 
 
-def for_module(
-    module: nn.Module,
-    spec: ModelSpec,
-    golden: GoldenSamples,
+def for_bundle(
+    bundle: Bundle,
+    folder: Path,
     *,
     opset: int,
-    data: LabelledData | None,
-    on_step: OnStep,
+    data: Splits | None = None,
+    data_dir: Path | None = None,
+    metric: str | Metric | None = None,
+    max_loss: float | None = None,
+    on_step: OnStep = lambda _: None,
 ) -> Workbench:
-    """Set up any module.
+    """Set up a bundle: its own golden samples, the data it was made with unless other data are given.
+
+    Its original is rebuilt if an installed package knows its architecture; else its baseline answers for it.
+
+    Args:
+        bundle: Of any model.
+        folder: Where candidates wait.
+        opset: ONNX operator set of a rebuilt original.
+        data: Samples to check with.
+        data_dir: Where registered data sets lie.
+        metric: What decides; None for the first of its task's metrics that the data allow.
+        max_loss: Largest loss of it; None for the metric's own bar.
+        on_step: Told what is being done.
 
     Raises:
-        UsageError: The data do not fit the spec.
-        GateFailed: The module cannot be exported, or does not agree with itself afterwards.
+        UsageError: The data do not fit the model, or the bundle has neither an original nor a variant.
+        GateFailed: The original cannot be exported.
     """
-    if data is not None:
-        _check_data(data, spec)
-    on_step("PyTorch reference")
-    reference = Reference(
-        golden=golden,
-        validation=answers(module, spec, data.validation.images) if data else None,
-        test=answers(module, spec, data.test.images) if data else None,
-    )
-    on_step("fp32: export")
-    graph = onnx_graph.to_onnx(module, spec, opset=opset)
-    source = Source(
-        model=graph.model,
-        spec=spec,
-        normalization_folded=graph.normalization_folded,
-        train=data.train if data else None,
-        dataset=data.dataset if data else "",
-    )
-    on_step("fp32: checks")
-    fp32 = examine(candidates.fp32(source), spec, reference, data=data, baseline=None, max_drop_points=0.0)
-    return Workbench(source=source, reference=reference, data=data, fp32=fp32)
+    from kit import datasets
+    from kit.tasks import registry as tasks
 
-
-def answers(module: nn.Module, spec: ModelSpec, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Ask PyTorch; a module that cannot answer a batch cannot be exported either."""
+    if data is None:
+        on_step("reading data")
+        data = datasets.of(bundle, data_dir=data_dir)
+    task = tasks.task_of(bundle) if bundle.manifest.task is not None else None
+    on_step("opening the original")
+    original = open_bundle(bundle)
     try:
-        return reference_logits(module, spec, pixels)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        reason = str(error).splitlines()[0]
-        raise GateFailed(f"PyTorch cannot run the module on pixels {pixels.shape[1:]}: {reason}") from error
+        return of(
+            original,
+            folder,
+            opset=opset,
+            golden=bundle.golden(),
+            data=data,
+            task=task,
+            metric=metric,
+            max_loss=max_loss,
+            on_step=on_step,
+        )
+    finally:
+        original.close()
 
 
-def _check_data(data: LabelledData, spec: ModelSpec) -> None:
-    """Raise UsageError unless images and labels fit the spec."""
-    for name, split in (("train", data.train), ("validation", data.validation), ("test", data.test)):
-        if split is None:
-            continue
-        found = f"{split.images.dtype} {split.images.shape}"
-        if split.images.dtype != np.uint8 or split.images.shape[1:] != spec.input.shape or len(split) == 0:
-            raise UsageError(f"{name} images must be {spec.input.describe()}, found {found}")
-        if split.labels.min() < 0 or split.labels.max() >= len(spec.labels):
-            span = f"{split.labels.min()}..{split.labels.max()}"
-            raise UsageError(f"{name} labels must lie in 0..{len(spec.labels) - 1}, found {span}")
+def of(
+    original: Original,
+    folder: Path,
+    *,
+    opset: int,
+    golden: Sequence[Samples] | None = None,
+    data: Splits | None = None,
+    task: Task | None = None,
+    metric: str | Metric | None = None,
+    max_loss: float | None = None,
+    on_step: OnStep = lambda _: None,
+) -> Workbench:
+    """Set up any original: it answers all samples, is written as ONNX, and is closed.
+
+    Args:
+        original: Closed in the end, whatever happens.
+        folder: Where candidates wait.
+        opset: ONNX operator set.
+        golden: Samples that travel in the bundle, those with answers keep them; None for what golden_of chooses.
+        data: Samples to check with; None for parity with the original on the golden samples alone.
+        task: What names metrics; None for the original's own.
+        metric: What decides; None for the first of the task's metrics that the data allow.
+        max_loss: Largest loss of it; None for the metric's own bar.
+        on_step: Told what is being done.
+
+    Raises:
+        UsageError: The data do not fit the signature.
+        GateFailed: The original cannot be exported, or does not agree with itself afterwards.
+    """
+    signature, task = original.signature, task or original.task
+    try:
+        if data is not None:
+            check_data(data, signature)
+        chosen = golden_of(signature, golden=golden, examples=original.examples, data=data)
+        bars, golden_bars = bars_for(
+            signature,
+            task=task,
+            metric=metric,
+            max_loss=max_loss,
+            has_targets=data is not None and all(group.targets for group in (*data.validation, *data.test)),
+        )
+        on_step("answers of the original")
+        answered = answers(original, chosen, signature, folder)
+        if data is not None:
+            data = dataclasses.replace(
+                data,
+                validation=answers(original, data.validation, signature, folder),
+                test=answers(original, data.test, signature, folder),
+            )
+        if isinstance(original, Baseline):
+            first = candidates.published(original.bundle, original.variant)
+        else:
+            on_step("writing ONNX")
+            own = Path(tempfile.mkdtemp(prefix="original-", dir=folder))
+            first = candidates.baseline(original.write(own, opset=opset))
+    finally:
+        original.close()
+    proof = Proof(signature=signature, golden=answered, data=data, bars=bars, golden_bars=golden_bars)
+    on_step(f"{first.id}: checks")
+    passed = examine(first, proof, baseline=None)
+    source = Source(
+        path=first.files.path,
+        folder=folder,
+        signature=passed.signature,
+        train=data.train if data is not None else None,
+        dataset=data.dataset if data is not None else "",
+    )
+    return Workbench(source=source, proof=dataclasses.replace(proof, signature=passed.signature), baseline=passed)
+
+
+def check_data(data: Splits, signature: Signature) -> None:
+    """Raise UsageError unless all splits fit the signature."""
+    for name, groups in (("train", data.train), (data.validation_name, data.validation), ("test", data.test)):
+        if groups is not None:
+            sampling.check(groups, signature, name=f"{name} samples")
+
+
+def answers(original: Original, groups: Sequence[Samples], signature: Signature, folder: Path) -> tuple[Samples, ...]:
+    """Return samples with the original's answers; those that have some keep them, and large ones lie on the disk.
+
+    Raises:
+        GateFailed: It cannot answer, or not with numbers.
+    """
+    return tuple(
+        group
+        if group.expected is not None
+        else dataclasses.replace(group, expected=_answered(original, group, signature, folder))
+        for group in groups
+    )
+
+
+def _answered(original: Original, group: Samples, signature: Signature, folder: Path) -> dict[str, NDArray[Any]]:
+    sizes = signature.check(group.inputs)
+    joins = all(signature.batch in spec.shape and not spec.varies for spec in signature.outputs)
+    rows = signature.rows_within(ANSWER_BYTES, sizes) if joins else max(signature.rows(group.inputs), 1)
+    total = signature.rows(group.inputs)
+    kept: dict[str, NDArray[Any]] = {}
+    done = 0
+    for piece in signature.split(group.inputs, rows):
+        outputs = original.answer(piece)
+        count = signature.rows(piece)
+        _check_answers(outputs, signature)
+        if not kept:
+            if count == total:
+                kept = {name: np.array(array) for name, array in outputs.items()}
+                break
+            kept = {spec.name: _room(spec.name, outputs, signature, total, folder) for spec in signature.outputs}
+        for spec in signature.outputs:
+            place = spec.shape.index(signature.batch or "")
+            kept[spec.name][(*[slice(None)] * place, slice(done, done + count))] = outputs[spec.name]
+        done += count
+    check_numbers("the original", [kept], group.source or "the samples")
+    return kept
+
+
+def _room(name: str, outputs: Tensors, signature: Signature, total: int, folder: Path) -> NDArray[Any]:
+    """Return an array for all answers of an output, on the disk if it is large."""
+    spec, array = signature.output(name), outputs[name]
+    shape = tuple(
+        total if axis == signature.batch else size for axis, size in zip(spec.shape, array.shape, strict=True)
+    )
+    if math.prod(shape) * array.itemsize <= _IN_MEMORY_BYTES:
+        return np.empty(shape, array.dtype)
+    handle, path = tempfile.mkstemp(suffix=".npy", dir=folder)
+    with open(handle, "wb"):  # noqa: PTH123 - the file is open already
+        pass
+    return np.lib.format.open_memmap(path, mode="w+", dtype=array.dtype, shape=shape)
+
+
+def _check_answers(outputs: Tensors, signature: Signature) -> None:
+    for spec in signature.outputs:
+        array = outputs.get(spec.name)
+        if array is None:
+            raise GateFailed(f"the original gives no {spec.name!r}: {', '.join(outputs) or 'nothing'}")
+        if str(array.dtype) != spec.dtype or (array.ndim != len(spec.shape) and not spec.varies):
+            raise GateFailed(
+                f"the original gives {spec.name} as {array.dtype} [{', '.join(map(str, array.shape))}], where its signature "
+                f"says {spec.describe()}"
+            )

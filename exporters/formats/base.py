@@ -71,18 +71,15 @@ class Source:
 
 
 class Format(Protocol):
-    """A way to write a model.
-
-    Attributes:
-        precision: Of its weights.
-        form: How the graph expresses it.
-    """
+    """A way to write a model."""
 
     @property
-    def precision(self) -> Precision: ...
+    def precision(self) -> Precision:
+        """Of its weights."""
 
     @property
-    def form(self) -> VariantFormat: ...
+    def form(self) -> VariantFormat:
+        """How the graph expresses it."""
 
     def refusal(self, model: onnx.ModelProto) -> str:
         """Say why a model cannot have this format; empty if it can, for all one knows without making it."""
@@ -136,7 +133,9 @@ def refusal_to_quantize(model: onnx.ModelProto, *, most_bytes: int | None = None
         dtype = onnx.TensorProto.DataType.Name(initializers(model)[others[0].weight].data_type).lower()
         return f"its weights are {dtype}, not float32"
     if most_bytes is not None and (size := weight_bytes(model)) > most_bytes:
-        return f"its weights take {size / 1e9:.1f} GB, and ONNX Runtime's quantizer holds 2 GB at most; int4 and fp16 work"
+        return (
+            f"its weights take {size / 1e9:.1f} GB, and ONNX Runtime's quantizer holds 2 GB at most; int4 and fp16 work"
+        )
     return ""
 
 

@@ -53,10 +53,12 @@ class Float16:
         Raises:
             GateFailed: The converter failed.
         """
-        model, beside = source.copy(), []
-        for tensor in source.model.graph.initializer:
-            if uses_external_data(tensor) and tensor.data_type == onnx.TensorProto.FLOAT:
-                beside.append(tensor)
+        model = source.copy()
+        beside = [
+            tensor
+            for tensor in source.model.graph.initializer
+            if uses_external_data(tensor) and tensor.data_type == onnx.TensorProto.FLOAT
+        ]
         _as_inputs(model, beside)
         converted = to_float16(model, besides=[tensor.name for tensor in beside])
         with staging.DataWriter(target.with_suffix(".data")) as data:

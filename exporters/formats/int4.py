@@ -43,7 +43,7 @@ class Int4:
         return "it has no dense layer" if {layer.name for layer in layers(model)} <= set(self.unable(model)) else ""
 
     def unable(self, model: onnx.ModelProto) -> tuple[str, ...]:
-        """Return the names of layers that weights of 4 bits are not for: all but matrices, and Gemms that scale their product."""
+        """Return the names of layers that are no plain products with a matrix."""
         constants = initializers(model)
         return tuple(
             dict.fromkeys(
@@ -172,4 +172,5 @@ def _as_matmul(model: onnx.ModelProto, layer: Layer) -> onnx.NodeProto:
     model.graph.node.remove(gemm)
     for offset, node in enumerate(nodes):
         model.graph.node.insert(place + offset, node)
-    return model.graph.node[place]
+    made: onnx.NodeProto = model.graph.node[place]
+    return made

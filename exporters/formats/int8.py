@@ -26,8 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
@@ -234,7 +234,11 @@ def prepared(model: onnx.ModelProto, *, per_channel: bool) -> tuple[onnx.ModelPr
 
 
 def quantize_dynamic(
-    model: onnx.ModelProto | Path, *, per_channel: bool = True, exclude: tuple[str, ...] = (), target: Path | None = None
+    model: onnx.ModelProto | Path,
+    *,
+    per_channel: bool = True,
+    exclude: tuple[str, ...] = (),
+    target: Path | None = None,
 ) -> Quantized:
     """Quantize weights now and activations in each call; needs no samples.
 

@@ -1,7 +1,8 @@
 """Which layer is to blame: what quantizing each layer does, by itself and left out, and the fewest to leave in float.
 
 `blame` makes a model in which only one layer is quantized, and one in which only that layer is not, for every layer.
-`fewest_excluded` looks for the smallest set of layers to leave in float, by the drop on the validation split.
+`fewest_excluded` looks for the smallest set of layers to leave in float, by what the bars allow on the validation split, or on
+the golden samples if there is no data.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,18 +18,21 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from exporters import candidates
-from exporters.candidates import Plan
-from exporters.gate import allowed_flips
+from exporters import candidates, staging
+from exporters.bars import Bar
+from exporters.candidates import Candidate, Recipe
+from exporters.gate import ANSWER_BYTES, answer
 from exporters.graph.rules import Layer, follow, layers
 from exporters.options import ExportOptions
-from exporters.workbench import OnStep, Workbench, for_bundle
-from kit.accuracy import accuracy
+from exporters.workbench import OnStep, Workbench, for_bundle, staging_beside
+from kit import metrics
+from kit import samples as sampling
 from kit.bundle import Bundle
-from kit.bundle.records import Accuracy
 from kit.errors import GateFailed, UsageError
-from kit.runtime.base import logits_of
+from kit.metrics import Metric, Score, Values
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
+from kit.samples import Samples, Splits
+from kit.tensors import Tensors
 
 _MOST_SETS = 60
 """Sets of one size that are all tried; of more, those of the layers that helped most by themselves."""
@@ -41,18 +45,18 @@ class LayerBlame:
     Attributes:
         layer: Its name, as `--exclude-layer` takes it.
         own_sqnr_db: Of the layer's output, with only this layer quantized: signal to quantization noise, in decibels.
-        alone_sqnr_db: Of the logits, with only this layer quantized.
-        without_sqnr_db: Of the logits, with every layer quantized but this one.
-        alone: Accuracy with only this layer quantized; None without labelled data.
-        without: Accuracy with every layer quantized but this one.
+        alone_sqnr_db: Of the model's outputs, the worst of them, with only this layer quantized.
+        without_sqnr_db: The same with every layer quantized but this one.
+        alone: Score of the first metric with only this layer quantized; None if it says nothing of the samples.
+        without: The same with every layer quantized but this one.
     """
 
     layer: str
     own_sqnr_db: float
     alone_sqnr_db: float
     without_sqnr_db: float
-    alone: Accuracy | None
-    without: Accuracy | None
+    alone: Score | None
+    without: Score | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,87 +65,103 @@ class Blame:
 
     Attributes:
         variant: Id of what would be published.
-        images: What was looked at, such as `6,000 images of mnist validation`.
+        samples: What was looked at, such as `6,000 samples of mnist validation`.
+        together: Score of the first metric.
     """
 
     variant: str
-    images: str
+    samples: str
     sqnr_db: float
-    together: Accuracy | None
+    together: Score | None
     rows: tuple[LayerBlame, ...]
 
 
 def blame_bundle(
-    bundle: Bundle, options: ExportOptions, *, data_dir: Path | None = None, on_step: OnStep = lambda _: None
+    bundle: Bundle,
+    options: ExportOptions,
+    *,
+    data: Splits | None = None,
+    data_dir: Path | None = None,
+    metric: str | Metric | None = None,
+    on_step: OnStep = lambda _: None,
 ) -> Blame:
-    """Show what quantizing each layer of a trained bundle does, in the one way that the options name.
+    """Show what quantizing each layer of a bundle's model does, in the one way that the options name.
 
     Raises:
-        UsageError: There is nothing to tell apart, or kit cannot rebuild the module.
-        DatasetUnavailable: The data set it was trained on is not here.
+        UsageError: There is nothing to tell apart, or static INT8 has no data to calibrate with.
         GateFailed: A layer cannot be quantized.
     """
-    plan = candidates.plans(options)[0]
-    return blame(plan, for_bundle(bundle, opset=options.opset, data_dir=data_dir, on_step=on_step), on_step)
+    recipe = candidates.recipes(options)[0]
+    with staging_beside(bundle.folder if bundle.packed is None else bundle.packed) as folder:
+        bench = for_bundle(
+            bundle,
+            folder,
+            opset=options.opset,
+            data=data,
+            data_dir=data_dir,
+            metric=metric,
+            max_loss=options.max_loss,
+            on_step=on_step,
+        )
+        return blame(recipe, bench, on_step)
 
 
-def blame(plan: Plan, bench: Workbench, on_step: OnStep = lambda _: None) -> Blame:
+def blame(recipe: Recipe, bench: Workbench, on_step: OnStep = lambda _: None) -> Blame:
     """Quantize each layer alone, and all others without it.
 
     Args:
-        plan: What to make: int8 or int4, in a format that can leave layers in float.
-        bench: The model, and labelled images if there are any; else its golden samples are looked at.
+        recipe: What to make: int8 or int4, in a format that can leave layers in float.
+        bench: The model, and samples if there are any; else its golden samples are looked at.
         on_step: Told what is being done.
 
     Raises:
         UsageError: There are fewer than two layers to tell apart.
         GateFailed: A layer cannot be quantized.
     """
-    every = {
-        layer.name: layer for layer in reversed(layers(bench.source.model))
-    }  # one that runs twice, by its first run
-    unable = plan.unable(bench.source.model)
+    model = bench.source.model
+    every = {layer.name: layer for layer in reversed(layers(model))}  # one that runs twice, by its first run
+    unable = recipe.format.unable(model)
     found = [layer for layer in reversed(every.values()) if layer.name not in unable]
     if len(found) < 2:
         raise UsageError(f"the model has {len(found)} layer(s) to quantize: there is nothing to tell apart")
     trial = _Trial(bench)
     names = [layer.name for layer in found]
     on_step("all layers")
-    whole = trial.of(plan.make(bench.source, unable).model)
+    whole = trial.of(recipe, unable)
     rows = []
     for layer in found:
         on_step(layer.name)
-        only = plan.make(bench.source, (*unable, *(name for name in names if name != layer.name))).model
-        alone, without = trial.of(only), trial.of(plan.make(bench.source, (*unable, layer.name)).model)
+        only = recipe.make(bench.source, (*unable, *(name for name in names if name != layer.name)))
+        try:
+            alone, own = trial.judged(only), trial.own_sqnr_db(recipe, only, layer)
+        finally:
+            only.discard()
+        without = trial.of(recipe, (*unable, layer.name))
         rows.append(
             LayerBlame(
                 layer=layer.name,
-                own_sqnr_db=_own_sqnr_db(trial, plan.prepare(bench.source.model), only, layer),
+                own_sqnr_db=own,
                 alone_sqnr_db=alone.sqnr_db,
                 without_sqnr_db=without.sqnr_db,
-                alone=alone.accuracy,
-                without=without.accuracy,
+                alone=alone.first,
+                without=without.first,
             )
         )
-    return Blame(variant=plan.id, images=trial.images, sqnr_db=whole.sqnr_db, together=whole.accuracy, rows=tuple(rows))
+    return Blame(
+        variant=recipe.id, samples=trial.samples, sqnr_db=whole.sqnr_db, together=whole.first, rows=tuple(rows)
+    )
 
 
-def fewest_excluded(
-    plan: Plan, bench: Workbench, max_drop_points: float, on_step: OnStep = lambda _: None
-) -> tuple[str, ...]:
-    """Return the smallest set of layers to leave in float for the drop to be allowed; empty where none need be.
+def fewest_excluded(recipe: Recipe, bench: Workbench, on_step: OnStep = lambda _: None) -> tuple[str, ...]:
+    """Return the smallest set of layers to leave in float for the bars to be met; empty if none need be.
 
-    Judged on the validation split, as the gate does. Of several sets of one size the one that loses least is taken.
+    Judged on the validation split, as the gate does, or on the golden samples if there is no data. Of several sets of one size
+    the one that loses least is taken.
 
     Raises:
-        UsageError: There is no labelled data.
         GateFailed: Even with one layer quantized more is lost.
     """
-    if bench.data is None:
-        raise UsageError(
-            "--exclude-layer auto needs labelled data", hint="name the layers, or pass data=LabelledData(...)"
-        )
-    unable = plan.unable(bench.source.model)  # they stay in float in any case
+    unable = recipe.format.unable(bench.source.model)  # they stay in float in any case
     every = list(dict.fromkeys(layer.name for layer in layers(bench.source.model)))
     names = [name for name in every if name not in unable]
     trial = _Trial(bench)
@@ -149,16 +169,16 @@ def fewest_excluded(
     for size in range(len(names)):
         results: dict[tuple[str, ...], _Result] = {}
         for chosen in itertools.islice(itertools.combinations(order, size), _MOST_SETS):
-            on_step(f"{plan.id}: without {', '.join(chosen) or 'exceptions'}")
-            results[chosen] = trial.of(plan.make(bench.source, _in_order(every, chosen, unable)).model)
+            on_step(f"{recipe.id}: without {', '.join(chosen) or 'exceptions'}")
+            results[chosen] = trial.of(recipe, _in_order(every, chosen, unable))
         best = min(results, key=lambda chosen: results[chosen].badness)
-        if results[best].lost <= allowed_flips(max_drop_points, len(bench.data.validation)):
+        if results[best].excess <= 0:
             return _in_order(every, best, unable)
         if size == 1:
             order = [one[0] for one in sorted(results, key=lambda chosen: results[chosen].badness)]
     raise GateFailed(
-        f"{plan.id} loses more than the allowed {max_drop_points:g} points of top-1, even with all layers but one in float",
-        hint="nothing was published; allow more with --max-drop, or try another --precision",
+        f"{recipe.id} loses more than is allowed, even with all layers but one in float",
+        hint="nothing was published; allow more with --max-loss, or try another --precision",
     )
 
 
@@ -168,74 +188,137 @@ def _in_order(every: Sequence[str], *chosen: Sequence[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class _Result:
-    """A model against fp32."""
+    """A candidate against the original and the baseline.
+
+    Attributes:
+        scores: Of each bar; None if it says nothing of the samples.
+        excess: By how much the worst of them loses more than is allowed; 0 or less if all are met.
+    """
 
     sqnr_db: float
-    accuracy: Accuracy | None
+    scores: tuple[Score | None, ...]
+    excess: float
 
     @property
-    def lost(self) -> int:
-        """Images lost, less those gained."""
-        return 0 if self.accuracy is None else self.accuracy.flips_to_wrong - self.accuracy.flips_to_right
+    def first(self) -> Score | None:
+        return next((score for score in self.scores if score is not None), None)
 
     @property
-    def badness(self) -> tuple[int, float]:
-        return self.lost, -self.sqnr_db
+    def badness(self) -> tuple[float, float]:
+        return max(self.excess, 0.0), -self.sqnr_db
 
 
+@dataclass
+class _Noise:
+    """Powers of a signal and of the noise on it, summed piece by piece."""
+
+    signal: float = 0.0
+    noise: float = 0.0
+
+    def add(self, exact: NDArray[np.floating], noisy: NDArray[np.floating]) -> None:
+        ones = exact.astype(np.float64)
+        self.signal += float((ones**2).sum())
+        self.noise += float(((noisy.astype(np.float64) - ones) ** 2).sum())
+
+    @property
+    def db(self) -> float:
+        """Ten times the decimal logarithm of signal over noise; infinite without noise."""
+        return math.inf if self.noise == 0 else 10 * math.log10(max(self.signal, 1e-300) / self.noise)
+
+
+@dataclass
 class _Trial:
-    """The images that models are tried on, and fp32's logits on them."""
+    """The samples that candidates are tried on."""
 
-    def __init__(self, bench: Workbench) -> None:
-        self._labels: NDArray[np.int64] | None = None
-        self._named = ("", "")
-        self._pixels = bench.reference.golden.pixels
-        self.images = f"{len(self._pixels):,} golden samples"
-        if bench.data is not None:
-            self._pixels, self._labels = bench.data.validation.images, bench.data.validation.labels
-            self._named = (bench.data.dataset, bench.data.validation_name)
-            self.images = f"{len(self._pixels):,} images of {' '.join(self._named)}"
-        self._fp32 = self.run(bench.source.model)
+    bench: Workbench
+    samples: str = field(init=False)
 
-    def run(self, model: onnx.ModelProto) -> NDArray[np.float32]:
-        with OnnxRuntimeRunner(model.SerializeToString()) as runner:
-            return logits_of(runner, self._pixels)
+    def __post_init__(self) -> None:
+        proof = self.bench.proof
+        if proof.data is None:
+            self._key, self._named, self._groups = "golden", "golden samples", proof.golden
+            self._bars: tuple[Bar, ...] = proof.golden_bars
+            self.samples = f"{sampling.count(self._groups, proof.signature):,} golden samples"
+        else:
+            self._key, self._named = proof.data.validation_name, proof.data.dataset
+            self._groups, self._bars = proof.data.validation, proof.bars
+            count = sampling.count(self._groups, proof.signature)
+            self.samples = f"{count:,} samples of {self._named} {self._key}"
 
-    def of(self, model: onnx.ModelProto) -> _Result:
-        logits = self.run(model)
-        found = None
-        if self._labels is not None:
-            dataset, split = self._named
-            found = accuracy(logits, self._labels, dataset=dataset, split=split, baseline=self._fp32)
-        return _Result(_sqnr_db(self._fp32, logits), found)
+    def of(self, recipe: Recipe, exclude: tuple[str, ...]) -> _Result:
+        """Make a candidate, judge it, and throw it away."""
+        candidate = recipe.make(self.bench.source, exclude)
+        try:
+            return self.judged(candidate)
+        finally:
+            candidate.discard()
+
+    def judged(self, candidate: Candidate) -> _Result:
+        signature = self.bench.signature
+        with OnnxRuntimeRunner(candidate.files.path, binds=False) as runner:
+            answers = answer(runner, self._groups, signature)
+        before = self.bench.baseline.values[self._key]
+        scores = tuple(self._score(bar, base, answers) for bar, base in zip(self._bars, before, strict=True))
+        excesses = [
+            score.loss - bar.allowed(score) - 1e-9
+            for bar, score in zip(self._bars, scores, strict=True)
+            if score is not None
+        ]
+        return _Result(_sqnr_db(self._groups, answers), scores, max(excesses, default=0.0))
+
+    def _score(self, bar: Bar, base: Values | None, answers: Sequence[Tensors]) -> Score | None:
+        values = bar.values(self._groups, answers)
+        if values is None or base is None:
+            return None
+        try:
+            return metrics.score(bar.metric, values, dataset=self._named, split=self._key, baseline=base)
+        except (UsageError, ValueError) as error:
+            raise GateFailed(f"{bar.metric.name} is {values.whole:.3g} on {self._named} {self._key}") from error
+
+    def own_sqnr_db(self, recipe: Recipe, quantized: Candidate, layer: Layer) -> float:
+        """Compare what a layer gives to the next one, in float and quantized.
+
+        Quantizers join an activation with its layer and leave it to the range of the quantized tensor, which ends at 0 as ReLU
+        does: what the layer gives in float is cut off likewise.
+        """
+        source = self.bench.source
+        model = recipe.format.prepared(source.model)
+        behind = follow(model, layer.node.output[0])[:1]
+        activation = behind[0].op_type if behind and behind[0].op_type in {"Relu", "Clip"} else ""
+        tensor = str(behind[0].output[0] if activation else layer.node.output[0])
+        there = staging.read(quantized.files.path)
+        if tensor not in {name for node in there.graph.node for name in node.output}:
+            return math.nan  # the quantizer gave it another name
+        exact_path = _cut(model, tensor, source.path.parent, quantized.files.folder / "exact")
+        noisy_path = _cut(there, tensor, quantized.files.folder, quantized.files.folder / "noisy")
+        found = _Noise()
+        with OnnxRuntimeRunner(exact_path, binds=False) as exact, OnnxRuntimeRunner(noisy_path, binds=False) as noisy:
+            for piece in sampling.batches(self._groups, self.bench.signature, ANSWER_BYTES):
+                given = {spec.name: piece[spec.name] for spec in exact.signature.inputs}
+                signal = exact.run(given)[tensor]
+                low = signal.min() if activation else -np.inf
+                high = signal.max() if activation == "Clip" else np.inf
+                found.add(signal, np.clip(noisy.run(given)[tensor], low, high))
+        return found.db
 
 
-def _sqnr_db(signal: NDArray[np.float32], noisy: NDArray[np.float32]) -> float:
-    """Return ten times the decimal logarithm of signal power over noise power; infinite without noise."""
-    exact = signal.astype(np.float64)
-    noise = float(((noisy - exact) ** 2).sum())
-    return math.inf if noise == 0 else 10 * math.log10(max(float((exact**2).sum()), 1e-300) / noise)
+def _sqnr_db(groups: Sequence[Samples], answers: Sequence[Tensors]) -> float:
+    """Return the worst ratio of signal to noise of all float outputs."""
+    by_output: dict[str, _Noise] = {}
+    for group, outputs in zip(groups, answers, strict=True):
+        for name, exact in (group.expected or {}).items():
+            if exact.dtype.kind == "f" and exact.shape == outputs[name].shape:
+                by_output.setdefault(name, _Noise()).add(exact, outputs[name])
+    return min((noise.db for noise in by_output.values()), default=math.inf)
 
 
-def _own_sqnr_db(trial: _Trial, model: onnx.ModelProto, quantized: onnx.ModelProto, layer: Layer) -> float:
-    """Compare what a layer gives to the next one, in fp32 and quantized.
-
-    Quantizers join an activation with its layer and leave it to the range of the quantized tensor, which ends at 0 as ReLU
-    does: what the layer gives in float is cut off likewise.
-    """
-    behind = follow(model, layer.node.output[0])[:1]
-    activation = behind[0].op_type if behind and behind[0].op_type in {"Relu", "Clip"} else ""
-    tensor = str(behind[0].output[0] if activation else layer.node.output[0])
-    signal, noisy = trial.run(_up_to(model, tensor)), trial.run(_up_to(quantized, tensor))
-    low = signal.min() if activation else -np.inf
-    high = signal.max() if activation == "Clip" else np.inf
-    return _sqnr_db(signal, np.clip(noisy, low, high))
-
-
-def _up_to(model: onnx.ModelProto, tensor: str) -> onnx.ModelProto:
-    """Return the model with a tensor inside it as its only output."""
+def _cut(model: onnx.ModelProto, tensor: str, weights: Path, folder: Path) -> Path:
+    """Write a graph with a tensor inside it as its only output, its weights linked beside it."""
+    folder.mkdir(exist_ok=True)
     part = onnx.ModelProto()
     part.CopyFrom(model)
+    known = {value.name: value for value in onnx.shape_inference.infer_shapes(part).graph.value_info}
     del part.graph.output[:]
-    part.graph.output.append(helper.make_tensor_value_info(tensor, onnx.TensorProto.FLOAT, None))
-    return part
+    part.graph.output.append(known.get(tensor) or helper.make_tensor_value_info(tensor, onnx.TensorProto.FLOAT, None))
+    staging.link_weights(part, weights, folder)
+    return staging.write(part, folder / "cut.onnx")

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from exporters.search.blame import Blame
+from kit.metrics import Score
 from kit.system import packages
 
 if TYPE_CHECKING:
@@ -16,14 +17,14 @@ _MOST_DB = 120.0
 
 _WAYS = {
     "own_sqnr_db": "its output, only it quantized",
-    "alone_sqnr_db": "logits, only it quantized",
-    "without_sqnr_db": "logits, all quantized but it",
+    "alone_sqnr_db": "the model's output, only it quantized",
+    "without_sqnr_db": "the model's output, all quantized but it",
 }
 _COLOURS = ["#56B4E9", "#0072B2", "#D55E00"]
 
 
 def draw(found: Blame, *, form: str) -> bytes:
-    """Return the picture.
+    """Return the picture of a blame.
 
     Args:
         found: Of `blame`.
@@ -63,20 +64,22 @@ def _chart(found: Blame) -> alt.TopLevelMixin:
         )
     )
     rule = alt.Chart(_data(whole)).mark_rule(strokeDash=[5, 4], color="#1f2933").encode(x="db:Q")
-    title = f"{found.variant}, {found.images}: all layers together {found.sqnr_db:.1f} dB (dashed)"
+    title = f"{found.variant}, {found.samples}: all layers together {found.sqnr_db:.1f} dB (dashed)"
     parts = [alt.layer(bars, rule).properties(width=560, height=alt.Step(18), title=title)]
-    drops = [
-        {"layer": row.layer, "way": way, "drop": one.drop_points}
+    losses = [
+        {"layer": row.layer, "way": way, "loss": _shown(one)}
         for row in found.rows
         for one, way in ((row.alone, _WAYS["alone_sqnr_db"]), (row.without, _WAYS["without_sqnr_db"]))
         if one is not None
     ]
-    if drops:
+    if losses and found.together is not None:
+        unit = "points" if found.together.unit == "%" else found.together.unit
+        title = f"{found.together.metric} lost against the baseline{', ' if unit else ''}{unit} (shorter is better)"
         parts.append(
-            alt.Chart(_data(drops))
+            alt.Chart(_data(losses))
             .mark_bar()
             .encode(
-                x=alt.X("drop:Q", title="top-1 lost against fp32, points (shorter is better)"),
+                x=alt.X("loss:Q", title=title),
                 y=alt.Y("layer:N", title=None, sort=order),
                 yOffset=alt.YOffset("way:N", sort=list(_WAYS.values())),
                 color=colour,
@@ -84,6 +87,11 @@ def _chart(found: Blame) -> alt.TopLevelMixin:
             .properties(width=560, height=alt.Step(18))
         )
     return alt.vconcat(*parts)
+
+
+def _shown(score: Score) -> float:
+    """Return what was lost as it is shown: shares of 1 in points."""
+    return 100 * score.loss if score.unit == "%" else score.loss
 
 
 def _data(values: list[dict[str, Any]]) -> Any:

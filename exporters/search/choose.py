@@ -1,8 +1,8 @@
 """`--precision auto`: make every variant, keep those that are right, and make the fastest of them the default.
 
-The gate has two keys: accuracy on the validation split, and speed measured by the bench on this machine, for the batch sizes
-and threads that were named. What loses accuracy is not published; what is right but not faster is, and says so: on another
-machine `kit tune` may choose otherwise.
+The gate has two keys: the bars on the validation split, and speed measured by the bench on this machine, for the sizes and
+threads that were named. What loses more than is allowed is not published; what is right but not faster is, and says so: on
+another machine `kit tune` may choose otherwise.
 """
 
 from __future__ import annotations
@@ -11,22 +11,26 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from exporters import candidates, workbench
-from exporters.candidates import Plan
-from exporters.formats import pixel
+from exporters import candidates, pipeline
+from exporters.candidates import Recipe
 from exporters.gate import Passed
-from exporters.options import DEFAULT_MAX_DROP_POINTS, DEFAULT_OPSET, ExportOptions
+from exporters.options import DEFAULT_OPSET, ExportOptions
 from exporters.search import trial
-from exporters.workbench import ExportReport, OnStep, Workbench
+from exporters.workbench import ExportReport, OnStep, Workbench, for_bundle, staging_beside
 from kit import bundle as bundles
 from kit import tuning
-from kit.bench.measure import Plan as BenchPlan
+from kit.bench.measure import Plan
 from kit.bundle import Bundle
 from kit.choices import CalibrationMethod, Precision, QuantizationScheme, VariantFormat
 from kit.errors import GateFailed, UsageError
+from kit.metrics import Metric
 from kit.runtime.base import RunnerOptions
+from kit.samples import Splits
 from kit.system import machine
+from kit.tensors import Signature
 from kit.tuning import Judgement
+
+_BATCHES = (1, 64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,34 +38,48 @@ class AutoOptions:
     """What to choose by.
 
     Attributes:
-        max_drop_points: Largest loss of top-1 against fp32, in percentage points.
-        batch_sizes: Images in one call, each measured.
+        max_loss: Largest loss against the baseline, in the unit of the metric; None for the metric's own bar.
+        points: Sizes of the axes, each measured; None for batches of 1 and 64, as far as the model takes them.
         threads: Threads one operator may use.
         calibration: How static int8 makes ranges of what its samples showed; None for the whole range.
-        calibration_samples: Training images those ranges are drawn from; None for 1,024.
+        calibration_samples: Training samples those ranges are drawn from; None for 1,024.
         opset: ONNX operator set.
-        seed: Of the draw of the calibration images.
+        seed: Of the draw of the calibration samples.
         plan: How long to measure.
     """
 
-    max_drop_points: float = DEFAULT_MAX_DROP_POINTS
-    batch_sizes: tuple[int, ...] = (1, 64)
+    max_loss: float | None = None
+    points: tuple[dict[str, int], ...] | None = None
     threads: int = 1
     calibration: CalibrationMethod | None = None
     calibration_samples: int | None = None
     opset: int = DEFAULT_OPSET
     seed: int = 0
-    plan: BenchPlan = field(default_factory=BenchPlan)
+    plan: Plan = field(default_factory=Plan)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be measured."""
-        if not self.batch_sizes or min(self.batch_sizes) < 1:
-            raise UsageError("batch sizes must be 1 or more")
-        if not self.max_drop_points >= 0:
-            raise UsageError(f"the allowed drop must not be negative, found {self.max_drop_points}")
+        if self.points is not None and not self.points:
+            raise UsageError("there is no size to measure at", hint="name sizes, or leave them out")
+        if self.max_loss is not None and not self.max_loss >= 0:
+            raise UsageError(f"the allowed loss must not be negative, found {self.max_loss}")
         RunnerOptions(threads=self.threads)  # refuses too many
 
-    def candidates(self) -> tuple[Plan, ...]:
+    def measured_at(self, signature: Signature) -> tuple[dict[str, int], ...]:
+        """Return the sizes to measure at.
+
+        Raises:
+            UsageError: The model has no such axis or size.
+        """
+        if self.points is not None:
+            return tuple(signature.usual_sizes(**point) for point in self.points)
+        if signature.batch is None:
+            return (signature.usual_sizes(),)
+        axis = signature.axes[signature.batch]
+        sizes = [size for size in _BATCHES if not axis.problem(size)] or [axis.usual]
+        return tuple(signature.usual_sizes(**{signature.batch: size}) for size in sizes)
+
+    def recipes(self) -> tuple[Recipe, ...]:
         """Return everything that can be made, the plainest first."""
         common = ExportOptions(
             precisions=(Precision.FP16, Precision.INT8, Precision.INT4),
@@ -80,7 +98,7 @@ class AutoOptions:
             calibration_samples=None,
             quantization=QuantizationScheme.DYNAMIC,
         )
-        return (*candidates.plans(common), *candidates.plans(per_tensor), *candidates.plans(dynamic))
+        return (*candidates.recipes(common), *candidates.recipes(per_tensor), *candidates.recipes(dynamic))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,36 +117,52 @@ def export_auto(
     bundle: Bundle,
     options: AutoOptions,
     *,
+    data: Splits | None = None,
     data_dir: Path | None = None,
+    metric: str | Metric | None = None,
     on_step: OnStep = lambda _: None,
 ) -> AutoReport:
-    """Export a trained bundle in every way there is, and make the fastest right one its default.
+    """Export a bundle of any model in every way there is, and make the fastest right one its default.
 
     Raises:
-        UsageError, DatasetUnavailable, GateFailed: As for `export_bundle`; one candidate that fails is no failure.
+        UsageError, GateFailed: As for `export_bundle`; one candidate that fails is no failure.
     """
     bundles.refuse_unwritable(bundle)
-    bench = workbench.for_bundle(bundle, opset=options.opset, data_dir=data_dir, on_step=on_step)
-    passed, rejected = _make(bench, options, on_step)
-    on_step("measuring")
-    entries = tuple((one.variant, one.data) for one in passed)
-    results = trial.measure(
-        bundle,
-        entries,
-        batch_sizes=options.batch_sizes,
-        threads=options.threads,
-        plan=options.plan,
-        on_step=on_step,
-    )
-    judgement = tuning.judge(results)
-    on_step("publishing")
-    published = bundles.publish(
-        bundle,
-        entries,
-        tools=machine.tool_versions(),
-        default=judgement.winner.rows[0].variant,
-        withdrawn=tuple(one.name for one in rejected),
-    )
+    points = options.measured_at(bundle.signature)
+    with staging_beside(bundle.folder) as folder:
+        bench = for_bundle(
+            bundle,
+            folder,
+            opset=options.opset,
+            data=data,
+            data_dir=data_dir,
+            metric=metric,
+            max_loss=options.max_loss,
+            on_step=on_step,
+        )
+        passed, rejected = _make(bench, options, on_step)
+        on_step("measuring")
+        entries = pipeline.staged(bundle, passed)
+        results = trial.measure(
+            bundle.name,
+            bench.signature,
+            bench.golden,
+            entries,
+            folder,
+            points=points,
+            threads=options.threads,
+            plan=options.plan,
+            on_step=on_step,
+        )
+        judgement = tuning.judge(results)
+        on_step("publishing")
+        published = bundles.publish(
+            bundle,
+            entries,
+            tools=machine.tool_versions(),
+            default=judgement.winner.rows[0].variant,
+            withdrawn=tuple(one.name for one in rejected),
+        )
     everyone = dataclasses.replace(judgement, candidates=(*judgement.candidates, *rejected))
     return AutoReport(report=ExportReport(bundle=published, passed=passed), judgement=everyone)
 
@@ -136,19 +170,20 @@ def export_auto(
 def _make(
     bench: Workbench, options: AutoOptions, on_step: OnStep
 ) -> tuple[tuple[Passed, ...], tuple[tuning.Candidate, ...]]:
-    """Make what can be made; return what passed the gate, fp32 first, and what did not, with the reason."""
-    passed, rejected = [bench.fp32], []
-    for plan in options.candidates():
-        if plan.format is VariantFormat.PIXEL and (reason := pixel.refusal(bench.source.model)):
-            rejected.append(tuning.Candidate(name=plan.id, reason=f"not for this model: {reason}"))
+    """Make what can be made; return what passed the gate, the baseline first, and what did not, with the reason."""
+    passed, rejected = [bench.baseline], []
+    for recipe in options.recipes():
+        if recipe.id == bench.baseline.variant.id:
             continue
-        on_step(f"{plan.id}: make")
+        if reason := recipe.format.refusal(bench.source.model):
+            rejected.append(tuning.Candidate(name=recipe.id, reason=f"not for this model: {reason}"))
+            continue
+        on_step(f"{recipe.id}: make")
         try:
-            candidate = plan.make(bench.source)
-            on_step(f"{plan.id}: checks")
-            passed.append(bench.examine(candidate, options.max_drop_points))
-        except GateFailed as error:
-            rejected.append(
-                tuning.Candidate(name=plan.id, reason=f"rejected: {str(error).removeprefix(f'{plan.id} ')}")
-            )
+            candidate = recipe.make(bench.source, recipe.format.unable(bench.source.model))
+            on_step(f"{recipe.id}: checks")
+            passed.append(bench.examine(candidate))
+        except (GateFailed, UsageError) as error:
+            reason = str(error).removeprefix(f"{recipe.id} ")
+            rejected.append(tuning.Candidate(name=recipe.id, reason=f"rejected: {reason}"))
     return tuple(passed), tuple(rejected)

@@ -3,57 +3,79 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from exporters import staging
 from exporters.workbench import OnStep
 from kit import bundle as bundles
-from kit.bench.entries import Contender
 from kit.bench.measure import Plan
 from kit.bench.request import Request
 from kit.bench.results import Results
 from kit.bench.run import bench
-from kit.bundle import Bundle
-from kit.bundle.records import Variant
+from kit.bundle import Staged
+from kit.choices import Provider
 from kit.runtime import registry
 from kit.runtime.base import RunnerOptions
+from kit.samples import Samples
 from kit.system import machine
+from kit.tensors import Signature
 
 
 def measure(
-    bundle: Bundle,
-    variants: Sequence[tuple[Variant, bytes]],
+    name: str,
+    signature: Signature,
+    golden: Sequence[Samples],
+    variants: Sequence[Staged],
+    folder: Path,
     *,
-    batch_sizes: tuple[int, ...],
+    points: Sequence[Mapping[str, int]],
     threads: int,
     plan: Plan,
     on_step: OnStep = lambda _: None,
 ) -> Results:
-    """Measure variants with their bytes in ONNX Runtime on the CPU, in the same rounds.
+    """Measure variants in ONNX Runtime on the CPU, in the same rounds; their files stay where they are.
 
     Args:
-        bundle: What they take and give, and the pixels they are given.
-        variants: The first of fp32 is the baseline.
-        batch_sizes: Images in one call.
+        name: Of the model.
+        signature: What they take and give.
+        golden: Samples, to make inputs of.
+        variants: The first is the baseline.
+        folder: Where the bundle is made that is thrown away, on the same file system as the variants if possible.
+        points: Sizes of the axes, a call of each is measured.
         threads: Threads one operator may use.
         plan: How long.
         on_step: Told what is being done.
     """
-    with tempfile.TemporaryDirectory(prefix="kit-") as folder:
+    with tempfile.TemporaryDirectory(prefix="trial-", dir=folder) as place:
         trial = bundles.create(
-            Path(folder) / bundle.name,
-            spec=bundle.spec,
-            golden=bundle.golden(),
+            Path(place) / name,
+            name=name,
+            signature=signature,
+            golden=golden,
             tools=machine.tool_versions(),
-            variants=tuple(variants),
+            variants=tuple(_linked(staged, Path(place)) for staged in variants),
         )
-        options = RunnerOptions(threads=threads)
         request = Request(
-            contenders=tuple(
-                Contender(variant=one.id, runtime=registry.DEFAULT, options=options) for one in trial.variants
-            ),
-            batch_sizes=batch_sizes,
+            runtimes=(registry.DEFAULT,),
+            providers=(Provider.CPU,),
+            runner=RunnerOptions(threads=threads),
+            points=tuple(dict(point) for point in points),
             plan=plan,
-            counts_accuracy=False,
+            counts_scores=False,
         )
-        return bench(trial, request, on_progress=lambda what, share: on_step(f"measuring: {what}, {share:.0%}"))
+        return bench(
+            trial,
+            request,
+            on_progress=lambda what, share: on_step(
+                f"measuring: {what}" if share is None else f"measuring: {what}, {share:.0%}"
+            ),
+        )
+
+
+def _linked(staged: Staged, folder: Path) -> Staged:
+    """Return a variant whose files may be moved: the same files under second names."""
+    own = Path(tempfile.mkdtemp(dir=folder))
+    for ref in staged.variant.files():
+        staging.link(staged.folder / ref.file, own / ref.file)
+    return Staged(variant=staged.variant, folder=own)

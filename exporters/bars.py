@@ -1,0 +1,185 @@
+"""Bars: how much of a metric a variant may lose against the baseline, and which metrics decide if nobody names one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kit import metrics
+from kit.errors import GateFailed, UsageError
+from kit.metrics import Metric, Score, Values
+from kit.samples import Samples
+from kit.tasks.base import Task
+from kit.tensors import Signature, Tensors
+
+AGAINST_THE_ORIGINAL = ("r2", "cosine")
+"""Metrics of every float output if nothing else is known. R2 sees what cosine does not: answers that hardly vary."""
+
+_LEAST_FOR_ONE = 20
+"""So many samples make one of them 5 % at most: then one may be lost in any case, as the least that a split can tell."""
+
+_SURE_ENOUGH = 1e-9
+_SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """A metric and how much of it may be lost.
+
+    Attributes:
+        max_loss: In the metric's unit.
+        output: The only output that the metric sees, with the original's answer as its target; None for all that there is.
+    """
+
+    metric: Metric
+    max_loss: float
+    output: str | None = None
+
+    def values(self, groups: Sequence[Samples], answers: Sequence[Tensors]) -> Values | None:
+        """Apply the metric; None if it says nothing of these samples: there are no right answers, or none of them differ.
+
+        Raises:
+            UsageError: It cannot be applied.
+        """
+        if self.metric.needs_targets and any(not group.targets for group in groups):
+            return None
+        if self.output is not None:
+            groups, answers = _only(self.output, groups, answers)
+            if self.metric.name == "r2" and not _vary(groups, self.output):
+                return None
+        return metrics.evaluate(self.metric, answers, groups)
+
+    def allowed(self, score: Score) -> float:
+        """Return the largest loss that is allowed on a split: one sample in any case, if that is a small share of it."""
+        if score.worse is None or self.max_loss == 0 or score.samples < _LEAST_FOR_ONE:
+            return self.max_loss
+        return max(self.max_loss, 1 / score.samples)
+
+
+def bars_for(
+    signature: Signature,
+    *,
+    task: Task | None,
+    metric: str | Metric | None,
+    max_loss: float | None,
+    has_targets: bool,
+) -> tuple[tuple[Bar, ...], tuple[Bar, ...]]:
+    """Return the bars on data and the bars on golden samples, which have no right answers.
+
+    The metric that was named decides, or the first of the task's that the data allow. Without either, and for models with
+    several float outputs in any case, each float output is compared with the original's.
+
+    Raises:
+        UsageError: There is no metric of that name, or it needs right answers and there are none.
+    """
+    chosen = metrics.find(metric) if isinstance(metric, str) else metric
+    if chosen is not None and chosen.needs_targets and not has_targets:
+        raise UsageError(
+            f"the metric {chosen.name} needs data with right answers", hint="give labelled data: --data FILE"
+        )
+    known = [metrics.find(name) for name in (task.metrics if task is not None else ())]
+    decides = chosen or next((one for one in known if has_targets or not one.needs_targets), None)
+    blind = next((one for one in (*([chosen] if chosen else []), *known) if not one.needs_targets), None)
+    return (
+        _bars(signature, decides, max_loss, is_named=True),
+        _bars(signature, blind, max_loss, is_named=blind is decides),
+    )
+
+
+def _bars(signature: Signature, metric: Metric | None, max_loss: float | None, *, is_named: bool) -> tuple[Bar, ...]:
+    floats = [spec.name for spec in signature.outputs if spec.is_float and not spec.varies]
+    bars = [] if metric is None else [Bar(metric=metric, max_loss=_allowed(metric, max_loss, is_named=is_named))]
+    if metric is None or len(floats) > 1:
+        for name in AGAINST_THE_ORIGINAL:
+            one = metrics.find(name)
+            own = max_loss if metric is None else None
+            bars += [Bar(metric=one, max_loss=_allowed(one, own, is_named=True), output=output) for output in floats]
+    return tuple(bars)
+
+
+def _allowed(metric: Metric, max_loss: float | None, *, is_named: bool) -> float:
+    if max_loss is None:
+        return metric.allowed_loss
+    return max_loss if is_named else max(max_loss, metric.allowed_loss)
+
+
+def _only(output: str, groups: Sequence[Samples], answers: Sequence[Tensors]) -> tuple[list[Samples], list[Tensors]]:
+    """Return samples and answers as if there were one output; single samples of one size become one group."""
+    expected = [(group.expected or {})[output] for group in groups]
+    given = [outputs[output] for outputs in answers]
+    weights = [(group.weights or {}).get(output) for group in groups]
+    if len(groups) > 1 and all(array.shape == expected[0].shape for array in expected) and weights[0] is None:
+        join = np.concatenate if expected[0].ndim and expected[0].shape[0] > 1 else _stack
+        expected, given, weights = [join(expected)], [join(given)], [None]
+    made = [
+        Samples(inputs={}, expected={output: one}, weights=None if weight is None else {output: weight})
+        for one, weight in zip(expected, weights, strict=True)
+    ]
+    return made, [{output: one} for one in given]
+
+
+def _stack(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate([array.reshape(1, -1) for array in arrays])
+
+
+def _vary(groups: Sequence[Samples], output: str) -> bool:
+    """Whether the original's answers differ from sample to sample in every group; else there is no variance to explain."""
+    for group in groups:
+        exact = (group.expected or {})[output]
+        if exact.ndim == 0 or len(exact) < 2 or bool((exact == exact[:1]).all()):
+            return False
+    return True
+
+
+def hold(
+    bar: Bar, values: Values, baseline: Values | None, *, name: str, dataset: str, split: str, hint: str = ""
+) -> Score:
+    """Return the score of a candidate on a split.
+
+    Raises:
+        GateFailed: It loses more than is allowed, or is no number.
+    """
+    where = f"the {split} split" if split in _SPLITS else dataset
+    of = f" of {bar.output!r}" if bar.output is not None else ""
+    try:
+        score = metrics.score(bar.metric, values, dataset=dataset, split=split, baseline=baseline)
+    except (UsageError, ValueError) as error:
+        raise GateFailed(f"{name}: {bar.metric.name}{of} is {values.whole:.3g} on {where}", hint=hint) from error
+    if baseline is not None and not score.loss <= bar.allowed(score) + _SURE_ENOUGH:
+        raise GateFailed(_lost(bar, score, name, where, of), hint=hint)
+    return score
+
+
+def _lost(bar: Bar, score: Score, name: str, where: str, of: str) -> str:
+    flips = ""
+    if score.worse is not None:
+        flips = f"; {score.worse} became wrong, {score.improved} became right"
+    if bar.metric.unit == "%":
+        return (
+            f"{name} loses {100 * score.loss:.2f} points of {bar.metric.name}{of} on {where} "
+            f"({score.value:.2%} of {score.samples} samples{flips}), more than the allowed {100 * bar.max_loss:g}"
+        )
+    unit = f" {score.unit}" if score.unit else ""
+    return (
+        f"{name} has {bar.metric.name}{of} {score.value:.3f}{unit} on {where} ({score.samples} samples), where the baseline "
+        f"has {score.baseline:.3f}{unit}: it loses {score.loss:.3g}, more than the allowed {bar.max_loss:g}"
+    )
+
+
+def power(bar: Bar, score: Score) -> str:
+    """Say how large a loss a split cannot exclude, if that is more than is allowed; empty if it can decide."""
+    interval = score.loss_interval
+    if score.baseline is None or interval is None or interval[1] <= bar.max_loss:
+        return ""
+    shown = f"{100 * interval[1]:.1f} points" if bar.metric.unit == "%" else f"{interval[1]:.3g}"
+    allowed = f"{100 * bar.max_loss:g} points" if bar.metric.unit == "%" else f"{bar.max_loss:g}"
+    return (
+        f"{score.samples} samples of {_where(score)} cannot exclude a loss of {shown} of {bar.metric.name}, "
+        f"more than the allowed {allowed}: give more data to be sure"
+    )
+
+
+def _where(score: Score) -> str:
+    return f"{score.dataset} {score.split}" if score.split in _SPLITS else score.dataset

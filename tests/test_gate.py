@@ -1,0 +1,323 @@
+"""The gate: what is wrong is refused with the figure that shows it, whatever the model takes and gives."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+from exporters import candidates, workbench
+from exporters.bars import Bar, bars_for, hold, power
+from exporters.candidates import Candidate
+from exporters.formats.base import Source
+from exporters.gate import Passed, check_border, check_file
+from exporters.options import ExportOptions
+from exporters.pipeline import make
+from kit import metrics
+from kit.errors import GateFailed, UsageError
+from kit.metrics import Values
+from kit.runtime.onnxruntime import OnnxRuntimeRunner
+from kit.samples import Samples, Splits
+from kit.tensors import Axis, Signature, TensorSpec
+from tests.helpers.originals import OnnxOriginal, dense, graph, noise, vectors
+
+INT8 = ExportOptions(precisions=("int8",))
+
+
+def splits(signature: Signature, train: Samples, *, seed: int = 1) -> Splits:
+    """Unlabelled data whose training samples are given."""
+    return Splits(
+        dataset="noise",
+        train=(train,),
+        validation=(noise(signature, 200, seed=seed),),
+        test=(noise(signature, 200, seed=seed + 1),),
+    )
+
+
+def export(
+    model: onnx.ModelProto, signature: Signature, folder: Path, options: ExportOptions, **about: object
+) -> tuple[Passed, ...]:
+    bench = workbench.of(OnnxOriginal(model, signature), folder, opset=20, max_loss=options.max_loss, **about)
+    return make(bench, options, lambda _: None)
+
+
+def alone(
+    node: str, signature: Signature, *, weights: dict[str, np.ndarray] | None = None, **about: object
+) -> onnx.ModelProto:
+    """A model of one node."""
+    names = [spec.name for spec in signature.inputs] + list(weights or {})
+    return graph([helper.make_node(node, names, ["y"], **about)], weights or {}, signature)
+
+
+def test_a_regression_whose_int8_answers_hardly_vary_is_refused_with_its_r2(tmp_path: Path) -> None:
+    """One output: its highest value is always the original's, and nothing that looks for classes would see anything."""
+    model, signature = dense((8, 64, 64, 1))
+    train = noise(signature, 200)
+    train.inputs["x"][0] *= 300.0  # an outlier takes all the steps of the activations
+    golden = (noise(signature, 100, seed=7),)
+    with pytest.raises(GateFailed, match=r"int8-qdq has r2 of 'y'") as caught:
+        export(model, signature, tmp_path, INT8, data=splits(signature, train), golden=golden)
+    assert "on golden samples (100 samples)" in str(caught.value)
+    assert "allowed 0.05" in str(caught.value)
+    named = float(str(caught.value).split("r2 of 'y' ")[1].split()[0])
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    source = Source(path=path, folder=tmp_path, signature=signature, train=(train,), dataset="noise")
+    (recipe,) = candidates.recipes(INT8)
+    exact, found = (run(one, golden[0]) for one in (path, recipe.make(source).files.path))
+    assert named == pytest.approx(1 - ((found - exact) ** 2).sum() / ((exact - exact.mean()) ** 2).sum(), abs=1e-3)
+    assert named < 0.5
+
+
+def run(path: Path, samples: Samples) -> np.ndarray:
+    with OnnxRuntimeRunner(path) as runner:
+        return runner.run(samples.inputs)["y"]
+
+
+def test_a_regression_that_is_calibrated_well_passes_and_says_how_well(tmp_path: Path) -> None:
+    model, signature = dense((8, 64, 64, 1))
+    _, int8 = export(model, signature, tmp_path, INT8, data=splits(signature, noise(signature, 200)))
+    scores = {(score.metric, score.split): score for score in int8.variant.scores}
+    assert scores["r2", "test"].value > 0.98
+    assert scores["cosine", "validation"].value > 0.99
+    assert int8.samples == "noise test"
+
+
+def test_an_output_beside_the_one_that_a_metric_reads_is_held_to_the_original_as_well(tmp_path: Path) -> None:
+    """Scores for classes that are right do not excuse a second output that is not."""
+    signature = Signature(
+        inputs=(TensorSpec(name="x", dtype="float32", shape=("batch", 8)),),
+        outputs=tuple(TensorSpec(name=name, dtype="float32", shape=("batch", 4)) for name in ("logits", "vector")),
+        axes={"batch": Axis(typical=(1, 8))},
+    )
+    rng = np.random.default_rng(0)
+    weights = {f"{name}.weight": rng.standard_normal((8, 4)).astype(np.float32) for name in ("a", "b", "c")}
+    weights["b.weight"] *= np.float32(1e-3)
+    weights["spoilt"] = np.array([1000.0, 0, 0, 0], np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "a.weight"], ["logits"], name="a"),
+        helper.make_node("MatMul", ["x", "b.weight"], ["small"], name="b"),
+        helper.make_node("Add", ["small", "spoilt"], ["spread"], name="spread"),
+        helper.make_node("MatMul", ["spread", "c.square"], ["vector"], name="c"),
+    ]
+    weights["c.square"] = np.diag([0.0, 1, 1, 1]).astype(np.float32)
+    del weights["c.weight"]
+    golden = (noise(signature, 64),)
+    labels = (weights["a.weight"].T @ golden[0].inputs["x"].T).argmax(axis=0)
+    labelled = dataclasses.replace(golden[0], targets={"labels": labels})
+    data = Splits(dataset="d", train=golden, validation=(labelled,), test=(labelled,))
+    with pytest.raises(GateFailed, match="of 'vector'"):
+        export(
+            graph(nodes, weights, signature), signature, tmp_path, INT8, data=data, metric="agreement", golden=golden
+        )
+
+
+def test_a_named_metric_decides_and_its_name_unit_and_bar_are_in_the_message(tmp_path: Path) -> None:
+    model, signature = dense((8, 32, 3))
+    options = ExportOptions(precisions=("int8",), max_loss=1e-7)
+    with pytest.raises(GateFailed, match="max-error") as caught:
+        export(model, signature, tmp_path, options, data=splits(signature, noise(signature, 200)), metric="max-error")
+    assert "allowed 1e-07" in str(caught.value)
+    with pytest.raises(UsageError, match="right answers"):
+        export(model, signature, tmp_path, options, data=splits(signature, noise(signature, 200)), metric="top-1")
+    with pytest.raises(UsageError, match="unknown metric"):
+        export(model, signature, tmp_path, options, metric="top-7")
+
+
+def test_a_batch_that_a_squeeze_loses_is_named(tmp_path: Path) -> None:
+    signature = Signature(
+        inputs=(TensorSpec(name="x", dtype="float32", shape=("batch", 4, 1)),),
+        outputs=(TensorSpec(name="y", dtype="float32", shape=("batch", 4)),),
+    )
+    model = alone("Squeeze", signature)
+    golden = (dataclasses.replace(noise(signature, 4), expected={"y": noise(signature, 4).inputs["x"][:, :, 0]}),)
+    with pytest.raises(GateFailed, match=r"batch=1 y is float32 \[4\].*the batch axis is lost") as caught:
+        export(model, signature, tmp_path, ExportOptions(), golden=golden)
+    assert "smaller" not in caught.value.hint
+
+
+@pytest.mark.parametrize("share", [1.0, 0.03])
+def test_samples_that_depend_on_their_neighbours_are_refused_and_the_way_out_is_named(
+    tmp_path: Path, share: float
+) -> None:
+    signature = vectors(3, 3)
+    weights = {"axes": np.array([0], np.int64), "share": np.array(share, np.float32)}
+    nodes = [
+        helper.make_node("ReduceMean", ["x", "axes"], ["mean"]),
+        helper.make_node("Mul", ["mean", "share"], ["some"]),
+        helper.make_node("Sub", ["x", "some"], ["y"]),
+    ]
+    model = graph(nodes, weights, signature)
+    with pytest.raises(GateFailed, match="depend on their neighbours: y moves by") as caught:
+        export(model, signature, tmp_path, ExportOptions())
+    assert "batch=None" in caught.value.hint
+    declared = dataclasses.replace(signature, batch=None)
+    (passed,) = export(model, declared, tmp_path, ExportOptions())
+    assert passed.variant.id == "fp32"
+
+
+def test_answers_that_change_from_call_to_call_are_named(tmp_path: Path) -> None:
+    signature = vectors(3, 3)
+    nodes = [
+        helper.make_node("RandomUniformLike", ["x"], ["random"]),
+        helper.make_node("Add", ["x", "random"], ["y"]),
+    ]
+    with pytest.raises(GateFailed, match="from call to call") as caught:
+        export(graph(nodes, {}, signature), signature, tmp_path, ExportOptions())
+    assert "evaluation mode" in caught.value.hint
+
+
+def test_a_size_that_does_not_run_is_named(tmp_path: Path) -> None:
+    signature = Signature(
+        inputs=(TensorSpec(name="x", dtype="float32", shape=("batch", "sequence")),),
+        outputs=(TensorSpec(name="y", dtype="float32", shape=("batch", "sequence")),),
+        axes={"sequence": Axis(typical=(5, 9))},
+    )
+    model = alone("Add", signature, weights={"positions": np.zeros(5, np.float32)})
+    with pytest.raises(GateFailed, match="sequence=9") as caught:
+        export(model, signature, tmp_path, ExportOptions(), golden=(noise(signature, 4, sequence=5),))
+    assert "--axis" in caught.value.hint
+
+
+def test_an_output_whose_size_depends_on_values_is_found(tmp_path: Path) -> None:
+    signature = Signature(
+        inputs=(TensorSpec(name="x", dtype="float32", shape=("batch", 3)),),
+        outputs=(TensorSpec(name="y", dtype="int64", shape=(2, "found")),),
+        batch=None,
+    )
+    nodes = [
+        helper.make_node("Relu", ["x"], ["positive"]),
+        helper.make_node("NonZero", ["positive"], ["y"]),
+    ]
+    (passed,) = export(graph(nodes, {}, signature), signature, tmp_path, ExportOptions())
+    assert passed.signature.output("y").varies
+
+
+def test_values_that_are_no_numbers_fail(tmp_path: Path) -> None:
+    signature = vectors(3, 3)
+    with pytest.raises(GateFailed, match="no numbers"):
+        export(alone("Log", signature), signature, tmp_path, ExportOptions())
+
+
+def test_every_dtype_and_a_batch_that_stands_elsewhere_pass(tmp_path: Path) -> None:
+    signature = Signature(
+        inputs=(
+            TensorSpec(name="a", dtype="float32", shape=(3, "batch")),
+            TensorSpec(name="b", dtype="int64", shape=(3, "batch"), below=5),
+            TensorSpec(name="c", dtype="bool", shape=()),
+        ),
+        outputs=(
+            TensorSpec(name="sum", dtype="float32", shape=(3, "batch")),
+            TensorSpec(name="more", dtype="bool", shape=(3, "batch")),
+        ),
+    )
+    nodes = [
+        helper.make_node("Cast", ["b"], ["b_float"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Cast", ["c"], ["c_float"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Add", ["a", "b_float"], ["ab"]),
+        helper.make_node("Add", ["ab", "c_float"], ["sum"]),
+        helper.make_node("Greater", ["a", "b_float"], ["more"]),
+    ]
+    (passed,) = export(graph(nodes, {}, signature), signature, tmp_path, ExportOptions())
+    assert {one.output for one in passed.fidelity} == {"sum", "more"}
+
+
+def staged(folder: Path, model: onnx.ModelProto) -> Candidate:
+    path = folder / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    return candidates.baseline(path)
+
+
+def test_a_specialised_size_and_another_name_fail_the_gate(tmp_path: Path) -> None:
+    model, signature = dense((4, 3))
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+    with pytest.raises(GateFailed, match="where the signature says"):
+        check_border(model, signature)
+    with pytest.raises(GateFailed, match="the outputs y where the signature says z"):
+        check_border(
+            dense((4, 3))[0],
+            dataclasses.replace(signature, outputs=(dataclasses.replace(signature.outputs[0], name="z"),)),
+        )
+
+
+def test_a_file_that_the_standard_refuses_or_whose_weights_lie_elsewhere_fails(tmp_path: Path) -> None:
+    model, signature = dense((4, 3))
+    model.graph.node[0].op_type = "NoSuchThing"
+    with pytest.raises(GateFailed, match=r"onnx\.checker refuses"):
+        check_file(staged(tmp_path, model), signature)
+    model, signature = dense((4, 3))
+    candidate = staged(tmp_path, model)
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    entry = tensor.external_data.add()
+    entry.key, entry.value = "location", "../secret.data"
+    candidate.files.path.write_bytes(model.SerializeToString())
+    with pytest.raises(GateFailed, match="plain file name"):
+        check_file(candidate, signature)
+
+
+def binary(wrong: int, samples: int) -> Values:
+    each = np.ones(samples)
+    each[:wrong] = 0
+    return Values(each, float(each.mean()), samples, is_binary=True)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "samples", "limit", "passes"),
+    [
+        *((1, 144, 0.003, True), (2, 144, 0.003, False), (1, 144, 0.0, False), (2, 144, 0.014, True)),
+        (1, 8, 0.003, False),
+    ],
+)
+def test_one_sample_is_the_least_that_a_gate_can_see_unless_it_is_a_large_share(
+    wrong: int, samples: int, limit: float, *, passes: bool
+) -> None:
+    """Of 144 samples one is 0.7 points, more than a limit of 0.3: whose luck that is depends on the machine."""
+    bar = Bar(metric=metrics.find("top-1"), max_loss=limit)
+    about = {"name": "int8", "dataset": "d", "split": "test"}
+    if passes:
+        assert hold(bar, binary(wrong, samples), binary(0, samples), **about).worse == wrong
+    else:
+        with pytest.raises(GateFailed, match="points of top-1"):
+            hold(bar, binary(wrong, samples), binary(0, samples), **about)
+
+
+def test_a_gate_of_few_samples_says_what_it_cannot_exclude() -> None:
+    bar = Bar(metric=metrics.find("top-1"), max_loss=0.003)
+    few = hold(bar, binary(0, 30), binary(0, 30), name="int8", dataset="d", split="test")
+    assert "30 samples of d test cannot exclude a loss of" in power(bar, few)
+    many = hold(bar, binary(0, 10_000), binary(0, 10_000), name="int8", dataset="d", split="test")
+    assert power(bar, many) == ""
+
+
+def test_the_bars_are_the_tasks_metrics_that_the_data_allow_else_the_originals_answers() -> None:
+    class Task:
+        metrics = ("top-1", "agreement")
+
+    signature = vectors(3, 3)
+    about = {"task": Task(), "metric": None, "max_loss": None}
+    for has_targets, name in ((True, "top-1"), (False, "agreement")):
+        on_data, on_golden = bars_for(signature, **about, has_targets=has_targets)
+        assert [bar.metric.name for bar in on_data] == [name]
+        assert [bar.metric.name for bar in on_golden] == ["agreement"]
+    without, _ = bars_for(signature, task=None, metric=None, max_loss=None, has_targets=False)
+    assert [(bar.metric.name, bar.output, bar.max_loss) for bar in without] == [
+        ("r2", "y", 0.05),
+        ("cosine", "y", 0.02),
+    ]
+
+
+def test_a_failed_gate_leaves_nothing_behind(tmp_path: Path) -> None:
+    model, signature = dense((8, 64, 1))
+    train = noise(signature, 200)
+    train.inputs["x"][0] *= 3000.0
+    with workbench.staging_beside(tmp_path / "out" / "bundle") as folder:
+        assert folder.parent == tmp_path
+        with pytest.raises(GateFailed):
+            export(model, signature, folder, INT8, data=splits(signature, train))
+    assert list(tmp_path.iterdir()) == []
