@@ -7,8 +7,9 @@ Variants that answer here as they did when they were published are measured in e
 again with other session options. What wins is kept (kit.runtime.choice).
 
 The rule. Speed is the geometric mean, over the points, of how many times as fast as the baseline a candidate is: the bundle's
-baseline variant in ONNX Runtime on one thread. A candidate can win that is FASTER at one point or more and SLOWER at none. Among
-those within 2 % of the fastest the first in the order they were named wins: the plainest. If none can win the baseline stays.
+baseline variant in ONNX Runtime on one thread. A candidate can win that is FASTER at one point or more and SLOWER at none.
+Among those within 2 % of the fastest the first in the order they were named wins: the plainest. If none can win the baseline
+stays.
 """
 
 from __future__ import annotations
@@ -116,7 +117,8 @@ def judge(results: Results, *, full_names: bool = False) -> Judgement:
     if any(row.verdict and row.verdict.outcome is Outcome.BASELINE for row in winner.rows):
         flags = " ".join(this_machine().cpu_flags) or "none known"
         vnni = "" if any("vnni" in flag for flag in this_machine().cpu_flags) else "; without VNNI, INT8 gains little"
-        remark = f"{winner.rows[0].variant} stays: nothing that is right is faster here (the CPU's instruction sets: {flags}{vnni})"
+        stays = winner.rows[0].variant
+        remark = f"{stays} stays: nothing that is right is faster here (the CPU's instruction sets: {flags}{vnni})"
     return Judgement(candidates=candidates, winner=winner, remark=remark)
 
 

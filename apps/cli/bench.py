@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from apps.cli import options
+from apps.cli.points import AxisSize, in_flags, points, swept
 from kit.choices import Mode, Provider
 from kit.errors import StorageUnavailable, UsageError
 from kit.system import files
@@ -24,7 +25,7 @@ _EXIT_CODES = {"unavailable": 3, "failed": 4}
 
 
 class _BatchSize(click.ParamType[int | str]):
-    """A number of images, or `sweep`."""
+    """A number of samples, or `sweep`."""
 
     name = "n|sweep"
 
@@ -38,7 +39,7 @@ class _BatchSize(click.ParamType[int | str]):
         return int(text)
 
 
-@click.command(epilog=options.BUNDLE_HELP)
+@click.command(epilog=options.MODEL_HELP)
 @options.bundle_argument
 @click.option(
     "--provider",
@@ -56,8 +57,17 @@ class _BatchSize(click.ParamType[int | str]):
     "batch_sizes",
     type=_BatchSize(),
     multiple=True,
-    help="Images in one call; may be repeated. sweep doubles it until throughput no longer grows.  [default: 1 and 64]",
+    help="Samples in one call; may be repeated. sweep doubles it until throughput no longer grows.  [default: the model's "
+    "typical ones, else 1 and 64]",
 )
+@click.option(
+    "--axis",
+    "axes",
+    type=AxisSize(),
+    multiple=True,
+    help="Size of another axis in one call, such as sequence=128; may be repeated.  [default: the usual one]",
+)
+@click.option("--sweep", metavar="AXIS", help="Double the size along this axis, such as sequence, up to its largest.")
 @click.option(
     "--budget",
     "budget_seconds",
@@ -83,7 +93,7 @@ class _BatchSize(click.ParamType[int | str]):
     multiple=True,
     default=(Mode.HOST.value,),
     show_default=True,
-    help="May be repeated. host hands pixels over and logits back; device binds them where the model runs: no copies.",
+    help="May be repeated. host hands inputs over and outputs back; device binds them where the model runs: no copies.",
 )
 @options.threads
 @options.fallback
@@ -95,6 +105,11 @@ class _BatchSize(click.ParamType[int | str]):
     metavar="FILE|-",
     help="Write the results there; - is stdout. The last are kept in BUNDLE.bench.json beside the bundle in any case.",
 )
+@click.option(
+    "--metric",
+    metavar="NAME|PKG.MOD:FN",
+    help="Count this metric where the data is at hand.  [default: what the bundle was published with]",
+)
 @options.data_dir
 @options.debug
 def bench(
@@ -103,6 +118,8 @@ def bench(
     runtimes: tuple[str, ...],
     variants: tuple[str, ...],
     batch_sizes: tuple[int | str, ...],
+    axes: tuple[tuple[str, int], ...],
+    sweep: str | None,
     budget_seconds: float | None,
     scenario: str,
     rate: float | None,
@@ -116,15 +133,19 @@ def bench(
     cuda_graph: bool,
     gpu_memory_limit_bytes: int | None,
     json_file: Path | None,
+    metric: str | None,
     data_dir: Path | None,
 ) -> int:
-    """Measure a BUNDLE: latency, throughput, size, accuracy, and which provider ran how many nodes.
+    """Measure a BUNDLE or a model.onnx: latency, throughput, size, scores, and which provider ran how many nodes.
 
     Variants run in interleaved rounds and are compared round by round. A provider that cannot run is a row that says why, and
     exit code 3; the CPU is never measured under another name.
 
     \b
     Examples:
+      kit bench model.onnx --runtime all
+      kit bench model.onnx --batch-size 8 --axis sequence=128
+      kit bench model.onnx --sweep sequence
       kit bench mnist-mlp --provider cuda --provider cpu
       kit bench mnist-mlp --batch-size 1 --batch-size 1024 --threads 2 --json results.json
       kit bench mnist-mlp --runtime all --batch-size sweep --budget 2m
@@ -132,39 +153,43 @@ def bench(
       kit bench mnist-mlp --provider cuda --mode host --mode device --cuda-graph
     """
     from apps.cli import bench_tables, render
+    from kit import metrics, ready
     from kit.bench.measure import Plan
     from kit.bench.request import Request
     from kit.bench.scenarios import Load, Scenario
-    from kit.bundle import find
+    from kit.runtime.base import RunnerOptions
 
     if _AUTO in providers and len(providers) > 1:
         raise UsageError("--provider auto already means every provider that works here", hint="leave the others out")
-    sizes = tuple(dict.fromkeys(batch_sizes))
-    if _SWEEP in sizes and len(sizes) > 1:
-        raise UsageError("a sweep chooses its batch sizes itself", hint="leave the others out")
     if json_file is not None and str(json_file) != "-":
         files.check_writable(json_file)
-    found = find(bundle)
-    request = Request(
-        providers=None if _AUTO in providers else tuple(Provider(name) for name in dict.fromkeys(providers)),
-        runtimes=runtimes,
-        variants=variants or None,
-        batch_sizes=None if _SWEEP in sizes else tuple(size for size in sizes if isinstance(size, int)) or None,
-        sweep=_SWEEP in sizes,
-        load=Load(scenario=Scenario(scenario), rate=rate),
-        plan=Plan(budget_seconds=budget_seconds),
-        cold=cold,
-        profile=found.origin.parent if profile else None,
-        threads=threads,
-        device_id=device_id,
-        allow_fallback=allow_fallback,
-        modes=tuple(dict.fromkeys(map(Mode, modes))),
-        tf32=tf32,
-        cuda_graph=cuda_graph,
-        gpu_memory_limit_bytes=gpu_memory_limit_bytes,
-        data_dir=data_dir,
-    )
-    results = run(found, request)
+    found = ready.find(bundle)
+    chosen = None if _AUTO in providers else tuple(Provider(name) for name in dict.fromkeys(providers))
+    with in_flags():
+        request = Request(
+            providers=chosen,
+            runtimes=runtimes,
+            variants=variants or None,
+            points=points(found.signature, batch_sizes, axes),
+            sweep=swept(found.signature, batch_sizes, sweep),
+            load=Load(scenario=Scenario(scenario), rate=rate),
+            plan=Plan(budget_seconds=budget_seconds),
+            cold=cold,
+            profile=found.origin.parent if profile else None,
+            runner=RunnerOptions(
+                provider=Provider.CUDA if Provider.CUDA in (chosen or ()) else Provider.CPU,
+                threads=threads,
+                device_id=device_id,
+                allow_fallback=allow_fallback,
+                tf32=tf32,
+                cuda_graph=cuda_graph,
+                gpu_memory_limit_bytes=gpu_memory_limit_bytes,
+            ),
+            modes=tuple(dict.fromkeys(map(Mode, modes))),
+            data_dir=data_dir,
+            metric=None if metric is None else metrics.find(metric),
+        )
+        results = run(found, request)
     if json_file is not None and str(json_file) == "-":
         click.echo(results.to_json(), nl=False)
     else:
@@ -202,5 +227,5 @@ def _estimate(seconds: float) -> str:
 
 
 def exit_code(results: Results) -> int:
-    """Return 0 when every row was measured as asked for, else what the worst row calls for."""
+    """Return 0 if every row was measured as asked for, else what the worst row calls for."""
     return max((_EXIT_CODES.get(row.status, 0) for row in results.rows), default=0)

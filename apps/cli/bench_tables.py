@@ -1,4 +1,4 @@
-"""What `kit bench` prints: the table of latencies, cold starts, node times or a sweep, and what a reader must know of them."""
+"""What `kit bench` prints: the table of latencies, cold starts, node times or a sweep, and what must be known to read them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from rich.table import Table
 
 from apps.cli.render import stdout
 from kit.bench import sweep
-from kit.bench.judging import USUAL_BASELINE
+from kit.bench.points import described, telling
 from kit.bench.results import Results, Row, Status
 from kit.bench.scenarios import Scenario
 from kit.bench.stats import Outcome
 from kit.choices import Mode
-from kit.report.format import NONE, interval, microseconds, percent, size
-from kit.report.tables import memory
+from kit.report.format import NONE, about, interval, microseconds, size
+from kit.report.tables import UNKNOWN, memory, metric_of, score
 
 _NARROW = 104
 _WIDE = 126
 _RUNTIME = 20  # columns that the name of the runtime takes
+_USUAL = " onnxruntime cpu"  # where the baseline usually runs
 
 
 def show(results: Results) -> None:
@@ -44,19 +45,20 @@ def _latency_table(console: Console, results: Results) -> None:
     wide, very_wide = room >= _NARROW, room >= _WIDE
     energy = any(row.energy_uj is not None for row in results.rows)
     against = _against(results, wide=wide)
+    axes, metric = telling([row.sizes for row in results.rows]), metric_of(results.rows)
     headers = [
         "variant",
         *(["runtime"] if several else []),
         "nodes on",
-        "batch",
+        *axes,
         "p50 µs",
         *(["p90"] if wide else []),
         "p99",
-        "images/s",
+        "samples/s",
         *(["size"] if wide else []),
         *(["memory"] if very_wide else []),
-        *(["µJ/image"] if energy else []),
-        "top-1",
+        *(["µJ/sample"] if energy else []),
+        *([metric] if metric else []),
         against,
     ]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -64,40 +66,47 @@ def _latency_table(console: Console, results: Results) -> None:
         left = header in {"variant", "runtime", "nodes on"} or header.startswith("against")
         table.add_column(header, justify="left" if left else "right", overflow="fold")
     for row in results.rows:
-        cells = _cells(row)
+        cells = _cells(row, metric)
         cells[against] = escape(row.verdict.describe() if row.verdict else NONE)
         table.add_row(*(cells[header] for header in headers), style="yellow" if row.status is not Status.OK else "")
     console.print(table)
 
 
 def _against(results: Results, *, wide: bool) -> str:
-    """Return the header of the verdicts, which names what they are against, where that is short enough."""
-    if _baselines(results) <= {USUAL_BASELINE}:
-        return "against fp32 on the CPU" if wide else "against fp32"
+    """Return the header of the verdicts, which names what they are against, if that is short enough."""
+    if name := _usual_baseline(results):
+        return f"against {name} on the CPU" if wide else f"against {name}"
     return "against the baseline"
+
+
+def _usual_baseline(results: Results) -> str:
+    """Return the variant that all rows are compared with, if it ran in ONNX Runtime on the CPU; empty if not."""
+    names = _baselines(results)
+    (name,) = names if len(names) == 1 else ("",)
+    return name.removesuffix(_USUAL) if name.endswith(_USUAL) else ""
 
 
 def _baselines(results: Results) -> set[str]:
     return {row.verdict.baseline for row in results.rows if row.verdict}
 
 
-def _cells(row: Row) -> dict[str, str]:
+def _cells(row: Row, metric: str) -> dict[str, str]:
     """Return every cell a latency table may show but the verdict, by header."""
     found = row.latency
-    energy = row.energy_uj / (row.query_samples or row.batch_size) if row.energy_uj is not None else None
+    energy = row.energy_uj / (row.query_samples or row.samples) if row.energy_uj is not None else None
     return {
         "variant": row.variant,
         "runtime": row.runtime,
         "nodes on": escape(_where(row)),
-        "batch": str(row.batch_size),
+        **{axis: f"{size:,}" for axis, size in row.sizes.items()},
         "p50 µs": microseconds(found.p50_us if found else None),
         "p90": microseconds(found.p90_us if found else None),
         "p99": microseconds(found.p99_us if found else None),
-        "images/s": f"{found.images_per_second:,.0f}" if found else NONE,
+        "samples/s": f"{found.samples_per_second:,.0f}" if found else NONE,
         "size": size(row.size_bytes),
         "memory": size(row.memory_bytes) if row.memory_bytes is not None else NONE,
-        "µJ/image": microseconds(energy),
-        "top-1": percent(row.accuracy, row.accuracy_source),
+        "µJ/sample": microseconds(energy),
+        metric: score(row, metric),
     }
 
 
@@ -113,12 +122,13 @@ def _where(row: Row) -> str:
 
 def _sweep_lines(console: Console, results: Results) -> None:
     """Say in words where throughput bends and who overtakes whom."""
-    if results.arguments.get("batch_sizes") != "sweep":
+    if not results.arguments.get("sweep"):
         return
     for knee in sweep.knees(results):
+        axis = escape(knee.axis)
         console.print(
-            f"[bold]{escape(knee.contestant)}[/]: knee at batch {knee.batch_size}, {knee.images_per_second:,.0f} images/s, "
-            f"{knee.share:.0%} of the best ({knee.best_images_per_second:,.0f} at batch {knee.best_batch}).",
+            f"[bold]{escape(knee.case)}[/]: knee at {axis} {knee.size:,}, {knee.samples_per_second:,.0f} samples/s, "
+            f"{knee.share:.0%} of the best ({knee.best_samples_per_second:,.0f} at {axis} {knee.best_size:,}).",
             soft_wrap=True,
         )
     for one in sweep.crossovers(results):
@@ -157,7 +167,7 @@ def _cold_table(console: Console, results: Results) -> None:
 def _profile_tables(console: Console, results: Results) -> None:
     for row in results.rows:
         fell_back = f" (FALLBACK, asked for {row.provider})" if row.status is Status.FALLBACK else ""
-        name = f"{row.variant} on {row.ran_on or row.provider}{fell_back}, batch {row.batch_size}"
+        name = f"{row.variant} on {row.ran_on or row.provider}{fell_back}, {row.point}"
         if not row.profile:
             console.print(f"[yellow]{escape(name)} in {row.runtime}: {row.status}[/]", soft_wrap=True)
             continue
@@ -194,20 +204,14 @@ def _notes(console: Console, results: Results) -> None:
             soft_wrap=True,
         )
     baselines = _baselines(results)
-    if not baselines <= {USUAL_BASELINE}:
+    if baselines and not _usual_baseline(results):
         console.print(f"Baseline: {escape(', '.join(sorted(baselines)))}.", soft_wrap=True)
+    if axes := _alike(results):
+        console.print(escape(f"Sizes of one call: {axes}."), soft_wrap=True)
     console.print(escape(f"Ran on {results.machine.describe()}."), soft_wrap=True)
     _noise(console, results)
-    counted = next((row for row in results.rows if row.accuracy), None)
-    if (
-        counted is not None
-        and counted.accuracy is not None
-        and not any(row.cold or row.profile for row in results.rows)
-    ):
-        found = counted.accuracy
-        sources = {row.accuracy_source for row in results.rows if row.accuracy}
-        where = "counted now" if sources == {"live"} else "* from the manifest, not counted here"
-        console.print(f"top-1: {found.dataset} {found.split}, {found.images:,} images; {where}.", soft_wrap=True)
+    if not any(row.cold or row.profile for row in results.rows):
+        _scores(console, results)
     if any(latency.p99_us is None for latency in warm):
         console.print("p99 is shown from 1,000 calls on.", soft_wrap=True)
     if any(row.verdict and row.verdict.outcome is Outcome.INCONCLUSIVE for row in results.rows):
@@ -217,6 +221,25 @@ def _notes(console: Console, results: Results) -> None:
         )
     for reason, fix in dict.fromkeys((row.reason, row.fix) for row in results.rows if row.reason):
         console.print(f"[yellow]{escape(reason)}[/]" + (f"\n  → {escape(fix)}" if fix else ""), soft_wrap=True)
+
+
+def _alike(results: Results) -> str:
+    """Return the sizes that all rows share and no column shows: `sequence 128`."""
+    rows = [row for row in results.rows if row.sizes]
+    shown = telling([row.sizes for row in rows])
+    shared = {axis: size for axis, size in (rows[0].sizes if rows else {}).items() if axis not in shown}
+    return described(shared) if shared else ""
+
+
+def _scores(console: Console, results: Results) -> None:
+    """Print what the scores are, or that nobody knows how right the answers are."""
+    scored = [row for row in results.rows if row.score]
+    if not scored:
+        console.print(UNKNOWN, soft_wrap=True)
+    sources = {row.score_source for row in scored}
+    where = "counted now" if sources == {"live"} else "* from the manifest, not counted here"
+    for one in dict.fromkeys(about(row.score) for row in scored if row.score):
+        console.print(escape(f"{one}; {where}."), soft_wrap=True)
 
 
 def _load(results: Results) -> str:
@@ -241,7 +264,7 @@ def _noise(console: Console, results: Results) -> None:
     console.print(
         escape(
             f"Noise of the run: the baseline against itself {widest.comparison.speedup:.2f}x [{low:.2f}, {high:.2f}] "
-            f"at batch {widest.batch_size}, where it was widest."
+            f"at {widest.point}, where it was widest."
         ),
         soft_wrap=True,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,16 @@ class _Share(click.ParamType[float]):
 @click.argument("new", type=_FILE)
 @click.option("--fail-if-slower", type=_Share(), default="5%", show_default=True, help="Slowdown that is allowed.")
 @click.option(
-    "--fail-if-drop", type=click.FloatRange(0), default=0.1, show_default=True, help="Points of top-1 it may lose."
+    "--fail-if-drop",
+    type=click.FloatRange(0),
+    default=0.1,
+    show_default=True,
+    help="Points it may lose of a metric that is a share, such as top-1.",
+)
+@click.option(
+    "--fail-if-loss",
+    type=click.FloatRange(0),
+    help="What it may lose of any other metric, in its unit.  [default: what the metric allows]",
 )
 @click.option("--any-machine", is_flag=True, help="Compare runs of different machines all the same.")
 @click.option("--any-bundle", is_flag=True, help="Compare runs of bundles of different names all the same.")
@@ -50,13 +60,14 @@ def compare(
     new: Path,
     fail_if_slower: float,
     fail_if_drop: float,
+    fail_if_loss: float | None,
     any_machine: bool,
     any_bundle: bool,
     as_json: bool,
 ) -> int:
     """Compare two results files of kit bench, BASE the older and NEW the newer one.
 
-    Exit code 1 only for a significant loss of speed or accuracy beyond what is allowed, 3 when a row of BASE has none in NEW
+    Exit code 1 only for a significant loss of speed or of a score beyond what is allowed, 3 if a row of BASE has none in NEW
     to be compared with.
 
     \b
@@ -68,11 +79,11 @@ def compare(
     from apps.cli import render
     from kit.bench import results
     from kit.bench.compare import Limits
-    from kit.bench.compare import compare as hold_against
+    from kit.bench.compare import compare as compared
 
-    limits = Limits(slower=fail_if_slower, drop_points=fail_if_drop)
+    limits = Limits(slower=fail_if_slower, drop_points=fail_if_drop, loss=fail_if_loss)
     before, after = results.load(base), results.load(new)
-    found = hold_against(before, after, limits, any_machine=any_machine, any_bundle=any_bundle)
+    found = compared(before, after, limits, any_machine=any_machine, any_bundle=any_bundle)
     if as_json:
         render.print_json({"lost": found.lost, "incomplete": found.incomplete, "changes": found.changes})
     else:
@@ -88,49 +99,56 @@ def compare(
 
 
 def _show(found: Regression) -> None:
-    from rich import box
-    from rich.table import Table
-
     from apps.cli import render
+    from apps.cli.tables import Rows
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    metrics = list(dict.fromkeys(one.metric for change in found.changes for one in change.scores))
     several = len({change.runtime for change in found.changes}) > 1
-    for header in (
-        "variant",
-        *(["runtime"] if several else []),
-        "provider",
-        "batch",
-        "base p50 µs",
-        "new p50 µs",
-        "speed",
-        "flips lost/gained",
-        "verdict",
-    ):
-        table.add_column(header, justify="right" if "p50" in header or header == "batch" else "left")
+    rows = Rows(
+        headers=(
+            *("variant", "runtime", "provider", "at", "base p50 µs", "new p50 µs", "speed"),
+            *metrics,
+            *("flips lost/gained", "verdict"),
+        ),
+        left=("variant", "runtime", "provider", "at", "speed", *metrics, "flips lost/gained"),
+        wraps=("verdict",),
+    )
     for change in found.changes:
-        cells = _cells(change)
-        table.add_row(cells[0], *([change.runtime] if several else []), *cells[1:])
+        rows.add(*_cells(change, metrics, names_runtime=several))
     console = render.stdout()
-    console.print(table)
-    allowed = f"{100 * found.limits.slower:g} % slower, {found.limits.drop_points:g} points of top-1"
+    rows.show(console)
+    allowed = f"{100 * found.limits.slower:g} % slower, {found.limits.drop_points:g} points of a share"
     console.print(f"Allowed: {allowed}. Speed: newer against older, 95 % interval.", soft_wrap=True)
 
 
-def _cells(change: Change) -> list[str]:
+def _cells(change: Change, metrics: Sequence[str], *, names_runtime: bool) -> list[str]:
     from rich.markup import escape
 
     from kit.report.format import NONE, microseconds
 
     speed, flips = change.speed, change.flips
-    lost = [word for word, is_lost in (("SLOWER", change.slower), ("LESS ACCURATE", change.worse)) if is_lost]
+    lost = [word for word, is_lost in (("SLOWER", change.slower), ("LESS RIGHT", change.worse)) if is_lost]
     words = " and ".join(lost) or change.missing or str(change.outcome or NONE)
     return [
         change.variant,
+        change.runtime if names_runtime else "",
         change.provider.value,
-        str(change.batch_size),
+        change.at,
         microseconds(change.base_p50_us),
         microseconds(change.new_p50_us),
         escape(f"{speed.speedup:.2f}x [{speed.low:.2f}, {speed.high:.2f}]") if speed else NONE,
-        f"{flips.lost}/{flips.gained} of {flips.images:,}" if flips else NONE,
+        *(_score(change, metric) for metric in metrics),
+        f"{flips.lost}/{flips.gained} of {flips.samples:,}" if flips else "",
         f"[red]LOST: {escape(words)}[/]" if lost else escape(words),
     ]
+
+
+def _score(change: Change, metric: str) -> str:
+    """Return `98.45 % -> 98.40 %`, or one value if nothing changed."""
+    from kit.report.format import value
+
+    one = next((one for one in change.scores if one.metric == metric), None)
+    if one is None:
+        return ""
+    before, now = value(one.base, one.unit), value(one.new, one.unit)
+    return before if before == now else f"{before} → {now}"

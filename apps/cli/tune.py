@@ -5,27 +5,36 @@ from __future__ import annotations
 import click
 
 from apps.cli import options
+from apps.cli.points import AxisSize, in_flags
 from kit.choices import Goal
+from kit.errors import UsageError
 
 
-@click.command(epilog=options.BUNDLE_HELP)
+@click.command(epilog=options.MODEL_HELP)
 @options.bundle_argument
 @click.option(
     "--goal",
     type=click.Choice(list(Goal), case_sensitive=False),
     default=Goal.LATENCY.value,
     show_default=True,
-    help="The quickest answer to one image, or the most images in a second.",
+    help="The quickest answer to one sample, or the most samples in a second.",
 )
-@click.option("--batch-size", type=click.IntRange(1), help="Images in one call.  [default: 1; 64 for throughput]")
+@click.option("--batch-size", type=click.IntRange(1), help="Samples in one call.  [default: 1; 64 for throughput]")
+@click.option(
+    "--axis",
+    "axes",
+    type=AxisSize(),
+    multiple=True,
+    help="Size of another axis in one call, such as sequence=128; may be repeated.  [default: the usual one]",
+)
 @click.option("--max-threads", type=click.IntRange(1), help="Threads to try at most.  [default: the CPUs there are]")
 @click.option(
     "--max-drop",
     type=click.FloatRange(0),
-    default=0.3,
-    show_default=True,
-    help="Leave out variants that lost more top-1 points when they were published.",
+    help="Leave out variants that lost more points of a share, such as top-1, when they were published.  [default: what the "
+    "metric allows]",
 )
+@click.option("--max-loss", type=click.FloatRange(0), help="The same for any metric, in its unit.")
 @click.option("--show", is_flag=True, help="Show what was chosen here before, and measure nothing.")
 @click.option("--forget", is_flag=True, help="Drop what was chosen here before, and measure nothing.")
 @options.as_json
@@ -36,13 +45,15 @@ def tune(
     bundle: str | None,
     goal: str,
     batch_size: int | None,
+    axes: tuple[tuple[str, int], ...],
     max_threads: int | None,
-    max_drop: float,
+    max_drop: float | None,
+    max_loss: float | None,
     show: bool,
     forget: bool,
     as_json: bool,
 ) -> None:
-    """Choose what runs a BUNDLE best on this machine, by measuring it, and remember it here.
+    """Choose what runs a BUNDLE or a model.onnx best on this machine, by measuring it, and remember it here.
 
     Variants that do here what they did when they were published are measured in every runtime that is installed, the best of
     them again with more threads and other session options. kit.load and kit predict go by the choice from then on, unless a
@@ -52,16 +63,17 @@ def tune(
     Examples:
       kit tune
       kit tune mnist-mlp --goal throughput --batch-size 256
+      kit tune model.onnx --axis sequence=128
       kit tune mnist-mlp --show
     """
     from apps.cli import export_tables, render
-    from kit.bundle import find
+    from kit import ready
     from kit.runtime import choice as tuned
 
     if show or forget:
         flag = "show" if show else "forget"
         options.refuse_unused(ctx, flag=f"--{flag}", uses={"bundle", flag})
-    found = find(bundle)
+    found = ready.find(bundle)
     name = bundle or found.name
     if forget:
         had = tuned.forget(found)
@@ -82,14 +94,18 @@ def tune(
             export_tables.choice(choice, found.name)
         return
     from kit import tuning
+    from kit.bench.points import batches
 
-    with render.progress(1.0) as update:
+    if max_drop is not None and max_loss is not None:
+        raise UsageError("--max-drop and --max-loss are two words for one bar", hint="give one of them")
+    batch = batches(found.signature, [batch_size])[0] if batch_size else {}
+    with in_flags(), render.progress(1.0) as update:
         done = tuning.tune(
             found,
             goal=Goal.parse(goal),
-            batch_size=batch_size,
+            sizes={**batch, **dict(axes)},
             most_threads=max_threads,
-            max_drop_points=max_drop,
+            max_loss=max_loss if max_drop is None else max_drop / 100,
             on_progress=update,
         )
     if as_json:

@@ -22,7 +22,6 @@ from kit.bench.results import Results, Row
 from kit.bundle import Bundle
 from kit.choices import Provider
 from kit.errors import BadInput, KitError
-from kit.metrics import Better
 from kit.report import charts, tables
 from kit.report.format import NONE, microseconds
 from kit.report.headline import headline
@@ -218,7 +217,7 @@ def _comparison(base: Results, new: Results) -> None:
             "variant": one.variant,
             "runtime": one.runtime,
             "on": str(one.provider),
-            "sizes": described(one.sizes),
+            "sizes": one.at,
             "p50 µs before": microseconds(one.base_p50_us),
             "p50 µs now": microseconds(one.new_p50_us),
             "now, times as fast": NONE
@@ -282,11 +281,10 @@ def _charts(found: Results, rows: list[Row]) -> None:
             front = pareto(here)
             st.markdown(f"**{words.plain(score.metric)}** against latency")
             st.altair_chart(
-                charts.accuracy(here, front, style),
+                charts.score(here, front, style),
                 alt=f"{score.metric} against median latency; the table has the figures",
             )
-            way = "Up" if score.better is Better.HIGHER else "Down"
-            st.caption(f"{way} and to the left is better. Filled: on the Pareto front.")
+            st.caption("Up and to the left is better. Filled: on the Pareto front.")
     if len(points) > 1:
         st.markdown("**Throughput** against size")
         knees = sweep.knees(found)

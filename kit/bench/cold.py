@@ -51,7 +51,6 @@ def rows(
     """
     from kit.bench.cases import Subject, prepare
     from kit.bench.measure import interleave
-
     from kit.bench.points import described, telling
 
     on_progress("first processes", 0.0)

@@ -1,8 +1,8 @@
 """Two results files, an older and a newer one: what was lost, and is it more than noise.
 
 Speed: the difference of the mean log-medians of two independent runs (Welch), compared with the allowed slowdown; the rows of
-a table share one error rate (Holm). Scores: the same samples in both runs. A metric that is right or wrong is compared sample by
-sample, and judged by the exact sign test (McNemar), never by two percentages; any other by the interval that came with it.
+a table share one error rate (Holm). Scores: the same samples in both runs. A metric that is right or wrong is compared sample
+by sample, and judged by the exact sign test (McNemar), never by two percentages; any other by the interval that came with it.
 """
 
 from __future__ import annotations

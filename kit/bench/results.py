@@ -135,9 +135,14 @@ class Control:
     drift: float | None = None
     at: str = ""
 
+    @property
+    def point(self) -> str:
+        """What its sizes are called: `batch 64`."""
+        return self.at or described(self.sizes)
+
     def remarks(self) -> tuple[str, ...]:
         """Return what a reader of the figures must know, in sentences."""
-        said, at = [], self.at or described(self.sizes)
+        said, at = [], self.point
         if self.outcome in {Outcome.FASTER, Outcome.SLOWER} and self.comparison is not None:
             found = self.comparison
             said.append(

@@ -16,7 +16,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from kit.bench.results import Row, Status
-from kit.bench.sweep import Knee
+from kit.bench.sweep import Knee, swept_axis
+from kit.metrics import Better, Score
 from kit.system import packages
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def latency_domain(rows: Iterable[Row]) -> tuple[float, float]:
 
 
 def latency(rows: Sequence[Row], style: Style, domain: tuple[float, float]) -> alt.LayerChart | alt.FacetChart:
-    """Draw the distributions of one batch size: 5th to 95th percentile, quartiles, median, and p99 from 1,000 calls on."""
+    """Draw the distributions of one point: 5th to 95th percentile, quartiles, median, and p99 from 1,000 calls on."""
     import altair as alt
 
     values = [
@@ -157,8 +158,11 @@ def latency(rows: Sequence[Row], style: Style, domain: tuple[float, float]) -> a
     return _sized(alt.layer(whisker, box, median, tail), height=alt.Step(38))
 
 
-def accuracy(rows: Sequence[Row], front: Sequence[Row], style: Style) -> alt.LayerChart | alt.FacetChart:
-    """Draw top-1 against the median latency of one batch size; filled points are on the Pareto front."""
+def score(rows: Sequence[Row], front: Sequence[Row], style: Style) -> alt.LayerChart | alt.FacetChart:
+    """Draw the score against the median latency at one point; filled points are on the Pareto front.
+
+    The axis points upwards for metrics of which more is better, and downwards for others: up is better always.
+    """
     import altair as alt
 
     values = [
@@ -167,25 +171,37 @@ def accuracy(rows: Sequence[Row], front: Sequence[Row], style: Style) -> alt.Lay
             "p50": row.latency.p50_us,
             "low": row.latency.low_us or row.latency.p50_us,
             "high": row.latency.high_us or row.latency.p50_us,
-            "top1": 100 * row.accuracy.top1,
+            "score": _shown(row.score),
             "colour": style.colour(row.variant),
             "fill": style.colour(row.variant) if row in front else "transparent",
             "shape": style.shape(place(row)),
             "front": row in front,
         }
         for row in rows
-        if row.latency and row.accuracy
+        if row.latency and row.score
     ]
-    tops = [float(str(value["top1"])) for value in values]
-    room = max(0.05, 0.25 * (max(tops) - min(tops)))
+    first = next(row.score for row in rows if row.latency and row.score)
+    title = f"{first.metric}, {first.unit}" if first.unit else first.metric
+    tops = [float(str(value["score"])) for value in values]
+    room = max(5e-4 * max(map(abs, tops)), 0.25 * (max(tops) - min(tops)), 1e-9)
+    domain = [min(tops) - room, max(tops) + room]
+    if first.unit == "%":
+        domain = [max(domain[0], 0), min(domain[1], 100)]
     low = min(float(str(value["low"])) for value in values) / 1.25
     high = max(float(str(value["high"])) for value in values) * 1.25
     base = _chart(values).encode(
         y=alt.Y(
-            "top1:Q",
-            title="top-1, %",
-            scale=alt.Scale(domain=[max(min(tops) - room, 0), min(max(tops) + room, 100)], nice=False, zero=False),
-            axis=alt.Axis(tickCount=4, format=".2f", titleAngle=0, titleAlign="left", titleY=-8, titleX=0),
+            "score:Q",
+            title=title,
+            scale=alt.Scale(domain=domain, nice=False, zero=False, reverse=first.better is Better.LOWER),
+            axis=alt.Axis(
+                tickCount=4,
+                format=".2f" if first.unit == "%" else ".4~g",
+                titleAngle=0,
+                titleAlign="left",
+                titleY=-8,
+                titleX=0,
+            ),
         )
     )
     axis = _micros("p50", "p50, µs (log scale)", (low, high))
@@ -202,7 +218,7 @@ def accuracy(rows: Sequence[Row], front: Sequence[Row], style: Style) -> alt.Lay
         stroke=alt.Stroke("colour:N", scale=None),
         fill=alt.Fill("fill:N", scale=None),
         shape=alt.Shape("shape:N", scale=None),
-        tooltip=["name:N", alt.Tooltip("p50:Q", format=",.1f"), alt.Tooltip("top1:Q", format=".2f")],
+        tooltip=["name:N", alt.Tooltip("p50:Q", format=",.1f"), alt.Tooltip("score:Q", format=".6~g", title=title)],
     )
     return _sized(alt.layer(line, error, points), height=210)
 
@@ -210,31 +226,32 @@ def accuracy(rows: Sequence[Row], front: Sequence[Row], style: Style) -> alt.Lay
 def sweep(
     rows: Sequence[Row], knees: Sequence[Knee], style: Style, *, field: str, title: str
 ) -> alt.LayerChart | alt.FacetChart:
-    """Draw `images_per_second` or `p50_us` against the batch size, both on log scales; rings mark the knees."""
+    """Draw `samples_per_second` or `p50_us` against the size of the swept axis, both on log scales; rings mark the knees."""
     import altair as alt
 
-    bends = {(knee.contestant, knee.batch_size) for knee in knees}
+    axis = swept_axis(rows) or ""
+    bends = {(knee.case, knee.size) for knee in knees}
     values = [
         {
             "name": f"{row.variant}, {place(row)}",
-            "batch": row.batch_size,
+            "size": row.sizes.get(axis, 1),
             "value": getattr(row.latency, field),
             "colour": style.colour(row.variant),
             "shape": style.shape(place(row)),
             "dash": list(style.dash(place(row))),
-            "knee": (f"{row.variant} {row.place}", row.batch_size) in bends,
+            "knee": (f"{row.variant} {row.place}", row.sizes.get(axis, 1)) in bends,
         }
         for row in rows
         if row.latency
     ]
-    batches = sorted({row.batch_size for row in rows if row.latency})
+    sizes = sorted({row.sizes.get(axis, 1) for row in rows if row.latency})
     found = [float(str(value["value"])) for value in values]
     base = _chart(values).encode(
         x=alt.X(
-            "batch:Q",
-            title="batch size (log scale)",
-            scale=alt.Scale(type="log", base=2, nice=False, domain=[batches[0] / 1.15, batches[-1] * 1.15]),
-            axis=alt.Axis(values=batches, format=",~f", labelOverlap="greedy", labelSeparation=6),
+            "size:Q",
+            title=f"{axis} (log scale)",
+            scale=alt.Scale(type="log", base=2, nice=False, domain=[sizes[0] / 1.15, sizes[-1] * 1.15]),
+            axis=alt.Axis(values=sizes, format=",~f", labelOverlap="greedy", labelSeparation=6),
         ),
         y=alt.Y(
             "value:Q",
@@ -260,7 +277,11 @@ def sweep(
     ]
     points = base.mark_point(filled=True, size=40, opacity=1).encode(
         shape=alt.Shape("shape:N", scale=None),
-        tooltip=["name:N", alt.Tooltip("batch:Q", format=",~f"), alt.Tooltip("value:Q", format=",.1f", title=title)],
+        tooltip=[
+            "name:N",
+            alt.Tooltip("size:Q", format=",~f", title=axis),
+            alt.Tooltip("value:Q", format=",.1f", title=title),
+        ],
     )
     rings = base.transform_filter("datum.knee").mark_point(filled=False, size=260, strokeWidth=2.5, opacity=1).encode()
     return _sized(alt.layer(*lines, points, rings), height=270)
@@ -371,6 +392,11 @@ def _name_axis() -> alt.Axis:
     import altair as alt
 
     return alt.Axis(labelExpr="split(datum.label, '\\n')", domain=False, ticks=False, labelPadding=8, grid=False)
+
+
+def _shown(found: Score) -> float:
+    """Return a score as it is drawn: shares as percentages."""
+    return 100 * found.value if found.unit == "%" else found.value
 
 
 def _percentiles(row: Row) -> dict[str, float | None]:

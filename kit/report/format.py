@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kit.bundle.records import Accuracy
+from kit.metrics import Better, Score
 
 NONE = "–"  # noqa: RUF001 - an en dash: Markdown takes a hyphen for a list
 
@@ -15,7 +15,7 @@ def microseconds(value: float | None) -> str:
 
 
 def interval(low: float | None, high: float | None) -> str:
-    """Return ` [390, 410]`, with its leading space, or nothing where there is no interval."""
+    """Return ` [390, 410]`, with its leading space, or nothing if there is no interval."""
     return "" if low is None or high is None else f" [{low:,.0f}, {high:,.0f}]"
 
 
@@ -24,8 +24,27 @@ def size(value: int) -> str:
     return f"{value / 1e6:.2f} MB" if value >= 1e6 else f"{value / 1e3:.0f} kB"
 
 
-def percent(accuracy: Accuracy | None, source: str = "") -> str:
-    """Return `98.45 %`, with `*` when the figure is the manifest's."""
-    if accuracy is None:
+def value(number: float | None, unit: str = "") -> str:
+    """Return `98.45 %` for a share of 1, `0.0123 mm` for anything else."""
+    if number is None:
         return NONE
-    return f"{100 * accuracy.top1:.2f} %" + ("*" if source == "manifest" else "")
+    return f"{100 * number:.2f} %" if unit == "%" else f"{number:.4g} {unit}".rstrip()
+
+
+def score(found: Score | None, source: str = "") -> str:
+    """Return a score's value, `98.45 %`, with `*` if it is the manifest's."""
+    return NONE if found is None else value(found.value, found.unit) + ("*" if source == "manifest" else "")
+
+
+def lost(found: Score) -> str:
+    """Return what a score lost against the baseline, without its sign: `0.12 points`, `0.003 mm`."""
+    amount = abs(found.loss)
+    return f"{100 * amount:.2f} points" if found.unit == "%" else f"{amount:.3g} {found.unit}".rstrip()
+
+
+def about(found: Score) -> str:
+    """Return `top-1 (higher is better): mnist test, 10,000 samples`."""
+    direction = "higher" if found.better is Better.HIGHER else "lower"
+    unit = f" in {found.unit}" if found.unit not in {"", "%"} else ""
+    where = " ".join(word for word in (found.dataset, found.split) if word)
+    return f"{found.metric}{unit} ({direction} is better): {where}, {found.samples:,} samples"

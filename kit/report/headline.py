@@ -1,6 +1,6 @@
 """What a run found, in words: what is fastest, how sure that is, and whether its answers are still right.
 
-A winner is named only where the verdict says FASTER; otherwise the sentence is about the baseline, which nothing beat.
+A winner is named only if the verdict says FASTER; otherwise the sentence is about the baseline, which nothing beat.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from kit.bench.results import Results, Row, Status, Verdict
 from kit.bench.stats import Outcome
-from kit.choices import Precision
-from kit.report.format import interval, microseconds, size
+from kit.report.format import interval, lost, microseconds, score, size
+from kit.report.tables import UNKNOWN
 
 _MOST_OTHERS = 4
 
@@ -43,7 +43,7 @@ class Headline:
 
 
 def headline(results: Results) -> Headline:
-    """Return what a run found, by its smallest batch size; by its cold starts or profile where it has no latencies."""
+    """Return what a run found, by its smallest sizes; by its cold starts or profile if it has no latencies."""
     ran = [row for row in results.rows if row.status is Status.OK]
     missing = _missing(results)
     if warm := [row for row in ran if row.latency]:
@@ -62,15 +62,15 @@ def called(row: Row) -> str:
 
 
 def _warm(results: Results, rows: Sequence[Row], missing: tuple[str, ...]) -> Headline:
-    smallest = min(row.batch_size for row in rows)
-    here = [row for row in rows if row.batch_size == smallest]
+    smallest = min(rows, key=_extent).sizes
+    here = [row for row in rows if row.sizes == smallest]
     winner = _winner(here)
-    busiest = max(rows, key=lambda row: row.latency.images_per_second if row.latency else 0.0)
+    busiest = max(rows, key=lambda row: row.latency.samples_per_second if row.latency else 0.0)
     sentences = [_others(here, winner), _elsewhere(rows, winner), _right(winner)]
-    if busiest.batch_size != smallest and busiest.offered_rate is None:
+    if busiest.sizes != smallest and busiest.offered_rate is None:
         found = f": {busiest.verdict.describe()}" if busiest.verdict else ""
-        sentences.append(f"The most images per second were answered by {called(busiest)} at {_batch(busiest)}{found}.")
-    controls = [control for control in results.controls if control.batch_size == smallest]
+        sentences.append(f"The most samples per second were answered by {called(busiest)} at {busiest.point}{found}.")
+    controls = [control for control in results.controls if control.sizes == smallest]
     unsure = [remark for control in controls for remark in control.remarks()]
     doubt = any(control.outcome in {Outcome.FASTER, Outcome.SLOWER} for control in controls)
     return Headline(
@@ -79,6 +79,11 @@ def _warm(results: Results, rows: Sequence[Row], missing: tuple[str, ...]) -> He
         figures=_figures(winner, busiest),
         cautions=(*unsure, *missing),
     )
+
+
+def _extent(row: Row) -> tuple[int, ...]:
+    """Return what points are ordered by: their sizes, the batch first."""
+    return tuple(row.sizes.values())
 
 
 def _winner(rows: Sequence[Row]) -> Row:
@@ -105,36 +110,34 @@ def _title(winner: Row, rows: Sequence[Row]) -> str:
 
 
 def _still(row: Row) -> str:
-    """Return the end of the title: how many images it reads correctly."""
-    return "" if row.accuracy is None else f", and reads {100 * row.accuracy.top1:.2f} % of the test images correctly"
+    """Return the end of the title: how right its answers are."""
+    return "" if row.score is None else f", with {row.score.metric} {score(row.score)}"
 
 
 def _right(row: Row) -> str:
-    """Return where the accuracy comes from, and what changed against fp32."""
-    found = row.accuracy
+    """Return where the score comes from, and what changed against the baseline."""
+    found = row.score
     if found is None:
-        return "Whether its answers are right was not counted: there is no accuracy in these results."
-    source = "counted in this run" if row.accuracy_source == "live" else "from the bundle's manifest, not counted here"
-    told = f"Accuracy: {found.correct:,} of {found.images:,} images of {found.dataset} {found.split}, {source}"
-    if row.precision is Precision.FP32 and not found.flips_to_wrong + found.flips_to_right:
+        return UNKNOWN
+    source = "counted in this run" if row.score_source == "live" else "from the bundle's manifest, not counted here"
+    told = f"{found.metric} {score(found)} on {found.samples:,} samples of {found.dataset} {found.split}, {source}"
+    if found.baseline is None:
         return f"{told}."
-    if found.drop_points == 0:
-        change = "as many as the fp32 variant"
-    else:
-        change = (
-            f"{abs(found.drop_points):.2f} points {'less' if found.drop_points > 0 else 'more'} than the fp32 variant"
-        )
-    return f"{told}: {change}, {found.flips_to_wrong:,} became wrong and {found.flips_to_right:,} right."
+    change = f"{lost(found)} {'worse' if found.loss > 0 else 'better'} than" if found.loss else "the same as"
+    flips = ""
+    if found.worse is not None and found.improved is not None:
+        flips = f", {found.worse:,} became wrong and {found.improved:,} right"
+    return f"{told}: {change} the baseline{flips}."
 
 
 def _others(rows: Sequence[Row], winner: Row) -> str:
-    """Return the verdicts of the winner and the others at this batch size."""
+    """Return the verdicts of the winner and the others at this point."""
     others = [row for row in rows if row is not winner and _outcome(row) is not Outcome.BASELINE and row.verdict]
     listed = [f"{called(row)} {_verdict(row).describe()}" for row in others[:_MOST_OTHERS]]
     if len(others) > _MOST_OTHERS:
         listed.append(f"{len(others) - _MOST_OTHERS} more in the table")
     against = next((row.verdict.baseline for row in rows if row.verdict), "")
-    said = f"At {_batch(winner)}, against {against}: " if listed or _outcome(winner) is Outcome.FASTER else ""
+    said = f"At {winner.point}, against {against}: " if listed or _outcome(winner) is Outcome.FASTER else ""
     if _outcome(winner) is Outcome.FASTER:
         listed.insert(0, f"{called(winner)} {_verdict(winner).describe()}")
     longer = " A longer run may tell what INCONCLUSIVE leaves open." if "INCONCLUSIVE" in " ".join(listed) else ""
@@ -142,35 +145,35 @@ def _others(rows: Sequence[Row], winner: Row) -> str:
 
 
 def _elsewhere(rows: Sequence[Row], winner: Row) -> str:
-    """Return whether the winner is faster at the other batch sizes as well."""
+    """Return whether the winner is faster at the other points as well."""
     same = (winner.variant, winner.place)
     others = [row for row in rows if (row.variant, row.place) == same and row is not winner]
     if _outcome(winner) is not Outcome.FASTER or not others:
         return ""
     faster = [row for row in others if _outcome(row) is Outcome.FASTER]
-    not_so = [f"{_verdict(row).describe()} at {_batch(row)}" for row in others if row not in faster and row.verdict]
+    not_so = [f"{_verdict(row).describe()} at {row.point}" for row in others if row not in faster and row.verdict]
     if not_so:
-        return f"It is not faster at every batch size: {'; '.join(not_so)}."
+        return f"It is not faster at every size: {'; '.join(not_so)}."
     found = [one.speedup for row in faster if (one := _verdict(row).comparison)]
     span = f"{min(found):.2f}x to {max(found):.2f}x" if len(found) > 1 else f"{found[0]:.2f}x"
-    listed = ", ".join(f"{row.batch_size:,}" for row in faster)
-    at = f"batch {listed}" if len(faster) <= _MOST_OTHERS else f"the other {len(faster)} batch sizes"
+    at = "; ".join(row.point for row in faster) if len(faster) <= _MOST_OTHERS else f"the other {len(faster)} sizes"
     return f"It is faster at {at} as well: {span}." if found else ""
 
 
 def _figures(winner: Row, busiest: Row) -> tuple[Figure, ...]:
     found = []
     if winner.latency and busiest.latency:
-        label = f"median latency, {_batch(winner)}"
+        label = f"median latency, {winner.point}"
         found.append(Figure(label=label, value=f"{microseconds(winner.latency.p50_us)} µs", whose=called(winner)))
-        rate, whose = busiest.latency.images_per_second, f"{called(busiest)}, {_batch(busiest)}"
+        rate, whose = busiest.latency.samples_per_second, f"{called(busiest)}, {busiest.point}"
         if winner.offered_rate is None:  # else the arrivals decide it
-            found.append(Figure(label="most images per second", value=f"{rate:,.0f}", whose=whose))
+            found.append(Figure(label="most samples per second", value=f"{rate:,.0f}", whose=whose))
         elif winner.latency.p99_us is not None:
             found.append(Figure(label="p99", value=f"{microseconds(winner.latency.p99_us)} µs", whose=called(winner)))
-    if winner.accuracy:
-        of = f"{winner.variant}, {winner.accuracy.images:,} images of {winner.accuracy.dataset} {winner.accuracy.split}"
-        found.append(Figure(label="top-1", value=f"{100 * winner.accuracy.top1:.2f} %", whose=of))
+    if winner.score:
+        one = winner.score
+        whose = f"{winner.variant}, {one.samples:,} samples of {one.dataset} {one.split}"
+        found.append(Figure(label=one.metric, value=score(one), whose=whose))
     found.append(Figure(label="size of the model", value=size(winner.size_bytes), whose=winner.variant))
     return tuple(found)
 
@@ -202,10 +205,10 @@ def _profile(rows: Sequence[Row], missing: tuple[str, ...]) -> Headline:
     most = [(max(row.profile, key=lambda node: node.share), row) for row in rows]
     node, row = most[0]
     sentences = tuple(
-        f"{called(one)}, {_batch(one)}: {found.operator} {100 * found.share:.0f} % of the call, {found.mean_us:,.3g} µs."
+        f"{called(one)}, {one.point}: {found.operator} {100 * found.share:.0f} % of the call, {found.mean_us:,.3g} µs."
         for found, one in most[: 2 * _MOST_OTHERS]
     )
-    title = f"{node.operator} takes {100 * node.share:.0f} % of a call of {called(row)} at {_batch(row)}"
+    title = f"{node.operator} takes {100 * node.share:.0f} % of a call of {called(row)} at {row.point}"
     return Headline(title=title, sentences=sentences, cautions=missing)
 
 
@@ -221,17 +224,13 @@ def _missing(results: Results) -> tuple[str, ...]:
 
 
 def _query(row: Row) -> str:
-    samples = row.query_samples or row.batch_size
+    samples = row.query_samples or row.samples
     asked = f", {row.offered_rate:,.0f} queries a second arriving," if row.offered_rate else ""
-    return ("one image" if samples == 1 else f"{samples:,} images") + asked
-
-
-def _batch(row: Row) -> str:
-    return f"batch {row.batch_size:,}"
+    return ("one sample" if samples == 1 else f"{samples:,} samples") + asked
 
 
 def _baseline(name: str, winner: Row) -> str:
-    """Return the baseline's name, shortened to the variant where it ran in the same place."""
+    """Return the baseline's name, shortened to the variant if it ran in the same place."""
     return name.removesuffix(f" {winner.place}")
 
 

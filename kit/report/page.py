@@ -7,6 +7,7 @@ their medians side by side and says that nobody compared them.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,9 +17,11 @@ from typing import TYPE_CHECKING
 from kit.bench import sweep
 from kit.bench.results import Results, Row, Status
 from kit.errors import UsageError
+from kit.metrics import Better
 from kit.report import charts, tables
 from kit.report.charts import Style
-from kit.report.format import NONE, microseconds, percent
+from kit.report.format import NONE, microseconds
+from kit.report.format import score as score_of
 from kit.report.headline import Headline, called, headline
 
 if TYPE_CHECKING:
@@ -137,29 +140,27 @@ def _measured(run: Run) -> tuple[Row, ...]:
     return tuple(row for row in run.results.rows if row.latency)
 
 
-def _sizes(rows: Iterable[Row]) -> list[int]:
-    return sorted({row.batch_size for row in rows})
+def _points(rows: Iterable[Row]) -> list[str]:
+    """Return the points of rows as they are called, the smallest first."""
+    ordered = sorted(rows, key=lambda row: tuple(row.sizes.values()))
+    return list(dict.fromkeys(row.point for row in ordered))
 
 
-def _spread(sizes: Sequence[int]) -> list[int]:
-    """Return at most `_MOST_PLOTS` of the sizes, the first and the last among them."""
-    if len(sizes) <= _MOST_PLOTS:
-        return list(sizes)
-    return [sizes[round(step * (len(sizes) - 1) / (_MOST_PLOTS - 1))] for step in range(_MOST_PLOTS)]
+def _spread(points: Sequence[str]) -> list[str]:
+    """Return at most `_MOST_PLOTS` of the points, the first and the last among them."""
+    if len(points) <= _MOST_PLOTS:
+        return list(points)
+    return [points[round(step * (len(points) - 1) / (_MOST_PLOTS - 1))] for step in range(_MOST_PLOTS)]
 
 
-def _left_out(sizes: Sequence[int]) -> str:
-    if len(sizes) <= _MOST_PLOTS:
+def _left_out(points: Sequence[str]) -> str:
+    if len(points) <= _MOST_PLOTS:
         return ""
-    return f" Drawn are {_MOST_PLOTS} of {len(sizes)} batch sizes; the table has all."
-
-
-def _title(size: int) -> str:
-    return f"batch {size:,}"
+    return f" Drawn are {_MOST_PLOTS} of {len(points)} sizes; the table has all."
 
 
 def _keys(style: Style, *, places: bool = True) -> list[Key]:
-    """Return the legend of a run: its variants' colours, and its places' shapes where there are several."""
+    """Return the legend of a run: its variants' colours, and its places' shapes if there are several."""
     found = [Key(variant, colour=style.colour(variant)) for variant in style.variants]
     if places and len(style.places) > 1:
         dashes = ((where, style.dash(where)) for where in style.places)
@@ -173,7 +174,7 @@ def _keys(style: Style, *, places: bool = True) -> list[Key]:
 def _latency(runs: Sequence[Run]) -> Section:
     everything = [row for run in runs for row in _measured(run)]
     domains = {
-        size: charts.latency_domain(row for row in everything if row.batch_size == size) for size in _sizes(everything)
+        point: charts.latency_domain(row for row in everything if row.point == point) for point in _points(everything)
     }
     parts = []
     for run in runs:
@@ -181,8 +182,8 @@ def _latency(runs: Sequence[Run]) -> Section:
         if not rows:
             continue
         style, plots = Style.of(rows), []
-        for size in _spread(_sizes(rows)):
-            here = [row for row in rows if row.batch_size == size]
+        for point in _spread(_points(rows)):
+            here = [row for row in rows if row.point == point]
             words = "; ".join(
                 f"{called(row)}: median {microseconds(row.latency.p50_us)} µs, "
                 f"5th to 95th percentile {microseconds(row.latency.percentiles_us[5])} to "
@@ -192,57 +193,58 @@ def _latency(runs: Sequence[Run]) -> Section:
             )
             plots.append(
                 Plot(
-                    _title(size),
-                    charts.compiled(charts.latency(here, style, domains[size])),
-                    f"Latency at batch {size}. {words}.",
+                    point,
+                    charts.compiled(charts.latency(here, style, domains[point])),
+                    f"Latency at {point}. {words}.",
                 )
             )
         caption = (
-            "Latency of one query, whole batch. Line: 5th to 95th percentile of all calls; box: the middle half; tick: "
-            f"median; dot: 99th percentile, from 1,000 calls on. Each batch size has a scale of its own"
-            f"{', the same in every file' if len(runs) > 1 else ''}.{_left_out(_sizes(rows))}"
+            "Latency of one query. Line: 5th to 95th percentile of all calls; box: the middle half; tick: "
+            f"median; dot: 99th percentile, from 1,000 calls on. Each size has a scale of its own"
+            f"{', the same in every file' if len(runs) > 1 else ''}.{_left_out(_points(rows))}"
         )
         parts.append(Part(run.name, plots, caption))
     return Section("latency", "Latency", parts)
 
 
-def _accuracy(runs: Sequence[Run]) -> Section:
+def _score(runs: Sequence[Run]) -> Section:
     parts = []
     for run in runs:
-        rows = [row for row in _measured(run) if row.accuracy]
+        metric = tables.metric_of(_measured(run))
+        rows = [row for row in _measured(run) if row.score and row.score.metric == metric]
         if not rows:
             continue
         style, plots, findings = Style.of(rows), [], []
-        for size in _spread(_sizes(rows)):
-            here = [row for row in rows if row.batch_size == size]
+        for point in _spread(_points(rows)):
+            here = [row for row in rows if row.point == point]
             front = pareto(here)
-            named = ", ".join(f"{called(row)} ({percent(row.accuracy)})" for row in front)
-            findings.append(f"On the front at {_title(size)}: {named}.")
+            named = ", ".join(f"{called(row)} ({score_of(row.score)})" for row in front)
+            findings.append(f"On the front at {point}: {named}.")
             words = "; ".join(
-                f"{called(row)}: {percent(row.accuracy)} at {microseconds(row.latency.p50_us)} µs"
+                f"{called(row)}: {score_of(row.score)} at {microseconds(row.latency.p50_us)} µs"
                 for row in here
                 if row.latency
             )
             plots.append(
                 Plot(
-                    _title(size),
-                    charts.compiled(charts.accuracy(here, front, style)),
-                    f"Accuracy and latency. {words}.",
+                    point,
+                    charts.compiled(charts.score(here, front, style)),
+                    f"{metric} and latency. {words}.",
                 )
             )
         caption = (
             "Up and to the left is better. Filled: on the Pareto front, nothing measured here is both quicker and at least "
-            f"as accurate. Bars: 95 % interval of the median.{_left_out(_sizes(rows))}"
+            f"as good in {metric}. Bars: 95 % interval of the median.{_left_out(_points(rows))}"
         )
         parts.append(Part(run.name, plots, caption, _keys(style), findings))
-    return Section("accuracy", "Accuracy against latency", parts)
+    return Section("score", "Scores against latency", parts)
 
 
 def pareto(rows: Iterable[Row]) -> tuple[Row, ...]:
-    """Return the rows that no other beats in latency without losing accuracy, the quickest first."""
+    """Return the rows that no other beats in latency without losing of its score, the quickest first."""
+    order = [(row.latency.p50_us, -_merit(row), row) for row in rows if row.latency and row.score]
     found: list[Row] = []
-    best = -1.0
-    order = [(row.latency.p50_us, -row.accuracy.top1, row) for row in rows if row.latency and row.accuracy]
+    best = -math.inf
     for _, lost, row in sorted(order, key=lambda one: one[:2]):
         if -lost > best:
             best = -lost
@@ -250,16 +252,23 @@ def pareto(rows: Iterable[Row]) -> tuple[Row, ...]:
     return tuple(found)
 
 
+def _merit(row: Row) -> float:
+    """Return a row's score, turned round if less of it is better."""
+    if row.score is None:
+        return -math.inf
+    return row.score.value if row.score.better is Better.HIGHER else -row.score.value
+
+
 def _sweep(runs: Sequence[Run]) -> Section:
     parts = []
     for run in runs:
         rows = _measured(run)
-        sizes = _sizes(rows)
-        if len(sizes) < _LEAST_SIZES:
+        axis = sweep.swept_axis(rows)
+        if axis is None or len(points := _points(rows)) < _LEAST_SIZES:
             continue
         style, knees = Style.of(rows), sweep.knees(run.results)
         findings = [_bend(knee) for knee in knees] + [f"{one.describe()}." for one in sweep.crossovers(run.results)]
-        span = f"batch {sizes[0]:,} to {sizes[-1]:,}"
+        span = f"{points[0]} to {points[-1]}"
         plots = [
             Plot(
                 label,
@@ -267,26 +276,26 @@ def _sweep(runs: Sequence[Run]) -> Section:
                 f"{label}, {span}. See the table.",
             )
             for label, field, title in (
-                ("Throughput", "images_per_second", "images per second"),
+                ("Throughput", "samples_per_second", "samples per second"),
                 ("Latency", "p50_us", "p50, µs"),
             )
         ]
         caption = (
-            "Both axes are logarithmic. A ring marks the knee: the smallest batch with nine tenths of the best throughput; "
-            "more costs latency and brings little."
+            "Both axes are logarithmic."
+            + " A ring marks the knee: the smallest batch with nine tenths of the best throughput; more costs latency and "
+            "brings little." * bool(knees)
         )
         parts.append(Part(run.name, plots, caption, _keys(style), findings))
-    return Section("sweep", "Batch sizes", parts)
+    return Section("sweep", "Sizes", parts)
 
 
 def _bend(knee: sweep.Knee) -> str:
-    rate, best = (
-        f"{knee.images_per_second:,.0f} images/s",
-        f"{knee.best_images_per_second:,.0f} at {_title(knee.best_batch)}",
-    )
-    if knee.batch_size == knee.best_batch:
-        return f"{knee.contestant}: its best, {rate}, at {_title(knee.batch_size)}."
-    return f"{knee.contestant}: {rate} at {_title(knee.batch_size)}, {100 * knee.share:.0f} % of its best ({best})."
+    at = f"{knee.axis} {knee.size:,}"
+    rate = f"{knee.samples_per_second:,.0f} samples/s"
+    if knee.size == knee.best_size:
+        return f"{knee.case}: its best, {rate}, at {at}."
+    best = f"{knee.best_samples_per_second:,.0f} at {knee.axis} {knee.best_size:,}"
+    return f"{knee.case}: {rate} at {at}, {100 * knee.share:.0f} % of its best ({best})."
 
 
 def _cold(runs: Sequence[Run]) -> Section:
@@ -323,7 +332,7 @@ def _profile(runs: Sequence[Run]) -> Section:
         providers = tuple(dict.fromkeys(node.provider for row in rows for node in row.profile))
         plots = [
             Plot(
-                f"{called(row)}, {_title(row.batch_size)}",
+                f"{called(row)}, {row.point}",
                 charts.compiled(charts.profile(row, providers)),
                 "; ".join(f"{node.operator} {node.node}: {100 * node.share:.0f} %" for node in row.profile[:10]),
             )
@@ -338,7 +347,7 @@ def _profile(runs: Sequence[Run]) -> Section:
     return Section("profile", "Where the time goes", parts)
 
 
-_SECTIONS: tuple[Callable[[Sequence[Run]], Section], ...] = (_latency, _accuracy, _sweep, _cold, _profile)
+_SECTIONS: tuple[Callable[[Sequence[Run]], Section], ...] = (_latency, _score, _sweep, _cold, _profile)
 
 
 def _side_by_side(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
@@ -349,8 +358,8 @@ def _side_by_side(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     for run in runs:
         for row in _measured(run):
             model = (row.bundle, row.variant, row.sha256, row.runtime, row.provider, row.ran_on)
-            key = (*model, row.batch_size, row.threads, row.mode, row.scenario, row.offered_rate)
-            cells = found.setdefault(key, {"": f"{row.bundle}: {called(row)}, {_title(row.batch_size)}"})
+            key = (*model, tuple(row.sizes.items()), row.threads, row.mode, row.scenario, row.offered_rate)
+            cells = found.setdefault(key, {"": f"{row.bundle}: {called(row)}, {row.point}"})
             cells[run.name] = microseconds(row.latency.p50_us if row.latency else None)
     shared = [cells for cells in found.values() if len(cells) > 2]
     return [(cells[""], [cells.get(run.name, NONE) for run in runs]) for cells in shared]

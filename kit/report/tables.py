@@ -8,9 +8,11 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from kit.bench.points import telling
 from kit.bench.results import Results, Row, Status
 from kit.choices import Mode
-from kit.report.format import NONE, interval, microseconds, percent, size
+from kit.report.format import NONE, about, interval, microseconds, size
+from kit.report.format import score as score_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,7 @@ class Note:
 
 
 def columns(results: Results) -> tuple[Column, ...]:
-    """Return the columns that a run fills: latency, cold start or profile, with size and accuracy."""
+    """Return the columns that a run fills: latency, cold start or profile, with size and score."""
     found = [
         Column(header="variant", cell=lambda row: row.variant, numeric=False),
         Column(header="runtime", cell=lambda row: row.runtime, numeric=False),
@@ -42,7 +44,7 @@ def columns(results: Results) -> tuple[Column, ...]:
     profiled = any(row.profile for row in results.rows)
     warm = any(row.latency for row in results.rows) or not (cold or profiled)
     if warm or profiled:
-        found.append(Column(header="batch", cell=lambda row: f"{row.batch_size:,}"))
+        found += [_axis(name) for name in telling([row.sizes for row in results.rows])]
     if warm:
         found += _LATENCY
     if cold:
@@ -51,17 +53,33 @@ def columns(results: Results) -> tuple[Column, ...]:
         found += _PROFILE
     if any(row.energy_uj is not None for row in results.rows):
         found.append(Column(header="µJ a call", cell=lambda row: microseconds(row.energy_uj)))
-    found += [
-        Column(header="size", cell=lambda row: size(row.size_bytes)),
-        Column(header="top-1", cell=lambda row: percent(row.accuracy, row.accuracy_source)),
-    ]
+    found.append(Column(header="size", cell=lambda row: size(row.size_bytes)))
+    if metric := metric_of(results.rows):
+        found.append(Column(header=metric, cell=lambda row: score(row, metric)))
     if warm:
         found.append(Column(header="against the baseline", cell=verdict, numeric=False))
     return tuple(found)
 
 
+def _axis(name: str) -> Column:
+    return Column(header=name, cell=lambda row: f"{row.sizes[name]:,}" if name in row.sizes else NONE)
+
+
+def metric_of(rows: Sequence[Row]) -> str:
+    """Return the metric that counts in a run: the first score of the first row that has one; empty if there is none."""
+    return next((row.score.metric for row in rows if row.score), "")
+
+
+def score(row: Row, metric: str) -> str:
+    """Return a row's score, named if it is of another metric."""
+    if row.score is None:
+        return NONE
+    other = "" if row.score.metric == metric else f"{row.score.metric} "
+    return f"{other}{score_of(row.score, row.score_source)}"
+
+
 def where(row: Row) -> str:
-    """Return where a row ran, such as `cpu 9/9`; what was asked for and the status where that is not where it ran."""
+    """Return where a row ran, such as `cpu 9/9`; with what was asked for and the status if that is not where it ran."""
     ran = row.placement or str(row.ran_on or row.provider)
     if row.status is Status.OK:
         return ran
@@ -118,17 +136,15 @@ def measured(results: Results) -> str:
 def legend(results: Results) -> tuple[str, ...]:
     """Return what a reader of the table must know: the data set, stars, missing percentiles, the baseline."""
     said = []
-    sources = {(row.accuracy.dataset, row.accuracy.split, row.accuracy.images) for row in results.rows if row.accuracy}
-    for dataset, split, images in sorted(sources):
-        said.append(f"top-1: {dataset} {split}, {images:,} images.")
-    if any(row.accuracy and row.accuracy_source == "manifest" for row in results.rows):
+    said += [f"{one}." for one in dict.fromkeys(about(row.score) for row in results.rows if row.score)] or [UNKNOWN]
+    if any(row.score and row.score_source == "manifest" for row in results.rows):
         said.append("* from the bundle's manifest, not counted in this run.")
     if any(row.latency and row.latency.p99_us is None for row in results.rows):
         said.append("p99 is given from 1,000 calls on.")
     baselines = dict.fromkeys(row.verdict.baseline for row in results.rows if row.verdict)
     if baselines:
         said.append(
-            f"Baseline: {' or '.join(baselines)}, same batch; 95 % intervals of the paired rounds, "
+            f"Baseline: {' or '.join(baselines)}, same sizes; 95 % intervals of the paired rounds, "
             "Holm's correction over the table."
         )
     return tuple(said)
@@ -220,11 +236,13 @@ def _most(row: Row) -> str:
     return f"{most.operator} {100 * most.share:.0f} %"
 
 
+UNKNOWN = "Whether its answers are right is not known: these results hold no score."
+
 _LATENCY = (
     Column(header="p50 µs", cell=lambda row: microseconds(row.latency.p50_us if row.latency else None)),
     Column(header="p90", cell=lambda row: microseconds(row.latency.p90_us if row.latency else None)),
     Column(header="p99", cell=lambda row: microseconds(row.latency.p99_us if row.latency else None)),
-    Column(header="images/s", cell=lambda row: f"{row.latency.images_per_second:,.0f}" if row.latency else NONE),
+    Column(header="samples/s", cell=lambda row: f"{row.latency.samples_per_second:,.0f}" if row.latency else NONE),
 )
 _COLD = (
     Column(header="first answer ms", cell=_cold),
@@ -257,8 +275,9 @@ _ROW: dict[str, Callable[[Row], object]] = {
     "mode": lambda row: row.mode,
     "scenario": lambda row: row.scenario,
     "offered_rate": lambda row: row.offered_rate,
-    "query_samples": lambda row: row.query_samples or row.batch_size,
-    "batch_size": lambda row: row.batch_size,
+    "query_samples": lambda row: row.query_samples or row.samples,
+    "sizes": lambda row: "; ".join(f"{axis}={size}" for axis, size in row.sizes.items()),
+    "call_samples": lambda row: row.samples,
     "threads": lambda row: row.threads,
     "status": lambda row: row.status,
     "reason": lambda row: row.reason,
@@ -275,18 +294,21 @@ _ROW: dict[str, Callable[[Row], object]] = {
     "mean_us": lambda row: row.latency and row.latency.mean_us,
     "noise": lambda row: row.latency and row.latency.noise,
     "settled": lambda row: row.latency and str(row.latency.settled).lower(),
-    "images_per_second": lambda row: row.latency and row.latency.images_per_second,
+    "samples_per_second": lambda row: row.latency and row.latency.samples_per_second,
     "size_bytes": lambda row: row.size_bytes,
     "memory_bytes": lambda row: row.memory_bytes,
     "energy_uj": lambda row: row.energy_uj,
-    "dataset": lambda row: row.accuracy and row.accuracy.dataset,
-    "split": lambda row: row.accuracy and row.accuracy.split,
-    "images": lambda row: row.accuracy and row.accuracy.images,
-    "correct": lambda row: row.accuracy and row.accuracy.correct,
-    "top1": lambda row: row.accuracy and row.accuracy.top1,
-    "flips_to_wrong": lambda row: row.accuracy and row.accuracy.flips_to_wrong,
-    "flips_to_right": lambda row: row.accuracy and row.accuracy.flips_to_right,
-    "accuracy_source": lambda row: row.accuracy_source,
+    "metric": lambda row: row.score and row.score.metric,
+    "score": lambda row: row.score and row.score.value,
+    "score_unit": lambda row: row.score and row.score.unit,
+    "better": lambda row: row.score and row.score.better,
+    "dataset": lambda row: row.score and row.score.dataset,
+    "split": lambda row: row.score and row.score.split,
+    "score_samples": lambda row: row.score and row.score.samples,
+    "score_loss": lambda row: row.score.loss if row.score and row.score.baseline is not None else None,
+    "became_wrong": lambda row: row.score and row.score.worse,
+    "became_right": lambda row: row.score and row.score.improved,
+    "score_source": lambda row: row.score_source,
     "verdict": lambda row: row.verdict and row.verdict.outcome,
     "baseline": lambda row: row.verdict and row.verdict.baseline,
     "speedup": lambda row: row.verdict and row.verdict.comparison and row.verdict.comparison.speedup,
