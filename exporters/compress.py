@@ -2,16 +2,17 @@
 
 How small is measured, not guessed: networks of falling width are benched beside the original on this machine, and the widest
 that is surely fast enough is taken. Its units are those of the original that matter most (prune), fitted again to the
-original's answers on distorted views (kit.lab.training); what comes out is exported and gated like any model, and held to
-the original's accuracy, image by image.
+original's answers on distorted views; what comes out is exported and gated like any model, and held to the original's top-1,
+image by image. Only for the dense networks that `kit train` makes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,31 +20,38 @@ import numpy as np
 import torch
 from torch import nn
 
-from exporters import pipeline, workbench
-from exporters.gate import Passed, check_accuracy
+from exporters import candidates, pipeline, sources, workbench
+from exporters.bars import hold
+from exporters.candidates import Candidate
+from exporters.gate import Passed
 from exporters.options import DEFAULT_OPSET, ExportOptions
 from exporters.prune import dispensable_border, prune
 from exporters.search import trial
-from exporters.sources import module as onnx_graph
+from exporters.sources.base import Original
 from exporters.workbench import OnStep, Workbench
 from kit import bundle as bundles
-from kit import tuning
-from kit.accuracy import accuracy
+from kit import datasets, tuning
 from kit.bench.measure import Plan
 from kit.bench.results import Results
-from kit.bundle import Bundle, GoldenSamples
-from kit.bundle.contents import MANIFEST
-from kit.bundle.records import Accuracy, ModelSpec, Origin, Speedup, TrainingRecord, Variant, check_name
+from kit.bundle import Bundle, Staged, Variant
+from kit.bundle.manifest import MANIFEST, check_name
+from kit.bundle.manifest import Original as OriginalRecord
 from kit.choices import Precision, VariantFormat
-from kit.errors import CheckFailed, UsageError
-from kit.lab import models
-from kit.lab.models import Mlp
+from kit.errors import CheckFailed, DatasetUnavailable, UsageError
+from kit.lab import models, records
+from kit.lab.blueprint import ARCHITECTURE, Blueprint
+from kit.lab.models import FromPixels, Mlp
+from kit.lab.records import Origin, Speedup, TrainingRecord
 from kit.lab.training import confidence
 from kit.lab.training.distill import distill
 from kit.lab.training.recipe import Recipe, recipe
+from kit.lab.training.trained import answers
 from kit.lab.training.world import world
+from kit.metrics import Score
 from kit.runtime.base import RunnerOptions
+from kit.samples import Splits
 from kit.system import files, machine
+from kit.tensors import BATCH
 from kit.tuning import Judgement
 
 MULTIPLE = 16
@@ -53,6 +61,7 @@ _AT_ONCE = 5
 _SHOWN = 10_000
 _LEAST_STEPS, _LEAST_BATCH = 100, 32  # a few images give few steps an epoch: smaller batches, and smaller steps
 _ORIGINAL = "original"
+_VALIDATION, _TEST = "validation", "test"
 
 Smaller = Callable[[tuple[int, ...]], Mlp]
 
@@ -65,7 +74,7 @@ class CompressOptions:
         target_speedup: How many times as fast as the original's fp32 the new fp32 must be, at every batch size.
         batch_sizes: Images in one call.
         threads: Threads one operator may use.
-        max_drop_points: Largest loss of top-1 against the original's fp32, in percentage points.
+        max_loss: Largest loss of top-1 against the original's fp32, 0.001 for 0.1 points.
         epochs: Of the fitting, each of as many views as there are training images.
         seed: Of views and order.
         plan: How long to measure.
@@ -74,7 +83,7 @@ class CompressOptions:
     target_speedup: float = 3.0
     batch_sizes: tuple[int, ...] = (1, 64)
     threads: int = 1
-    max_drop_points: float = 0.1
+    max_loss: float = 0.001
     epochs: int = 200
     seed: int = 0
     plan: Plan = field(default_factory=Plan)
@@ -85,8 +94,8 @@ class CompressOptions:
             raise UsageError(f"the target must be above 1, found {self.target_speedup:g}")
         if not self.batch_sizes or min(self.batch_sizes) < 1 or self.epochs < 1:
             raise UsageError("batch sizes and epochs must be 1 or more")
-        if not self.max_drop_points >= 0:
-            raise UsageError(f"the allowed drop must not be negative, found {self.max_drop_points}")
+        if not self.max_loss >= 0:
+            raise UsageError(f"the allowed loss must not be negative, found {self.max_loss}")
         RunnerOptions(threads=self.threads)  # refuses too many
 
 
@@ -99,6 +108,7 @@ class CompressReport:
         passed: Its variants, as they passed the gate.
         judgement: All variants of both, measured in one run, the original's fp32 as the baseline.
         results: That run.
+        origin: What the new one was made of.
         weights: Of the original and of the new network.
     """
 
@@ -106,6 +116,7 @@ class CompressReport:
     passed: tuple[Passed, ...]
     judgement: Judgement
     results: Results
+    origin: Origin
     weights: tuple[int, int]
 
 
@@ -133,78 +144,112 @@ def compress(
         GateFailed: The smaller network loses too much; nothing was written.
     """
     _check_destination(bundle, out)
-    bench = workbench.for_bundle(bundle, opset=DEFAULT_OPSET, data_dir=data_dir, on_step=on_step)
-    assert bench.data is not None  # a bundle that kit trained names its data set
-    assert bench.data.train is not None
-    assert bundle.manifest.weights is not None
-    original = models.load_trained(bundle.spec, bundle.path(bundle.manifest.weights))
-    if not isinstance(original, Mlp) or original.crop:
-        raise UsageError(
-            f"{bundle.spec.architecture} cannot be compressed: kit prunes dense networks, once",
-            hint="start from an mlp-... that kit train made",
-        )
-    height, width = bundle.spec.input.shape
-    images = bench.data.train.images
-    if _has_seen_all(bench):  # so may the smaller network
-        images = np.concatenate([images, bench.data.validation.images])
-    pixels = torch.from_numpy(images)
-    normalization = bundle.spec.normalization
-    shown = pixels[:_SHOWN]
-    crop = dispensable_border(original, shown, normalization, height=height, width=width)
+    with workbench.staging_beside(out) as folder:
+        on_step("reading data")
+        model = _Trained.of(bundle, data_dir)
+        bench = workbench.for_bundle(bundle, folder, opset=DEFAULT_OPSET, data=model.splits, on_step=on_step)
+        crop = model.crop()
 
-    def smaller(hidden: tuple[int, ...]) -> Mlp:
-        return prune(original, hidden, crop, shown, normalization)
+        def smaller(hidden: tuple[int, ...]) -> Mlp:
+            return prune(model.module, hidden, crop, model.shown, model.blueprint.normalization)
 
-    hidden = _widest(bundle, bench, smaller, original.sizes[1:-1], options, on_step)
-    chosen = _recipe(bundle, hidden, crop, len(pixels), options)
-    started = time.perf_counter()
-    with world("auto") as here:
-        fitted = distill(
-            smaller(hidden),
-            original,
-            pixels,
-            chosen,
-            normalization,
-            world=here,
-            on_step=lambda what, share: on_step(f"{what} ({share:.0%})"),
+        hidden = _widest(model, bench, smaller, options, on_step)
+        chosen = _recipe(model, hidden, crop, options)
+        fitted, seconds, device = _fitted(model, smaller(hidden), chosen, on_step)
+        blueprint = _calibrated(model, fitted, chosen.model)
+        new = _own_bench(fitted, blueprint, out.name, bundle, model, folder, options, on_step)
+        against = {new.baseline.variant.id: _against(new.baseline, model, bench, options.max_loss)}
+        exported = ExportOptions(
+            precisions=(Precision.FP32, Precision.INT8), formats=(VariantFormat.QDQ, VariantFormat.PIXEL)
         )
-        device = f"{here.device.type} {'bfloat16' if chosen.bf16 and here.has_fast_bf16() else 'float32'}"
-    seconds = time.perf_counter() - started
-    spec = dataclasses.replace(bundle.spec, name=out.name, architecture=chosen.model)
-    new = _own_bench(fitted, spec, bundle, bench, on_step)
-    against = _against(new.fp32, bench, options.max_drop_points)
-    exported = ExportOptions(
-        precisions=(Precision.FP32, Precision.INT8),
-        formats=(VariantFormat.QDQ, VariantFormat.PIXEL),
-        max_drop_points=max(options.max_drop_points, 1e-9),
-    )
-    passed = pipeline.make(new, exported, on_step)
-    for one in passed[1:]:
-        _against(one, bench, options.max_drop_points)
-    on_step("measuring both")
-    results = _measure(bundle, _both(bundle, bench, passed), options, on_step)
-    reached = min((one.speedup for one in _speedups(results, "fp32")), default=0.0)
-    if reached < options.target_speedup:
-        raise CheckFailed(
-            f"fitted and measured once more it is {reached:.2f} times as fast, not {options.target_speedup:g}: the machine was "
-            "less steady than the widths' measurement made believe",
-            hint="nothing was published; try again with nothing else running, or use a lower --target-speedup",
+        passed = pipeline.make(new, exported, on_step)
+        for one in passed[1:]:
+            against[one.variant.id] = _against(one, model, bench, options.max_loss)
+        on_step("measuring both")
+        results = _measure(bench, _both(bundle, bench, passed, against), options, on_step)
+        _check_reached(results, new.baseline.variant.id, options)
+        first = against[new.baseline.variant.id]
+        record = _record(model.record, chosen, first.get(_VALIDATION), seconds, device)
+        origin = _origin(
+            bundle, model, hidden, crop, first[_TEST], _speedups(results, new.baseline.variant.id), results
         )
-    on_step("publishing")
-    published = bundles.create(
-        out,
-        spec=new.source.spec,
-        golden=new.reference.golden,
-        tools=machine.tool_versions(),
-        weights=models.save_weights(fitted),
-        training=_record(bundle, chosen, against[0], seconds, device),
-        variants=tuple((one.variant, one.data) for one in passed),
-        origin=_origin(bundle, original, hidden, crop, against[1], results),
-    )
-    counts = (_weights(original), _weights(fitted))
+        on_step("publishing")
+        published = bundles.create(
+            out,
+            name=out.name,
+            signature=new.signature,
+            golden=new.golden,
+            items=bundle.items(),
+            tools=machine.tool_versions(),
+            task=blueprint.task,
+            original=OriginalRecord(kind=ARCHITECTURE, name=blueprint.architecture),
+            weights=models.save_weights(fitted),
+            variants=tuple(one.staged for one in passed),
+            attachments=records.attachments(training=record, origin=origin),
+        )
     return CompressReport(
-        bundle=published, passed=passed, judgement=tuning.judge(results), results=results, weights=counts
+        bundle=published,
+        passed=passed,
+        judgement=tuning.judge(results),
+        results=results,
+        origin=origin,
+        weights=(_weights(model.module), _weights(fitted)),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Trained:
+    """What is compressed: the network with its weights, and the images it was trained on.
+
+    Attributes:
+        pixels: uint8 `[N, height, width]`, all that the smaller network may learn from.
+    """
+
+    module: Mlp
+    blueprint: Blueprint
+    record: TrainingRecord
+    splits: Splits
+    pixels: torch.Tensor
+
+    @classmethod
+    def of(cls, bundle: Bundle, data_dir: Path | None) -> _Trained:
+        """Rebuild a network and read its data.
+
+        Raises:
+            UsageError: It is no dense network that kit trained.
+            DatasetUnavailable: The data set it was trained on is not here.
+        """
+        blueprint, record, module = Blueprint.of(bundle), records.training_record(bundle), models.original(bundle)
+        if blueprint is None or record is None or module is None:
+            raise UsageError(
+                f"bundle {bundle.name!r} was not made by kit train, and nothing else can be compressed",
+                hint=f"quantize it: kit export {bundle.name} --precision int8",
+            )
+        if not isinstance(module, Mlp) or module.crop:
+            raise UsageError(
+                f"{blueprint.architecture} cannot be compressed: kit prunes dense networks, once",
+                hint="start from an mlp-... that kit train made",
+            )
+        splits = datasets.of(bundle, data_dir=data_dir)
+        if splits is None or splits.train is None:
+            raise DatasetUnavailable(
+                f"the data set {record.dataset!r}, which {bundle.name!r} was trained on, is not on this machine",
+                hint="say where it is: --data-dir FOLDER",
+            )
+        # what the original was trained on, the smaller network may see as well
+        parts = (splits.train, splits.validation) if _has_seen_all(splits) else (splits.train,)
+        images = np.concatenate([next(iter(group.inputs.values())) for part in parts for group in part])
+        return cls(module=module, blueprint=blueprint, record=record, splits=splits, pixels=torch.from_numpy(images))
+
+    @property
+    def shown(self) -> torch.Tensor:
+        """Images enough to see what the units do."""
+        return self.pixels[:_SHOWN]
+
+    def crop(self) -> int:
+        """Return how many rows and columns can be left out on every side."""
+        height, width = self.blueprint.shape
+        return dispensable_border(self.module, self.shown, self.blueprint.normalization, height=height, width=width)
 
 
 def _check_destination(bundle: Bundle, out: Path) -> None:
@@ -222,20 +267,20 @@ def _check_destination(bundle: Bundle, out: Path) -> None:
 
 
 def _widest(
-    bundle: Bundle,
+    model: _Trained,
     bench: Workbench,
     smaller: Smaller,
-    hidden: Sequence[int],
     options: CompressOptions,
     on_step: OnStep,
 ) -> tuple[int, ...]:
     """Return the widest hidden layers, in the original's proportions, that are surely fast enough at every batch size.
 
-    Networks of several widths stand in one run, then those between the widest that was fast enough and the next.
+    Networks of several widths are measured in one run, then those between the widest that was fast enough and the next.
 
     Raises:
         CheckFailed: None is.
     """
+    hidden = model.module.sizes[1:-1]
     firsts = list(range(MULTIPLE, hidden[0], MULTIPLE)) or [max(hidden[0] // 2, 1)]
     low, high = -1, len(firsts)  # fast enough at `low` and below, too slow at `high` and above
     fastest = 0.0
@@ -243,12 +288,12 @@ def _widest(
         places = sorted({round(place) for place in np.linspace(low, high, min(_AT_ONCE, high - low - 1) + 2)[1:-1]})
         tried = {place: _scaled(hidden, firsts[place]) for place in places}
         on_step("measuring widths " + ", ".join("-".join(map(str, one)) for one in tried.values()))
-        standing = [(_renamed(bench.fp32.variant, _ORIGINAL), bench.fp32.data)]
+        measured = [_renamed(bench.baseline.variant, _ORIGINAL, bench.baseline.folder)]
         for place, sizes in tried.items():
-            model = onnx_graph.to_onnx(smaller(sizes).eval(), bundle.spec).model
-            data = model.SerializeToString(deterministic=True)
-            standing.append((_renamed(bench.fp32.variant, f"width-{place}"), data))
-        results = _measure(bundle, standing, options, lambda _: None)
+            made = _written(smaller(sizes), model.blueprint, bench.source.folder)
+            variant = dataclasses.replace(bench.baseline.variant, graph=made.files.graph, data=made.files.data)
+            measured.append(_renamed(variant, f"width-{place}", made.files.folder))
+        results = _measure(bench, measured, options, lambda _: None)
         for place in places:
             speedups = _speedups(results, f"width-{place}")
             slowest = min((one.low for one in speedups), default=0.0)
@@ -267,22 +312,40 @@ def _widest(
 
 
 def _scaled(hidden: Sequence[int], first: int) -> tuple[int, ...]:
-    """Return hidden layers in the same proportions, the first as wide as given, in multiples of 16 where there are so many."""
+    """Return hidden layers in the same proportions, the first as wide as given, in multiples of 16 if there are so many."""
     share = first / hidden[0]
     return tuple(min(size, max(MULTIPLE, round(size * share / MULTIPLE) * MULTIPLE)) for size in hidden)
 
 
-def _recipe(bundle: Bundle, hidden: tuple[int, ...], crop: int, images: int, options: CompressOptions) -> Recipe:
-    """Return how the smaller network is fitted: as the record recipe's student, undistorted where the original was."""
-    record = bundle.manifest.training
-    assert record is not None  # the workbench looked
-    base = recipe("record", dataset=record.dataset)
+def _written(module: nn.Module, blueprint: Blueprint, folder: Path) -> Candidate:
+    """Write a network as a graph in a folder of its own."""
+    original = _opened(module, blueprint, _ORIGINAL)
+    try:
+        return candidates.baseline(original.write(Path(tempfile.mkdtemp(dir=folder)), opset=DEFAULT_OPSET))
+    finally:
+        original.close()
+
+
+def _opened(module: nn.Module, blueprint: Blueprint, name: str) -> Original:
+    return sources.open_source(
+        FromPixels(module, blueprint.normalization).eval(),
+        name=name,
+        signature=blueprint.signature,
+        inputs=None,
+        task=None,
+        weights=None,
+    )
+
+
+def _recipe(model: _Trained, hidden: tuple[int, ...], crop: int, options: CompressOptions) -> Recipe:
+    """Return how the smaller network is fitted: as the record recipe's student, undistorted if the original was."""
+    base = recipe("record", dataset=model.record.dataset)
     assert base.teaching is not None  # it has teachers
     teaching, distortion = base.teaching, base.distortion
-    if record.recipe.get("augment") == "False":
+    if model.record.recipe.get("augment") == "False":
         teaching = dataclasses.replace(teaching, views=1, calm_views=0)
         distortion = distortion.times(0.0)
-    batch_size = min(base.batch_size, max(_LEAST_BATCH, images // _LEAST_STEPS))
+    batch_size = min(base.batch_size, max(_LEAST_BATCH, len(model.pixels) // _LEAST_STEPS))
     return dataclasses.replace(
         base,
         model=models.mlp_name(hidden, crop=crop),
@@ -296,106 +359,153 @@ def _recipe(bundle: Bundle, hidden: tuple[int, ...], crop: int, images: int, opt
     )
 
 
-def _own_bench(fitted: nn.Module, spec: ModelSpec, bundle: Bundle, bench: Workbench, on_step: OnStep) -> Workbench:
-    """Set up the new network: its own answers on the golden samples and, where images were held out, its own temperature."""
-    assert bench.data is not None  # as in `compress`
-    held = bench.data.validation
-    if not _has_seen_all(bench):
-        logits = workbench.answers(fitted, spec, held.images)
-        temperature, threshold, _ = confidence.fit(logits, held.labels)
-        spec = dataclasses.replace(spec, temperature=temperature, abstain_below=threshold)
-    before = bundle.golden()
-    golden = GoldenSamples(
-        pixels=before.pixels,
-        labels=before.labels,
-        logits=workbench.answers(fitted, spec, before.pixels),
-        source=before.source,
+def _fitted(model: _Trained, student: Mlp, chosen: Recipe, on_step: OnStep) -> tuple[nn.Module, float, str]:
+    """Return the smaller network, fitted to the original's answers, the seconds that took, and where."""
+    started = time.perf_counter()
+    with world("auto") as here:
+        fitted = distill(
+            student,
+            model.module,
+            model.pixels,
+            chosen,
+            model.blueprint.normalization,
+            world=here,
+            on_step=lambda what, share: on_step(f"{what} ({share:.0%})"),
+        )
+        device = f"{here.device.type} {'bfloat16' if chosen.bf16 and here.has_fast_bf16() else 'float32'}"
+    return fitted, time.perf_counter() - started, device
+
+
+def _calibrated(model: _Trained, fitted: nn.Module, architecture: str) -> Blueprint:
+    """Describe the smaller network: with a temperature of its own if images were held out."""
+    blueprint = dataclasses.replace(model.blueprint, architecture=architecture)
+    if _has_seen_all(model.splits):
+        return blueprint
+    (held,) = model.splits.validation
+    (pixels,), targets = held.inputs.values(), held.targets or {}
+    temperature, threshold, _ = confidence.fit(answers(fitted, blueprint, pixels), targets["labels"])
+    return dataclasses.replace(blueprint, temperature=temperature, abstain_below=threshold)
+
+
+def _own_bench(
+    fitted: nn.Module,
+    blueprint: Blueprint,
+    name: str,
+    bundle: Bundle,
+    model: _Trained,
+    folder: Path,
+    options: CompressOptions,
+    on_step: OnStep,
+) -> Workbench:
+    """Set up the smaller network, with its own answers to the golden samples."""
+    return workbench.of(
+        _opened(fitted, blueprint, name),
+        folder,
+        opset=DEFAULT_OPSET,
+        golden=[dataclasses.replace(group, expected=None) for group in bundle.golden()],
+        data=model.splits,
+        task=blueprint.task,
+        max_loss=max(options.max_loss, 1e-9),
+        on_step=on_step,
     )
-    return workbench.for_module(fitted, spec, golden, opset=DEFAULT_OPSET, data=bench.data, on_step=on_step)
 
 
-def _against(one: Passed, bench: Workbench, max_drop_points: float) -> tuple[Accuracy | None, Accuracy | None]:
-    """Hold a new variant to the original's fp32 on validation and test.
+def _against(one: Passed, model: _Trained, bench: Workbench, max_loss: float) -> dict[str, Score]:
+    """Hold a new variant to the original's fp32 on validation and test; return the scores by split.
 
-    Where the original was trained on all images, only the test split tells what either can read and not what it remembers.
+    If the original was trained on all images, only the test split tells what either can read and not what it remembers.
 
     Raises:
         GateFailed: It loses too much.
     """
-    assert one.logits is not None  # there is labelled data
-    assert bench.fp32.logits is not None
-    logits = (None, one.logits[1]) if _has_seen_all(bench) else one.logits
-    return check_accuracy(
-        f"{one.variant.id} of the smaller network",
-        bench.data,
-        logits,
-        bench.fp32.logits,
-        max_drop_points,
-        hint="nothing was published; use a lower --target-speedup, more --epochs, or allow more with --max-drop",
-    )
+    bar = dataclasses.replace(bench.proof.bars[0], max_loss=max_loss)
+    scores = {}
+    for split in (_TEST,) if _has_seen_all(model.splits) else (_VALIDATION, _TEST):
+        values, before = one.values[split][0], bench.baseline.values[split][0]
+        assert values is not None  # the data have labels
+        scores[split] = hold(
+            bar,
+            values,
+            before,
+            name=f"{one.variant.id} of the smaller network",
+            dataset=model.splits.dataset,
+            split=split,
+            hint="nothing was published; use a lower --target-speedup, more --epochs, or allow more with --max-drop",
+        )
+    return scores
 
 
-def _has_seen_all(bench: Workbench) -> bool:
+def _has_seen_all(splits: Splits) -> bool:
     """Whether the original was trained on all images, those that the gate calls validation too."""
-    return bench.data is not None and bench.data.validation_name != "validation"
+    return splits.validation_name != _VALIDATION
 
 
-def _both(bundle: Bundle, bench: Workbench, passed: Sequence[Passed]) -> list[tuple[Variant, bytes]]:
-    """Return the variants of both bundles under names that tell them apart, the new ones' accuracy against the original's."""
-    found = [(_renamed(bench.fp32.variant, f"{_ORIGINAL}-fp32"), bench.fp32.data)]
-    found += [
-        (_renamed(variant, f"{_ORIGINAL}-{variant.id}"), bundle.read(variant.artifact))
-        for variant in bundle.variants
-        if variant.precision is Precision.INT8
-    ]
-    assert bench.data is not None  # as in `compress`
-    assert bench.fp32.logits is not None
-    test, base = bench.data.test, bench.fp32.logits[1]
+def _both(
+    bundle: Bundle, bench: Workbench, passed: Sequence[Passed], against: Mapping[str, Mapping[str, Score]]
+) -> list[Staged]:
+    """Return the variants of both bundles under names that tell them apart, the new ones scored against the original."""
+    first = bench.baseline
+    found = [_renamed(first.variant, f"{_ORIGINAL}-{first.variant.id}", first.folder)]
+    for variant in bundle.variants:
+        if variant.precision is Precision.INT8:
+            bundle.model(variant)  # checks the sha256 of its files
+            found.append(_renamed(variant, f"{_ORIGINAL}-{variant.id}", bundle.folder))
     for one in passed:
-        assert one.logits is not None
-        figures = accuracy(one.logits[1], test.labels, dataset=bench.data.dataset, split="test", baseline=base)
-        found.append((dataclasses.replace(one.variant, accuracy=figures), one.data))
+        scored = dataclasses.replace(one.variant, scores=(against[one.variant.id][_TEST],))
+        found.append(Staged(variant=scored, folder=one.folder))
     return found
 
 
-def _measure(
-    bundle: Bundle, variants: Sequence[tuple[Variant, bytes]], options: CompressOptions, on_step: OnStep
-) -> Results:
+def _measure(bench: Workbench, variants: Sequence[Staged], options: CompressOptions, on_step: OnStep) -> Results:
     return trial.measure(
-        bundle,
+        _ORIGINAL,
+        bench.signature,
+        bench.golden,
         variants,
-        batch_sizes=options.batch_sizes,
+        bench.source.folder,
+        points=[{BATCH: size} for size in options.batch_sizes],
         threads=options.threads,
         plan=options.plan,
         on_step=on_step,
     )
 
 
-def _renamed(variant: Variant, name: str) -> Variant:
-    return dataclasses.replace(variant, id=name)
+def _renamed(variant: Variant, name: str, folder: Path) -> Staged:
+    return Staged(variant=dataclasses.replace(variant, id=name), folder=folder)
+
+
+def _check_reached(results: Results, variant: str, options: CompressOptions) -> None:
+    """Raise CheckFailed if the fitted network is not as fast as its width promised."""
+    reached = min((one.speedup for one in _speedups(results, variant)), default=0.0)
+    if reached < options.target_speedup:
+        raise CheckFailed(
+            f"fitted and measured once more it is {reached:.2f} times as fast, not {options.target_speedup:g}: the machine "
+            "was less steady than it seemed while the widths were measured",
+            hint="nothing was published; try again with nothing else running, or use a lower --target-speedup",
+        )
 
 
 def _speedups(results: Results, variant: str) -> tuple[Speedup, ...]:
-    """Return how many times as fast as the baseline a variant was; empty where that could not be measured."""
+    """Return how many times as fast as the baseline a variant was; empty if that could not be measured."""
     rows = [row for row in results.rows if row.variant == variant]
     found = [row.verdict.comparison for row in rows if row.verdict and row.verdict.comparison]
     if len(found) < len(rows):
         return ()
     return tuple(
-        Speedup(batch_size=row.batch_size, threads=row.threads, speedup=one.speedup, low=one.low, high=one.high)
+        Speedup(batch_size=row.samples, threads=row.threads, speedup=one.speedup, low=one.low, high=one.high)
         for row, one in zip(rows, found, strict=True)
     )
 
 
-def _record(bundle: Bundle, chosen: Recipe, validation: Accuracy | None, seconds: float, device: str) -> TrainingRecord:
-    before = bundle.manifest.training
-    assert before is not None  # the workbench looked
+def _record(
+    before: TrainingRecord, chosen: Recipe, validation: Score | None, seconds: float, device: str
+) -> TrainingRecord:
     return TrainingRecord(
         dataset=before.dataset,
         recipe=chosen.described(),
         seed=before.seed,  # of the split, which must stay the same
         validation_fraction=before.validation_fraction,
-        validation=validation if before.validation_fraction else None,
+        validation=validation,
         epochs_run=chosen.epochs,
         best_epoch=chosen.epochs,
         interrupted=False,
@@ -406,22 +516,25 @@ def _record(bundle: Bundle, chosen: Recipe, validation: Accuracy | None, seconds
 
 def _origin(
     bundle: Bundle,
-    original: Mlp,
+    model: _Trained,
     hidden: tuple[int, ...],
     crop: int,
-    against: Accuracy | None,
+    against: Score,
+    speedups: tuple[Speedup, ...],
     results: Results,
 ) -> Origin:
-    assert bundle.manifest.weights is not None  # as in `compress`
+    original = bundle.manifest.original
+    assert original is not None  # the network was rebuilt from it
+    assert original.weights is not None
+    height, width = model.blueprint.shape
     return Origin(
         bundle=bundle.name,
-        weights_sha256=bundle.manifest.weights.sha256,
-        architecture=bundle.spec.architecture,
-        pixels_left_out=original.sizes[0]
-        - (bundle.spec.input.shape[0] - 2 * crop) * (bundle.spec.input.shape[1] - 2 * crop),
+        weights_sha256=original.weights.sha256,
+        architecture=model.blueprint.architecture,
+        pixels_left_out=height * width - (height - 2 * crop) * (width - 2 * crop),
         units_left=tuple(hidden),
-        accuracy=against,
-        speedups=_speedups(results, "fp32"),
+        score=against,
+        speedups=speedups,
         machine=results.machine.describe(),
     )
 

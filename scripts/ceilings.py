@@ -25,7 +25,7 @@ def empty_call() -> Call:
     inputs = [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["batch", 28, 28])]
     outputs = [helper.make_tensor_value_info("logits", TensorProto.UINT8, ["batch", 28, 28])]
     graph = helper.make_graph([helper.make_node("Identity", ["pixels"], ["logits"])], "empty", inputs, outputs)
-    return OnnxRuntimeRunner(_model(graph)).bind((1, 28, 28)).compute
+    return OnnxRuntimeRunner(_model(graph)).bind({"batch": 1}).compute
 
 
 def reading(size_bytes: int) -> Call:
@@ -49,20 +49,22 @@ def products(threads: int) -> Iterator[tuple[str, float, Call]]:
         options = RunnerOptions(threads=threads)
         pixels = np.random.default_rng(0).integers(0, 256, (rows, inputs), dtype=np.uint8)
         for runtime, open_model in RUNTIMES.items():
-            bound = open_model(_product(inputs, outputs), options, (rows, inputs))
+            bound = open_model(_product(inputs, outputs), options, rows)
             bound.copy_in(pixels)
             yield f"{runtime} {name}", operations, bound.compute
 
 
-def _in_onnxruntime(model: bytes, options: RunnerOptions, shape: tuple[int, ...]) -> Binding:
-    return OnnxRuntimeRunner(model, options).bind(shape)
+def _in_onnxruntime(model: bytes, options: RunnerOptions, rows: int) -> Binding:
+    return OnnxRuntimeRunner(model, options).bind({"rows": rows})
 
 
-def _in_openvino(model: bytes, options: RunnerOptions, shape: tuple[int, ...]) -> Binding:
-    return OpenVinoRunner(model, options).bind(shape)
+def _in_openvino(model: bytes, options: RunnerOptions, rows: int) -> Binding:
+    with OnnxRuntimeRunner(model) as runner:
+        signature = runner.signature
+    return OpenVinoRunner(model, options, signature=signature).bind({"rows": rows})
 
 
-RUNTIMES: dict[str, Callable[[bytes, RunnerOptions, tuple[int, ...]], Binding]] = {
+RUNTIMES: dict[str, Callable[[bytes, RunnerOptions, int], Binding]] = {
     "onnxruntime": _in_onnxruntime,
     "openvino": _in_openvino,
 }

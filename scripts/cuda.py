@@ -4,7 +4,7 @@
 
 Batch 1 to 65,536: host to host and device-resident, plain and as a CUDA graph, fp32, TF32 and fp16, beside PyTorch (eager, as a
 CUDA graph, compiled) and the CPU; cold starts; and the rate of matrix products on the same GPU in the same run, in `limits`.
-What is printed is read from the results: images a second, the share of the matmul rate, and where the GPU overtakes the CPU.
+What is printed is read from the results: samples a second, the share of the matmul rate, and where the GPU overtakes the CPU.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ import torch
 
 import kit
 from kit.bench import sweep
-from kit.bench.entries import Contender
+from kit.bench.cases import Case
 from kit.bench.measure import Plan
 from kit.bench.request import Request
 from kit.bench.results import Results, Row
 from kit.bench.run import bench
 from kit.bundle import Bundle
 from kit.choices import Mode, Precision, Provider
+from kit.lab.blueprint import Blueprint
 from kit.lab.models import mlp_name
 from kit.runtime import providers
 from kit.runtime.base import RunnerOptions
@@ -49,7 +50,9 @@ def main() -> None:
         bench(
             bundle,
             Request(
-                contenders=field(sizes, asked.device_id), batch_sizes=sizes, plan=Plan(budget_seconds=SECONDS[sizes])
+                cases=cases(sizes, asked.device_id),
+                points=tuple({"batch": size} for size in sizes),
+                plan=Plan(budget_seconds=SECONDS[sizes]),
             ),
         )
         for sizes in (SMALL, MIDDLE, LARGE)
@@ -58,7 +61,7 @@ def main() -> None:
         providers=(Provider.CUDA,),
         variants=("fp32", "fp16"),
         cold=True,
-        device_id=asked.device_id,
+        runner=RunnerOptions(device_id=asked.device_id),
         plan=Plan(budget_seconds=45),
     )
     parts.append(bench(bundle, cold))
@@ -73,16 +76,16 @@ def main() -> None:
     show(bundle, found)
 
 
-def field(sizes: tuple[int, ...], device_id: int) -> tuple[Contender, ...]:
-    """Return who stands at these batch sizes."""
+def cases(sizes: tuple[int, ...], device_id: int) -> tuple[Case, ...]:
+    """Return what is measured at these batch sizes."""
 
     def on_gpu(*, graph: bool = False, tf32: bool = False) -> RunnerOptions:
         return RunnerOptions(provider=Provider.CUDA, device_id=device_id, cuda_graph=graph, tf32=tf32)
 
-    def of(variant: str, runtime: str, options: RunnerOptions, mode: Mode = Mode.DEVICE) -> Contender:
-        return Contender(variant=variant, runtime=runtime, options=options, mode=mode)
+    def of(variant: str, runtime: str, options: RunnerOptions, mode: Mode = Mode.DEVICE) -> Case:
+        return Case(variant=variant, runtime=runtime, options=options, mode=mode)
 
-    stand = [
+    measured = [
         of("fp32", "onnxruntime", on_gpu(), Mode.HOST),
         of("fp32", "onnxruntime", on_gpu()),
         of("fp32", "onnxruntime", on_gpu(graph=True)),
@@ -97,9 +100,9 @@ def field(sizes: tuple[int, ...], device_id: int) -> tuple[Contender, ...]:
         of("fp16", "pytorch-compile", on_gpu(graph=True)),
     ]
     if sizes is LARGE:
-        return tuple(stand)
+        return tuple(measured)
     on_cpu = [of(variant, "onnxruntime", RunnerOptions(), Mode.HOST) for variant in ("fp32", "int8-pixel")]
-    return (*on_cpu, *stand)
+    return (*on_cpu, *measured)
 
 
 def rate(name: str, device_id: int) -> tuple[str, float]:
@@ -130,17 +133,17 @@ def show(bundle: Bundle, found: Results) -> None:
         if row.cold is not None:
             print(f"cold {row.variant} {row.place}: {row.cold.total_ms:,.0f} ms, {row.cold.stages_ms}")
         elif row.latency is None:
-            print(f"{row.variant} {row.place} batch {row.batch_size}: {row.status}, {row.reason}")
+            print(f"{row.variant} {row.place} {row.point}: {row.status}, {row.reason}")
         else:
             verdict = row.verdict.describe() if row.verdict else ""
             print(
-                f"{row.variant:10} {row.place:44} batch {row.batch_size:6} {row.latency.p50_us:12,.1f} us "
-                f"{row.latency.images_per_second:15,.0f} images/s {share(bundle, found, row):7} {verdict}"
+                f"{row.variant:10} {row.place:44} batch {row.samples:6} {row.latency.p50_us:12,.1f} us "
+                f"{row.latency.samples_per_second:15,.0f} samples/s {share(bundle, found, row):7} {verdict}"
             )
     for crossing in sweep.crossovers(found):
         print(crossing.describe())
     for size in (*SMALL, *MIDDLE):
-        timed = [row for row in found.rows if row.batch_size == size and row.latency is not None]
+        timed = [row for row in found.rows if row.samples == size and row.latency is not None]
         print(
             f"batch {size}: fastest on the CPU {_fastest(timed, Provider.CPU)}, on the GPU {_fastest(timed, Provider.CUDA)}"
         )
@@ -149,7 +152,7 @@ def show(bundle: Bundle, found: Results) -> None:
 
 
 def _fastest(rows: list[Row], provider: Provider) -> str:
-    """Name the quickest row there that hands pixels over from host memory, as a caller with pixels has to."""
+    """Name the quickest row there whose inputs come from host memory, as those of most callers do."""
     own = {
         f"{row.variant} {row.place}": row.latency.p50_us
         for row in rows
@@ -164,11 +167,13 @@ def share(bundle: Bundle, found: Results, row: Row) -> str:
     if row.ran_on is not Provider.CUDA or row.latency is None:
         return ""
     kind = "fp16" if row.precision is Precision.FP16 else "tf32" if "TF32" in row.session else "fp32"
-    hidden = [int(one) for one in bundle.spec.architecture.split("-")[1:]]
-    assert mlp_name(tuple(hidden)) == bundle.spec.architecture  # a dense network: its products are all its arithmetic
-    widths = [28 * 28, *hidden, len(bundle.spec.labels)]
+    blueprint = Blueprint.of(bundle)
+    assert blueprint is not None  # the published bundle
+    hidden = [int(one) for one in blueprint.architecture.split("-")[1:]]
+    assert mlp_name(tuple(hidden)) == blueprint.architecture  # a dense network: its products are all its arithmetic
+    widths = [28 * 28, *hidden, len(blueprint.labels)]
     operations = sum(2 * above * below for above, below in pairwise(widths))
-    return f"{operations * row.latency.images_per_second / found.limits[f'matmul_{kind}_tflops'] / 1e12:.1%}"
+    return f"{operations * row.latency.samples_per_second / found.limits[f'matmul_{kind}_tflops'] / 1e12:.1%}"
 
 
 if __name__ == "__main__":

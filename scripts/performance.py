@@ -30,7 +30,7 @@ import onnxruntime
 
 import kit
 from kit.bench import stats
-from kit.bench.entries import Contender
+from kit.bench.cases import Case
 from kit.bench.measure import Call, Plan, Timings, measure
 from kit.bench.request import Request
 from kit.bench.results import Results, Row
@@ -42,6 +42,7 @@ from kit.runtime.onnxruntime import OnnxRuntimeRunner
 
 BUNDLE = Path(__file__).parents[1] / "artifacts" / "mnist-mlp"
 SIZES = (1, 64, 1024)
+POINTS = tuple({"batch": size} for size in SIZES)
 OURS = (("int8-pixel", "onnxruntime", Mode.HOST), ("int8-qdq", "openvino", Mode.HOST))
 """What `kit tune` chooses among at these sizes: bound inputs, in either runtime."""
 
@@ -108,20 +109,17 @@ def rows(bundle: Bundle) -> Results:
     found: list[Results] = []
     for threads in (1, 2):
         options = RunnerOptions(threads=threads)
-        contenders = [
-            *(Contender(variant=variant, runtime=runtime, options=options) for variant, runtime in OTHERS),
-            *(
-                Contender(variant=variant, runtime=runtime, options=options, mode=mode)
-                for variant, runtime, mode in OURS
-            ),
+        cases = [
+            *(Case(variant=variant, runtime=runtime, options=options) for variant, runtime in OTHERS),
+            *(Case(variant=variant, runtime=runtime, options=options, mode=mode) for variant, runtime, mode in OURS),
         ]
-        request = Request(contenders=tuple(contenders), batch_sizes=SIZES, plan=Plan(budget_seconds=150 * threads))
+        request = Request(cases=tuple(cases), points=POINTS, plan=Plan(budget_seconds=150 * threads))
         found.append(bench(bundle, request))
         print(f"\n## {threads} thread(s): p50 in us, and the fastest of kit's against the fastest of the others\n")
         for size in SIZES:
-            print(versus([row for row in found[-1].rows if row.batch_size == size]), flush=True)
+            print(versus([row for row in found[-1].rows if row.samples == size]), flush=True)
         for control in found[-1].controls:
-            print(f"baseline against itself, batch {control.batch_size}: {control.comparison}")
+            print(f"baseline against itself, {control.at or control.sizes}: {control.comparison}")
     return dataclasses.replace(
         found[0], rows=found[0].rows + found[1].rows, controls=found[0].controls + found[1].controls
     )
@@ -143,7 +141,7 @@ def versus(own: list[Row]) -> str:
     found = stats.compare(np.array(other.latency.medians_us), np.array(kits.latency.medians_us))
     table = ", ".join(f"{row.variant} {row.runtime} {p50(row):,.1f}" for row in timed)
     return (
-        f"batch {kits.batch_size}: {table}\n  {kits.variant} in {kits.runtime} against {other.variant} in {other.runtime}: "
+        f"batch {kits.samples}: {table}\n  {kits.variant} in {kits.runtime} against {other.variant} in {other.runtime}: "
         f"{found.speedup:.2f}x [{found.low:.2f}, {found.high:.2f}]"
     )
 
@@ -151,8 +149,8 @@ def versus(own: list[Row]) -> str:
 def paths(bundle: Bundle) -> dict[str, float]:
     """Time each layer of a call at batch 1 against the bare call of the same file, and the machine's floor."""
     variant = bundle.variant("int8-pixel")
-    model = bundle.read(variant.artifact)
-    pixels = bundle.golden().pixels[:1]
+    model = bundle.read(variant.graph)
+    pixels = _pixels(bundle)[:1]
     weights = sum(one.size for one in _weights(model))
 
     def bare() -> Call:
@@ -172,7 +170,7 @@ def paths(bundle: Bundle) -> dict[str, float]:
 
     def plain() -> Call:
         runner = OnnxRuntimeRunner(model, binds=False)
-        return lambda: runner.run(pixels)
+        return lambda: runner.run({"pixels": pixels})
 
     def engine(name: str) -> Callable[[], Call]:
         def opened() -> Call:
@@ -223,6 +221,10 @@ def paths(bundle: Bundle) -> dict[str, float]:
     }
 
 
+def _pixels(bundle: Bundle) -> np.ndarray:
+    return bundle.golden()[0].inputs["pixels"]
+
+
 def _weights(model: bytes) -> list[np.ndarray]:
     import onnx
     from onnx import numpy_helper
@@ -262,8 +264,8 @@ def sharing(bundle: Bundle) -> dict[str, float]:
         engine = stack.enter_context(kit.load(bundle.origin, variant="int8-pixel", provider="cpu"))
         engines = [engine, stack.enter_context(engine.share())]
         for size in (1, 8, 64, 1024):
-            pixels = bundle.golden().pixels[np.arange(size) % 256]
-            bounds = [one.bind(size) for one in engines]
+            pixels = _pixels(bundle)[np.arange(size) % 256]
+            bounds = [one.bind(batch=size) for one in engines]
             single, double = [], []
             for _ in range(15):
                 single.append(_rate([bound_run(bounds[0], pixels)]))
@@ -272,7 +274,7 @@ def sharing(bundle: Bundle) -> dict[str, float]:
             low, high = stats.median_interval(np.array(gains))
             found[f"two threads share an engine, batch {size}, times"] = round(statistics.median(gains), 3)
             print(
-                f"batch {size:5}: {size * statistics.median(single):12,.0f} images/s in one thread, "
+                f"batch {size:5}: {size * statistics.median(single):12,.0f} samples/s in one thread, "
                 f"{size * statistics.median(double):12,.0f} in two: {statistics.median(gains):.2f}x [{low:.2f}, {high:.2f}]"
             )
     return found
@@ -325,13 +327,13 @@ def session_options(bundle: Bundle) -> dict[str, float]:
     ]
     ways += [RunnerOptions(threads=2), RunnerOptions(threads=2, spinning=False)]
     for variant in ("fp32", "int8-pixel"):
-        contenders = tuple(Contender(variant=variant, runtime="onnxruntime", options=way) for way in ways)
-        for few in (contenders[:4], (contenders[0], *contenders[4:])):  # pools of threads disturb the others
-            request = Request(contenders=few, batch_sizes=SIZES, plan=Plan(budget_seconds=40), counts_accuracy=False)
+        cases = tuple(Case(variant=variant, runtime="onnxruntime", options=way) for way in ways)
+        for few in (cases[:4], (cases[0], *cases[4:])):  # pools of threads disturb the others
+            request = Request(cases=few, points=POINTS, plan=Plan(budget_seconds=40), counts_scores=False)
             for row in bench(bundle, request).rows:
                 p50 = row.latency.p50_us if row.latency else float("nan")
                 said = row.verdict.describe() if row.verdict else ""
-                print(f"{variant:12} batch {row.batch_size:5} {row.session:28} {p50:10,.1f} us  {said}", flush=True)
+                print(f"{variant:12} batch {row.samples:5} {row.session:28} {p50:10,.1f} us  {said}", flush=True)
     return {}
 
 
@@ -350,7 +352,7 @@ def cold(bundle: Bundle) -> Results:
 
 
 def _timed(makers: dict[str, Callable[[], Call]]) -> dict[str, Timings]:
-    """Time contestants that are opened anew every few rounds, wherever in memory they come to lie."""
+    """Time calls whose models are opened anew every few rounds, wherever in memory they come to lie."""
 
     def renewal(make: Callable[[], Call]) -> Callable[[], Call]:
         def renew() -> Call:

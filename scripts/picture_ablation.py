@@ -76,7 +76,9 @@ class Result:
 
 def result(engine: Engine, way: Way, pictures: Sequence[Image.Image], labels: Labels) -> Result:
     """Read pictures; one that is refused counts as wrong, and as if every digit were as likely."""
-    probabilities = np.full((len(labels), len(engine.spec.labels)), 1 / len(engine.spec.labels))
+    classes = engine.signature.outputs[0].shape[-1]
+    assert isinstance(classes, int)  # a classifier
+    probabilities = np.full((len(labels), classes), 1 / classes)
     read = np.zeros(len(labels), bool)
     for number, picture in enumerate(pictures):
         try:

@@ -1,4 +1,4 @@
-"""Draw docs/power.png, how often a difference is found, on the simulated noise of tests/noise.py.
+"""Draw docs/power.png, how often a difference is found, on the simulated noise of tests/helpers/noise.py.
 
 uv run python -m scripts.power_curve
 """

@@ -13,7 +13,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shutil
 import statistics
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +26,13 @@ import exporters
 import kit
 from exporters import ExportOptions, ExportReport
 from kit import bundle as bundles
-from kit.accuracy import drop_interval
-from kit.bundle import Bundle
-from kit.bundle.records import Variant
+from kit.bundle import Bundle, Staged, Variant
 from kit.choices import Precision, VariantFormat
 from kit.errors import PictureInvalid
-from kit.lab import data
+from kit.lab import data, records
+from kit.lab.blueprint import Blueprint
 from kit.lab.data import Dataset
+from kit.lab.scores import TOP1
 from kit.lab.training.loop import Epoch, Listener, train
 from kit.lab.training.recipe import Recipe, recipe
 from kit.lab.training.trained import save
@@ -58,8 +61,9 @@ def main() -> None:
     tops: dict[int, float] = {int(seed): float(top) for seed, top in (one.split("=") for one in asked.known)}
     if asked.again is not None:
         source = _again(asked.again, asked.work, asked.data_dir)
-        assert source.manifest.training is not None  # it was published by this script
-        seed = source.manifest.training.seed
+        record = records.training_record(source)
+        assert record is not None  # it was published by this script
+        seed = record.seed
     else:
         dataset = data.load("mnist", data_dir=asked.data_dir)
         chosen = recipe("record", dataset="mnist", model=asked.model)
@@ -73,17 +77,10 @@ def main() -> None:
         median = statistics.median_low(tops.values())
         seed = next(seed for seed, top in tops.items() if top == median)
         source = reports[seed].bundle
-    published = bundles.create(
-        asked.out,
-        spec=dataclasses.replace(source.spec, name=asked.out.name),
-        golden=source.golden(),
-        tools=source.manifest.tools,
-        weights=source.read(source.manifest.weights) if source.manifest.weights else None,
-        training=source.manifest.training,
-        variants=tuple((variant, source.read(variant.artifact)) for variant in source.variants),
-    )
+    with tempfile.TemporaryDirectory(dir=asked.work) as folder:
+        published = _copy(source, asked.out, variants=[_staged(source, one, Path(folder)) for one in source.variants])
     drawn = _drawn(published, asked.drawn) if asked.drawn else None
-    published = bundles.attach_card(published, _card(published, tops, seed, drawn))
+    published = bundles.attach(published, "card", _card(published, tops, seed, drawn).encode())
     print(json.dumps({"top1": tops, "published": seed, "drawn": drawn}, indent=1))
 
 
@@ -108,23 +105,41 @@ def _exported(dataset: Dataset, chosen: Recipe, folder: Path, data_dir: Path | N
 def _again(published: Path, work: Path, data_dir: Path | None) -> Bundle:
     """Export the weights of a published bundle anew, in a folder of their own."""
     before = bundles.find(published)
-    weights = before.manifest.weights
-    assert weights is not None  # it was published by this script
-    copy = bundles.create(
-        work / f"{before.name}-again",
-        spec=before.spec,
-        golden=before.golden(),
-        tools=before.manifest.tools,
-        weights=before.read(weights),
-        training=before.manifest.training,
+    return exporters.export_bundle(_copy(before, work / f"{before.name}-again"), VARIANTS, data_dir=data_dir).bundle
+
+
+def _copy(source: Bundle, folder: Path, *, variants: Sequence[Staged] = ()) -> Bundle:
+    """Write the model, samples and records of a bundle into another folder, with these variants alone."""
+    original, record, blueprint = source.manifest.original, records.training_record(source), Blueprint.of(source)
+    assert original is not None  # it was published by this script
+    assert original.weights is not None
+    assert record is not None
+    assert blueprint is not None
+    return bundles.create(
+        folder,
+        name=folder.name,
+        signature=source.signature,
+        task=blueprint.task,
+        golden=source.golden(),
+        items=source.items(),
+        tools=source.manifest.tools,
+        original=original,
+        weights=source.read(original.weights),
+        attachments=records.attachments(training=record),
+        variants=variants,
     )
-    return exporters.export_bundle(copy, VARIANTS, data_dir=data_dir).bundle
+
+
+def _staged(source: Bundle, variant: Variant, folder: Path) -> Staged:
+    for ref in variant.files():
+        shutil.copyfile(source.check(ref), folder / ref.file)
+    return Staged(variant=variant, folder=folder)
 
 
 def _top1(bundle: Bundle) -> float:
-    found = bundle.variant("fp32").accuracy
+    found = bundle.variant("fp32").score(TOP1)
     assert found is not None  # MNIST is at hand
-    return round(100 * found.top1, 2)
+    return round(100 * found.value, 2)
 
 
 def _drawn(bundle: Bundle, path: Path) -> dict[str, float]:
@@ -146,23 +161,29 @@ def _drawn(bundle: Bundle, path: Path) -> dict[str, float]:
 
 def _card(bundle: Bundle, tops: dict[int, float], seed: int, drawn: dict[str, float] | None) -> str:
     """Write the model card."""
-    spec, training = bundle.spec, bundle.manifest.training
-    assert training is not None  # it was trained a moment ago, or before
+    blueprint, training = Blueprint.of(bundle), records.training_record(bundle)
+    assert blueprint is not None  # it was trained a moment ago, or before
+    assert training is not None
+    (pixels,), (logits,) = bundle.signature.inputs, bundle.signature.outputs
+    layers = blueprint.architecture.split("-", 1)[1]
     ids = [variant.id for variant in bundle.variants]
     seeds = ", ".join(f"{top:.2f} % (seed {one})" for one, top in sorted(tops.items()))
     rows = "\n".join(_row(variant) for variant in bundle.variants)
     settings = "\n".join(f"| `{name}` | {value} |" for name, value in training.recipe.items())
-    abstain = f"below {spec.abstain_below:.1%} it calls itself unsure" if spec.abstain_below else "it never abstains"
+    threshold = blueprint.abstain_below
+    abstain = f"below {threshold:.1%} it calls itself unsure" if threshold else "it never abstains"
     read = ""
     if drawn is not None:
         shares = ", ".join(f"{name} {drawn[name]:.2f} %" for name in ids)
-        read = f"\nOf {drawn['pictures']:.0f} pictures drawn by people, read through `{spec.pipeline}`: {shares}.\n"
+        read = (
+            f"\nOf {drawn['pictures']:.0f} pictures drawn by people, read through `{blueprint.pipeline}`: {shares}.\n"
+        )
     return f"""# {bundle.name}
 
-Reads one handwritten digit, 0 to 9. {spec.architecture}: dense layers of 784-{spec.architecture.split("-", 1)[1]}-10 with ReLU.
-Takes `{spec.input.name}`, {spec.input.describe()}, raw pixels, light ink on a dark ground; gives `{spec.output.name}`,
-{spec.output.describe()}. A picture becomes pixels by the pipeline `{spec.pipeline}`. Probabilities are the softmax at
-temperature {spec.temperature:g}; {abstain}.
+Reads one handwritten digit, 0 to 9. {blueprint.architecture}: dense layers of 784-{layers}-10 with ReLU.
+Takes `{pixels.name}`, {pixels.describe()}, raw pixels, light ink on a dark ground; gives `{logits.name}`,
+{logits.describe()}. A picture becomes pixels by the pipeline `{blueprint.pipeline}`. Probabilities are the softmax at
+temperature {blueprint.temperature:g}; {abstain}.
 
 ## Accuracy
 
@@ -175,11 +196,11 @@ MNIST test set, 10,000 images; trained on all 60,000 training images. fp32: {see
 ## Data
 
 MNIST (LeCun, Cortes, Burges; CC BY-SA 3.0): 60,000 images for training, none of which is in this bundle. The golden samples are
-{bundle.golden().source}.
+{bundle.golden()[0].source}.
 
 ## Recipe
 
-`kit train --recipe record --model {spec.architecture} --seed {seed}`, {training.train_seconds / 60:.0f} minutes on
+`kit train --recipe record --model {blueprint.architecture} --seed {seed}`, {training.train_seconds / 60:.0f} minutes on
 {training.device}. Choices were made on 10,000 training images held out; docs/log.md lists them, and every look at the test set.
 
 | setting | value |
@@ -200,16 +221,17 @@ Weights: MIT, as kit is. MNIST's licence asks to be named where its images are p
 
 
 def _row(variant: Variant) -> str:
-    found = variant.accuracy
+    found, same = variant.score(TOP1), variant.score("agreement")
     assert found is not None  # MNIST is at hand
-    operators = " ".join(variant.domains) or "portable ONNX"
-    start = f"| {variant.id} | {operators} | {100 * found.top1:.2f} % "
-    if variant.precision is Precision.FP32 or found.agreeing is None:
+    operators = " ".join(variant.needs.domains) or "portable ONNX"
+    start = f"| {variant.id} | {operators} | {100 * found.value:.2f} % "
+    interval = found.loss_interval
+    if same is None or interval is None:
         return start + "| | | |"
-    low, high = drop_interval(found)
+    low, high = (100 * end for end in interval)
     return (
-        f"{start}| {100 * found.agreeing / found.images:.2f} % | {found.flips_to_wrong}, {found.flips_to_right} "
-        f"| {found.drop_points:+.2f} [{low:.2f}, {high:.2f}] |"
+        f"{start}| {100 * same.value:.2f} % | {found.worse}, {found.improved} "
+        f"| {100 * found.loss:+.2f} [{low:.2f}, {high:.2f}] |"
     )
 
 

@@ -1,4 +1,4 @@
-"""A/A on this machine: one file as two contestants, compared again and again as the bench does.
+"""A/A on this machine: one file measured as two, compared again and again as the bench does.
 
     uv run python -m scripts.real_aa [BUNDLE] [REPETITIONS]
 
@@ -12,13 +12,12 @@ import contextlib
 import sys
 from collections import Counter
 
-from kit.bench.contestants import Contestant
-from kit.bench.entries import Field, open_entries
+from kit.bench.cases import Case, Subject, open_all, prepare
 from kit.bench.measure import Plan, measure
+from kit.bench.queries import Queries
 from kit.bench.scenarios import Load
 from kit.bench.stats import compare, judge
 from kit.bundle import Bundle, find
-from kit.choices import Provider
 from kit.system.machine import this_machine
 
 
@@ -39,13 +38,15 @@ def main() -> None:
 
 def repeat(bundle: Bundle, variant: str, size: int, repetitions: int, renewed: bool) -> str:
     """Compare a variant with itself; return the verdicts, counted, and the range of the ratios."""
-    field = Field(variants=(bundle.variant(variant),), runtimes=("onnxruntime",), providers=(Provider.CPU,))
+    subject = Subject.of(bundle)
+    prepared = prepare(subject, [Case(variant=variant)])
+    sizes = bundle.signature.usual_sizes(batch=size)
     outcomes: Counter[str] = Counter()
     ratios = []
     for repetition in range(repetitions):
         with contextlib.ExitStack() as stack:
-            (entry,) = open_entries(bundle, field, stack)
-            pair = [Contestant(bundle, field, entry, size, Load(), own=True) for _ in range(2)]
+            (opened,) = open_all(prepared, stack)
+            pair = [Queries(opened, sizes, Load(), own=True) for _ in range(2)]
             for one in pair:
                 stack.callback(one.close)
             renewals = [one.renew for one in pair] if renewed else []

@@ -19,13 +19,13 @@ from pathlib import Path
 
 import numpy as np
 
-from kit.accuracy import probabilities
 from kit.lab import data
 from kit.lab.data import Dataset
 from kit.lab.training.checkpoint import RunFolder
 from kit.lab.training.loop import Epoch, Listener, train
 from kit.lab.training.recipe import Recipe, recipe
 from kit.lab.training.world import world
+from kit.tasks.classification import probabilities
 
 HELD_OUT = 1 / 6
 SHORT = 40
@@ -99,7 +99,7 @@ def _run(dataset: Dataset, name: str, seed: int, work: Path) -> Run:
     if result.record.interrupted or result.validation is None:
         raise SystemExit(130)
     split, logits = result.validation
-    sure = probabilities(logits, result.spec.temperature)[np.arange(len(split)), split.labels]
+    sure = probabilities(logits, result.blueprint.temperature)[np.arange(len(split)), split.labels]
     run = Run(
         top1=float((logits.argmax(axis=1) == split.labels).mean()),
         cross_entropy=float(-np.log(np.maximum(sure, 1e-12)).mean()),

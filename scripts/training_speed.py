@@ -24,12 +24,13 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
-from kit.accuracy import accuracy
 from kit.lab import data, models
 from kit.lab.data import Dataset, validation_indices
+from kit.lab.scores import top1 as count_top1
 from kit.lab.training.batches import Labelled
 from kit.lab.training.loop import Epoch, Listener, train
 from kit.lab.training.recipe import RECIPES, Recipe
+from kit.lab.training.trained import answers
 from kit.lab.training.trainer import Trainer, normalized, precision
 from kit.lab.training.world import World, world
 
@@ -68,13 +69,11 @@ def _to_target(dataset: Dataset, root: Path, target: float, here: World) -> None
         print(f"the default recipe did not reach {100 * target:g} %")
         return
     epoch, seconds, top1 = reached[0]
-    with torch.inference_mode():
-        pixels = torch.tensor(dataset.test.images)
-        logits = result.module(normalized(pixels, result.spec.normalization)).numpy()
-    test = accuracy(logits, dataset.test.labels, dataset="mnist", split="test")
+    logits = answers(result.module, result.blueprint, dataset.test.images)
+    test = count_top1(logits, dataset.test.labels, dataset="mnist", split="test")
     print(
         f"default recipe: {100 * top1:.2f} % of validation after {epoch} epochs and {seconds:.1f} s, "
-        f"{100 * test.top1:.2f} % of the test set: {tutorial / seconds:.1f} times as fast"
+        f"{100 * test.value:.2f} % of the test set: {tutorial / seconds:.1f} times as fast"
     )
 
 

@@ -14,10 +14,8 @@ from typing import Any
 import altair as alt
 import vl_convert
 
-from kit.accuracy import drop_interval
 from kit.bench import results
 from kit.bench.results import Row
-from kit.choices import Precision
 from kit.report.format import microseconds, size
 from kit.system import files
 
@@ -33,37 +31,43 @@ def main() -> None:
     print(f"\n{found.machine.describe()}")
     for control in found.controls:
         if control.comparison is not None:
-            print(f"baseline against itself, batch {control.batch_size}: {control.comparison}")
+            print(f"baseline against itself, {control.at or control.sizes}: {control.comparison}")
     if asked.picture is not None:
         files.write(asked.picture, vl_convert.vegalite_to_png(picture(found.rows).to_dict(), scale=2))
 
 
 def table(rows: tuple[Row, ...]) -> str:
     """Return Markdown."""
-    sizes = sorted({row.batch_size for row in rows})
+    sizes = sorted({row.samples for row in rows})
     named: dict[tuple[str, str], dict[int, Row]] = {}
     for row in rows:
-        named.setdefault((row.variant, row.runtime), {})[row.batch_size] = row
+        named.setdefault((row.variant, row.runtime), {})[row.samples] = row
     several = len({runtime for _, runtime in named}) > 1
-    start = "| variant | runtime |" if several else "| variant | size | top-1 | flips: wrong, right | drop, points |"
+    metric = next((row.score.metric for row in rows if row.score), "score")
+    start = (
+        "| variant | runtime |" if several else f"| variant | size | {metric} | became wrong, right | loss, points |"
+    )
     columns = start.count("|") - 1
     lines = [f"{start} {' | '.join(f'batch {one}' for one in sizes)} |", "|" + "---|" * (columns + len(sizes))]
     for (variant, runtime), own in named.items():
         first = next(iter(own.values()))
-        told = [variant, runtime] if several else [variant, size(first.size_bytes), *_accuracy(first)]
+        told = [variant, runtime] if several else [variant, size(first.size_bytes), *_score(first)]
         lines.append(f"| {' | '.join([*told, *(_cell(own.get(one)) for one in sizes)])} |")
     return "\n".join(lines)
 
 
-def _accuracy(row: Row) -> list[str]:
-    if row.accuracy is None:
+def _score(row: Row) -> list[str]:
+    found = row.score
+    if found is None:
         return ["", "", ""]
-    top = f"{100 * row.accuracy.top1:.2f} %"
-    if row.precision is Precision.FP32:
-        return [top, "", ""]
-    low, high = drop_interval(row.accuracy)
-    flips = f"{row.accuracy.flips_to_wrong}, {row.accuracy.flips_to_right}"
-    return [top, flips, f"{row.accuracy.drop_points:+.2f} [{low:.2f}, {high:.2f}]"]
+    value = f"{100 * found.value:.2f} %" if found.unit == "%" else f"{found.value:.4g} {found.unit}".strip()
+    interval = found.loss_interval
+    if found.baseline is None or interval is None:
+        return [value, "", ""]
+    factor = 100 if found.unit == "%" else 1
+    changed = f"{found.worse}, {found.improved}" if found.worse is not None else ""
+    low, high = (factor * end for end in interval)
+    return [value, changed, f"{factor * found.loss:+.2f} [{low:.2f}, {high:.2f}]"]
 
 
 def _cell(row: Row | None) -> str:
@@ -78,7 +82,7 @@ def picture(rows: tuple[Row, ...]) -> alt.TopLevelMixin:
     values: list[dict[str, Any]] = [
         {
             "variant": row.variant,
-            "batch": f"batch {row.batch_size}",
+            "batch": f"batch {row.samples}",
             "speedup": row.verdict.comparison.speedup,
             "low": row.verdict.comparison.low,
             "high": row.verdict.comparison.high,

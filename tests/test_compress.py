@@ -16,11 +16,12 @@ from exporters.prune import dispensable_border, prune
 from exporters.workbench import for_bundle
 from kit.bench.measure import Plan
 from kit.bundle import Bundle, find
-from kit.bundle.records import Normalization, Speedup
 from kit.choices import Precision
 from kit.errors import CheckFailed, GateFailed, UsageError
 from kit.lab import data, models
+from kit.lab.blueprint import Normalization
 from kit.lab.models import Mlp
+from kit.lab.records import Speedup, origin_of
 from kit.lab.training.distill import with_batch_norm
 from kit.verify import verify
 from tests.conftest import Kit
@@ -30,7 +31,7 @@ QUICK = CompressOptions(
     target_speedup=1.01,
     batch_sizes=(256,),
     epochs=4,
-    max_drop_points=5.0,
+    max_loss=0.05,
     plan=Plan(rounds=10, turn_ms=1.0, warmup_ms=1.0, warmup_limit_ms=10.0),
 )
 
@@ -83,7 +84,9 @@ def test_batch_normalisation_put_in_and_folded_away_changes_nothing() -> None:
 
 
 @pytest.fixture
-def search(digits: Bundle, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], tuple[tuple[int, ...], int]]:
+def search(
+    digits: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[float], tuple[tuple[int, ...], int]]:
     """Look for a width without the clock: one is so many times as fast as it is said to be here. Gives it and the runs."""
     runs: list[int] = []
 
@@ -91,23 +94,20 @@ def search(digits: Bundle, monkeypatch: pytest.MonkeyPatch) -> Callable[[float],
         found = 8.0 / (int(name.removeprefix("width-")) + 1)
         return (Speedup(batch_size=1, threads=1, speedup=found + 0.1, low=found, high=found + 0.2),)
 
-    monkeypatch.setattr(compressing, "_measure", lambda _, standing, *__: runs.append(len(standing)))
+    monkeypatch.setattr(compressing, "_measure", lambda _, measured, *__: runs.append(len(measured)))
     monkeypatch.setattr(compressing, "_speedups", speedups)
-    bench = for_bundle(digits, opset=20, data_dir=None, on_step=lambda _: None)
-    original = models.load_trained(digits.spec, digits.path(digits.manifest.weights))
-    pixels = digits_pixels()
+    model = compressing._Trained.of(digits, None)
+    torch.manual_seed(0)
+    narrow = dataclasses.replace(model, module=Mlp((784, 160, 80, 48, 10)).eval())
+    bench = for_bundle(digits, tmp_path, opset=20)
 
     def found(target: float) -> tuple[tuple[int, ...], int]:
         options = dataclasses.replace(QUICK, target_speedup=target)
-        hidden = compressing._widest(
-            digits,
-            bench,
-            lambda sizes: prune(original, sizes, 0, pixels, digits.spec.normalization),
-            (160, 80, 48),
-            options,
-            lambda _: None,
-        )
-        return hidden, len(runs)
+
+        def smaller(sizes: tuple[int, ...]) -> Mlp:
+            return prune(narrow.module, sizes, 0, narrow.shown, narrow.blueprint.normalization)
+
+        return compressing._widest(narrow, bench, smaller, options, lambda _: None), len(runs)
 
     return found
 
@@ -140,12 +140,14 @@ def test_a_smaller_bundle_is_published_and_says_what_it_was_made_of(digits: Bund
     done = compress(digits, tmp_path / "small", QUICK)
     bundle = find(tmp_path / "small")
     assert bundle.manifest == done.bundle.manifest
-    origin = bundle.manifest.origin
-    assert origin is not None
+    origin = origin_of(bundle)
+    assert origin == done.origin
     assert origin.bundle == digits.name
-    assert origin.weights_sha256 == digits.manifest.weights.sha256
+    assert origin.weights_sha256 == digits.manifest.original.weights.sha256
     assert origin.architecture == "mlp-512-256-128"
-    assert bundle.spec.architecture == models.mlp_name(origin.units_left, crop=(28 - round(origin_side(origin))) // 2)
+    assert bundle.manifest.original.name == models.mlp_name(
+        origin.units_left, crop=(28 - round(origin_side(origin))) // 2
+    )
     assert [one.batch_size for one in origin.speedups] == [256]
     assert done.weights[1] < done.weights[0]
     ids = [variant.id for variant in bundle.variants]
@@ -153,15 +155,15 @@ def test_a_smaller_bundle_is_published_and_says_what_it_was_made_of(digits: Bund
     assert verify(bundle).ok
     named = [one.name for one in done.judgement.candidates]
     assert named == ["original-fp32", "original-int8-qdq", "original-int8-dynamic", *ids]
-    assert origin.accuracy is not None
-    assert origin.accuracy.images == bundle.variant("fp32").accuracy.images
-    assert origin.accuracy.drop_points <= 5.0
+    assert origin.score is not None
+    assert origin.score.samples == bundle.variant("fp32").score("top-1").samples
+    assert origin.score.loss <= 0.05
     # It is a bundle like any other: its weights and record make the same fp32 file again.
     import exporters
 
     again = exporters.export_bundle(bundle, exporters.ExportOptions()).bundle
-    assert again.variant("fp32").artifact == bundle.variant("fp32").artifact
-    assert again.manifest.origin == origin
+    assert again.variant("fp32").graph == bundle.variant("fp32").graph
+    assert origin_of(again) == origin
 
 
 def origin_side(origin: object) -> float:
@@ -198,7 +200,7 @@ def test_what_cannot_be_compressed_is_refused(tiny: Bundle, digits: Bundle, tmp_
         compress(digits, digits.folder, QUICK)
     with pytest.raises(UsageError, match="no bundle name"):
         compress(digits, tmp_path / "my small", QUICK)
-    for wrong in ({"target_speedup": 1.0}, {"epochs": 0}, {"batch_sizes": ()}, {"max_drop_points": -1.0}):
+    for wrong in ({"target_speedup": 1.0}, {"epochs": 0}, {"batch_sizes": ()}, {"max_loss": -1.0}):
         with pytest.raises(UsageError):
             CompressOptions(**wrong)
 

@@ -82,7 +82,7 @@ def compress(
             target_speedup=target_speedup,
             batch_sizes=tuple(dict.fromkeys(batch_sizes)),
             threads=threads,
-            max_drop_points=max_drop,
+            max_loss=max_drop / 100,
             epochs=epochs,
             seed=seed,
         )

@@ -165,19 +165,16 @@ def _lost(score: Score | None) -> str:
 def compress_table(done: CompressReport) -> None:
     """Print both bundles' variants in one table, and what was left out."""
     judgement_table(done.judgement, names_winner=False)
-    origin, (before, after) = done.bundle.manifest.origin, done.weights
-    assert origin is not None  # it was compressed a moment ago
-    found = origin.accuracy
-    lost = (
-        ""
-        if found is None
-        else (
-            f" fp32 reads {percent(found)} of {found.images:,} {found.dataset} {found.split} images, the original's changed by "
-            f"{found.flips_to_wrong} wrong and {found.flips_to_right} right."
+    origin, (before, after), original = done.origin, done.weights, done.bundle.manifest.original
+    found = origin.score
+    lost = ""
+    if found is not None:
+        lost = (
+            f" fp32 has {found.metric} {figures.of_score(found)} on {found.samples:,} samples of {found.dataset} {found.split}; "
+            f"against the original's: {figures.changed(found)}."
         )
-    )
     stdout().print(
-        f"{done.bundle.name}: {done.bundle.spec.architecture}, {after:,} weights of {before:,}; "
+        f"{done.bundle.name}: {original.name if original else ''}, {after:,} weights of {before:,}; "
         f"{origin.pixels_left_out} border pixels left out.{lost}",
         soft_wrap=True,
     )

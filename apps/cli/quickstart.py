@@ -28,7 +28,7 @@ _WANTED, _EMBEDDED = "mnist", "digits"
 def quickstart(epochs: int | None, data_dir: Path | None) -> int:
     """Do the main job once: data, train, export fp32 and int8, verify, bench, one table.
 
-    MNIST is downloaded into the user's cache; where it cannot be had, the embedded digits stand in for it.
+    MNIST is downloaded into the user's cache; if it cannot be had, the embedded digits are used.
 
     \b
     Example:
@@ -37,6 +37,7 @@ def quickstart(epochs: int | None, data_dir: Path | None) -> int:
     from apps.cli import bench_tables, export_tables, render
     from exporters import ExportOptions
     from kit.bench.request import Request
+    from kit.lab.records import training_record
     from kit.verify import verify
 
     dataset = _choose_dataset(data_dir)
@@ -48,7 +49,8 @@ def quickstart(epochs: int | None, data_dir: Path | None) -> int:
     bundle = run_train(read(dataset, data_dir=data_dir), recipe, folder=folder, data_dir=data_dir)
     if bundle is None:
         return 0
-    if bundle.manifest.training is not None and bundle.manifest.training.interrupted:
+    record = training_record(bundle)
+    if record is not None and record.interrupted:
         return 130
     render.remark("2/4  export fp32 and int8")
     report = run_export(bundle, ExportOptions(precisions=(Precision.FP32, Precision.INT8)), data_dir=data_dir)

@@ -84,6 +84,7 @@ def train(
       torchrun --nproc-per-node=2 --no-python kit train --device cpu
     """
     from apps.cli import render
+    from kit.lab.records import training_record
 
     folder = destination(dataset, model, out)
     loaded = read(dataset, data_dir=data_dir)
@@ -97,11 +98,11 @@ def train(
     bundle = run(loaded, chosen, folder=folder, data_dir=data_dir, how=how)
     if bundle is None:
         return 0  # another process tells the user
-    record = bundle.manifest.training
+    record = training_record(bundle)
     if as_json:
         render.print_json({"bundle": bundle.name, "folder": str(bundle.folder), "training": record})
     render.next_steps(
-        (f"kit export {_typed(bundle)} --precision int8", "write fp32 and int8 ONNX files, checked against PyTorch")
+        (f"kit export {_typed(bundle)} --precision int8", "write fp32 and int8 ONNX files, compared with PyTorch")
     )
     return 130 if record is not None and record.interrupted else 0
 
@@ -118,7 +119,7 @@ class How:
 def destination(dataset: str, model: str, out: Path | None) -> Path:
     """Return the bundle's folder, refused before any work when it cannot become one; shared with quickstart."""
     from kit import bundle as bundles
-    from kit.bundle.records import check_name
+    from kit.bundle.manifest import MANIFEST, check_name
     from kit.errors import UsageError
     from kit.lab import data
     from kit.system import files
@@ -129,7 +130,7 @@ def destination(dataset: str, model: str, out: Path | None) -> Path:
     except ValueError as error:
         raise UsageError(str(error)) from error
     bundles.refuse_foreign(folder)
-    files.check_writable(folder / "manifest.json")
+    files.check_writable(folder / MANIFEST)
     files.check_writable(_run_folder(folder) / "curve.json")
     return folder
 
@@ -187,8 +188,8 @@ def run(
             figures.save(result, run_folder)
             told.close(result)
     _tell(folder, run_folder, result)
-    golden = saved.golden()
-    render.remark(f"golden samples that travel in the bundle: {len(golden.labels)} ({golden.source})")
+    golden = saved.manifest.golden
+    render.remark(f"golden samples that travel in the bundle: {golden.samples} ({golden.source})")
     return saved
 
 
@@ -261,13 +262,13 @@ def _tell(folder: Path, run_folder: Path, result: TrainingResult) -> None:
         )
     validation = "all images trained on"
     if record.validation is not None:
-        validation = f"{100 * record.validation.top1:.2f} % of {record.validation.images:,} validation images"
+        validation = f"{100 * record.validation.value:.2f} % of {record.validation.samples:,} validation images"
     render.remark(f"{folder}: epoch {record.best_epoch}, {validation}, {record.train_seconds:.0f} s")
     if found is not None:
-        threshold = result.spec.abstain_below
+        threshold = result.blueprint.abstain_below
         unsure = f"; unsure below {threshold:.1%}, {1 - found.answered:.1%} of the images" if threshold else ""
         render.remark(
-            f"calibration error {100 * found.expected_error:.2f} points at temperature {result.spec.temperature:g} "
+            f"calibration error {100 * found.expected_error:.2f} points at temperature {result.blueprint.temperature:g} "
             f"({100 * found.expected_error_raw:.2f} without){unsure}"
         )
     render.remark(f"curve, confusion matrix and misread images: {run_folder}")
