@@ -32,7 +32,7 @@ OnStep = Callable[[str], None]
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 RAW_ITEMS = 3
-"""Raw items of the data that travel in the bundle with the tensors they must become."""
+"""Raw items that travel in the bundle with the tensors they must become."""
 
 
 def export_source(
@@ -98,7 +98,7 @@ def export_source(
             options=options,
             data=_data(data, knows, original.signature, data_dir=data_dir, on_step=on_step),
             golden=golden,
-            raw=_raw(data, knows),
+            raw=knows.raw(None, RAW_ITEMS),  # made up by the task: the user's own things stay where they are
             metric=judged,
             on_step=on_step,
         )
@@ -201,8 +201,3 @@ def _data_of(bundle: Bundle, name: str | None, *, data_dir: Path | None, on_step
         if name is None
         else _data(name, tasks.task_of(bundle), bundle.signature, data_dir=data_dir, on_step=on_step)
     )
-
-
-def _raw(data: str | None, task: Task) -> list[Any]:
-    """Return a few raw items of data that lie in files."""
-    return task.raw(Path(data), RAW_ITEMS) if data is not None and Path(data).exists() else []

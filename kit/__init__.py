@@ -13,7 +13,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-
 from kit.choices import Precision, Provider, QuantizationScheme
 from kit.errors import (
     BadInput,
@@ -36,8 +35,11 @@ from kit.errors import (
 
 if TYPE_CHECKING:
     from kit.bundle import Bundle
-    from kit.engine import Engine, Prediction, load
+    from kit.engine import Engine, load
     from kit.ready import find
+    from kit.samples import Samples, Splits
+    from kit.tasks.base import Prediction
+    from kit.tensors import Axis, Signature, TensorSpec
 
 __version__ = "0.1.0"
 
@@ -50,6 +52,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "Axis",
     "BadInput",
     "Bundle",
     "BundleInvalid",
@@ -61,8 +64,6 @@ __all__ = [
     "GateFailed",
     "KitError",
     "MemoryShort",
-    "ModelSpec",
-    "Normalization",
     "PackageMissing",
     "PictureInvalid",
     "Precision",
@@ -70,6 +71,9 @@ __all__ = [
     "Provider",
     "ProviderUnavailable",
     "QuantizationScheme",
+    "Samples",
+    "Signature",
+    "Splits",
     "StorageUnavailable",
     "TensorSpec",
     "Unavailable",

@@ -24,6 +24,12 @@ def test_imports_point_down() -> None:
     assert found.returncode == 0, found.stdout
 
 
+def test_no_test_module_imports_another() -> None:
+    """What several need lies in tests/helpers."""
+    for path in (ROOT / "tests").glob("test_*.py"):
+        assert "from tests.test_" not in path.read_text().replace(f"from tests.{path.stem} ", ""), path.name
+
+
 def test_import_kit_imports_no_runtime_and_no_torch(python: Kit) -> None:
     found = python("import kit, sys; print([m for m in ('torch', 'onnx', 'onnxruntime', 'numpy') if m in sys.modules])")
     assert found.stdout.strip() == "[]", found.stderr
@@ -46,7 +52,7 @@ def test_deployment_commands_run_without_the_workshop(digits: Bundle, python: Ki
     picture = digits.folder / "picture.png"
     from PIL import Image
 
-    Image.fromarray(digits.golden().pixels[0]).save(picture)
+    Image.fromarray(digits.golden()[0].inputs["pixels"][0]).save(picture)
     named = [str(picture) if word == "PICTURE" else word for word in arguments]
     if named[0] in {"info", "verify", "predict", "bench", "pack"}:
         named.insert(1, str(digits.folder))
@@ -73,6 +79,19 @@ def test_a_missing_package_is_named_with_the_line_that_installs_it(
     found = python(BLOCK.format(blocked=blocked) + f"from apps.cli import run; raise SystemExit(run({named!r}))")
     assert found.returncode == 3, found.stdout + found.stderr
     assert "pip install" in found.stdout + found.stderr
+
+
+def test_a_bundle_of_plain_tensors_needs_neither_pillow_nor_tokenizers_nor_the_lab(duo: Bundle, python: Kit) -> None:
+    blocked = (*WORKSHOP, "PIL", "tokenizers", "pandas")
+    program = (
+        BLOCK.format(blocked=blocked)
+        + "sys.modules['kit.lab'] = None\n"
+        + f"import kit, numpy; from kit.verify import verify; bundle = kit.find({str(duo.folder)!r}); "
+        + "assert verify(bundle).ok; inputs = bundle.golden()[0].inputs; "
+        + "print(sorted(kit.load(bundle).run(inputs)), 'torch' in sys.modules)"
+    )
+    found = python(program)
+    assert found.stdout.strip() == "['scores', 'vectors'] False", found.stderr
 
 
 def test_python_api_predicts_without_the_workshop(digits: Bundle, python: Kit) -> None:

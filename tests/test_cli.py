@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,17 +17,24 @@ import click
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from apps.cli import cli
+from apps.cli.tables import Rows
 from apps.cli.train import DATASETS, MODELS
+from apps.cli.typed import AxisType, InputType, Labels
 from exporters.compress import CompressOptions
-from exporters.options import AUTO, DEFAULT_CALIBRATION_SAMPLES, DEFAULT_OPSET, OPSETS, STATIC_FORMATS, ExportOptions
-from kit import tuning
+from exporters.options import AUTO, DEFAULT_OPSET, OPSETS, STATIC_FORMATS
+from kit import metrics, tuning
 from kit.bundle import Bundle, find
 from kit.choices import Precision
 from kit.lab import data, models
+from kit.tasks import registry as tasks
+from kit.tensors import Axis, TensorSpec
 from tests.conftest import ROOT, Kit
+from tests.helpers.bundles import overwrite
 from tests.helpers.idx import write_idx
+from tests.helpers.onnx_files import scores, strings
 
 COMMANDS = sorted(cli.commands)
 
@@ -43,8 +51,9 @@ def test_the_choices_offered_are_those_of_the_library() -> None:
     assert set(DATASETS) == set(data.DATASETS)
     assert MODELS == models.ARCHITECTURES
     options = {parameter.name: parameter for parameter in cli.commands["export"].params}
-    assert f"[default: {ExportOptions().allowed_drop_points:g}]" in options["max_drop"].help
-    assert f"[default: {DEFAULT_CALIBRATION_SAMPLES}]" in options["calibration_size"].help
+    assert f"[default: {100 * metrics.find('top-1').allowed_loss:g} for top-1]" in options["max_drop"].help
+    assert all(name in options["metric"].help for name in metrics.names())
+    assert all(name in options["task"].help for name in tasks.names() if name != tasks.PLAIN)
     assert set(options["precisions"].type.choices) == {*Precision, AUTO}
     assert set(options["formats"].type.choices) == set(STATIC_FORMATS)
     tune = {parameter.name: parameter for parameter in cli.commands["tune"].params}
@@ -80,6 +89,21 @@ def test_the_help_pages_in_the_docs_are_those_of_the_commands() -> None:
         (("bench", "--batch-size", "0"), 2, "batch-size"),
         (("export", "--quantization", "dynamic"), 2, "changes nothing"),
         (("export", "--max-drop", "1"), 2, "changes nothing"),
+        (("export", "--max-loss", "1", "--max-drop", "1", "--precision", "int8"), 2, "leave one out"),
+        (("export", "--out", "elsewhere"), 2, "--out changes nothing for a bundle"),
+        (("export", "missing.onnx"), 4, "no bundle and no model 'missing.onnx'"),
+        (("export", "missing.onnx", "--weights", "w.safetensors"), 2, "for a factory"),
+        (("export", "missing.onnx", "--mean", "0.5"), 2, "without --task: image-classification"),
+        (("export", "missing.onnx", "--task", "tensors", "--labels", "a,b"), 2, "nothing for the task tensors"),
+        (("export", "missing.onnx", "--task", "divination"), 3, "no installed package knows the task"),
+        (("export", "missing.onnx", "--axis", "sequence=9..3"), 2, "no axis such as sequence=1..512:16,128"),
+        (("export", "missing.onnx", "--axis", "sequence=none"), 2, "only the batch axis can be none"),
+        (("export", "m:f", "--input", "ids=int65[batch]"), 2, "cannot be int65"),
+        (("export", "m:f", "--input", "ids"), 2, "no input such as ids=int64[batch,sequence]"),
+        (("export", "m:f", "--precision", "auto"), 2, "is for a bundle"),
+        (("export", "--metric", "no-metric"), 2, "unknown metric"),
+        (("verify", "--tolerance", "0.1"), 2, "without --against"),
+        (("upgrade", "missing"), 4, "no bundle 'missing'"),
         (("export", "--opset", "3"), 2, "opset"),
         (
             ("export", "--precision", "int8", "--batch-size", "8"),
@@ -134,12 +158,121 @@ def test_export_makes_variants_side_by_side(kit_inside: Kit, digits: Bundle) -> 
 def test_verify_prints_json_and_exits_1_for_a_bundle_that_was_altered(kit_inside: Kit, digits: Bundle) -> None:
     good = kit_inside("verify", str(digits.folder), "--json")
     assert good.returncode == 0
-    assert json.loads(good.stdout)["ok"] is True
-    path = digits.path(digits.variant().artifact)
-    path.write_bytes(b"\0" * path.stat().st_size)
+    found = json.loads(good.stdout)
+    assert found["ok"] is True
+    assert found["variants"][0]["fidelity"][0]["output"] == "logits"
+    path = digits.path(digits.variant().graph)
+    overwrite(path, b"\0" * path.stat().st_size)
     bad = kit_inside("verify", str(digits.folder))
     assert bad.returncode == 1
     assert "altered" in bad.stdout
+
+
+def test_verify_says_what_the_task_says_of_the_golden_samples(kit_inside: Kit, digits: Bundle) -> None:
+    found = kit_inside("verify", str(digits.folder))
+    for words in ("top-1 (original)", "PASS", "answers here as it did then", "everything its manifest promises holds"):
+        assert words in found.stdout + found.stderr
+
+
+def test_infinite_errors_are_null_in_json(kit_inside: Kit, tmp_path: Path) -> None:
+    scores(tmp_path / "wild.onnx", factor=np.inf)
+    scores(tmp_path / "tame.onnx")
+    found = kit_inside("verify", "wild.onnx", "--against", "tame.onnx", "--json")
+    assert found.returncode == 1
+    assert json.loads(found.stdout, parse_constant=pytest.fail)["fidelity"][0]["max_abs_error"] is None
+
+
+def test_a_ready_model_is_shown_verified_and_compared_without_a_bundle(kit_inside: Kit, tmp_path: Path) -> None:
+    scores(tmp_path / "scores.onnx")
+    scores(tmp_path / "other.onnx", factor=1.5)
+    shown = kit_inside("info", "scores.onnx")
+    assert shown.returncode == 0, shown.stderr
+    for words in ("ids: int64 [batch, sequence]", "scores: float32 [batch, 3]", "not known", "how right it is"):
+        assert words in shown.stdout
+    assert kit_inside("verify", "scores.onnx").returncode == 0
+    assert "PASS" in kit_inside("verify", "scores.onnx", "--runtime", "all").stdout
+    assert kit_inside("verify", "scores.onnx", "--against", "scores.onnx").returncode == 0
+    apart = kit_inside("verify", "scores.onnx", "--against", "other.onnx")
+    assert apart.returncode == 1
+    assert "do NOT give the same" in apart.stderr
+    np.savez(tmp_path / "silence.npz", ids=np.ones((2, 3), np.int64), mask=np.zeros((2, 3), np.int64))
+    same = kit_inside("verify", "scores.onnx", "--against", "other.onnx", "--samples", "silence.npz")
+    assert same.returncode == 0, same.stderr
+    assert [item.name for item in tmp_path.iterdir() if not item.name.endswith((".onnx", ".npz"))] == []
+
+
+def test_a_model_of_strings_is_refused_in_one_sentence(kit_inside: Kit, tmp_path: Path) -> None:
+    strings(tmp_path / "strings.onnx")
+    for command in ("info", "verify", "export"):
+        found = kit_inside(command, "strings.onnx")
+        assert found.returncode == 4, found.stderr
+        assert "text is a tensor of string" in found.stderr
+        assert "→" in found.stderr
+    assert not (tmp_path / "artifacts").exists()
+
+
+def test_export_makes_a_bundle_of_a_ready_model(kit_inside: Kit, tmp_path: Path) -> None:
+    scores(tmp_path / "scores.onnx")
+    made = kit_inside("export", "scores.onnx", "--axis", "sequence=1..64:4,16", "--json")
+    assert made.returncode == 0, made.stderr
+    (one,) = json.loads(made.stdout)["published"]
+    assert one["fidelity"][0]["output"] == "scores"
+    bundle = find(tmp_path / "artifacts" / "scores")
+    assert bundle.manifest.original is not None
+    assert bundle.manifest.original.kind == "onnx"
+    assert (bundle.signature.axes["sequence"].most, bundle.signature.axes["sequence"].typical) == (64, (4, 16))
+    assert kit_inside("verify", "scores").returncode == 0
+    assert "ONNX Runtime" in kit_inside("verify", "scores").stdout
+
+
+def test_export_of_a_model_whose_rows_depend_needs_no_batch(kit_inside: Kit, tmp_path: Path) -> None:
+    scores(tmp_path / "scores.onnx", rows_depend=True)
+    made = kit_inside("export", "scores.onnx", "--axis", "batch=none", "--out", "mine", "--name", "scores-of-all")
+    assert made.returncode == 0, made.stderr
+    bundle = find(tmp_path / "mine")
+    assert bundle.signature.batch is None
+    assert bundle.manifest.name == "scores-of-all"
+
+
+def test_int8_of_a_ready_model_is_held_to_the_users_own_data_and_metric(
+    kit_inside: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores(tmp_path / "scores.onnx")
+    rng = np.random.default_rng(0)
+    arrays = {"ids": rng.integers(0, 20, (300, 6)), "mask": np.ones((300, 6), np.int64)}
+    np.savez(tmp_path / "rows.npz", **arrays, **{"target.labels": rng.integers(0, 3, 300)})
+    (tmp_path / "mine.py").write_text(
+        "def margin(outputs, samples):\n    return -abs(outputs['scores'] - samples.expected['scores']).max(axis=1)\n"
+        "margin.needs_targets = False\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    line = ("export", "scores.onnx", "--data", "rows.npz", "--precision", "int8", "--quantization", "dynamic")
+    assert kit_inside(*line, "--metric", "mine:margin", "--max-loss", "1e-9").returncode == 1
+    assert not (tmp_path / "artifacts" / "scores" / "manifest.json").exists()
+    made = kit_inside(*line, "--metric", "mine:margin", "--max-loss", "100")
+    assert made.returncode == 0, made.stderr
+    assert "mine:margin" in made.stdout
+    again = kit_inside("export", "scores", "--data", "rows.npz", "--precision", "int8", "--quantization", "dynamic")
+    assert "rows.npz" in again.stdout, again.stderr
+
+
+def test_what_travels_of_the_users_data_is_said(kit_inside: Kit, tmp_path: Path) -> None:
+    scores(tmp_path / "scores.onnx")
+    np.savez(tmp_path / "rows.npz", ids=np.zeros((30, 6), np.int64), mask=np.ones((30, 6), np.int64))
+    made = kit_inside("export", "scores.onnx", "--data", "rows.npz")
+    assert "travel in the bundle" in made.stderr
+    other = kit_inside("export", "scores.onnx", "--samples", "rows.npz")
+    assert "travel in the bundle" not in other.stderr
+
+
+def test_tables_break_no_word_in_a_narrow_terminal() -> None:
+    rows = Rows(headers=("variant", "verdict", "why"), left=("variant", "verdict", "why"), wraps=("why",))
+    rows.add("int8-qdq-per-channel", "FASTER", "it is so much quicker than the others")
+    for width in (120, 80, 60, 30, 12):
+        out = io.StringIO()
+        rows.show(Console(file=out, width=width, force_terminal=False))
+        for word in ("int8-qdq-per-channel", "FASTER", "quicker", "others"):
+            assert word in out.getvalue(), width
 
 
 @pytest.mark.usefixtures("no_cuda")
@@ -173,13 +306,19 @@ def test_bench_refuses_a_variant_that_is_not_there(kit_inside: Kit, tiny: Bundle
     assert "choose one of: fp32" in found.stderr
 
 
+def labels_of(bundle: Bundle) -> list[str]:
+    assert bundle.manifest.task is not None
+    labels: list[str] = bundle.manifest.task.options["labels"]
+    return labels
+
+
 @pytest.fixture
 def pictures(digits: Bundle, tmp_path: Path) -> Path:
     folder = tmp_path / "pictures"
     folder.mkdir()
-    golden = digits.golden()
+    golden = digits.golden()[0]
     for number in range(3):
-        image = Image.fromarray(golden.pixels[number]).resize((200, 160))
+        image = Image.fromarray(golden.inputs["pixels"][number]).resize((200, 160))
         image.save(folder / f"{number}.png")
     return folder
 
@@ -190,13 +329,13 @@ def test_predict_answers_a_folder_in_every_form(kit_inside: Kit, digits: Bundle,
     assert found.returncode == 0, found.stderr
     if form == "csv":
         rows = list(csv.DictReader(io.StringIO(found.stdout)))
-        shares = [float(rows[0][f"p({label})"]) for label in digits.spec.labels]
+        shares = [float(rows[0][f"p({label})"]) for label in labels_of(digits)]
     else:
         rows = json.loads(found.stdout) if form == "json" else [json.loads(line) for line in found.stdout.splitlines()]
         shares = list(rows[0]["probabilities"].values())
     assert [Path(row["file"]).name for row in rows] == ["0.png", "1.png", "2.png"]
     assert sum(shares) == pytest.approx(1, abs=1e-4)
-    assert rows[0]["label"] == digits.spec.labels[int(np.argmax(shares))]
+    assert rows[0]["label"] == labels_of(digits)[int(np.argmax(shares))]
 
 
 def test_predict_answers_what_it_can_and_reports_the_rest(kit_inside: Kit, digits: Bundle, pictures: Path) -> None:
@@ -232,8 +371,32 @@ def test_list_shows_bundles_and_broken_ones(kit_inside: Kit, tiny: Bundle, tmp_p
 
 def test_info_tells_a_stranger_what_the_model_takes_and_gives(kit_inside: Kit, digits: Bundle) -> None:
     found = kit_inside("info", str(digits.folder))
-    for words in ("uint8 [batch, 28, 28]", "float32 [batch, 10]", "mnist-ink@2", "int8-qdq", "onnxruntime 1.18+"):
-        assert words in found.stdout
+    words = (
+        *("uint8 [batch, 28, 28]", "float32 [batch, 10]", "mnist-ink@2", "int8-qdq", "onnxruntime 1.18+"),
+        *("image-classification@1", "top-1: higher is better", "architecture"),
+    )
+    for one in words:
+        assert one in found.stdout
+
+
+def test_info_of_several_tensors_names_axes_and_bounds(kit_inside: Kit, duo: Bundle) -> None:
+    found = kit_inside("info", str(duo.folder))
+    words = ("ids: int64 [batch, sequence], values below 11", "vectors: float32", "sequence: 1 to 64; usually 5, 16")
+    for one in (*words, "tensors in, tensors out", "seeded noise", "how right it is"):
+        assert one in found.stdout
+    assert (
+        json.loads(kit_inside("info", str(duo.folder), "--json").stdout)["signature"]["axes"]["sequence"]["most"] == 64
+    )
+
+
+def test_upgrade_rewrites_an_older_manifest_and_nothing_else(kit_inside: Kit, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(ROOT / "tests" / "fixtures" / "manifest-2", tmp_path / "old"))
+    before = {item.name: item.read_bytes() for item in folder.iterdir() if item.name != "manifest.json"}
+    done = kit_inside("upgrade", "old")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((folder / "manifest.json").read_text())["schema_version"] == 3
+    assert before.items() <= {item.name: item.read_bytes() for item in folder.iterdir()}.items()
+    assert "newest manifest already" in kit_inside("upgrade", "old").stderr
 
 
 def test_doctor_proves_the_cpu(kit_inside: Kit) -> None:
@@ -242,6 +405,45 @@ def test_doctor_proves_the_cpu(kit_inside: Kit) -> None:
     report = json.loads(found.stdout)
     assert next(row for row in report["providers"] if row["provider"] == "cpu")["works"] is True
     assert report["runtime"]
+
+
+def test_doctor_runs_a_ready_model(kit_inside: Kit, tmp_path: Path) -> None:
+    scores(tmp_path / "scores.onnx")
+    found = kit_inside("doctor", "scores.onnx")
+    assert found.returncode == 0, found.stderr
+    assert "model on cpu  runs" in found.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "axis"),
+    [
+        ("sequence=1..512:16,128", Axis(least=1, most=512, typical=(16, 128))),
+        ("sequence=16,128", Axis(typical=(16, 128))),
+        ("height=32..", Axis(least=32)),
+        ("height=32..1024*32:64", Axis(least=32, most=1024, multiple_of=32, typical=(64,))),
+        ("batch=none", None),
+    ],
+)
+def test_an_axis_is_typed_as_bounds_and_sizes(text: str, axis: Axis | None) -> None:
+    assert AxisType().convert(text, None, None).axis == axis
+
+
+def test_an_input_is_typed_as_dtype_and_shape() -> None:
+    spec = InputType().convert("ids=int64[batch,sequence,3]", None, None)
+    assert spec == TensorSpec(name="ids", dtype="int64", shape=("batch", "sequence", 3))
+    assert InputType().convert("rate=float32[]", None, None).shape == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("labels.txt", "cat\ndog\n\n"), ("labels.json", '["cat", "dog"]'), ("map.json", '{"0": "cat", "1": "dog"}')],
+)
+def test_labels_are_typed_or_read_from_a_file(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    assert Labels().convert(str(tmp_path / name), None, None) == ("cat", "dog")
+    assert Labels().convert("cat, dog", None, None) == ("cat", "dog")
+    with pytest.raises(click.BadParameter, match="neither a file nor labels"):
+        Labels().convert("nowhere.txt", None, None)
 
 
 @pytest.fixture

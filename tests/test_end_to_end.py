@@ -28,23 +28,22 @@ def test_quickstart_without_data_and_network_does_the_whole_job_on_embedded_digi
     assert "kit demo my-digits-mlp" in done.stderr
     bundle = find(tmp_path / "artifacts" / "my-digits-mlp")
     assert [variant.id for variant in bundle.variants] == ["fp32", "int8-qdq"]
-    accuracy = bundle.variant("int8-qdq").accuracy
-    assert accuracy is not None
-    assert accuracy.top1 > 0.95
+    score = bundle.variant("int8-qdq").score("top-1")
+    assert score is not None
+    assert score.value > 0.95
 
-    golden = bundle.golden()
+    (golden,) = bundle.golden()
+    assert golden.targets is not None
+    labels = golden.targets["labels"]
     names = [f"{number}.jpg" for number in range(8)]
-    for name, pixels in zip(names, golden.pixels, strict=False):
+    for name, pixels in zip(names, golden.inputs["pixels"], strict=False):
         Image.fromarray(255 - pixels).resize((400, 400), Image.Resampling.BICUBIC).save(tmp_path / name)
     answers = kit_inside("predict", "my-digits-mlp", *names, "--jsonl").stdout.splitlines()
-    right = [
-        json.loads(answer)["label"] == bundle.spec.labels[label]
-        for answer, label in zip(answers, golden.labels, strict=False)
-    ]
+    right = [json.loads(answer)["label"] == str(label) for answer, label in zip(answers, labels, strict=False)]
     assert sum(right) >= len(names) - 2, "one of them is labelled wrongly, one is hard to read"
 
     with library.load(bundle.folder, variant="int8-qdq") as engine:
-        assert (engine.predict(golden.pixels).labels == golden.labels).mean() > 0.95
+        assert (engine.predict(golden.inputs["pixels"]).labels == labels).mean() > 0.95
 
 
 @pytest.mark.slow
@@ -56,10 +55,11 @@ def test_quickstart_on_mnist(kit_inside: Kit, tmp_path: Path) -> None:
     bundle = find(tmp_path / "artifacts" / "my-mnist-mlp")
     assert [variant.id for variant in bundle.variants] == ["fp32", "int8-qdq"]
     for variant in bundle.variants:
-        assert variant.accuracy is not None
-        assert (variant.accuracy.dataset, variant.accuracy.split, variant.accuracy.images) == ("mnist", "test", 10_000)
-        assert variant.accuracy.top1 >= 0.96
-    assert "mnist test, 10,000 images; counted now" in done.stdout
+        score = variant.score("top-1")
+        assert score is not None
+        assert (score.dataset, score.split, score.samples) == ("mnist", "test", 10_000)
+        assert score.value >= 0.96
+    assert "mnist test, 10,000 samples; counted now" in done.stdout
 
 
 def test_the_readme_starts_with_the_two_commands() -> None:

@@ -13,7 +13,7 @@ import click
 
 from apps.cli.bench import bench
 from apps.cli.blame import blame
-from apps.cli.bundles import info, list_bundles
+from apps.cli.bundles import info, list_bundles, upgrade
 from apps.cli.compare import compare
 from apps.cli.compress import compress
 from apps.cli.demo import demo
@@ -33,14 +33,33 @@ INTERRUPTED = 130
 _STORAGE, _DEFECT = 3, 5
 
 
-class _InOrder(click.Group):
-    """Lists its commands in the order of the work."""
+_GROUPS: dict[str, tuple[click.Command, ...]] = {
+    "Begin": (quickstart, doctor),
+    "Make": (train, export, blame, compress),
+    "Prove and measure": (verify, bench, tune, report, compare),
+    "Use": (predict, demo),
+    "Bundles": (list_bundles, info, pack, unpack, upgrade),
+}
+
+
+class _Grouped(click.Group):
+    """Lists its commands in the order of the work, under what they are for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return list(self.commands)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """Write each group's commands with their first sentence, cut to the width."""
+        widest = max(len(name) for name in self.commands)
+        for title, commands in _GROUPS.items():
+            with formatter.section(title):
+                limit = formatter.width - 6 - widest
+                formatter.write_dl(
+                    [(f"{one.name or '':<{widest}}", one.get_short_help_str(limit=limit)) for one in commands]
+                )
 
-@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"]})
+
+@click.group(cls=_Grouped, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="kit")
 def cli() -> None:
     """Put a trained model on machines that are not yours.
@@ -49,15 +68,13 @@ def cli() -> None:
 
     \b
     Start here:
+      kit bench model.onnx        how fast a model of yours is here, in every runtime
+      kit export model.onnx       make a bundle of it: checked, hashed, provable elsewhere
       kit quickstart              train, export, verify and bench a model in one go
-      kit doctor                  what this machine can run, proved by running it
     """
 
 
-for command in (
-    *(quickstart, train, export, blame, compress, verify, bench, tune, report, compare, predict, demo),
-    *(pack, unpack, list_bundles, info, doctor),
-):
+for command in (one for group in _GROUPS.values() for one in group):
     cli.add_command(command)
 
 

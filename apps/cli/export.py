@@ -20,11 +20,11 @@ _AUTO_USES = _WHAT | {"batch_sizes", "threads", "calibration", "calibration_size
 _AUTO_ONLY = ("batch_sizes", "threads")
 _SOURCE_ONLY = (
     *("out", "name", "task", "labels", "weights", "samples", "axes", "inputs", "mean", "std", "pipeline", "size"),
-    "tokenizer",
+    *("tokenizer", "task_options"),
 )
-_TASK_ONLY = ("labels", "mean", "std", "pipeline", "size", "tokenizer")
+_TASK_ONLY = ("labels", "mean", "std", "pipeline", "size", "tokenizer", "task_options")
 _FACTORY_ONLY = ("weights", "inputs")
-_UNUSED = (None, (), False)
+_UNUSED = (None, ())
 
 
 @click.command(
@@ -59,7 +59,20 @@ _UNUSED = (None, (), False)
 )
 @click.option("--std", type=typed.Numbers(), metavar="X,Y,Z", help="Pictures: divides each channel after that.")
 @click.option("--pipeline", metavar="NAME", help="Pictures: how one becomes pixels, such as imagenet@1 or resize@1.")
-@click.option("--size", type=click.IntRange(1), help="Pictures: side in pixels.  [default: the model's]")
+@click.option(
+    "--size",
+    type=typed.PictureSize(),
+    metavar="N|HxW",
+    help="Pictures: what the model sees, in pixels.  [default: its own]",
+)
+@click.option(
+    "--task-option",
+    "task_options",
+    type=typed.TaskOption(),
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Anything else that the task takes, as JSON or a word: resize=256. May be repeated.",
+)
 @click.option(
     "--weights",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -216,7 +229,12 @@ def _refuse_needless(ctx: click.Context, source: str, asked: dict[str, Any]) -> 
         raise click.UsageError(f"{options.flag_of(ctx, given)} changes nothing without --task: {fitting}")
     if asked["task"] is not None:
         taken = _parameters(asked["task"])
-        if given := _given(asked, tuple(name for name in _TASK_ONLY if name not in taken)):
+        unknown = next((name for name, _ in asked["task_options"] if name not in taken), None)
+        if unknown is not None:
+            raise click.UsageError(
+                f"the task {asked['task']} has no option {unknown!r}: it takes {', '.join(sorted(taken))}"
+            )
+        if given := _given(asked, tuple(name for name in _TASK_ONLY[:-1] if name not in taken)):
             raise click.UsageError(f"{options.flag_of(ctx, given)} changes nothing for the task {asked['task']}")
 
 
@@ -236,7 +254,7 @@ def _export_bundle(name: str | None, asked: dict[str, Any], *, is_auto: bool, as
     found = find(name)
     bundles.refuse_packed(found)
     if is_auto:
-        _auto(found, _auto_options(asked), asked, as_json=as_json)
+        _auto(found, _auto_options(found, asked), asked, as_json=as_json)
     else:
         report = run(found, _options(asked), data=asked["data"], data_dir=asked["data_dir"], metric=asked["metric"])
         _show(report, as_json=as_json)
@@ -257,7 +275,8 @@ def _export_source(source: str, asked: dict[str, Any], *, as_json: bool) -> None
             out=asked["out"],
             name=asked["name"],
             task=asked["task"],
-            task_options={name: asked[name] for name in _TASK_ONLY if asked[name] not in _UNUSED},
+            task_options=dict(asked["task_options"])
+            | {name: asked[name] for name in _TASK_ONLY[:-1] if asked[name] not in _UNUSED},
             weights=asked["weights"],
             inputs=asked["inputs"],
             axes={one.name: one.axis for one in asked["axes"]},
@@ -269,6 +288,12 @@ def _export_source(source: str, asked: dict[str, Any], *, as_json: bool) -> None
             on_step=update,
         )
     _show(report, as_json=as_json)
+    golden = report.bundle.manifest.golden
+    if asked["data"] is not None and asked["samples"] is None:
+        render.remark(
+            f"{golden.samples} samples of {asked['data']} travel in the bundle as golden samples: think of that before you "
+            "pass it on. For others: --samples FILE.npz"
+        )
     folder = report.bundle.folder
     _next(folder.name if folder.absolute().parent == bundles.ROOT.absolute() else str(folder))
 
@@ -314,17 +339,20 @@ def run(
         return request.export_more(bundle, chosen, data=data, data_dir=data_dir, metric=metric, on_step=update)
 
 
-def _auto_options(asked: dict[str, Any]) -> AutoOptions:
+def _auto_options(bundle: Bundle, asked: dict[str, Any]) -> AutoOptions:
     from exporters import AutoOptions  # imports torch: after everything that can be refused without it
 
+    sizes, batch = dict.fromkeys(asked["batch_sizes"]), bundle.signature.batch
+    if sizes and batch is None:
+        raise click.UsageError(f"--batch-size changes nothing for {bundle.name}, which has no batch axis")
     given = {
         "max_loss": _allowed(asked),
-        "batch_sizes": tuple(dict.fromkeys(asked["batch_sizes"])),
+        "points": tuple({str(batch): size} for size in sizes),
         "threads": asked["threads"],
         "calibration": asked["calibration"],
         "calibration_samples": asked["calibration_size"],
     }
-    return AutoOptions(opset=asked["opset"], **{key: value for key, value in given.items() if value not in {None, ()}})
+    return AutoOptions(opset=asked["opset"], **{key: value for key, value in given.items() if value not in _UNUSED})
 
 
 def _auto(bundle: Bundle, chosen: AutoOptions, asked: dict[str, Any], *, as_json: bool) -> None:

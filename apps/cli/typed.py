@@ -129,6 +129,39 @@ class Numbers(click.ParamType[tuple[float, ...]]):
             self.fail(f"{str(value)!r} is no list of numbers such as 0.485,0.456,0.406", param, ctx)
 
 
+class PictureSize(click.ParamType[tuple[int, int]]):
+    """`224` or `224x320`: height and width in pixels."""
+
+    name = "size"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """Return height and width."""
+        if isinstance(value, tuple):
+            return value
+        sides = re.fullmatch(r"(\d+)(?:x(\d+))?", str(value).lower())
+        if sides is None or int(sides[1]) < 1 or int(sides[2] or 1) < 1:
+            self.fail(f"{str(value)!r} is no size of a picture such as 224 or 224x320", param, ctx)
+        return int(sides[1]), int(sides[2] or sides[1])
+
+
+class TaskOption(click.ParamType[tuple[str, Any]]):
+    """`resize=256`: an option of a task, as JSON; what is no JSON is a word."""
+
+    name = "option"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+        """Return name and value."""
+        if isinstance(value, tuple):
+            return value
+        name, equals, text = str(value).partition("=")
+        if not name or not equals:
+            self.fail(f"{str(value)!r} is no option such as resize=256", param, ctx)
+        try:
+            return name.replace("-", "_"), json.loads(text)
+        except ValueError:
+            return name.replace("-", "_"), text
+
+
 class Labels(click.ParamType[tuple[str, ...]]):
     """`cat,dog`, or a file with a label on each line, or a JSON list."""
 
