@@ -146,7 +146,9 @@ def _published(bundle: Bundle) -> None:
     ]
     if rows:
         words.table(pd.DataFrame(rows).set_index("variant"))
-        st.caption("As published. Loss: against the baseline on the same samples, with its 95 % interval if one is known.")
+        st.caption(
+            "As published. Loss: against the baseline on the same samples, with its 95 % interval if one is known."
+        )
     else:
         st.info("This bundle was published without labelled data.", icon=":material/info:")
     if any(variant.fidelity for variant in bundle.variants):

@@ -177,7 +177,10 @@ def _of_classes(
     bundle: Bundle, groups: Sequence[Samples], task: Task, asked: Sequence[_Asked]
 ) -> dict[str, NDArray[Any]]:
     """Return the arrays of `count` for a classifier; none for others."""
-    read, sure = [one.labels for one in asked if one.labels is not None], [one.sure for one in asked if one.sure is not None]
+    read, sure = (
+        [one.labels for one in asked if one.labels is not None],
+        [one.sure for one in asked if one.sure is not None],
+    )
     if len(read) != len(asked):
         return {}
     labels = _targets(groups)

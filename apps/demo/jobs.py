@@ -92,8 +92,8 @@ def open_bundle(job: Job) -> dict[str, Any]:
 def predict(job: Job) -> Answer:
     """Ask every contestant.
 
-    Asked: `kind`, and what goes with it: `picture` (array `file`: an encoded picture, uint8 `[n]`), `items` (`raw`: plain values
-    that the task knows), `file` (array `file`: an .npz, uint8 `[n]`), or `sample` (what the task `sample` was asked).
+    Asked: `kind`, and what goes with it: `picture` (array `file`: an encoded picture, uint8 `[n]`), `items` (`raw`: plain
+    values that the model's task knows), `file` (array `file`: an .npz, uint8 `[n]`), or `sample` (what `sample` was asked).
     Returns `kind` of the answers (`classes`, `vectors` or `tensors`), `against` (who the answers are compared with), and
     `answers`, for each contestant that runs: number, the median latency in microseconds, its records, its fidelity and a
     summary of its outputs; for classes the names of `classes` and for each answer `label` and `unsure`. The arrays are what

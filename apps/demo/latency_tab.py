@@ -90,7 +90,9 @@ def _form(visitor: Visitor, bundle: Bundle) -> None:
             )
             axes = bundle.signature.dynamic
             swept = st.selectbox("Sweep", [NONE, *axes], label_visibility="collapsed", width=160) if axes else NONE
-            st.caption("sweep: double this axis until throughput no longer grows" if axes else "all its sizes are fixed")
+            st.caption(
+                "sweep: double this axis until throughput no longer grows" if axes else "all its sizes are fixed"
+            )
     for one in reports:
         if not one["works"] and one["provider"] in providers:
             st.warning(f"{words.plain(one['reason'])}  \n{words.plain(one['fix'])}", icon=":material/memory_alt:")
@@ -254,7 +256,8 @@ def _results(found: Results, bundle: Bundle) -> None:
     rows = [row for row in found.rows if row.latency]
     if rows:
         _charts(found, rows)
-    words.table(pd.DataFrame([_row(row) for row in found.rows]).set_index("variant"))
+    metric = next((row.score.metric for row in found.rows if row.score), "score")
+    words.table(pd.DataFrame([_row(row, metric) for row in found.rows]).set_index("variant"))
     for reason, fix in dict.fromkeys((row.reason, row.fix) for row in found.rows if row.reason):
         st.warning(f"{words.plain(reason)}  \n{words.plain(fix)}", icon=":material/block:")
     st.caption(words.plain(f"{tables.measured(found)} {found.created}, {found.machine.describe()}."))
@@ -299,7 +302,7 @@ def _charts(found: Results, rows: list[Row]) -> None:
     st.caption(" · ".join(f':color[■]{{foreground="{style.colour(one)}"}} {one}' for one in style.variants))
 
 
-def _row(row: Row) -> dict[str, str]:
+def _row(row: Row, metric: str) -> dict[str, str]:
     latency = row.latency
     return {
         "variant": row.variant,
@@ -309,7 +312,7 @@ def _row(row: Row) -> dict[str, str]:
         "p50 µs": microseconds(latency.p50_us if latency else None),
         "p99 µs": microseconds(latency.p99_us if latency else None),
         "samples/s": f"{latency.samples_per_second:,.0f}" if latency else NONE,
-        row.score.metric if row.score else "score": _score(row),
+        metric: _score(row),
         "verdict": row.verdict.describe() if row.verdict else NONE,
     }
 

@@ -24,7 +24,10 @@ def show(visitor: Visitor, bundle: Bundle | None) -> None:
         chosen = st.selectbox("On this machine", names, index=place if names else None)
         if chosen is not None and known[chosen] != visitor.path and st.button(f"Open {chosen}", type="primary"):
             _open(visitor, known[chosen])
-        path = st.text_input("Path of a folder, a packed file or a ready model", placeholder="artifacts/my-model, my-model.kit, model.onnx")
+        path = st.text_input(
+            "Path of a folder, a packed file or a ready model",
+            placeholder="artifacts/my-model, my-model.kit, model.onnx",
+        )
         if path and st.button("Open path"):
             _open(visitor, path)
         file = st.file_uploader(

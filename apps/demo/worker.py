@@ -138,9 +138,7 @@ class Worker:
                 self.stop()
                 raise
 
-    def _answer(
-        self, question: dict[str, Any], arrays: Tensors, seconds: float, on_progress: OnProgress
-    ) -> Answer:
+    def _answer(self, question: dict[str, Any], arrays: Tensors, seconds: float, on_progress: OnProgress) -> Answer:
         try:
             _write(self._pipe(), question, arrays)
         except UsageError as error:  # nothing of it was sent
