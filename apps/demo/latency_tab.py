@@ -11,7 +11,6 @@ import pandas as pd
 import streamlit as st
 
 from apps.demo import words
-from apps.demo.accuracy_tab import value
 from apps.demo.bench_job import BenchJob
 from apps.demo.visitor import Visitor, installed_runtimes
 from apps.demo.worker import Worker
@@ -22,7 +21,6 @@ from kit.bench.results import Results, Row
 from kit.bundle import Bundle
 from kit.choices import Provider
 from kit.errors import BadInput, KitError
-from kit.metrics import Better
 from kit.report import charts, tables
 from kit.report.format import NONE, microseconds
 from kit.report.headline import headline
@@ -220,7 +218,7 @@ def _comparison(base: Results, new: Results) -> None:
             "variant": one.variant,
             "runtime": one.runtime,
             "on": str(one.provider),
-            "sizes": described(one.sizes),
+            "sizes": one.at,
             "p50 µs before": microseconds(one.base_p50_us),
             "p50 µs now": microseconds(one.new_p50_us),
             "now, times as fast": NONE
@@ -256,7 +254,7 @@ def _results(found: Results, bundle: Bundle) -> None:
     rows = [row for row in found.rows if row.latency]
     if rows:
         _charts(found, rows)
-    metric = next((row.score.metric for row in found.rows if row.score), "score")
+    metric = tables.metric_of(found.rows)
     words.table(pd.DataFrame([_row(row, metric) for row in found.rows]).set_index("variant"))
     for reason, fix in dict.fromkeys((row.reason, row.fix) for row in found.rows if row.reason):
         st.warning(f"{words.plain(reason)}  \n{words.plain(fix)}", icon=":material/block:")
@@ -285,13 +283,13 @@ def _charts(found: Results, rows: list[Row]) -> None:
             front = pareto(here)
             st.markdown(f"**{words.plain(score.metric)}** against latency")
             st.altair_chart(
-                charts.accuracy(here, front, style),
+                charts.score(here, front, style),
                 alt=f"{score.metric} against median latency; the table has the figures",
             )
-            way = "Up" if score.better is Better.HIGHER else "Down"
-            st.caption(f"{way} and to the left is better. Filled: on the Pareto front.")
-    if len(points) > 1:
-        st.markdown("**Throughput** against size")
+            st.caption("Up and to the left is better. Filled: on the Pareto front.")
+    axis = sweep.swept_axis(rows)
+    if axis is not None:
+        st.markdown(f"**Throughput** against {words.plain(axis)}")
         knees = sweep.knees(found)
         st.altair_chart(
             charts.sweep(rows, knees, style, field="samples_per_second", title="samples per second"),
@@ -312,11 +310,6 @@ def _row(row: Row, metric: str) -> dict[str, str]:
         "p50 µs": microseconds(latency.p50_us if latency else None),
         "p99 µs": microseconds(latency.p99_us if latency else None),
         "samples/s": f"{latency.samples_per_second:,.0f}" if latency else NONE,
-        metric: _score(row),
+        metric or "score": tables.score(row, metric),
         "verdict": row.verdict.describe() if row.verdict else NONE,
     }
-
-
-def _score(row: Row) -> str:
-    """Return a row's score with its unit, and `*` if it is the manifest's."""
-    return value(row.score) + ("*" if row.score and row.score_source == "manifest" else "")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import streamlit as st
 
 from apps.demo import words
@@ -44,10 +42,6 @@ def show(visitor: Visitor, bundle: Bundle | None) -> None:
             st.error(words.plain(problem))
 
 
-def _told(bar: Any, what: str, share: float) -> None:
-    bar.progress(min(max(share, 0.0), 1.0), what)
-
-
 def _open(visitor: Visitor, path: str) -> None:
     try:
         ready.find(path).variant()
@@ -68,7 +62,7 @@ def _check(visitor: Visitor, name: str, data: bytes, file_id: str) -> None:
                 "apps.demo.jobs:check",
                 {"path": path, "into": into},
                 seconds=LIMIT_SECONDS,
-                on_progress=lambda what, share: _told(bar, what, share),
+                on_progress=lambda what, share: words.progress(bar, what, share),
             )
     except KitError as error:
         bar.empty()
