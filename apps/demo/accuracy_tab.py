@@ -19,6 +19,7 @@ from kit.errors import KitError
 from kit.metrics import Better, Fidelity, Score
 from kit.metrics.calibration import confusion, reliability
 from kit.report.format import NONE, size
+from kit.report.format import score as score_of
 from kit.system import serial
 
 _MOST_SHOWN = 48
@@ -72,7 +73,7 @@ def show(visitor: Visitor, bundle: Bundle) -> None:
         known = [GOLDEN]
     if known == [GOLDEN]:
         st.info(
-            "No labelled data of this model is on this machine: its golden samples, with the original's answers, can be scored.",
+            "No labelled data of this model is on this machine. Its golden samples hold the original's answers.",
             icon=":material/database_off:",
         )
     with st.container(horizontal=True, vertical_alignment="bottom"):
@@ -106,13 +107,6 @@ def _classes(found: Counted, classified: Classified) -> None:
     _disagreements(ids, classified)
 
 
-def value(score: Score | None) -> str:
-    """Return a score's value with its unit: `98.45 %`, `0.9987`, `3.2 mm`."""
-    if score is None:
-        return NONE
-    return f"{100 * score.value:.2f} %" if score.unit == "%" else f"{score.value:.4g} {score.unit}".rstrip()
-
-
 def _loss(score: Score) -> str:
     """Return what was lost against the baseline, with its interval; shares of 1 in points."""
     if score.baseline is None:
@@ -134,7 +128,7 @@ def _published(bundle: Bundle) -> None:
         {
             "variant": variant.id,
             "metric": score.metric,
-            "value": value(score),
+            "value": score_of(score),
             "loss": _loss(score),
             "better": _direction(score),
             "samples": f"{score.dataset}, {score.split}, {score.samples:,}",
@@ -146,7 +140,9 @@ def _published(bundle: Bundle) -> None:
     ]
     if rows:
         words.table(pd.DataFrame(rows).set_index("variant"))
-        st.caption("As published. Loss: against the baseline on the same samples, with its 95 % interval if one is known.")
+        st.caption(
+            "As published. Loss: against the baseline on the same samples, with its 95 % interval if one is known."
+        )
     else:
         st.info("This bundle was published without labelled data.", icon=":material/info:")
     if any(variant.fidelity for variant in bundle.variants):
@@ -199,7 +195,9 @@ def _count(visitor: Visitor, dataset: str, *, again: bool) -> Counted | None:
     if again:
         with st.empty().container():
             bar = st.progress(0.0, "reading")
-            answer = visitor.ask("counting:count", asked, on_progress=lambda what, share: _told(bar, what, share))
+            answer = visitor.ask(
+                "counting:count", asked, on_progress=lambda what, share: words.progress(bar, what, share)
+            )
         bar.empty()
     else:
         answer = visitor.ask("counting:count", asked)
@@ -220,10 +218,6 @@ def _names(names: Sequence[str], arrays: Any) -> tuple[str, ...]:
     return tuple(names) if len(names) >= most else tuple(map(str, range(most)))
 
 
-def _told(bar: Any, what: str, share: float) -> None:
-    bar.progress(min(max(share, 0.0), 1.0), what)
-
-
 def _figures(found: Counted, bundle: Bundle) -> None:
     """Draw the score that counts of each variant, and a table of all."""
     columns = st.columns(max(len(found.variants), 1))
@@ -234,7 +228,7 @@ def _figures(found: Counted, bundle: Bundle) -> None:
         first = scores[0]
         column.metric(
             words.plain(f"{variant}, {first.metric}"),
-            value(first),
+            score_of(first),
             _changed(first),
             delta_color="off",
             delta_arrow="off",
@@ -248,7 +242,7 @@ def _figures(found: Counted, bundle: Bundle) -> None:
         {
             "metric": score.metric,
             "variant": variant,
-            "value": value(score),
+            "value": score_of(score),
             "loss": _loss(score),
             "better": _direction(score),
         }
@@ -364,7 +358,8 @@ def _disagreements(variants: Sequence[str], found: Classified) -> None:
     wanted = found.answers[0] != found.answers[place]
     names = found.names
     st.caption(
-        f"{int(wanted.sum()):,} of {len(found.labels):,} samples: the label, then what {variants[0]} and {variants[place]} read."
+        f"{int(wanted.sum()):,} of {len(found.labels):,} samples: "
+        f"the label, then what {variants[0]} and {variants[place]} read."
     )
 
     def told(number: int) -> str:

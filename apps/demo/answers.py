@@ -130,7 +130,8 @@ def _vectors(bundle: Bundle, found: Found, question: Question) -> None:
         alike.index = pd.Index(numbers)
         words.table(alike)
     least = [
-        float(np.diagonal(_cosines(found.array("vectors", place), vectors)).min()) for place in range(len(found.answers))
+        float(np.diagonal(_cosines(found.array("vectors", place), vectors)).min())
+        for place in range(len(found.answers))
     ]
     _table(found, {f"least cosine to {found.contestants[first].name}": [f"{one:.5f}" for one in least]})
 
@@ -150,9 +151,7 @@ def _tensors(bundle: Bundle, found: Found, question: Question) -> None:
     if bundle.manifest.task is not None and 0 < len(records[0]) <= _FEW_VALUES:
         right = f"right: {question.right}" if question.right else None
         for column, (name, value) in zip(st.columns(len(records[0])), records[0].items(), strict=True):
-            column.metric(
-                words.plain(name), words.plain(_number(value)), right, delta_color="off", delta_arrow="off"
-            )
+            column.metric(words.plain(name), words.plain(_number(value)), right, delta_color="off", delta_arrow="off")
     shown = {
         one["name"]: {
             "is": f"{one['dtype']} {one['shape']}",
@@ -239,5 +238,3 @@ def seen(bundle: Bundle, found: Found) -> None:
                 alt="Where it looked: orange parts carry the answer",
                 width=SEEN_PIXELS,
             )
-
-

@@ -146,7 +146,9 @@ def _graph(visitor: Visitor, variant: str) -> None:
     operators = ", ".join(f"{count} {words.plain(name)}" for name, count in counts[:_MOST_OPERATORS])
     more = f" and {len(counts) - _MOST_OPERATORS} others" if len(counts) > _MOST_OPERATORS else ""
     opsets = ", ".join(f"{words.plain(name)} {version}" for name, version in found["opsets"].items())
-    drawn = f" Of a large graph the beginning is drawn: {found['not_drawn']:,} nodes more." if found["not_drawn"] else ""
+    drawn = (
+        f" Of a large graph the beginning is drawn: {found['not_drawn']:,} nodes more." if found["not_drawn"] else ""
+    )
     st.caption(
         f"{found['nodes']:,} nodes: {operators}{more}. Opsets: {opsets}. What only prepares weights is not drawn.{drawn}"
     )

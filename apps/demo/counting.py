@@ -26,7 +26,8 @@ from kit.errors import StorageUnavailable, UsageError
 from kit.metrics import Metric, Values
 from kit.runtime import registry
 from kit.runtime.base import BATCH_BYTES, Runner, RunnerOptions
-from kit.samples import Samples, count as count_samples
+from kit.samples import Samples
+from kit.samples import count as count_samples
 from kit.system import files, serial
 from kit.tasks.base import Task
 from kit.tasks.classification import Classes
@@ -177,7 +178,10 @@ def _of_classes(
     bundle: Bundle, groups: Sequence[Samples], task: Task, asked: Sequence[_Asked]
 ) -> dict[str, NDArray[Any]]:
     """Return the arrays of `count` for a classifier; none for others."""
-    read, sure = [one.labels for one in asked if one.labels is not None], [one.sure for one in asked if one.sure is not None]
+    read, sure = (
+        [one.labels for one in asked if one.labels is not None],
+        [one.sure for one in asked if one.sure is not None],
+    )
     if len(read) != len(asked):
         return {}
     labels = _targets(groups)
@@ -186,7 +190,12 @@ def _of_classes(
         labels = np.concatenate([one.labels for one in decoded if isinstance(one, Classes)])
     answers = np.stack(read)
     numbers = np.flatnonzero((answers != labels).any(axis=0) | (answers != answers[0]).any(axis=0))[:_MOST_SHOWN]
-    arrays = {"labels": labels, "answers": answers, "sure": np.stack(sure), "numbers": numbers.astype(np.int64)}
+    arrays: dict[str, NDArray[Any]] = {
+        "labels": labels,
+        "answers": answers,
+        "sure": np.stack(sure),
+        "numbers": numbers.astype(np.int64),
+    }
     name = picture_of(bundle.signature)
     if name is not None and len(groups) == 1:
         arrays["pictures"] = bundle.signature.take({name: groups[0].inputs[name]}, numbers)[name]

@@ -33,7 +33,6 @@ from kit.system import serial
 from kit.tasks.base import Task
 from kit.tasks.classification import Classes
 from kit.tasks.registry import task_of
-from kit.tasks.text import Vectors
 from kit.tensors import Tensors
 from kit.verify import verify
 
@@ -92,8 +91,8 @@ def open_bundle(job: Job) -> dict[str, Any]:
 def predict(job: Job) -> Answer:
     """Ask every contestant.
 
-    Asked: `kind`, and what goes with it: `picture` (array `file`: an encoded picture, uint8 `[n]`), `items` (`raw`: plain values
-    that the task knows), `file` (array `file`: an .npz, uint8 `[n]`), or `sample` (what the task `sample` was asked).
+    Asked: `kind`, and what goes with it: `picture` (array `file`: an encoded picture, uint8 `[n]`), `items` (`raw`: plain
+    values that the model's task knows), `file` (array `file`: an .npz, uint8 `[n]`), or `sample` (what `sample` was asked).
     Returns `kind` of the answers (`classes`, `vectors` or `tensors`), `against` (who the answers are compared with), and
     `answers`, for each contestant that runs: number, the median latency in microseconds, its records, its fidelity and a
     summary of its outputs; for classes the names of `classes` and for each answer `label` and `unsure`. The arrays are what
@@ -123,9 +122,9 @@ def predict(job: Job) -> Answer:
             kind, about = "classes", {"classes": list(found.classes)}
             told |= {"label": int(found.labels[0]), "unsure": bool(found.unsure[0])}
             arrays[f"probabilities {number}"] = found.probabilities
-        elif isinstance(found, Vectors):
+        elif isinstance(vectors := getattr(found, "vectors", None), np.ndarray) and vectors.ndim == 2:
             kind = "vectors"
-            arrays[f"vectors {number}"] = found.vectors
+            arrays[f"vectors {number}"] = vectors
         else:
             told |= {"records": _short(found.records())}
         answers.append(told)
@@ -167,7 +166,7 @@ def _timed(runner: Runner, inputs: Tensors) -> tuple[dict[str, NDArray[Any]], fl
 def _fidelity(expected: Tensors, outputs: Tensors) -> tuple[Fidelity, ...]:
     """Compare outputs; those whose size differs from the other's, as boxes may, cannot be."""
     same = [name for name, array in outputs.items() if name in expected and array.shape == expected[name].shape]
-    found = []
+    found: list[Fidelity] = []
     for name in same:
         with contextlib.suppress(ValueError):  # figures that are no numbers say nothing
             found += compare_tensors({name: expected[name]}, {name: outputs[name]})

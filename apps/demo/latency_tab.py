@@ -11,7 +11,6 @@ import pandas as pd
 import streamlit as st
 
 from apps.demo import words
-from apps.demo.accuracy_tab import value
 from apps.demo.bench_job import BenchJob
 from apps.demo.visitor import Visitor, installed_runtimes
 from apps.demo.worker import Worker
@@ -89,7 +88,9 @@ def _form(visitor: Visitor, bundle: Bundle) -> None:
             )
             axes = bundle.signature.dynamic
             swept = st.selectbox("Sweep", [NONE, *axes], label_visibility="collapsed", width=160) if axes else NONE
-            st.caption("sweep: double this axis until throughput no longer grows" if axes else "all its sizes are fixed")
+            st.caption(
+                "sweep: double this axis until throughput no longer grows" if axes else "all its sizes are fixed"
+            )
     for one in reports:
         if not one["works"] and one["provider"] in providers:
             st.warning(f"{words.plain(one['reason'])}  \n{words.plain(one['fix'])}", icon=":material/memory_alt:")
@@ -253,7 +254,8 @@ def _results(found: Results, bundle: Bundle) -> None:
     rows = [row for row in found.rows if row.latency]
     if rows:
         _charts(found, rows)
-    words.table(pd.DataFrame([_row(row) for row in found.rows]).set_index("variant"))
+    metric = tables.metric_of(found.rows)
+    words.table(pd.DataFrame([_row(row, metric) for row in found.rows]).set_index("variant"))
     for reason, fix in dict.fromkeys((row.reason, row.fix) for row in found.rows if row.reason):
         st.warning(f"{words.plain(reason)}  \n{words.plain(fix)}", icon=":material/block:")
     st.caption(words.plain(f"{tables.measured(found)} {found.created}, {found.machine.describe()}."))
@@ -285,8 +287,9 @@ def _charts(found: Results, rows: list[Row]) -> None:
                 alt=f"{score.metric} against median latency; the table has the figures",
             )
             st.caption("Up and to the left is better. Filled: on the Pareto front.")
-    if len(points) > 1:
-        st.markdown("**Throughput** against size")
+    axis = sweep.swept_axis(rows)
+    if axis is not None:
+        st.markdown(f"**Throughput** against {words.plain(axis)}")
         knees = sweep.knees(found)
         st.altair_chart(
             charts.sweep(rows, knees, style, field="samples_per_second", title="samples per second"),
@@ -297,7 +300,7 @@ def _charts(found: Results, rows: list[Row]) -> None:
     st.caption(" · ".join(f':color[■]{{foreground="{style.colour(one)}"}} {one}' for one in style.variants))
 
 
-def _row(row: Row) -> dict[str, str]:
+def _row(row: Row, metric: str) -> dict[str, str]:
     latency = row.latency
     return {
         "variant": row.variant,
@@ -307,11 +310,6 @@ def _row(row: Row) -> dict[str, str]:
         "p50 µs": microseconds(latency.p50_us if latency else None),
         "p99 µs": microseconds(latency.p99_us if latency else None),
         "samples/s": f"{latency.samples_per_second:,.0f}" if latency else NONE,
-        row.score.metric if row.score else "score": _score(row),
+        metric or "score": tables.score(row, metric),
         "verdict": row.verdict.describe() if row.verdict else NONE,
     }
-
-
-def _score(row: Row) -> str:
-    """Return a row's score with its unit, and `*` if it is the manifest's."""
-    return value(row.score) + ("*" if row.score and row.score_source == "manifest" else "")

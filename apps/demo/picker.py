@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import streamlit as st
 
 from apps.demo import words
@@ -24,7 +22,10 @@ def show(visitor: Visitor, bundle: Bundle | None) -> None:
         chosen = st.selectbox("On this machine", names, index=place if names else None)
         if chosen is not None and known[chosen] != visitor.path and st.button(f"Open {chosen}", type="primary"):
             _open(visitor, known[chosen])
-        path = st.text_input("Path of a folder, a packed file or a ready model", placeholder="artifacts/my-model, my-model.kit, model.onnx")
+        path = st.text_input(
+            "Path of a folder, a packed file or a ready model",
+            placeholder="artifacts/my-model, my-model.kit, model.onnx",
+        )
         if path and st.button("Open path"):
             _open(visitor, path)
         file = st.file_uploader(
@@ -39,10 +40,6 @@ def show(visitor: Visitor, bundle: Bundle | None) -> None:
             _check(visitor, file.name, file.getvalue(), file.file_id)
         if problem := st.session_state.get("upload problem"):
             st.error(words.plain(problem))
-
-
-def _told(bar: Any, what: str, share: float) -> None:
-    bar.progress(min(max(share, 0.0), 1.0), what)
 
 
 def _open(visitor: Visitor, path: str) -> None:
@@ -65,7 +62,7 @@ def _check(visitor: Visitor, name: str, data: bytes, file_id: str) -> None:
                 "apps.demo.jobs:check",
                 {"path": path, "into": into},
                 seconds=LIMIT_SECONDS,
-                on_progress=lambda what, share: _told(bar, what, share),
+                on_progress=lambda what, share: words.progress(bar, what, share),
             )
     except KitError as error:
         bar.empty()

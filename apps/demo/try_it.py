@@ -94,7 +94,9 @@ def _explained(visitor: Visitor, bundle: Bundle, found: Found) -> Found:
         return found
     picture = found.arrays[f"input {name}"]
     seconds = explain.how_many(picture.shape[1:], str(picture.dtype)) * found.answers[0]["latency_us"] / 1e6
-    if seconds > _QUICK_SECONDS and not st.button(f"Show where it looked, some {seconds:.0f} s", icon=":material/search:"):
+    if seconds > _QUICK_SECONDS and not st.button(
+        f"Show where it looked, some {seconds:.0f} s", icon=":material/search:"
+    ):
         return found
     inputs = {spec.name: found.arrays[f"input {spec.name}"] for spec in bundle.signature.inputs}
     try:

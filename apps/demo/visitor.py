@@ -10,7 +10,6 @@ import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from kit.bundle import Bundle
 from kit.bundle.packed import SUFFIX
 from kit.errors import StorageUnavailable
 from kit.runtime import registry
+from kit.system.progress import OnProgress, silent
 from kit.tensors import Tensors
 
 LIMIT_BYTES = 2 * 10**9
@@ -35,7 +35,6 @@ FIRST_RUNTIMES = ("onnxruntime", "openvino")
 """Those that are open from the start, where they are installed; PyTorch takes some seconds to import."""
 
 _PATIENT_SECONDS = 600.0
-OnProgress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,7 @@ class Visitor:
         values: dict[str, Any] | None = None,
         arrays: Tensors | None = None,
         *,
-        on_progress: OnProgress = lambda _what, _share: None,
+        on_progress: OnProgress = silent,
     ) -> Answer:
         """Have a task done, such as `jobs:predict` of apps.demo; raises KitError with the reason if that fails."""
         self.ready()

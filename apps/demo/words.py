@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -27,3 +28,8 @@ def table(frame: pd.DataFrame) -> None:
     shown = frame.map(plain)
     shown.index = pd.Index([plain(one) for one in frame.index], name=frame.index.name)
     st.table(shown)
+
+
+def progress(bar: Any, what: str, share: float | None) -> None:
+    """Move a progress bar; one whose share is unknown stands at its beginning."""
+    bar.progress(min(max(share or 0.0, 0.0), 1.0), plain(what))

@@ -24,7 +24,6 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import IO, Any, Self
 
@@ -34,12 +33,12 @@ from numpy.typing import NDArray
 
 from kit import errors
 from kit.errors import KitError, MemoryShort, Unavailable, UsageError
+from kit.system.progress import OnProgress, silent
 from kit.tensors import Tensors
 
 Message = tuple[dict[str, Any], dict[str, NDArray[Any]]]
 """Plain JSON values, and arrays by name."""
 
-OnProgress = Callable[[str, float], None]
 _GLANCE_SECONDS = 0.1
 _MOST_ARRAYS = 256
 _MOST_ARRAY_BYTES = 2**30
@@ -113,7 +112,7 @@ class Worker:
         arrays: Tensors | None = None,
         *,
         seconds: float = math.inf,
-        on_progress: OnProgress = lambda _what, _share: None,
+        on_progress: OnProgress = silent,
     ) -> Answer:
         """Call a task in the child and wait for its answer.
 
@@ -138,9 +137,7 @@ class Worker:
                 self.stop()
                 raise
 
-    def _answer(
-        self, question: dict[str, Any], arrays: Tensors, seconds: float, on_progress: OnProgress
-    ) -> Answer:
+    def _answer(self, question: dict[str, Any], arrays: Tensors, seconds: float, on_progress: OnProgress) -> Answer:
         try:
             _write(self._pipe(), question, arrays)
         except UsageError as error:  # nothing of it was sent
@@ -154,7 +151,8 @@ class Worker:
                 continue
             message, given = found
             if message["kind"] == "progress":
-                on_progress(str(message["what"]), float(message["share"]))
+                share = message["share"]
+                on_progress(str(message["what"]), None if share is None else float(share))
             elif message["kind"] == "error":
                 raise _ReportedError(_raised(message))
             else:
@@ -279,7 +277,7 @@ def serve(memory_bytes: int) -> None:
     _limit(memory_bytes)
     state: dict[str, Any] = {}
 
-    def progress(what: str, share: float) -> None:
+    def progress(what: str, share: float | None, /) -> None:
         _write(answers, {"kind": "progress", "what": what, "share": share})
 
     while (found := _read(questions)) is not None:

@@ -39,7 +39,9 @@ def _row(visitor: Visitor, bundle: Bundle) -> Question | None:  # noqa: ARG001
     shown = upright if any(isinstance(one, str) for one in columns.values()) else upright.astype(float)
     edited = st.data_editor(shown, key=f"row {visitor.path} {place}", width="stretch")
     values = [_plain(new, old) for new, old in zip(edited["value"], columns.values(), strict=True)]
-    return Question({"kind": "items", "raw": [dict(zip(raw, values, strict=True)) if isinstance(raw, dict) else values]})
+    return Question(
+        {"kind": "items", "raw": [dict(zip(raw, values, strict=True)) if isinstance(raw, dict) else values]}
+    )
 
 
 def _plain(value: Any, example: Any) -> Any:
