@@ -3,56 +3,67 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
-import torch
+from onnx import numpy_helper
 
-import exporters
-from exporters import ExportOptions, candidates
-from exporters.search.blame import blame, fewest_excluded
-from exporters.workbench import Workbench, for_bundle, for_module
-from kit.bundle import Bundle, GoldenSamples, open_folder
-from kit.bundle.records import ModelSpec
-from kit.errors import UsageError
-from kit.lab import models
-from kit.lab.models import Mlp
-from kit.runtime.pytorch import reference_logits
-from tests.test_export import Conv, labelled
-from tests.test_quantize import noise
-
-
-def with_outlier(module: Mlp, layer: int) -> Mlp:
-    """Give a layer one huge weight from a unit that is always off: its scale is ruined, its answers are as before."""
-    linears = [one for one in module.layers if isinstance(one, torch.nn.Linear)]
-    with torch.no_grad():
-        linears[layer - 1].weight[0] = 0.0
-        linears[layer - 1].bias[0] = -1.0
-        linears[layer].weight[0, 0] = 3000.0
-    return module
-
-
-def workbench_of(module: Mlp, spec: ModelSpec) -> Workbench:
-    pixels = noise(spec, 600)
-    golden = GoldenSamples(
-        pixels=pixels[:50],
-        labels=np.full(50, -1, np.int64),
-        logits=reference_logits(module, spec, pixels[:50]),
-        source="noise",
-    )
-    return for_module(module, spec, golden, opset=20, data=labelled(module, spec), on_step=lambda _: None)
-
+from exporters import candidates, workbench
+from exporters.bars import Bar
+from exporters.options import ExportOptions
+from exporters.pipeline import make
+from exporters.search.blame import blame, blame_bundle, fewest_excluded
+from exporters.workbench import Workbench
+from kit import metrics
+from kit.bundle import Bundle
+from kit.errors import GateFailed, UsageError
+from kit.runtime.onnxruntime import OnnxRuntimeRunner
+from kit.samples import Samples, Splits
+from kit.tensors import Signature
+from tests.helpers.originals import OnnxOriginal, dense, noise
+from tests.test_quantize import convolution
 
 DYNAMIC = {"precisions": ("int8",), "quantization": "dynamic", "per_channel": False}
 
 
-def test_the_layer_to_blame_is_found_and_the_fewest_are_left_in_float(tiny_spec: ModelSpec) -> None:
-    torch.manual_seed(0)
-    module = with_outlier(models.build("mlp-32-16", shape=(16,), outputs=3), 1).eval()
-    bench = workbench_of(module, tiny_spec)
-    (plan,) = candidates.plans(ExportOptions(**DYNAMIC))
-    found = blame(plan, bench)
+def with_outlier(model: onnx.ModelProto, layer: str, following: str) -> onnx.ModelProto:
+    """Give a layer one huge weight from a unit that is always off: its scale is ruined, its answers are as before."""
+    held = {tensor.name: tensor for tensor in model.graph.initializer}
+    weight, bias, behind = (
+        numpy_helper.to_array(held[name]).copy() for name in (f"{layer}.weight", f"{layer}.bias", f"{following}.weight")
+    )
+    weight[:, 0], bias[0], behind[0, 0] = 0.0, -1.0, 3000.0
+    for name, values in ((f"{layer}.weight", weight), (f"{layer}.bias", bias), (f"{following}.weight", behind)):
+        held[name].CopyFrom(numpy_helper.from_array(values, name))
+    return model
+
+
+def labelled(model: onnx.ModelProto, signature: Signature) -> Splits:
+    """Noise labelled by the model itself: it is right on all of it."""
+    every = noise(signature, 600)
+    with OnnxRuntimeRunner(model.SerializeToString()) as runner:
+        labels = runner.run(every.inputs)["y"].argmax(axis=1)
+    every = dataclasses.replace(every, targets={"labels": labels})
+    parts = [every.take(signature, slice(start, start + 200)) for start in (0, 200, 400)]
+    return Splits(dataset="noise", train=(parts[0],), validation=(parts[1],), test=(parts[2],))
+
+
+def workbench_of(model: onnx.ModelProto, signature: Signature, folder: Path, *, max_loss: float = 0.03) -> Workbench:
+    data = labelled(model, signature)
+    original = OnnxOriginal(model, signature)
+    return workbench.of(original, folder, opset=20, data=data, metric="top-1", max_loss=max_loss)
+
+
+def test_the_layer_to_blame_is_found_and_the_fewest_are_left_in_float(tmp_path: Path) -> None:
+    model, signature = dense((16, 32, 16, 3))
+    sound = workbench_of(model, signature, tmp_path, max_loss=0.05)
+    (recipe,) = candidates.recipes(ExportOptions(**DYNAMIC))
+    assert fewest_excluded(recipe, sound) == ()
+    bench = workbench_of(with_outlier(model, "layers.1", "layers.3"), signature, tmp_path)
+    found = blame(recipe, bench)
     own = {row.layer: row.own_sqnr_db for row in found.rows}
     assert list(own) == ["layers.1", "layers.3", "layers.5"]
     assert min(own, key=own.__getitem__) == "layers.3"
@@ -60,67 +71,98 @@ def test_the_layer_to_blame_is_found_and_the_fewest_are_left_in_float(tiny_spec:
     assert guilty.alone is not None
     assert guilty.without is not None
     assert found.together is not None
-    assert guilty.alone.drop_points > 4 > guilty.without.drop_points
+    assert (found.together.metric, found.samples) == ("top-1", "200 samples of noise validation")
+    assert guilty.alone.loss > 0.04 > guilty.without.loss
     assert guilty.without_sqnr_db > found.sqnr_db + 10
-    assert fewest_excluded(plan, bench, 3.0) == ("layers.3",)
-    sound = workbench_of(models.build("mlp-32-16", shape=(16,), outputs=3).eval(), tiny_spec)
-    assert fewest_excluded(plan, sound, 5.0) == ()
+    assert fewest_excluded(recipe, bench) == ("layers.3",)
+    assert [item.name for item in tmp_path.iterdir() if item.name.startswith("int8")] == []
 
 
-def test_two_bad_layers_are_found_together(tiny_spec: ModelSpec) -> None:
-    torch.manual_seed(0)
-    module = models.build("mlp-32-16-16", shape=(16,), outputs=3)
-    bench = workbench_of(with_outlier(with_outlier(module, 1), 3).eval(), tiny_spec)
-    (plan,) = candidates.plans(ExportOptions(**DYNAMIC, exclude_layers=("auto",)))
-    assert fewest_excluded(plan, bench, 3.0) == ("layers.3", "layers.7")
+def test_two_bad_layers_are_found_together(tmp_path: Path) -> None:
+    model, signature = dense((16, 32, 16, 16, 3))
+    model = with_outlier(with_outlier(model, "layers.1", "layers.3"), "layers.5", "layers.7")
+    bench = workbench_of(model, signature, tmp_path)
+    (recipe,) = candidates.recipes(ExportOptions(**DYNAMIC, exclude_layers=("auto",)))
+    assert fewest_excluded(recipe, bench) == ("layers.3", "layers.7")
 
 
-def test_exclude_layer_auto_publishes_what_it_found(tiny_spec: ModelSpec, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    module = with_outlier(models.build("mlp-32-16", shape=(16,), outputs=3), 1).eval()
-    options = ExportOptions(**DYNAMIC, exclude_layers=("auto",), max_drop_points=3.0)
-    report = exporters.export(module, tiny_spec, out=tmp_path / "b", options=options, data=labelled(module, tiny_spec))
-    record = report.bundle.variant("int8-dynamic-per-tensor").quantization
+def test_exclude_layer_auto_makes_what_it_found(tmp_path: Path) -> None:
+    model, signature = dense((16, 32, 16, 3))
+    bench = workbench_of(with_outlier(model, "layers.1", "layers.3"), signature, tmp_path)
+    options = ExportOptions(**DYNAMIC, exclude_layers=("auto",), max_loss=0.03)
+    _, passed = make(bench, options, lambda _: None)
+    record = passed.variant.quantization
     assert record is not None
     assert record.layers_excluded == ("layers.3",)
-    assert open_folder(tmp_path / "b").manifest.schema_version == 2
-    with pytest.raises(UsageError, match="labelled data"):
-        exporters.export(module, tiny_spec, out=tmp_path / "c", options=options)
 
 
-def test_without_labels_the_blame_is_of_the_golden_samples(tiny_spec: ModelSpec) -> None:
-    module = models.build("mlp-32-16", shape=(16,), outputs=3).eval()
-    bench = dataclasses.replace(workbench_of(module, tiny_spec), data=None)
-    (plan,) = candidates.plans(ExportOptions(**DYNAMIC))
-    found = blame(plan, bench)
-    assert found.images == "50 golden samples"
-    assert [row.alone for row in found.rows] == [None, None, None]
+def test_without_labels_the_original_and_the_golden_samples_decide(tmp_path: Path) -> None:
+    """A regression: one output, no labels, nothing that looks for classes."""
+    model, signature = dense((16, 32, 16, 1))
+    original = OnnxOriginal(with_outlier(model, "layers.1", "layers.3"), signature)
+    bench = workbench.of(original, tmp_path, opset=20, golden=(noise(signature, 50),))
+    (recipe,) = candidates.recipes(ExportOptions(**DYNAMIC))
+    found = blame(recipe, bench)
+    assert found.samples == "50 golden samples"
+    assert found.together is not None
+    assert found.together.metric == "r2"
+    assert [row.layer for row in found.rows if row.alone and row.alone.loss > 0.05] == ["layers.3"]
+    assert fewest_excluded(recipe, bench) == ("layers.3",)
+
+
+def test_bars_that_no_exclusion_meets_are_said(tmp_path: Path) -> None:
+    model, signature = dense((16, 32, 3))
+    bench = workbench_of(model, signature, tmp_path)
+    never = Bar(metric=metrics.find("max-error"), max_loss=1e-9)
+    proof = dataclasses.replace(bench.proof, bars=(never,))
+    values = {"validation": (never.values(bench.proof.data.validation, [bench.proof.data.validation[0].expected]),)}
+    bench = dataclasses.replace(bench, proof=proof, baseline=dataclasses.replace(bench.baseline, values=values))
+    (recipe,) = candidates.recipes(ExportOptions(**DYNAMIC))
+    with pytest.raises(GateFailed, match="even with all layers but one"):
+        fewest_excluded(recipe, bench)
+
+
+def test_a_single_layer_leaves_nothing_to_tell_apart(tmp_path: Path) -> None:
+    model, signature = dense((16, 3))
+    (recipe,) = candidates.recipes(ExportOptions(**DYNAMIC))
+    with pytest.raises(UsageError, match="nothing to tell apart"):
+        blame(recipe, workbench_of(model, signature, tmp_path))
 
 
 @pytest.mark.parametrize("form", ["png", "svg"])
-def test_the_blame_is_drawn(tiny_spec: ModelSpec, form: str) -> None:
+def test_the_blame_is_drawn(tmp_path: Path, form: str) -> None:
     from exporters.search.blame_picture import draw
 
-    bench = workbench_of(models.build("mlp-32-16", shape=(16,), outputs=3).eval(), tiny_spec)
-    (plan,) = candidates.plans(ExportOptions(**DYNAMIC))
-    made = draw(blame(plan, bench), form=form)
-    assert made.startswith(b"\x89PNG" if form == "png" else b"<svg")
+    model, signature = dense((16, 32, 16, 3))
+    (recipe,) = candidates.recipes(ExportOptions(**DYNAMIC))
+    drawn = draw(blame(recipe, workbench_of(model, signature, tmp_path)), form=form)
+    assert drawn.startswith(b"\x89PNG" if form == "png" else b"<svg")
     if form == "svg":
-        assert b"layers.3" in made
+        assert b"layers.3" in drawn
+        assert b"top-1 lost against the baseline, points" in drawn
 
 
 def test_blame_of_a_bundle_is_the_blame_of_what_would_be_exported(quantized: Bundle) -> None:
-    (plan,) = candidates.plans(ExportOptions(precisions=("int8",)))
-    bench = for_bundle(quantized, opset=20, data_dir=None, on_step=lambda _: None)
-    found = blame(plan, bench)
+    found = blame_bundle(quantized, ExportOptions(precisions=("int8",)))
     assert found.variant == "int8-qdq"
     assert all(row.own_sqnr_db > 20 for row in found.rows)
     assert all(row.alone_sqnr_db > found.sqnr_db for row in found.rows)
 
 
-def test_int4_finds_its_exclusions_among_the_layers_it_can_quantize(tiny_spec: ModelSpec) -> None:
-    spec = dataclasses.replace(tiny_spec, architecture="Conv")
-    module = Conv().eval()
-    bench = workbench_of(module, spec)
-    (plan,) = candidates.plans(ExportOptions(precisions=("int4",), exclude_layers=("auto",)))
-    assert fewest_excluded(plan, bench, 50.0) == ("conv",)
+def test_weights_beside_the_graph_are_no_obstacle(tmp_path: Path) -> None:
+    model, signature = dense((64, 64, 32, 8))
+    (tmp_path / "source").mkdir()
+    onnx.save(model, tmp_path / "source" / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=256)
+    samples: tuple[Samples, ...] = (noise(signature, 60),)
+    original = OnnxOriginal(tmp_path / "source" / "m.onnx", signature)
+    bench = workbench.of(original, tmp_path, opset=20, golden=samples)
+    (recipe,) = candidates.recipes(ExportOptions(**DYNAMIC))
+    found = blame(recipe, bench)
+    assert all(math.isfinite(row.own_sqnr_db) and row.own_sqnr_db > 20 for row in found.rows)
+    assert np.isfinite(found.sqnr_db)
+
+
+def test_int4_finds_its_exclusions_among_the_layers_it_can_quantize(tmp_path: Path) -> None:
+    bench = workbench_of(*convolution(), tmp_path, max_loss=0.5)
+    (recipe,) = candidates.recipes(ExportOptions(precisions=("int4",), exclude_layers=("auto",)))
+    assert fewest_excluded(recipe, bench) == ("conv",)

@@ -232,7 +232,7 @@ def staged(folder: Path, model: onnx.ModelProto) -> Candidate:
     return candidates.baseline(path)
 
 
-def test_a_specialised_size_and_another_name_fail_the_gate(tmp_path: Path) -> None:
+def test_a_specialised_size_and_another_name_fail_the_gate() -> None:
     model, signature = dense((4, 3))
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
     with pytest.raises(GateFailed, match="where the signature says"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -99,7 +100,7 @@ def dense(
         nodes += [helper.make_node("Cast", ["x"], ["cast"], to=TensorProto.FLOAT)]
         nodes += [helper.make_node("Flatten", ["cast"], ["flat"], axis=1)]
         tensor = "flat"
-    for place, (given, made) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for place, (given, made) in enumerate(itertools.pairwise(sizes)):
         name, last = f"layers.{2 * place + 1}", place == len(sizes) - 2
         weights[f"{name}.weight"] = (rng.standard_normal((given, made)) / np.sqrt(given)).astype(np.float32)
         weights[f"{name}.bias"] = rng.standard_normal(made).astype(np.float32) / 10
