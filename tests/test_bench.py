@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -10,20 +12,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kit import metrics, ready
 from kit.bench import results, stats
-from kit.bench.contestants import Contestant
-from kit.bench.entries import Field, open_entries
+from kit.bench.cases import Case, Subject, open_all, prepare
 from kit.bench.measure import Plan
+from kit.bench.points import batches
+from kit.bench.queries import Queries
 from kit.bench.results import Status
 from kit.bench.run import Request, bench
 from kit.bench.scenarios import Load
 from kit.bench.stats import Comparison, Outcome, compare, judge
 from kit.bundle import Bundle
-from kit.choices import Provider
+from kit.choices import Mode, Provider
 from kit.errors import BadInput, StorageUnavailable, UsageError
+from kit.runtime.base import RunnerOptions
 from kit.system.machine import this_machine
 from tests.helpers import noise
+from tests.helpers.bundles import overwrite
+from tests.helpers.points import batch, fixed_model
 
+FIXTURES = Path(__file__).parent / "fixtures"
 QUICK = Plan(rounds=10, turn_ms=0.5, warmup_ms=1.0)
 
 
@@ -81,15 +89,17 @@ def test_a_table_shares_one_error_rate() -> None:
 
 
 def test_every_variant_and_batch_is_a_row_that_says_where_it_ran(digits: Bundle) -> None:
-    found = bench(digits, Request(providers=(Provider.CPU,), batch_sizes=(1, 7), plan=QUICK))
-    assert [(row.variant, row.batch_size) for row in found.rows] == [
+    found = bench(digits, Request(providers=(Provider.CPU,), points=batch(1, 7), plan=QUICK))
+    assert [(row.variant, row.sizes["batch"]) for row in found.rows] == [
         (variant, size) for size in (1, 7) for variant in ("fp32", "int8-qdq", "int8-dynamic")
     ]
     for row in found.rows:
         assert row.status is Status.OK
         assert row.ran_on is Provider.CPU
         assert row.placement.startswith("cpu ")
-        assert row.sha256 == digits.variant(row.variant).artifact.sha256
+        assert row.sha256 == digits.variant(row.variant).graph.sha256
+        assert row.samples == row.sizes["batch"]
+        assert row.at == f"batch {row.samples}"
         assert row.latency is not None
         assert row.latency.p50_us <= row.latency.p90_us <= row.latency.max_us
         assert row.latency.low_us <= row.latency.high_us
@@ -97,22 +107,26 @@ def test_every_variant_and_batch_is_a_row_that_says_where_it_ran(digits: Bundle)
         assert row.verdict.baseline == "fp32 onnxruntime cpu"
 
 
-def test_accuracy_is_counted_now_where_data_is_at_hand(digits: Bundle) -> None:
-    found = bench(digits, Request(providers=(Provider.CPU,), batch_sizes=(1,), plan=QUICK))
+def test_scores_are_counted_now_if_data_is_at_hand(digits: Bundle) -> None:
+    found = bench(digits, Request(providers=(Provider.CPU,), points=batch(1), plan=QUICK))
     for row in found.rows:
-        assert row.accuracy_source == "live"
-        assert row.accuracy == digits.variant(row.variant).accuracy
+        published = digits.variant(row.variant).score()
+        assert row.score_source == "live"
+        assert row.score is not None
+        assert published is not None
+        for name in ("metric", "dataset", "samples", "value", "worse", "improved"):
+            assert getattr(row.score, name) == getattr(published, name)
 
 
 def test_a_bundle_without_data_keeps_the_manifests_figures(tiny: Bundle) -> None:
-    (row,) = bench(tiny, Request(providers=(Provider.CPU,), batch_sizes=(3,), plan=QUICK)).rows
-    assert row.accuracy is None
-    assert row.accuracy_source == ""
+    (row,) = bench(tiny, Request(providers=(Provider.CPU,), points=batch(3), plan=QUICK)).rows
+    assert row.score is None
+    assert row.score_source == ""
 
 
 @pytest.mark.usefixtures("no_cuda")
 def test_cuda_that_cannot_run_is_a_row_with_reason_and_never_a_latency(tiny: Bundle) -> None:
-    found = bench(tiny, Request(providers=(Provider.CUDA, Provider.CPU), batch_sizes=(1,), plan=QUICK))
+    found = bench(tiny, Request(providers=(Provider.CUDA, Provider.CPU), points=batch(1), plan=QUICK))
     refused, measured_row = found.rows
     assert refused.status is Status.UNAVAILABLE
     assert refused.latency is None
@@ -123,7 +137,7 @@ def test_cuda_that_cannot_run_is_a_row_with_reason_and_never_a_latency(tiny: Bun
 
 @pytest.mark.usefixtures("no_cuda")
 def test_a_fallback_is_stamped_on_its_row(tiny: Bundle) -> None:
-    found = bench(tiny, Request(providers=(Provider.CUDA,), allow_fallback=True, batch_sizes=(1,), plan=QUICK))
+    found = bench(tiny, Request(providers=(Provider.CUDA,), allow_fallback=True, points=batch(1), plan=QUICK))
     (row,) = found.rows
     assert row.status is Status.FALLBACK
     assert (row.provider, row.ran_on) == (Provider.CUDA, Provider.CPU)
@@ -131,38 +145,43 @@ def test_a_fallback_is_stamped_on_its_row(tiny: Bundle) -> None:
 
 
 def test_an_altered_file_is_a_failed_row(tiny: Bundle) -> None:
-    path = tiny.path(tiny.variant().artifact)
-    path.write_bytes(bytes(path.stat().st_size))
-    (row,) = bench(tiny, Request(providers=(Provider.CPU,), batch_sizes=(1,), plan=QUICK)).rows
+    path = tiny.path(tiny.variant().graph)
+    overwrite(path, bytes(path.stat().st_size))
+    (row,) = bench(tiny, Request(providers=(Provider.CPU,), points=batch(1), plan=QUICK)).rows
     assert row.status is Status.FAILED
     assert "altered" in row.reason
 
 
 def test_results_read_back_as_they_were_written(digits: Bundle, tmp_path: Path) -> None:
-    found = bench(digits, Request(providers=(Provider.CPU,), batch_sizes=(1,), plan=QUICK))
+    found = bench(digits, Request(providers=(Provider.CPU,), points=batch(1), plan=QUICK))
     found.save(tmp_path / "results.json")
     assert results.load(tmp_path / "results.json") == found
     assert [item.name for item in tmp_path.glob("*.json")] == ["results.json"]
 
 
-def test_results_of_the_first_version_are_read(digits: Bundle, tmp_path: Path) -> None:
-    data = json.loads(bench(digits, Request(providers=(Provider.CPU,), batch_sizes=(1,), plan=QUICK)).to_json())
-    data["schema_version"] = 1
-    for name in ("controls", "conditions"):
-        del data[name]
-    for row in data["rows"]:
-        for name in ("scenario", "query_samples", "memory_bytes", "energy_uj", "cold", "profile", "kernels"):
-            del row[name]
-        for name in ("mean_us", "noise", "percentiles_us", "warmup_ms", "settled"):
-            del row["latency"][name]
-    (tmp_path / "old.json").write_text(json.dumps(data))
-    found = results.load(tmp_path / "old.json")
-    assert [row.variant for row in found.rows] == [row["variant"] for row in data["rows"]]
+@pytest.mark.parametrize("version", [1, 2])
+def test_results_of_earlier_versions_are_read(version: int) -> None:
+    found = results.load(FIXTURES / f"results-{version}.json")
+    old = json.loads((FIXTURES / f"results-{version}.json").read_text())
+    assert found.schema_version == results.SCHEMA_VERSION
+    assert [(row.variant, row.sizes, row.samples) for row in found.rows] == [
+        (row["variant"], {"batch": row["batch_size"]}, row["batch_size"]) for row in old["rows"]
+    ]
+    assert [row.point for row in found.rows] == ["batch 1", "batch 1", "batch 64", "batch 64"]
+    for row, before in zip(found.rows, old["rows"], strict=True):
+        assert row.score is not None
+        assert (row.score.metric, row.score.unit, row.score.samples) == ("top-1", "%", before["accuracy"]["images"])
+        assert row.score.correct == before["accuracy"]["correct"]
+        assert row.right == before["correct_images"]
+        assert row.score_source == "live"
+        assert row.latency is not None
+        assert row.latency.samples_per_second == before["latency"]["images_per_second"]
+    assert [row.score.worse for row in found.rows if row.score] == [None, 0, None, 0]
     assert found.remarks() == ()
 
 
 def test_results_with_impossible_figures_are_refused(tiny: Bundle, tmp_path: Path) -> None:
-    good = bench(tiny, Request(providers=(Provider.CPU,), batch_sizes=(1,), plan=QUICK)).to_json()
+    good = bench(tiny, Request(providers=(Provider.CPU,), points=batch(1), plan=QUICK)).to_json()
     for place, value in (("p50_us", -1.0), ("calls", "many"), ("rounds", 1.5), ("status", "splendid")):
         data = json.loads(good)
         (data["rows"][0] if place == "status" else data["rows"][0]["latency"])[place] = value
@@ -172,40 +191,39 @@ def test_results_with_impossible_figures_are_refused(tiny: Bundle, tmp_path: Pat
 
 
 def test_the_baseline_stands_in_twice_and_shows_the_noise_of_the_run(digits: Bundle) -> None:
-    found = bench(digits, Request(providers=(Provider.CPU,), batch_sizes=(1, 4), plan=QUICK))
-    assert [(control.contestant, control.batch_size) for control in found.controls] == [
-        ("fp32 onnxruntime cpu", 1),
-        ("fp32 onnxruntime cpu", 4),
+    found = bench(digits, Request(providers=(Provider.CPU,), points=batch(1, 4), plan=QUICK))
+    assert [(control.contestant, control.sizes) for control in found.controls] == [
+        ("fp32 onnxruntime cpu", {"batch": 1}),
+        ("fp32 onnxruntime cpu", {"batch": 4}),
     ]
     assert all(control.comparison for control in found.controls)
     assert found.conditions is not None
 
 
 def test_models_are_opened_anew_but_for_those_that_take_long(digits: Bundle) -> None:
-    found = bench(digits, Request(providers=(Provider.CPU,), batch_sizes=(1,), plan=replace(QUICK, rounds=12)))
+    found = bench(digits, Request(providers=(Provider.CPU,), points=batch(1), plan=replace(QUICK, rounds=12)))
     assert [row.latency.openings for row in found.rows if row.latency] == [3, 3, 3]
 
 
 def test_a_slow_opener_and_one_that_fails_to_open_again_stay_as_they_are(tiny: Bundle) -> None:
-    field = Field(variants=(tiny.variant(),), runtimes=("onnxruntime",), providers=(Provider.CPU,))
     with ExitStack() as stack:
-        (entry,) = open_entries(tiny, field, stack)
-        contestant = Contestant(tiny, entry, 2, Load())
-        first = contestant.call
-        assert contestant.renew() is not first
-        tiny.path(tiny.variant().artifact).write_bytes(b"")  # it cannot be opened again
-        assert contestant.renew() is first
-        assert contestant.renew() is first
-        contestant.call()
-        entry.runner.slow_to_open = True
-        slow = Contestant(tiny, entry, 2, Load(), own=True)
+        (case,) = open_all(prepare(Subject.of(tiny), [Case(variant="fp32")]), stack)
+        queries = Queries(case, {"batch": 2}, Load())
+        first = queries.call
+        assert queries.renew() is not first
+        overwrite(tiny.path(tiny.variant().graph), b"")  # it cannot be opened again
+        assert queries.renew() is first
+        assert queries.renew() is first
+        queries.call()
+        case.runner.slow_to_open = True
+        slow = Queries(case, {"batch": 2}, Load(), own=True)
         assert slow.renew() is slow.renew()
         assert slow.openings == 1
 
 
 def test_a_run_too_short_for_ten_rounds_gives_no_verdict(digits: Bundle) -> None:
     plan = Plan(budget_seconds=0.001)
-    found = bench(digits, Request(providers=(Provider.CPU,), batch_sizes=(1,), plan=plan))
+    found = bench(digits, Request(providers=(Provider.CPU,), points=batch(1), plan=plan))
     outcomes = [row.verdict.outcome for row in found.rows if row.verdict]
     assert outcomes == [Outcome.BASELINE, Outcome.INCONCLUSIVE, Outcome.INCONCLUSIVE]
     assert found.rows[1].verdict is not None
@@ -216,7 +234,7 @@ def test_it_says_how_long_it_will_take_before_it_measures(tiny: Bundle) -> None:
     said: list[object] = []
     bench(
         tiny,
-        Request(providers=(Provider.CPU,), batch_sizes=(1,), plan=QUICK),
+        Request(providers=(Provider.CPU,), points=batch(1), plan=QUICK),
         on_estimate=said.append,
         on_progress=lambda what, _share: said.append(what),
     )
@@ -227,7 +245,9 @@ def test_it_says_how_long_it_will_take_before_it_measures(tiny: Bundle) -> None:
 
 def test_more_threads_than_cpus_are_said(tiny: Bundle) -> None:
     many = this_machine().cpus_to_use + 1
-    found = bench(tiny, Request(providers=(Provider.CPU,), batch_sizes=(1,), threads=many, plan=QUICK))
+    found = bench(
+        tiny, Request(providers=(Provider.CPU,), points=batch(1), runner=RunnerOptions(threads=many), plan=QUICK)
+    )
     assert any("more threads" in remark for remark in found.remarks())
 
 
@@ -242,22 +262,73 @@ def test_what_is_no_results_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_results_that_cannot_be_written_are_an_error(tiny: Bundle, tmp_path: Path) -> None:
-    found = bench(tiny, Request(providers=(Provider.CPU,), batch_sizes=(1,), plan=QUICK))
+    found = bench(tiny, Request(providers=(Provider.CPU,), points=batch(1), plan=QUICK))
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageUnavailable):
         found.save(tmp_path / "file" / "results.json")
 
 
-def test_requests_that_measure_nothing_are_refused() -> None:
-    for wrong in ({"batch_sizes": ()}, {"batch_sizes": (0,)}):
-        with pytest.raises(UsageError):
-            Request(**wrong)
+def test_requests_that_measure_nothing_are_refused(tiny: Bundle) -> None:
+    with pytest.raises(UsageError, match="no point"):
+        Request(points=())
+    with pytest.raises(UsageError, match="batch cannot have this size"):
+        bench(tiny, Request(providers=(Provider.CPU,), points=batch(0), plan=QUICK))
+    with pytest.raises(UsageError, match="no axis 'width'"):
+        bench(tiny, Request(providers=(Provider.CPU,), points=({"width": 3},), plan=QUICK))
+    with pytest.raises(UsageError, match="no axis 'width'"):
+        bench(tiny, Request(providers=(Provider.CPU,), sweep="width", plan=QUICK))
     with pytest.raises(UsageError):
         Plan(rounds=1)
 
 
+def test_two_inputs_two_outputs_and_two_axes_are_measured_like_any(duo: Bundle) -> None:
+    points = ({"batch": 2, "sequence": 5}, {"batch": 2, "sequence": 16})
+    asked = Request(providers=(Provider.CPU,), runtimes=("onnxruntime", "openvino"), points=points, plan=QUICK)
+    found = bench(duo, asked)
+    assert [(row.runtime, row.sizes, row.samples, row.at) for row in found.rows] == [
+        (runtime, sizes, 2, f"sequence {sizes['sequence']}") for sizes in points for runtime in asked.runtimes
+    ]
+    assert all(row.status is Status.OK and row.latency for row in found.rows), [row.reason for row in found.rows]
+    assert all(row.score is None for row in found.rows)
+    device = bench(duo, dataclasses.replace(asked, modes=(Mode.DEVICE,), runtimes=("onnxruntime",)))
+    assert all(row.status is Status.OK and row.latency for row in device.rows), [row.reason for row in device.rows]
+
+
+def test_a_ready_model_of_fixed_sizes_is_measured_at_its_one_size(tmp_path: Path) -> None:
+    (tmp_path / "plain.onnx").write_bytes(fixed_model())
+    model = ready.find(tmp_path / "plain.onnx")
+    found = bench(model, Request(providers=(Provider.CPU,), plan=QUICK))
+    (row,) = found.rows
+    assert (row.variant, row.status, row.sizes, row.samples, row.point) == ("model", Status.OK, {}, 1, "its one size")
+    assert row.score is None
+    assert row.verdict is not None
+    assert row.verdict.outcome is Outcome.BASELINE
+    with pytest.raises(UsageError, match="no axis"):
+        bench(model, Request(providers=(Provider.CPU,), points=batch(8), plan=QUICK))
+    with pytest.raises(UsageError, match="no batch axis"):
+        batches(model.signature, [8])
+
+
+def test_a_users_metric_is_counted_if_handed_over_and_never_because_a_manifest_names_it(
+    digits: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text("def surest(outputs, samples):\n    return outputs['logits'].max(axis=1)\n")
+    monkeypatch.chdir(tmp_path)
+    strange = dataclasses.replace(digits.variant("fp32").scores[0], metric="mine:surest")
+    variants = tuple(dataclasses.replace(one, scores=(strange,)) for one in digits.variants)
+    named = dataclasses.replace(digits, manifest=dataclasses.replace(digits.manifest, variants=variants))
+    asked = Request(providers=(Provider.CPU,), points=batch(1), plan=QUICK)
+    found = bench(named, asked)
+    assert {(row.score.metric, row.score_source) for row in found.rows if row.score} == {("mine:surest", "manifest")}
+    assert "mine" not in sys.modules
+    counted = bench(named, dataclasses.replace(asked, metric=metrics.find("mine:surest")))
+    assert {(row.score.metric, row.score_source) for row in counted.rows if row.score} == {("mine:surest", "live")}
+    assert counted.rows[1].score is not None
+    assert counted.rows[1].score.loss_interval is not None
+
+
 @pytest.mark.gpu
 def test_cuda_is_measured_beside_the_cpu(tiny: Bundle) -> None:
-    found = bench(tiny, Request(providers=(Provider.CPU, Provider.CUDA), batch_sizes=(1, 64), plan=QUICK))
+    found = bench(tiny, Request(providers=(Provider.CPU, Provider.CUDA), points=batch(1, 64), plan=QUICK))
     assert {row.ran_on for row in found.rows} == {Provider.CPU, Provider.CUDA}
     assert all(row.status is Status.OK for row in found.rows)

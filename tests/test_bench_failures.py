@@ -25,6 +25,7 @@ from kit.errors import BadInput, StorageUnavailable, UsageError
 from kit.runtime.base import RunnerOptions
 from kit.system import files
 from tests.conftest import Kit
+from tests.helpers.points import batch
 
 QUICK = Plan(rounds=10, turn_ms=0.5, warmup_ms=1.0)
 CPU = (Provider.CPU,)
@@ -42,18 +43,22 @@ last_fed = 0
 class Fussy(BaseRunner):
     runtime, provider, fallback_reason, placement = "fussy", Provider.CPU, "", Placement({"cpu": 1})
 
-    def run(self, pixels):
+    def __init__(self, signature):
+        self.signature = signature
+
+    def run(self, tensors):
         global calls_left
         calls_left -= 1
-        if len(pixels) > largest or calls_left < 0:
-            raise BundleInvalid(f"no appetite for {len(pixels)}")
-        return np.zeros((len(pixels), 10), np.float32)
+        rows = self.signature.rows(tensors)
+        if rows > largest or calls_left < 0:
+            raise BundleInvalid(f"no appetite for {rows}")
+        return {"logits": np.zeros((rows, 10), np.float32)}
 
     def close(self):
         pass
 
 def open_fussy(bundle, variant, options):
-    return Fussy()
+    return Fussy(bundle.signature)
 """
 
 
@@ -73,12 +78,12 @@ def fussy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def rows_of(results: Results, runtime: str) -> list[tuple[int, Status]]:
-    return [(row.batch_size, row.status) for row in results.rows if row.runtime == runtime]
+    return [(row.sizes["batch"], row.status) for row in results.rows if row.runtime == runtime]
 
 
 def test_a_batch_size_that_fails_takes_only_its_own_row(tiny: Bundle, fussy) -> None:
     fussy.largest = 4
-    asked = Request(providers=CPU, runtimes=("onnxruntime", "fussy"), batch_sizes=(1, 8, 2), plan=QUICK)
+    asked = Request(providers=CPU, runtimes=("onnxruntime", "fussy"), points=batch(1, 8, 2), plan=QUICK)
     found = bench(tiny, asked)
     assert rows_of(found, "fussy") == [(1, Status.OK), (8, Status.FAILED), (2, Status.OK)]
     assert all(status is Status.OK for _, status in rows_of(found, "onnxruntime"))
@@ -91,7 +96,7 @@ def test_a_batch_size_that_fails_takes_only_its_own_row(tiny: Bundle, fussy) -> 
 def test_one_that_fails_in_the_middle_of_the_rounds_leaves_the_others_their_figures(tiny: Bundle, fussy) -> None:
     fussy.calls_left = 20
     plan = dataclasses.replace(QUICK, warmup_ms=0.001, warmup_limit_ms=0.001, turn_ms=0.001)
-    found = bench(tiny, Request(providers=CPU, runtimes=("onnxruntime", "fussy"), batch_sizes=(1,), plan=plan))
+    found = bench(tiny, Request(providers=CPU, runtimes=("onnxruntime", "fussy"), points=batch(1), plan=plan))
     assert rows_of(found, "fussy") == [(1, Status.FAILED)]
     (row,) = [row for row in found.rows if row.runtime == "onnxruntime"]
     assert row.latency is not None
@@ -100,7 +105,7 @@ def test_one_that_fails_in_the_middle_of_the_rounds_leaves_the_others_their_figu
 
 def test_a_sweep_goes_on_without_the_one_that_failed(tiny: Bundle, fussy) -> None:
     fussy.largest = 2
-    asked = Request(providers=CPU, runtimes=("onnxruntime", "fussy"), sweep=True, plan=Plan(budget_seconds=2))
+    asked = Request(providers=CPU, runtimes=("onnxruntime", "fussy"), sweep="batch", plan=Plan(budget_seconds=2))
     found = bench(tiny, asked)
     assert rows_of(found, "fussy") == [(1, Status.OK), (2, Status.OK), (4, Status.FAILED)]
     assert len(rows_of(found, "onnxruntime")) > 3
@@ -108,9 +113,16 @@ def test_a_sweep_goes_on_without_the_one_that_failed(tiny: Bundle, fussy) -> Non
 
 def test_a_baseline_that_fails_leaves_its_place_to_the_next(tiny: Bundle, fussy) -> None:
     fussy.largest = 1
-    found = bench(tiny, Request(providers=CPU, runtimes=("fussy", "onnxruntime"), batch_sizes=(1, 2), plan=QUICK))
-    baselines = [row.verdict.baseline for row in found.rows if row.verdict]
-    assert baselines == ["fp32 fussy cpu"] * 2 + ["fp32 onnxruntime cpu"]
+    asked = Request(providers=CPU, runtimes=("fussy", "onnx-reference"), points=batch(1, 2), plan=QUICK)
+    baselines = [row.verdict.baseline for row in bench(tiny, asked).rows if row.verdict]
+    assert baselines == ["fp32 fussy cpu"] * 2 + ["fp32 onnx-reference cpu"]
+
+
+def test_the_baseline_is_the_bundles_own_in_onnxruntime_on_the_cpu(digits: Bundle) -> None:
+    manifest = dataclasses.replace(digits.manifest, baseline="int8-qdq")
+    own = dataclasses.replace(digits, manifest=manifest)
+    asked = Request(providers=CPU, runtimes=("openvino", "onnxruntime"), points=batch(1), plan=QUICK)
+    assert {row.verdict.baseline for row in bench(own, asked).rows if row.verdict} == {"int8-qdq onnxruntime cpu"}
 
 
 def test_the_verdicts_name_their_baseline(digits: Bundle, kit_inside: Kit) -> None:
@@ -122,7 +134,7 @@ def test_the_verdicts_name_their_baseline(digits: Bundle, kit_inside: Kit) -> No
 
 
 def test_few_rounds_have_no_interval_and_no_verdict(tiny: Bundle) -> None:
-    found = bench(tiny, Request(providers=CPU, batch_sizes=(1,), plan=Plan(budget_seconds=0.001)))
+    found = bench(tiny, Request(providers=CPU, points=batch(1), plan=Plan(budget_seconds=0.001)))
     (row,) = found.rows
     assert row.latency is not None
     assert row.latency.rounds < LEAST_ROUNDS
@@ -152,9 +164,9 @@ def test_chance_in_the_arrivals_is_no_saturation(tiny: Bundle) -> None:
 
 
 def test_memory_is_that_of_the_batch_beside_it(tiny: Bundle) -> None:
-    found = bench(tiny, Request(providers=CPU, batch_sizes=(65_536, 1), plan=Plan(budget_seconds=0.2)))
+    found = bench(tiny, Request(providers=CPU, points=batch(65_536, 1), plan=Plan(budget_seconds=0.2)))
     large, small = (row.memory_bytes or 0 for row in found.rows)
-    assert large - small > 4_000_000, "65,536 images of 64 pixels are that many bytes even as uint8"
+    assert large - small > 4_000_000, "65,536 samples of 64 bytes are that many"
 
 
 def test_a_high_water_mark_that_cannot_be_reset_is_not_believed(
@@ -171,10 +183,10 @@ def test_a_high_water_mark_that_cannot_be_reset_is_not_believed(
 def test_impossible_sizes_are_refused_or_a_row_that_says_why(tiny: Bundle) -> None:
     offline = Load(scenario=Scenario.OFFLINE, samples=100)
     with pytest.raises(UsageError, match="100 samples"):
-        Request(load=offline, batch_sizes=(101,))
-    found = bench(tiny, Request(providers=CPU, load=offline, sweep=True, plan=Plan(budget_seconds=0.5)))
-    assert max(row.batch_size for row in found.rows) == 64
-    huge = bench(tiny, Request(providers=CPU, batch_sizes=(10**11, 1), plan=QUICK))
+        bench(tiny, Request(providers=CPU, load=offline, points=batch(101), plan=QUICK))
+    found = bench(tiny, Request(providers=CPU, load=offline, sweep="batch", plan=Plan(budget_seconds=0.5)))
+    assert max(row.samples for row in found.rows) == 64
+    huge = bench(tiny, Request(providers=CPU, points=batch(10**11, 1), plan=QUICK))
     assert [row.status for row in huge.rows] == [Status.UNAVAILABLE, Status.OK]
     assert "GB are free" in huge.rows[0].reason
     with pytest.raises(UsageError, match="wait for each other"):
@@ -183,7 +195,7 @@ def test_impossible_sizes_are_refused_or_a_row_that_says_why(tiny: Bundle) -> No
 
 @pytest.mark.usefixtures("no_cuda")
 def test_a_profile_that_fell_back_says_so_and_keeps_its_own_trace(tiny: Bundle, tmp_path: Path) -> None:
-    asked = Request(providers=(Provider.CUDA, Provider.CPU), batch_sizes=(1,), profile=tmp_path, allow_fallback=True)
+    asked = Request(providers=(Provider.CUDA, Provider.CPU), points=batch(1), profile=tmp_path, allow_fallback=True)
     fallback, cpu = bench(tiny, asked).rows
     assert (fallback.status, cpu.status) == (Status.FALLBACK, Status.OK)
     assert fallback.reason

@@ -18,7 +18,9 @@ from kit.bench.run import Request, bench
 from kit.bundle import Bundle
 from kit.choices import Provider
 from kit.errors import UsageError
+from kit.metrics import Better, Score
 from tests.conftest import Kit
+from tests.helpers.points import batch
 
 QUICK = Plan(rounds=10, turn_ms=0.5, warmup_ms=1.0)
 
@@ -27,7 +29,7 @@ QUICK = Plan(rounds=10, turn_ms=0.5, warmup_ms=1.0)
 def run(digits: Bundle) -> Results:
     """A real run whose noise is replaced by a fixed one, so that no test depends on this machine's mood."""
     found = bench(
-        digits, Request(providers=(Provider.CPU,), variants=("fp32", "int8-qdq"), batch_sizes=(1,), plan=QUICK)
+        digits, Request(providers=(Provider.CPU,), variants=("fp32", "int8-qdq"), points=batch(1), plan=QUICK)
     )
     return scaled(found, 1.0, seed=0)
 
@@ -44,27 +46,27 @@ def scaled(results: Results, factor: float, *, seed: int) -> Results:
 
 
 def flipped(results: Results, count: int) -> Results:
-    """Make `count` images wrong that were right."""
+    """Make `count` samples wrong that were right."""
 
     def change(row: Row) -> Row:
-        assert row.accuracy is not None
-        right = np.unpackbits(np.frombuffer(base64.b64decode(row.correct_images), np.uint8), count=row.accuracy.images)
+        assert row.score is not None
+        right = np.unpackbits(np.frombuffer(base64.b64decode(row.right), np.uint8), count=row.score.samples)
         right[np.flatnonzero(right)[:count]] = 0
         bits = base64.b64encode(np.packbits(right).tobytes()).decode()
-        accuracy = dataclasses.replace(row.accuracy, correct=int(right.sum()))
-        return dataclasses.replace(row, correct_images=bits, accuracy=accuracy)
+        score = dataclasses.replace(row.score, value=int(right.sum()) / row.score.samples)
+        return dataclasses.replace(row, right=bits, scores=(score, *row.scores[1:]))
 
     return dataclasses.replace(results, rows=tuple(change(row) for row in results.rows))
 
 
 def test_the_bench_keeps_what_a_comparison_needs(digits: Bundle) -> None:
-    found = bench(digits, Request(providers=(Provider.CPU,), variants=("fp32",), batch_sizes=(1,), plan=QUICK))
+    found = bench(digits, Request(providers=(Provider.CPU,), variants=("fp32",), points=batch(1), plan=QUICK))
     (row,) = found.rows
     assert row.latency is not None
-    assert row.accuracy is not None
+    assert row.score is not None
     assert len(row.latency.medians_us) == 10
-    bits = np.unpackbits(np.frombuffer(base64.b64decode(row.correct_images), np.uint8), count=row.accuracy.images)
-    assert int(bits.sum()) == row.accuracy.correct
+    bits = np.unpackbits(np.frombuffer(base64.b64decode(row.right), np.uint8), count=row.score.samples)
+    assert int(bits.sum()) == row.score.correct
 
 
 def test_noise_is_no_loss(run: Results) -> None:
@@ -80,12 +82,46 @@ def test_a_slowdown_beyond_the_limit_is_a_loss_and_one_within_is_not(run: Result
     assert {change.outcome for change in faster.changes} == {stats.Outcome.FASTER}
 
 
-def test_lost_images_are_counted_one_by_one(run: Results) -> None:
+def test_lost_samples_are_counted_one_by_one(run: Results) -> None:
     worse = compare(run, flipped(run, 8), Limits(drop_points=0.1))
     assert worse.lost
     assert {(c.flips.lost, c.flips.gained) for c in worse.changes if c.flips} == {(8, 0)}
     assert not compare(run, flipped(run, 3), Limits(drop_points=0.1)).lost, "three flips can be chance"
     assert not compare(run, flipped(run, 8), Limits(drop_points=5.0)).lost
+
+
+def scored(results: Results, **fields: object) -> Results:
+    """Give every row one score, of a metric that is not right or wrong."""
+    known = {"metric": "rmse", "dataset": "d", "split": "test", "samples": 400, "better": Better.LOWER, "unit": "mm"}
+    score = Score(**{**known, "value": 1.0, **fields})
+    rows = tuple(dataclasses.replace(row, scores=(score,), right="") for row in results.rows)
+    return dataclasses.replace(results, rows=rows)
+
+
+def test_other_metrics_are_compared_by_their_interval_and_their_direction(run: Results) -> None:
+    before = scored(run, baseline=1.0, low=-0.05, high=0.05)
+    worse = scored(run, value=1.3, baseline=1.0, low=0.25, high=0.35)
+    better = scored(run, value=0.7, baseline=1.0, low=-0.35, high=-0.25)
+    vague = scored(run, value=1.3, baseline=1.0, low=-0.1, high=0.7)
+    limits = Limits(loss=0.1)
+    assert compare(before, worse, limits).lost
+    assert compare(before, worse, limits).changes[0].scores[0].loss == pytest.approx(0.3)
+    assert not compare(before, better, limits).lost
+    assert not compare(before, vague, limits).lost, "the interval holds no loss at all as well"
+    assert not compare(before, worse, Limits(loss=0.4)).lost
+    assert (
+        compare(before, scored(run, value=1.005, baseline=1.0, low=0.0049, high=0.0051), Limits(loss=0.0)).lost is False
+    )
+
+
+def test_a_metric_without_interval_is_compared_by_its_value(run: Results) -> None:
+    whole = {"metric": "mine:map", "better": Better.HIGHER, "unit": ""}
+    before, after = scored(run, value=0.70, **whole), scored(run, value=0.60, **whole)
+    assert compare(before, after, Limits(loss=0.05)).lost
+    assert compare(before, after, Limits(loss=0.05)).changes[0].scores[0].margin is None
+    assert not compare(before, after, Limits(loss=0.2)).lost
+    other = scored(run, value=0.10, dataset="another", **whole)
+    assert compare(before, other, Limits()).changes[0].scores == (), "other samples say nothing"
 
 
 def test_the_sign_test_is_exact() -> None:

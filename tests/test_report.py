@@ -16,9 +16,9 @@ from kit.bench import results
 from kit.bench.conditions import Conditions
 from kit.bench.results import ColdStart, Control, Latency, NodeTime, Results, Row, Status, Verdict
 from kit.bench.stats import Comparison, Outcome
-from kit.bundle.records import Accuracy
 from kit.choices import Precision, Provider
 from kit.errors import BadInput, StorageUnavailable, UsageError
+from kit.metrics import Better, Score
 from kit.report import headline, tables
 from kit.report.page import pareto, render
 from kit.system.machine import Machine
@@ -41,11 +41,21 @@ def latency(p50_us: float, batch_size: int = 1, *, calls: int = 2000) -> Latency
         max_us=float(percentiles[100]),
         low_us=0.98 * p50_us,
         high_us=1.02 * p50_us,
-        images_per_second=1e6 * batch_size / p50_us,
+        samples_per_second=1e6 * batch_size / p50_us,
         medians_us=tuple(p50_us * (1 + 0.001 * (turn % 5)) for turn in range(20)),
         mean_us=p50_us,
         percentiles_us=tuple(percentiles.tolist()),
     )
+
+
+def top1(correct: int, samples: int = 10_000, **other: object) -> Score:
+    value = correct / samples
+    return Score(metric="top-1", dataset="mnist", split="test", samples=samples, value=value, unit="%", **other)
+
+
+def rmse(value: float, **other: object) -> Score:
+    known = {"metric": "rmse", "dataset": "cars", "split": "test", "samples": 500, "better": Better.LOWER, "unit": "mm"}
+    return Score(**known, value=value, **other)
 
 
 def row(variant: str = "fp32", p50_us: float | None = 70.0, batch_size: int = 1, **other: object) -> Row:
@@ -59,13 +69,14 @@ def row(variant: str = "fp32", p50_us: float | None = 70.0, batch_size: int = 1,
         "provider": Provider.CPU,
         "ran_on": Provider.CPU,
         "placement": "cpu 9/9",
-        "batch_size": batch_size,
+        "sizes": {"batch": batch_size},
+        "samples": batch_size,
         "threads": 1,
         "mode": "host",
         "status": Status.OK,
         "latency": latency(p50_us, batch_size) if p50_us else None,
-        "accuracy": Accuracy(dataset="mnist", split="test", images=10_000, correct=9912),
-        "accuracy_source": "live",
+        "scores": (top1(9912),),
+        "score_source": "live",
     }
     return Row(**{**fields, **other})
 
@@ -101,11 +112,11 @@ def made(*rows: Row, cpu: str = "A CPU", **other: object) -> Results:
 
 
 def pair(outcome: Outcome = Outcome.FASTER, speedup: float = 2.0, batch_size: int = 1) -> tuple[Row, Row]:
-    lossy = Accuracy(dataset="mnist", split="test", images=10_000, correct=9906, flips_to_wrong=6, flips_to_right=0)
+    lossy = top1(9906, baseline=0.9912, worse=6, improved=0)
     us = 70.0 * batch_size**0.7
     return (
         row("fp32", us, batch_size, verdict=verdict(Outcome.BASELINE)),
-        row("int8-qdq", us / speedup, batch_size, verdict=verdict(outcome, speedup), accuracy=lossy),
+        row("int8-qdq", us / speedup, batch_size, verdict=verdict(outcome, speedup), scores=(lossy,)),
     )
 
 
@@ -118,7 +129,7 @@ UNAVAILABLE = row(
     status=Status.UNAVAILABLE,
     reason="no NVIDIA driver",
     fix="install one, start with `--gpus all`",
-    accuracy_source="manifest",
+    score_source="manifest",
 )
 COLD = row(
     "fp32",
@@ -150,7 +161,11 @@ def everything() -> Results:
         "int8-qdq", 80.0, provider=Provider.CUDA, status=Status.FALLBACK, reason="CUDA gave up", fix="kit doctor"
     )
     control = Control(
-        contestant=BASELINE, batch_size=1, outcome=Outcome.SAME, comparison=verdict(Outcome.SAME).comparison, drift=0.2
+        contestant=BASELINE,
+        sizes={"batch": 1},
+        outcome=Outcome.SAME,
+        comparison=verdict(Outcome.SAME).comparison,
+        drift=0.2,
     )
     conditions = Conditions(seconds=3.0, other_cpus=1.5, stolen_share=0.0)
     return made(*swept, UNAVAILABLE, fallback, COLD, PROFILE, controls=(control,), conditions=conditions)
@@ -194,11 +209,13 @@ def test_cold_and_profile_tables_have_no_empty_latency_columns() -> None:
     assert "Gemm 40 %" in tables.to_markdown([made(PROFILE)])
 
 
-def test_the_headline_names_a_winner_its_accuracy_and_what_was_lost() -> None:
+def test_the_headline_names_a_winner_its_score_and_what_was_lost() -> None:
     found = headline.headline(made(*pair()))
-    assert found.title.startswith("int8-qdq in onnxruntime on cpu answers one image in 35.0 µs, 2.00 times as fast")
+    assert found.title.startswith("int8-qdq in onnxruntime on cpu answers one sample in 35.0 µs, 2.00 times as fast")
     assert "99.06 %" in found.title
-    assert any("0.06 points less" in one and "6 became wrong" in one and "mnist test" in one for one in found.sentences)
+    assert any(
+        "0.06 points worse" in one and "6 became wrong" in one and "mnist test" in one for one in found.sentences
+    )
 
 
 @pytest.mark.parametrize("outcome", [Outcome.SLOWER, Outcome.INCONCLUSIVE, Outcome.SAME])
@@ -210,12 +227,15 @@ def test_the_headline_names_no_winner_where_the_verdict_does_not(outcome: Outcom
 
 def test_the_headline_says_where_the_winner_does_not_win() -> None:
     found = headline.headline(made(*pair(), *pair(Outcome.SLOWER, 0.8, batch_size=64)))
-    assert any("not faster at every batch size: SLOWER 0.80x" in sentence for sentence in found.sentences)
+    assert any("not faster at every size: SLOWER 0.80x" in sentence for sentence in found.sentences)
 
 
 def test_the_headline_doubts_a_run_whose_baseline_differs_from_itself() -> None:
     doubtful = Control(
-        contestant=BASELINE, batch_size=1, outcome=Outcome.FASTER, comparison=verdict(Outcome.FASTER, 1.3).comparison
+        contestant=BASELINE,
+        sizes={"batch": 1},
+        outcome=Outcome.FASTER,
+        comparison=verdict(Outcome.FASTER, 1.3).comparison,
     )
     found = headline.headline(made(*pair(), controls=(doubtful,)))
     assert "differed from itself" in found.title
@@ -231,10 +251,44 @@ def test_a_fallback_wins_nothing_and_rows_that_did_not_run_are_counted() -> None
 
 
 def test_the_pareto_front_holds_what_nothing_beats_in_both() -> None:
-    right = {"accuracy": Accuracy(dataset="d", split="test", images=100, correct=99)}
-    wrong = {"accuracy": Accuracy(dataset="d", split="test", images=100, correct=90)}
+    right, wrong = {"scores": (top1(99, 100),)}, {"scores": (top1(90, 100),)}
     quick, good, slow, tied = row("q", 10, **wrong), row("g", 20, **right), row("s", 30, **wrong), row("t", 20, **wrong)
-    assert pareto([slow, tied, good, quick, row("n", 1.0, accuracy=None)]) == (quick, good)
+    assert pareto([slow, tied, good, quick, row("n", 1.0, scores=())]) == (quick, good)
+    near, far = row("n", 10, scores=(rmse(2.0),)), row("f", 20, scores=(rmse(1.0),))
+    assert pareto([far, near, row("w", 30, scores=(rmse(3.0),))]) == (near, far), "less of an error is better"
+
+
+def test_a_metric_keeps_its_name_unit_and_direction_everywhere() -> None:
+    base = row("fp32", 70.0, scores=(rmse(1.25),), verdict=verdict(Outcome.BASELINE))
+    loss = rmse(1.5, baseline=1.25, low=0.2, high=0.3)
+    quick = row("int8", 35.0, scores=(loss,), verdict=verdict(Outcome.FASTER, 2.0))
+    run = made(base, quick)
+    text = tables.to_markdown([run])
+    assert "| rmse |" in text
+    assert "1.5 mm" in text
+    assert "rmse in mm (lower is better): cars test, 500 samples." in text
+    found = headline.headline(run)
+    assert "with rmse 1.5 mm" in found.title
+    assert any("0.25 mm worse than the baseline" in one for one in found.sentences)
+    (_, line) = csv.DictReader(io.StringIO(tables.to_csv([run])))
+    assert (line["metric"], line["score"], line["score_unit"], line["better"]) == ("rmse", "1.5", "mm", "lower")
+    page = render([run], names=["a"])
+    assert "rmse, mm" in page
+    assert "as good in rmse" in page
+
+
+def test_a_model_of_which_nothing_is_known_has_no_column_for_it_and_one_line() -> None:
+    text = tables.to_markdown([made(row("model", 10.0, scores=(), score_source="", sizes={}))])
+    assert "top-1" not in text
+    assert "batch" not in text
+    assert text.count("is not known") == 1
+
+
+def test_every_axis_in_which_rows_differ_has_a_column() -> None:
+    sizes = [{"batch": count, "sequence": length} for count in (1, 8) for length in (16, 128)]
+    text = tables.to_markdown([made(*(row("fp32", 10.0, sizes=one) for one in sizes))])
+    assert "| batch | sequence |" in text
+    assert "| 8 | 128 |" in text
 
 
 def test_the_page_escapes_what_a_results_file_says() -> None:
@@ -250,12 +304,12 @@ def test_the_page_has_a_section_for_what_is_there_and_none_for_what_is_not() -> 
         found = set(re.findall(r'<section id="([a-z-]+)"', render([run], names=["a"])))
         return found - {"found", "figures", "placement", "environment"}
 
-    assert sections(everything()) == {"latency", "accuracy", "sweep", "cold", "profile"}
-    assert sections(made(*pair())) == {"latency", "accuracy"}
+    assert sections(everything()) == {"latency", "score", "sweep", "cold", "profile"}
+    assert sections(made(*pair())) == {"latency", "score"}
     assert sections(made(COLD)) == {"cold"}
     assert sections(made(PROFILE)) == {"profile"}
     assert sections(made(UNAVAILABLE)) == set()
-    assert sections(made(row(accuracy=None))) == {"latency"}
+    assert sections(made(row(scores=()))) == {"latency"}
 
 
 def test_rows_of_two_files_stand_side_by_side_only_where_they_are_the_same() -> None:

@@ -17,7 +17,7 @@ import exporters
 import kit
 from exporters import AutoOptions
 from exporters.formats import int8
-from kit import tuning
+from kit import ready, tuning
 from kit.bench.measure import Plan
 from kit.bench.request import Request
 from kit.bench.results import Results, Row, Verdict
@@ -30,7 +30,10 @@ from kit.runtime import choice as tuned
 from kit.runtime.base import RunnerOptions
 from kit.runtime.choice import Choice
 from kit.system import machine
+from kit.tensors import Tensors
 from tests.conftest import Kit
+from tests.helpers.bundles import overwrite
+from tests.helpers.points import batch, fixed_model
 
 FAST = Plan(rounds=10, turn_ms=0.5, warmup_ms=1.0, warmup_limit_ms=10.0)
 
@@ -41,7 +44,7 @@ def choice(variant: str = "int8-qdq", **changes: object) -> Choice:
         runtime="onnxruntime",
         options=RunnerOptions(threads=1, arena=True),
         goal=Goal.LATENCY,
-        batch_size=1,
+        sizes={"batch": 1},
         p50_us=12.0,
         speedup=2.0,
         low=1.9,
@@ -55,7 +58,7 @@ def choice(variant: str = "int8-qdq", **changes: object) -> Choice:
 @pytest.fixture
 def measured(digits: Bundle) -> Results:
     """A real run whose verdicts the tests write themselves: what is tested is the rule, not this machine's speed."""
-    request = Request(providers=(Provider.CPU,), batch_sizes=(1, 2), plan=FAST, counts_accuracy=False)
+    request = Request(providers=(Provider.CPU,), points=batch(1, 2), plan=FAST, counts_scores=False)
     return bench(digits, request)
 
 
@@ -65,7 +68,7 @@ def judged(results: Results, **verdicts: tuple[tuple[Outcome, float], tuple[Outc
     def of(row: Row) -> Row:
         if row.variant == "fp32":
             return dataclasses.replace(row, verdict=Verdict(outcome=Outcome.BASELINE, baseline="fp32"))
-        outcome, speedup = verdicts[row.variant.replace("-", "_")][row.batch_size - 1]
+        outcome, speedup = verdicts[row.variant.replace("-", "_")][row.samples - 1]
         found = Comparison(speedup=speedup, low=speedup, high=speedup, p_value=0.0)
         return dataclasses.replace(row, verdict=Verdict(outcome=outcome, baseline="fp32", comparison=found))
 
@@ -112,7 +115,7 @@ def test_a_choice_is_remembered_and_load_uses_it_unless_something_is_asked_for(d
     assert tuned.choice_for(digits) == choice()
     with kit.load(digits.folder) as engine:
         assert engine.choice == choice()
-        found = engine.predict(digits.golden().pixels[:2])
+        found = engine.predict(digits.golden()[0].inputs["pixels"][:2])
     assert (found.variant, found.runtime) == ("int8-qdq", "onnxruntime")
     for asked in ({"variant": "fp32"}, {"provider": "cpu"}, {"threads": 1}):
         with kit.load(digits.folder, **asked) as engine:
@@ -129,8 +132,10 @@ def test_another_runtime_can_be_chosen(digits: Bundle) -> None:
     tuned.remember(digits, choice(runtime="openvino", options=RunnerOptions(), runtime_version=version))
     with kit.load(digits.folder) as engine:
         assert engine.runtime == "openvino"
-        found = engine.predict(digits.golden().pixels)
-    assert (found.labels == digits.golden().logits.argmax(axis=1)).mean() > 0.98
+        (golden,) = digits.golden()
+        found = engine.predict(golden.inputs["pixels"])
+    assert golden.expected is not None
+    assert (found.labels == golden.expected["logits"].argmax(axis=1)).mean() > 0.98
 
 
 def test_a_choice_is_forgotten_with_what_it_was_made_of(digits: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,9 +180,9 @@ def test_tune_measures_chooses_and_remembers(digits: Bundle) -> None:
 
 def test_a_variant_that_is_wrong_here_or_lost_too_much_is_left_out(digits: Bundle) -> None:
     lossy = digits.variant("int8-qdq")
-    assert lossy.accuracy is not None
     worse = dataclasses.replace(
-        lossy, accuracy=dataclasses.replace(lossy.accuracy, flips_to_wrong=20, flips_to_right=0)
+        lossy,
+        scores=tuple(dataclasses.replace(one, worse=20, improved=0) for one in lossy.scores if one.split == "test"),
     )
     variants = tuple(worse if one.id == "int8-qdq" else one for one in digits.variants)
     bundle = dataclasses.replace(digits, manifest=dataclasses.replace(digits.manifest, variants=variants))
@@ -188,8 +193,8 @@ def test_a_variant_that_is_wrong_here_or_lost_too_much_is_left_out(digits: Bundl
 
 
 def test_a_damaged_bundle_is_not_tuned_and_the_line_that_mends_it_is_said(digits: Bundle, choices: Path) -> None:
-    path = digits.path(digits.variant("int8-dynamic").artifact)
-    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    path = digits.path(digits.variant("int8-dynamic").graph)
+    overwrite(path, path.read_bytes()[:-1] + b"x")
     with pytest.raises(BundleInvalid, match="was altered") as caught:
         tuning.tune(digits, most_threads=1, plan=FAST)
     assert caught.value.hint.endswith("--precision int8 --quantization dynamic")
@@ -200,10 +205,14 @@ def test_a_runtime_that_is_wrong_here_cannot_win(digits: Bundle, monkeypatch: py
     from kit.runtime.openvino import OpenVinoRunner
 
     honest = OpenVinoRunner.run
-    monkeypatch.setattr(OpenVinoRunner, "run", lambda self, pixels: -honest(self, pixels))
+
+    def wrong(self: OpenVinoRunner, tensors: Tensors) -> dict[str, np.ndarray]:
+        return {name: -array for name, array in honest(self, tensors).items()}
+
+    monkeypatch.setattr(OpenVinoRunner, "run", wrong)
     done = tuning.tune(digits, most_threads=1, plan=FAST)
     reasons = {one.name: one.reason for one in done.judgement.candidates}
-    assert reasons["fp32 in openvino"].startswith("out: relative error")
+    assert reasons["fp32 in openvino"].startswith("out: logits: relative error")
     assert reasons["int8-qdq in openvino"].startswith("out: ")
     assert done.choice.runtime == "onnxruntime"
 
@@ -245,11 +254,34 @@ def test_a_runtime_that_does_not_load_any_more_gives_way_to_the_default(
         assert (engine.choice, engine.runtime, engine.variant.id) == (None, "onnxruntime", "fp32")
 
 
-def test_without_fp32_there_is_nothing_to_compare_with(digits: Bundle) -> None:
-    variants = tuple(one for one in digits.variants if one.id != "fp32")
-    manifest = dataclasses.replace(digits.manifest, variants=variants, default_variant="int8-qdq")
-    with pytest.raises(UsageError, match="no fp32 variant"):
+def test_a_baseline_that_is_wrong_here_leaves_nothing_to_compare_with(digits: Bundle) -> None:
+    (promised,) = digits.variant("int8-qdq").fidelity
+    better = dataclasses.replace(promised, rms_error=0.0)
+    variants = tuple(
+        dataclasses.replace(one, fidelity=(better,)) if one.id == "int8-qdq" else one for one in digits.variants
+    )
+    manifest = dataclasses.replace(digits.manifest, variants=variants, baseline="int8-qdq")
+    with pytest.raises(UsageError, match="no baseline that works here, to compare the others with: int8-qdq"):
         tuning.tune(dataclasses.replace(digits, manifest=manifest), most_threads=1, plan=FAST)
+
+
+def test_any_axis_has_a_size_of_its_own_and_the_plainest_stays(duo: Bundle) -> None:
+    done = tuning.tune(duo, goal=Goal.THROUGHPUT, sizes={"sequence": 16}, most_threads=1, plan=FAST)
+    assert done.choice.sizes == {"batch": 64, "sequence": 16}
+    assert tuned.choice_for(duo) == done.choice
+    with pytest.raises(UsageError, match="no axis 'width'"):
+        tuning.tune(duo, sizes={"width": 3}, plan=FAST)
+
+
+def test_a_ready_model_is_tuned_by_runtimes_and_session_options(tmp_path: Path) -> None:
+    (tmp_path / "plain.onnx").write_bytes(fixed_model())
+    model = ready.find(tmp_path / "plain.onnx")
+    done = tuning.tune(model, most_threads=1, plan=FAST)
+    named = {one.name for one in done.judgement.candidates}
+    assert {"model in onnxruntime, 1 thread", "model in onnxruntime, 1 thread, arena"} <= named
+    assert any("openvino" in name for name in named)
+    assert (done.choice.variant, done.choice.sizes) == ("model", {})
+    assert tuned.choice_for(model) == done.choice
 
 
 def test_the_command_shows_chooses_and_forgets(kit_inside: Kit, digits: Bundle) -> None:
@@ -263,10 +295,10 @@ def test_the_command_shows_chooses_and_forgets(kit_inside: Kit, digits: Bundle) 
 
 
 def test_auto_publishes_what_is_right_and_makes_the_winner_the_default(digits: Bundle) -> None:
-    options = AutoOptions(batch_sizes=(1,), max_drop_points=1.0, plan=FAST)
+    options = AutoOptions(points=batch(1), max_loss=0.01, plan=FAST)
     done = exporters.export_auto(digits, options)
     bundle = done.report.bundle
-    assert bundle.manifest.default_variant == done.judgement.winner.name
+    assert bundle.manifest.default == done.judgement.winner.name
     ids = {variant.id for variant in bundle.variants}
     assert {"fp32", "fp16", "int8-qdq", "int8-qoperator", "int8-pixel", "int8-qdq-per-tensor", "int4"} <= ids
     reasons = {one.name: one.reason for one in done.judgement.candidates}
@@ -293,7 +325,7 @@ def test_auto_leaves_out_what_loses_too_much(digits: Bundle, monkeypatch: pytest
     ).bundle
     with_int4 = tuple(dataclasses.replace(one, id="int4") if one.id == "fp16" else one for one in earlier.variants)
     publish(earlier, tuple((one, earlier.read(one.artifact)) for one in with_int4 if one.id == "int4"), tools={})
-    done = exporters.export_auto(digits, AutoOptions(batch_sizes=(1,), plan=FAST, max_drop_points=1.0))
+    done = exporters.export_auto(digits, AutoOptions(points=batch(1), plan=FAST, max_loss=0.01))
     assert "int4" not in {variant.id for variant in done.report.bundle.variants}
     (reason,) = [one.reason for one in done.judgement.candidates if one.name == "int4"]
     assert reason.startswith("rejected: loses")
