@@ -15,6 +15,7 @@ from exporters import candidates, workbench
 from exporters.gate import Passed
 from exporters.options import ExportOptions
 from exporters.search import blame
+from exporters.sources.base import Original
 from exporters.workbench import ExportReport, OnStep, Workbench
 from kit import bundle as bundles
 from kit.bundle import Bundle, Items, Staged
@@ -117,14 +118,8 @@ def export(
     """
     from exporters.sources import open_source
 
-    options = options or ExportOptions()
-    folder = Path(out)
-    name = name or folder.name
-    try:
-        check_name(name)
-    except ValueError as error:
-        raise UsageError(str(error), hint="choose another --out or --name") from error
-    bundles.refuse_foreign(folder)
+    name = _checked_name(name or Path(out).name)
+    bundles.refuse_foreign(Path(out))
     on_step("opening the model")
     original = open_source(
         source,
@@ -135,39 +130,79 @@ def export(
         weights=None if weights is None else Path(weights),
     )
     try:
-        task = task or original.task
-        if task is not None:
-            task.check(original.signature)
-        items = _items(task, raw)
-        with workbench.staging_beside(folder) as staging:
-            bench = workbench.of(
-                original,
-                staging,
-                opset=options.opset,
-                golden=golden,
-                data=data,
-                task=task,
-                metric=metric,
-                max_loss=options.max_loss,
-                on_step=on_step,
-            )
-            passed = make(bench, options, on_step)
-            on_step("publishing")
-            bundle = bundles.create(
-                folder,
-                name=name,
-                signature=bench.signature,
-                golden=bench.golden,
-                tools=machine.tool_versions(),
-                task=task,
-                original=original.record,
-                variants=tuple(one.staged for one in passed),
-                items=items,
-                attachments=attachments,
-            )
+        return export_original(
+            original,
+            out=out,
+            name=name,
+            task=task or original.task,
+            options=options,
+            data=data,
+            golden=golden,
+            raw=raw,
+            metric=metric,
+            attachments=attachments,
+            on_step=on_step,
+        )
     finally:
         original.close()
+
+
+def export_original(
+    original: Original,
+    *,
+    out: str | os.PathLike[str],
+    name: str | None = None,
+    task: Task | None = None,
+    options: ExportOptions | None = None,
+    data: Splits | None = None,
+    golden: Sequence[Samples] | None = None,
+    raw: Sequence[Any] = (),
+    metric: str | Metric | None = None,
+    attachments: Mapping[str, bytes] | None = None,
+    on_step: OnStep = lambda _: None,
+) -> ExportReport:
+    """Export a model that is open already; arguments and errors are those of `export`. The caller closes it."""
+    options = options or ExportOptions()
+    folder = Path(out)
+    name = _checked_name(name or folder.name)
+    bundles.refuse_foreign(folder)
+    if task is not None:
+        task.check(original.signature)
+    items = _items(task, raw)
+    with workbench.staging_beside(folder) as staging:
+        bench = workbench.of(
+            original,
+            staging,
+            opset=options.opset,
+            golden=golden,
+            data=data,
+            task=task,
+            metric=metric,
+            max_loss=options.max_loss,
+            on_step=on_step,
+        )
+        passed = make(bench, options, on_step)
+        on_step("publishing")
+        bundle = bundles.create(
+            folder,
+            name=name,
+            signature=bench.signature,
+            golden=bench.golden,
+            tools=machine.tool_versions(),
+            task=task,
+            original=original.record,
+            variants=tuple(one.staged for one in passed),
+            items=items,
+            attachments=attachments,
+        )
     return ExportReport(bundle=bundle, passed=passed)
+
+
+def _checked_name(name: str) -> str:
+    try:
+        return check_name(name)
+    except ValueError as error:
+        raise UsageError(str(error), hint="choose another --out or --name") from error
 
 
 def make(bench: Workbench, options: ExportOptions, on_step: OnStep) -> tuple[Passed, ...]:

@@ -8,24 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kit.errors import DatasetInvalid, UsageError
+from kit.errors import UsageError
 from kit.tensors import Signature, Sizes, Tensors, TensorSpec, along
 
 SEEDED = "seeded noise"
 """Source of samples that were drawn to fit a signature."""
-
-TARGET = "target."
-"""How the names of targets begin in an npz of samples."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -188,31 +182,3 @@ def within(most_bytes: int, signature: Signature, sizes: Sizes, *, least: int = 
         return 1
     one = signature.nbytes({**sizes, signature.batch: 1})
     return int(min(most, max(least, math.floor(most_bytes / max(one, 1)))))
-
-
-def read_npz(path: Path, signature: Signature | None = None) -> tuple[Samples, ...]:
-    """Read samples out of an npz: arrays by the names of the inputs, `target.NAME` for what is right.
-
-    Args:
-        path: Of the file; nothing pickled is read.
-        signature: What the inputs must fit; None to take every array that is no target as an input.
-
-    Raises:
-        DatasetInvalid: It is no npz of plain arrays, or an input is missing.
-        UsageError: An array does not fit the signature.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
-        raise DatasetInvalid(
-            f"{path} holds no samples: {error}", hint="write it with numpy.savez(file, input_name=array, ...)"
-        ) from error
-    targets = {name.removeprefix(TARGET): array for name, array in arrays.items() if name.startswith(TARGET)}
-    inputs = {name: array for name, array in arrays.items() if not name.startswith(TARGET)}
-    samples = Samples(inputs=inputs, targets=targets or None, source=path.name)
-    if signature is not None:
-        check([samples], signature, name=path.name)
-    elif not inputs:
-        raise DatasetInvalid(f"{path} holds no arrays")
-    return (samples,)

@@ -14,6 +14,7 @@ from apps.cli.render import stdout
 from apps.cli.tables import Rows, pairs
 from kit.bundle import Bundle, Packed
 from kit.bundle.manifest import Manifest, Variant
+from kit.lab import records
 from kit.ready import ReadyModel
 from kit.report.format import NONE, size
 from kit.tensors import Signature, TensorSpec
@@ -73,6 +74,7 @@ def bundle_info(bundle: Bundle) -> None:
     rows += _task(manifest)
     if manifest.original is not None and not is_ready:
         rows.append(("made of", f"{manifest.original.kind} {manifest.original.name}"))
+    rows += _training(bundle)
     rows.append(("samples", _samples(bundle)))
     if manifest.attachments or bundle.inline:
         rows.append(("attached", ", ".join(dict.fromkeys((*manifest.attachments, *bundle.inline)))))
@@ -120,6 +122,22 @@ def _task(manifest: Manifest) -> list[tuple[str, str]]:
         if value not in (None, [], {}, "")
     ]
     rows += [("", f"{role}: {ref.file}") for role, ref in manifest.task.files.items()]
+    return rows
+
+
+def _training(bundle: Bundle) -> list[tuple[str, str]]:
+    """Say how the lab made a bundle, if it did."""
+    rows = []
+    if (training := records.training_record(bundle)) is not None:
+        held_out = "on all its samples"
+        if training.validation is not None:
+            held_out = f"{figures.of_score(training.validation)} on validation"
+        kept = f"epoch {training.best_epoch} of {training.epochs_run}, {held_out}"
+        rows.append(("trained", f"on {training.dataset}, seed {training.seed}: {kept}"))
+    if (origin := records.origin_of(bundle)) is not None:
+        gains = ", ".join(f"{one.speedup:.2f}x at batch {one.batch_size}" for one in origin.speedups)
+        left = "-".join(map(str, origin.units_left))
+        rows.append(("compressed", f"from {origin.bundle} ({origin.architecture}) to {left} units: {gains} in fp32"))
     return rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -9,7 +10,7 @@ import click
 from apps.cli import options
 
 if TYPE_CHECKING:
-    from kit.doctor import Diagnosis
+    from kit.doctor import Diagnosis, Trial
 
 
 @click.command()
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 def doctor(model: str | None, device_id: int, as_json: bool) -> int:
     """Say what this machine can run, by running a one-node model on each provider, and your MODEL.
 
-    MODEL is a model.onnx or a bundle: each of its variants is then run on each provider that works. Exit code 0 if at least
-    one provider works and nothing is installed twice, else 3.
+    MODEL is a model.onnx or a bundle: its default variant is then run in every runtime on every provider. Exit code 0 if at
+    least one provider works, runs the model, and nothing is installed twice; else 3.
 
     \b
     Examples:
@@ -30,14 +31,21 @@ def doctor(model: str | None, device_id: int, as_json: bool) -> int:
     """
     from apps.cli import render
     from kit import ready
-    from kit.doctor import diagnose
+    from kit.doctor import diagnose, try_model
+    from kit.system.serial import encode
 
-    found = diagnose(None if model is None else ready.find(model), device_id=device_id)
+    named = None if model is None else ready.find(model)
+    found = diagnose(device_id=device_id)
+    tried: tuple[Trial, ...] = ()
+    if named is not None:
+        with render.progress() as update:
+            tried = try_model(named, device_id=device_id, on_step=update)
     if as_json:
-        render.print_json(found)
+        render.print_json({**encode(found), **({} if named is None else {"model": tried})})
     else:
         _show(found)
-    return 0 if found.ok else 3
+        _show_trials(tried)
+    return 0 if found.ok and (named is None or any(one.works for one in tried)) else 3
 
 
 def _show(found: Diagnosis) -> None:
@@ -60,13 +68,26 @@ def _show(found: Diagnosis) -> None:
         console.print(f"[bold]{report.provider.value:<9}[/]  [yellow]{escape(report.reason)}[/]", soft_wrap=True)
         if report.fix:
             console.print(f"           → {escape(report.fix)}", soft_wrap=True)
-    for model in found.models:
-        name = f"{escape(model.variant)} on {model.provider}"
-        if model.runs:
-            console.print(f"[bold]{name}[/]  [green]runs[/]: {escape(model.placement.describe())}", soft_wrap=True)
-            continue
-        console.print(f"[bold]{name}[/]  [yellow]{escape(model.reason)}[/]", soft_wrap=True)
-        if model.fix:
-            console.print(f"           → {escape(model.fix)}", soft_wrap=True)
     for warning in found.warnings:
         console.print(f"[red]warning[/]    {escape(warning)}", soft_wrap=True)
+
+
+def _show_trials(tried: Sequence[Trial]) -> None:
+    from rich.markup import escape
+
+    from apps.cli import render
+    from apps.cli.tables import Rows
+
+    if not tried:
+        return
+    rows = Rows(headers=("runtime", "provider", "model", "nodes on"), left=("runtime", "provider", "model", "nodes on"))
+    for one in tried:
+        runs = "[green]runs[/]" if one.works else "[yellow]does not run[/]"
+        rows.add(one.runtime, one.provider.value, runs, escape(one.placement))
+    console = render.stdout()
+    rows.show(console)
+    for one in tried:
+        if not one.works:
+            console.print(f"[yellow]{one.runtime} on {one.provider}: {escape(one.reason)}[/]", soft_wrap=True)
+            if one.fix:
+                console.print(f"  → {escape(one.fix)}", soft_wrap=True)

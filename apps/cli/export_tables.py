@@ -170,7 +170,8 @@ def compress_table(done: CompressReport) -> None:
     lost = ""
     if found is not None:
         lost = (
-            f" fp32 has {found.metric} {figures.of_score(found)} on {found.samples:,} samples of {found.dataset} {found.split}; "
+            f" fp32 has {found.metric} {figures.of_score(found)} on {found.samples:,} samples of {found.dataset} "
+            f"{found.split}; "
             f"against the original's: {figures.changed(found)}."
         )
     stdout().print(
