@@ -94,9 +94,9 @@ def predict(job: Job) -> Answer:
     Asked: `kind`, and what goes with it: `picture` (array `file`: an encoded picture, uint8 `[n]`), `items` (`raw`: plain
     values that the model's task knows), `file` (array `file`: an .npz, uint8 `[n]`), or `sample` (what `sample` was asked).
     Returns `kind` of the answers (`classes`, `vectors` or `tensors`), `against` (who the answers are compared with), and
-    `answers`, for each contestant that runs: number, the median latency of some calls in microseconds, its records, its fidelity and a
-    summary of its outputs; for classes the names of `classes` and for each answer `label` and `unsure`. The arrays are what
-    the model saw, `input NAME`, and for each answer `probabilities NUMBER` or `vectors NUMBER`.
+    `answers`, for each contestant that runs: number, the median latency of some calls in microseconds, its records, its
+    fidelity and a summary of its outputs; for classes the names of `classes` and for each answer `label` and `unsure`. The
+    arrays are what the model saw, `input NAME`, and for each answer `probabilities NUMBER` or `vectors NUMBER`.
     """
     running = [(number, one) for number, one in enumerate(job.state["stand"]) if one is not None]
     if not running:
