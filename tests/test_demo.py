@@ -183,15 +183,15 @@ def test_strokes_are_undone_and_cleared_and_outlive_another_tab(page) -> None:
 
 
 def test_pictures_good_blank_corrupt_huge_and_random_are_answered(page, site: Site, tmp_path: Path) -> None:
-    golden = site.bundle.golden()
-    Image.fromarray(255 - golden.pixels[0]).resize((300, 300)).save(tmp_path / "good.png")
+    golden = site.bundle.golden()[0]
+    Image.fromarray(255 - golden.inputs["pixels"][0]).resize((300, 300)).save(tmp_path / "good.png")
     Image.new("L", (100, 100), 255).save(tmp_path / "blank.png")
     (tmp_path / "corrupt.png").write_bytes(b"no picture at all")
     (tmp_path / "huge.png").write_bytes(b"x" * (21 * 2**20))
     page.get_by_text("File", exact=True).click()
     chooser = page.locator("input[type=file]").last
     chooser.set_input_files(tmp_path / "good.png")
-    assert set(answers(page).values()) == {site.bundle.spec.labels[golden.labels[0]]}
+    assert set(answers(page).values()) == {str(golden.targets["labels"][0])}
     chooser.set_input_files(tmp_path / "blank.png")
     page.get_by_text("The picture is empty").wait_for()
     chooser.set_input_files(tmp_path / "corrupt.png")
@@ -199,8 +199,8 @@ def test_pictures_good_blank_corrupt_huge_and_random_are_answered(page, site: Si
     chooser.set_input_files(tmp_path / "huge.png")
     page.get_by_text(re.compile("must be 20(\\.0)?\\s?MB or smaller")).wait_for()
     page.get_by_text("Random", exact=True).click()
-    page.get_by_text(re.compile(r"label \d · digits test image")).wait_for()
-    before = page.get_by_text(re.compile("test image")).first.inner_text()
+    page.get_by_text(re.compile(r"label \d · digits test sample")).wait_for()
+    before = page.get_by_text(re.compile("test sample")).first.inner_text()
     page.get_by_role("button", name="Another picture").click()
     page.wait_for_function("text => !document.body.innerText.includes(text)", arg=before)
     assert set(answers(page)) == CONTESTANTS
@@ -208,14 +208,14 @@ def test_pictures_good_blank_corrupt_huge_and_random_are_answered(page, site: Si
 
 def test_accuracy_is_counted_kept_and_opened_cell_by_cell(page, site: Site) -> None:
     tab(page, "Accuracy")
-    published = site.bundle.variant("fp32").accuracy
-    page.get_by_role("cell", name=f"{100 * published.top1:.2f} %").first.wait_for()
+    published = site.bundle.variant("fp32").score("top-1")
+    page.get_by_role("cell", name=f"{100 * published.value:.2f} %").first.wait_for()
     page.get_by_role("button", name="Count on this machine").click()
     page.get_by_text("What is read as what").wait_for()
-    page.get_by_text(f"Counted on this machine: digits, test split, {published.images:,} images").wait_for()
-    assert f"{100 * published.top1:.2f} %" in page.get_by_test_id("stMetric").first.inner_text()
-    page.get_by_role("combobox", name=re.compile("Misread images")).wait_for()
-    page.get_by_role("img", name=re.compile("test image")).first.wait_for()
+    page.get_by_text(f"Counted on this machine: digits, test split, {published.samples:,} samples").wait_for()
+    assert f"{100 * published.value:.2f} %" in page.get_by_test_id("stMetric").first.inner_text()
+    page.get_by_role("combobox", name=re.compile("Misread samples")).wait_for()
+    page.get_by_role("img", name=re.compile("test sample")).first.wait_for()
     page.screenshot(path=SHOTS / "demo-accuracy.png")
     other = site.visit()
     tab(other, "Accuracy")
@@ -310,7 +310,7 @@ def with_model(bundle: Bundle, change) -> Bundle:
     """Return a bundle whose fp32 file was changed and whose manifest names it so."""
     import hashlib
 
-    path = bundle.path(bundle.variant("fp32").artifact)
+    path = bundle.path(bundle.variant("fp32").graph)
     model = onnx.load(path)
     change(model)
     data = model.SerializeToString()
@@ -320,7 +320,7 @@ def with_model(bundle: Bundle, change) -> Bundle:
     manifest = json.loads((bundle.folder / "manifest.json").read_text())
     for variant in manifest["variants"]:
         if variant["id"] == "fp32":
-            variant["artifact"] = {"file": name, "sha256": digest, "size_bytes": len(data)}
+            variant["graph"] = {"file": name, "sha256": digest, "size_bytes": len(data)}
     (bundle.folder / "manifest.json").write_text(json.dumps(manifest))
     path.unlink()
     return open_folder(bundle.folder)

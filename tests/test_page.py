@@ -14,6 +14,7 @@ from streamlit.testing.v1 import AppTest
 from apps.demo import visitor
 from kit.bundle import Bundle
 from tests.conftest import ROOT
+from tests.helpers.bundles import overwrite
 
 PAGE = ROOT / "apps" / "demo" / "page.py"
 
@@ -37,6 +38,10 @@ def page(monkeypatch: pytest.MonkeyPatch, cache: Path):  # noqa: ARG001 - nothin
             app.session_state["visitor"].forget()
 
 
+def press(app: AppTest, label: str) -> None:
+    next(one for one in app.button if one.label == label).click().run()
+
+
 def texts(elements) -> str:
     return "\n".join(str(one.value) for one in elements).replace("\\", "")
 
@@ -49,7 +54,9 @@ def test_a_bundle_that_is_not_there_is_said_with_what_to_do(page) -> None:
 
 def test_a_bundle_without_variants_says_what_to_type(page, tiny: Bundle) -> None:
     manifest = json.loads((tiny.folder / "manifest.json").read_text())
-    (tiny.folder / "manifest.json").write_text(json.dumps({**manifest, "variants": [], "default_variant": None}))
+    (tiny.folder / "manifest.json").write_text(
+        json.dumps({**manifest, "variants": [], "default": None, "baseline": None})
+    )
     app = page(tiny.folder)
     assert "no exported variant" in texts(app.error)
     assert not app.exception
@@ -60,7 +67,8 @@ def test_the_first_view_invites_to_draw(page, tiny: Bundle) -> None:
     assert not app.exception
     assert app.title[0].value == "tiny"
     assert "Draw with the mouse" in texts(app.info)
-    assert "takes uint8 [batch, 4, 4]" in texts(app.caption)
+    assert "takes pixels uint8 [batch, 4, 4]" in texts(app.caption)
+    assert "image classification" in texts(app.caption)
 
 
 @pytest.mark.parametrize("picture", ["data:image/png;base64,%%%", "data:image/png;base64,aGVsbG8="])
@@ -70,23 +78,28 @@ def test_a_canvas_that_sends_nonsense_is_no_defect(page, digits: Bundle, picture
     assert app.info or "readable picture" in texts(app.warning)
 
 
-def test_data_that_is_not_here_is_said(page, tiny: Bundle) -> None:
+def test_data_that_is_not_here_is_said_and_golden_samples_are_counted(page, tiny: Bundle) -> None:
     app = page(tiny.folder, "Accuracy")
     assert not app.exception
     assert "without labelled data" in texts(app.info)
-    assert "not on this machine" in texts(app.info)
+    assert "No labelled data" in texts(app.info)
+    press(app, "Count on this machine")
+    assert not app.exception
+    assert "the original's answers stand for them" in texts(app.caption)
+    assert app.metric[0].label.replace("\\", "") == "fp32, agreement"
+    assert app.metric[0].value == "100.00 %"
 
 
 def test_a_damaged_variant_is_a_line_among_those_that_answer(page, digits: Bundle) -> None:
-    path = digits.path(digits.variant("int8-qdq").artifact)
+    path = digits.path(digits.variant("int8-qdq").graph)
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
-    path.write_bytes(data)
+    overwrite(path, data)
     app = page(digits.folder, source="Random")
     assert not app.exception
     assert "int8-qdq · onnxruntime" in texts(app.caption)
     assert "was altered" in texts(app.caption)
-    assert app.metric[0].value in digits.spec.labels
+    assert app.metric[0].value in map(str, range(10))
 
 
 def test_a_damaged_results_file_is_said(page, digits: Bundle) -> None:
@@ -99,7 +112,7 @@ def test_a_damaged_results_file_is_said(page, digits: Bundle) -> None:
 
 def test_under_the_threshold_it_says_that_it_is_unsure(page, tiny: Bundle) -> None:
     manifest = json.loads((tiny.folder / "manifest.json").read_text())
-    manifest["spec"] |= {"abstain_below": 0.9999, "temperature": 100.0}
+    manifest["task"]["options"] |= {"abstain_below": 0.9999, "temperature": 100.0}
     (tiny.folder / "manifest.json").write_text(json.dumps(manifest))
     app = page(tiny.folder, source="Random")
     assert not app.exception
@@ -109,7 +122,7 @@ def test_under_the_threshold_it_says_that_it_is_unsure(page, tiny: Bundle) -> No
 
 def test_what_a_stranger_wrote_stays_text(page, tiny: Bundle) -> None:
     manifest = json.loads((tiny.folder / "manifest.json").read_text())
-    manifest["spec"]["architecture"] = "![x](http://evil.example/x.png)"
+    manifest["original"] |= {"name": "![x](http://evil.example/x.png)"}
     (tiny.folder / "manifest.json").write_text(json.dumps(manifest))
     app = page(tiny.folder)
     assert not app.exception
@@ -125,6 +138,57 @@ def test_a_bundle_that_disappears_leaves_the_choice_of_another(page, tiny: Bundl
     assert any("Path of a folder" in one.label for one in app.text_input)
 
 
-def test_pictures_of_channels_are_shown_as_one_plane() -> None:
-    for shape in ((4, 14, 14), (3, 14, 14), (14, 14, 3), (1, 14, 14), (14, 14)):
+def test_pictures_of_one_channel_are_shown_grey_and_others_in_colours() -> None:
+    for shape in ((1, 14, 14), (14, 14, 1), (14, 14)):
         assert visitor.pixels_of(np.full(shape, 9, np.uint8), 28).tolist() == [[9] * 28] * 28
+    for shape in ((4, 14, 14), (3, 14, 14), (14, 14, 3), (14, 14, 4)):
+        assert visitor.pixels_of(np.full(shape, 9, np.uint8), 28).tolist() == [[[9] * 3] * 28] * 28
+    stretched = visitor.pixels_of(np.linspace(-2, 2, 9, dtype=np.float32).reshape(3, 3), 3)
+    assert (stretched.min(), stretched.max()) == (0, 255)
+
+
+def test_a_model_of_plain_tensors_is_shown_in_every_tab(page, duo: Bundle) -> None:
+    app = page(duo.folder)
+    assert not app.exception
+    assert "takes ids int64 [batch, sequence], numbers float32 [batch, 3] · gives scores" in texts(app.caption)
+    assert "golden sample 0" in texts(app.caption)
+    assert "Compared with the original" in texts(app.markdown)
+    inputs, outputs, compared = (one.value for one in app.table[:3])
+    assert list(inputs.index) == ["ids", "numbers"]
+    assert list(outputs.index) == ["scores", "vectors"]
+    assert set(compared["output"]) == {"scores", "vectors"}
+    press(app, "Another sample")
+    assert "golden sample 1" in texts(app.caption)
+    for tab in ("Accuracy", "Latency", "Artifact"):
+        app.session_state["tab"] = tab
+        app.run()
+        assert not app.exception
+        assert not app.error
+    assert "[batch, sequence, 6]" in app.table[1].value.to_string().replace("\\", "")
+    assert "'ids': np.zeros((1, 5), np.int64)" in texts(app.code)
+
+
+def test_a_model_whose_task_nobody_here_knows_is_asked_by_tensors(page, duo: Bundle) -> None:
+    manifest = json.loads((duo.folder / "manifest.json").read_text())
+    manifest["task"] = {"name": "smell-detection@1", "options": {}}
+    (duo.folder / "manifest.json").write_text(json.dumps(manifest))
+    app = page(duo.folder)
+    assert not app.exception
+    assert "smell detection" in texts(app.caption)
+    assert list(app.table[1].value.index) == ["scores", "vectors"]
+    app.session_state["tab"] = "Accuracy"
+    app.run()
+    press(app, "Count on this machine")
+    assert not app.exception
+    assert "cosine" in app.metric[0].label
+
+
+def test_a_ready_model_is_shown_as_it_is(page, duo: Bundle) -> None:
+    app = page(duo.path(duo.variant().graph))
+    assert not app.exception
+    assert "golden sample 0" in texts(app.caption)
+    app.session_state["tab"] = "Artifact"
+    app.run()
+    assert not app.exception
+    assert "A ready model" in texts(app.caption)
+    assert not app.get("download_button")

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from apps.demo import charts, words
 from apps.demo.explain import picture_of
-from apps.demo.jobs import CALLS
 from apps.demo.views import Question
 from apps.demo.visitor import Contestant, pixels_of
 from kit.bundle import Bundle
@@ -63,8 +62,8 @@ def show(bundle: Bundle, found: Found, question: Question) -> None:
     """Draw the answers."""
     {"classes": _classes, "vectors": _vectors}.get(found.kind, _tensors)(bundle, found, question)
     st.caption(
-        f"µs: median of up to {CALLS} calls, tensors in to tensors out, in a process of its own; the Latency tab measures "
-        "properly."
+        f"µs: median of {min(one['calls'] for one in found.answers)} calls, tensors in to tensors out, in a process of its "
+        "own; the Latency tab measures properly."
     )
     for one in found.silent:
         st.caption(words.plain(f"{one.name}: {one.problem}. {one.fix}"))

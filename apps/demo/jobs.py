@@ -94,9 +94,9 @@ def predict(job: Job) -> Answer:
     Asked: `kind`, and what goes with it: `picture` (array `file`: an encoded picture, uint8 `[n]`), `items` (`raw`: plain
     values that the model's task knows), `file` (array `file`: an .npz, uint8 `[n]`), or `sample` (what `sample` was asked).
     Returns `kind` of the answers (`classes`, `vectors` or `tensors`), `against` (who the answers are compared with), and
-    `answers`, for each contestant that runs: number, the median latency in microseconds, its records, its fidelity and a
-    summary of its outputs; for classes the names of `classes` and for each answer `label` and `unsure`. The arrays are what
-    the model saw, `input NAME`, and for each answer `probabilities NUMBER` or `vectors NUMBER`.
+    `answers`, for each contestant that runs: number, the median latency of some calls in microseconds, its records, its
+    fidelity and a summary of its outputs; for classes the names of `classes` and for each answer `label` and `unsure`. The
+    arrays are what the model saw, `input NAME`, and for each answer `probabilities NUMBER` or `vectors NUMBER`.
     """
     running = [(number, one) for number, one in enumerate(job.state["stand"]) if one is not None]
     if not running:
@@ -109,12 +109,13 @@ def predict(job: Job) -> Answer:
     kind = "tensors"
     about: dict[str, Any] = {}
     for number, one in running:
-        outputs, latency_us = _timed(one.runner, inputs)
+        outputs, times_us = _timed(one.runner, inputs)
         expected = outputs if expected is None else expected
         found = task.decode(outputs, inputs)
         told = {
             "number": number,
-            "latency_us": latency_us,
+            "calls": len(times_us),
+            "latency_us": statistics.median(times_us),
             "fidelity": [serial.encode(each) for each in _fidelity(expected, outputs)],
             "outputs": [_summary(name, array) for name, array in outputs.items()],
         }
@@ -152,15 +153,15 @@ def _question(job: Job, bundle: Bundle, task: Task) -> tuple[Tensors, Tensors | 
     return bundle.signature.arrays(task.encode(items)), None
 
 
-def _timed(runner: Runner, inputs: Tensors) -> tuple[dict[str, NDArray[Any]], float]:
-    """Return the outputs and the median latency of some calls in microseconds."""
+def _timed(runner: Runner, inputs: Tensors) -> tuple[dict[str, NDArray[Any]], list[float]]:
+    """Return the outputs, and how long some calls took in microseconds."""
     times: list[float] = []
     until = time.perf_counter() + PATIENCE_SECONDS
     while not times or (len(times) < CALLS and time.perf_counter() < until):
         started = time.perf_counter_ns()
         outputs = runner.run(inputs)
         times.append((time.perf_counter_ns() - started) / 1e3)
-    return outputs, statistics.median(times)
+    return outputs, times
 
 
 def _fidelity(expected: Tensors, outputs: Tensors) -> tuple[Fidelity, ...]:
