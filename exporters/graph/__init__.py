@@ -1,1 +1,1 @@
-"""ONNX graphs: questions, and rules that rewrite them."""
+"""ONNX graphs: files, names, questions, and rules that rewrite them."""

@@ -1,16 +1,16 @@
-"""ONNX graphs: questions that every room of the workshop asks of them, and rules each of them applies. No torch.
-
-A rule changes the model it is given; a question does not.
-"""
+"""Questions about ONNX graphs, and the small changes that every format makes to them. No torch."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
+
+from exporters.graph import files
 
 LAYERS = ("Gemm", "MatMul", "Conv")
 """Operators that have weights and do the work; what is quantized, and what is counted."""
@@ -48,14 +48,34 @@ def _layer_name(node: onnx.NodeProto) -> str:
 
 
 def strip(model: onnx.ModelProto) -> None:
-    """Remove everything that does not compute: metadata, doc strings, inferred shapes."""
-    graph = model.graph
+    """Remove everything that does not compute: metadata, doc strings, inferred shapes, local paths in them."""
     model.ClearField("doc_string")
-    for holder in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+    model.ClearField("metadata_props")
+    _strip_graph(model.graph)
+    for function in model.functions:
+        function.ClearField("doc_string")
+        function.ClearField("metadata_props")
+        function.ClearField("value_info")
+        _strip_nodes(function.node)
+    model.graph.name = "kit"
+
+
+def _strip_graph(graph: onnx.GraphProto) -> None:
+    for holder in (graph, *graph.input, *graph.output, *graph.initializer):
         holder.ClearField("metadata_props")
         holder.ClearField("doc_string")
     graph.ClearField("value_info")
-    graph.name = "kit"
+    _strip_nodes(graph.node)
+
+
+def _strip_nodes(nodes: Iterable[onnx.NodeProto]) -> None:
+    for node in nodes:
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+        for attribute in node.attribute:
+            attribute.ClearField("doc_string")
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                _strip_graph(inner)
 
 
 def initializers(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
@@ -80,19 +100,22 @@ def least_onnxruntime(model: onnx.ModelProto) -> str:
 
 
 def drop_unused_initializers(model: onnx.ModelProto) -> None:
-    """Remove constants no node reads."""
-    used = {name for node in model.graph.node for name in node.input}
+    """Remove constants that nothing reads."""
+    used = set(files.names_read(model.graph))
     for tensor in [t for t in model.graph.initializer if t.name not in used]:
         model.graph.initializer.remove(tensor)
 
 
 def follow(model: onnx.ModelProto, tensor: str) -> list[onnx.NodeProto]:
-    """Return the chain of nodes from `tensor` on, as long as each output has one reader."""
+    """Return the chain of nodes from `tensor` on, as long as each output has one reader and is not given away."""
     chain: list[onnx.NodeProto] = []
+    seen = {tensor}
+    given = {output.name for output in model.graph.output}
     while True:
         readers = [node for node in model.graph.node if tensor in node.input]
-        if len(readers) != 1 or len(readers[0].output) != 1:
+        if len(readers) != 1 or len(readers[0].output) != 1 or tensor in given or readers[0].output[0] in seen:
             return chain
+        seen.add(readers[0].output[0])
         chain.append(readers[0])
         tensor = readers[0].output[0]
 
@@ -105,11 +128,11 @@ def is_plain(gemm: onnx.NodeProto) -> bool:
 
 
 def uses(model: onnx.ModelProto, tensor: str) -> int:
-    """Count the inputs of nodes that read a tensor."""
-    return sum(list(node.input).count(tensor) for node in model.graph.node)
+    """Count who reads a tensor: inputs of nodes, of graphs inside the graph too, and outputs of the graph."""
+    return sum(name == tensor for name in files.names_read(model.graph))
 
 
 def assign(tensor: onnx.TensorProto, values: NDArray[np.floating]) -> None:
-    """Give a constant other values, as float32."""
-    name = tensor.name
-    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values, np.float32), name))
+    """Give a constant other values, of its own dtype."""
+    own = np.ascontiguousarray(values, files.dtype_of(tensor))
+    tensor.CopyFrom(numpy_helper.from_array(own, tensor.name))

@@ -1,247 +1,495 @@
-"""torch -> ONNX: one file, a dynamic batch, raw uint8 pixels in, normalisation in the first layer, no local paths.
-
-Rules, each `model in -> model out`, applied in this order to what torch.onnx.export (dynamo) gives:
-
-- `strip`       torch writes stack traces with local paths into metadata, and shapes that later tools trip over
-                (quantize_dynamic fails on them, microsoft/onnxruntime#25890): drop metadata, doc strings and value_info.
-- `untranspose` Gemm(transB=1) becomes Gemm with the transposed weight, which every quantizer reads.
-- `unscale`     Gemm's alpha and beta go into its weight and bias: quantizers pass over them.
-- `crop`        Cast -> Mul -> Add -> Slice becomes Slice -> Cast -> Mul -> Add: what is cut away need not be computed.
-- `fold`        Cast -> Mul -> Add -> Reshape -> Gemm becomes Cast -> Reshape -> Gemm: with y = (x*s + t) @ W + b,
-                W' = s*W and b' = b + t*sum(W); the Add is missing where the mean is 0. Exact in real numbers, in float32
-                to rounding. Where the first layer is not dense the nodes stay, and the result says so.
-- `flatten`     Reshape to (-1, all the rest) becomes Flatten, which reads no shape: 0.7 us less of 12 for one image in
-                int8 on one core of an AMD EPYC (family 25 model 17).
-"""
+"""A torch module, or a program of torch.export, as an original."""
 
 from __future__ import annotations
 
-import contextlib
-import io
+import dataclasses
 import itertools
-import logging
-import math
 import re
-import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnx
 import torch
-from onnx import helper, numpy_helper
+from numpy.typing import NDArray
 from torch import nn
+from torch.export import ExportedProgram
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from exporters.graph.rules import (
-    assign,
-    drop_unused_initializers,
-    follow,
-    initializers,
-    is_plain,
-    opset_of,
-    strip,
-    uses,
-)
+from exporters.graph.files import Graph
+from exporters.graph.rewrite import simplify
 from exporters.options import DEFAULT_OPSET
-from kit.bundle.records import ModelSpec
-from kit.choices import BATCH
-from kit.errors import GateFailed
-from kit.lab.models import FromPixels
+from exporters.sources import calls, torch_export
+from kit.bundle.manifest import Original as OriginalRecord
+from kit.errors import GateFailed, UsageError
+from kit.runtime.base import BATCH_BYTES
+from kit.samples import Samples, seeded
+from kit.tasks.base import Task
+from kit.tensors import BATCH, Axis, Signature, Tensors, TensorSpec
+
+Answer = Callable[[Sequence[torch.Tensor]], dict[str, torch.Tensor]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Graph:
-    """An ONNX model and what was done to it."""
+class TorchOriginal:
+    """What torch runs and writes: asked for answers, then written, then closed.
 
-    model: onnx.ModelProto
-    normalization_folded: bool
+    Attributes: see exporters.sources.base.Original.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        signature: Signature,
+        record: OriginalRecord,
+        program: ExportedProgram,
+        answer: Answer,
+        device: torch.device,
+        task: Task | None = None,
+        examples: tuple[Samples, ...] | None = None,
+        close: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.name = name
+        self.signature = signature
+        self.task = task
+        self.record = record
+        self.examples = examples
+        self._program: ExportedProgram | None = program
+        self._answer: Answer | None = answer
+        self._device = device
+        self._close = close
+
+    def answer(self, tensors: Tensors) -> dict[str, NDArray[Any]]:
+        """Compute the outputs, in pieces bounded by bytes."""
+        if self._answer is None:
+            raise UsageError("this model was closed")
+        rows = self.signature.rows_within(BATCH_BYTES, self.signature.check(tensors))
+        return self.signature.join([self._piece(piece) for piece in self.signature.split(tensors, rows)])
+
+    def _piece(self, tensors: Tensors) -> dict[str, NDArray[Any]]:
+        assert self._answer is not None  # answer looked
+        given = [torch.tensor(tensors[spec.name], device=self._device) for spec in self.signature.inputs]
+        found = _run(self._answer, given, _sizes(self.signature, tensors))
+        return {
+            spec.name: calls.as_array(value) for spec, value in zip(self.signature.outputs, found.values(), strict=True)
+        }
+
+    def graph(self, *, opset: int = DEFAULT_OPSET) -> Graph:
+        """Return it as a graph whose large weights stay where the module has them."""
+        if self._program is None:
+            raise UsageError("this model was closed")
+        graph = torch_export.to_graph(self._program, self.signature, opset=opset)
+        simplify(graph, batch=self.signature.batch)
+        return graph
+
+    def write(self, folder: Path, *, opset: int = DEFAULT_OPSET) -> Path:
+        """Write it as `model.onnx`, large weights in `model.data` beside it."""
+        return self.graph(opset=opset).save(folder)
+
+    def close(self) -> None:
+        """Free its weights, as far as they are nobody else's."""
+        self._program = self._answer = None
+        self._close()
+        self._close = lambda: None
 
 
-def to_onnx(module: nn.Module, spec: ModelSpec, *, opset: int = DEFAULT_OPSET) -> Graph:
-    """Export a module that takes normalised float32 `[N, *input shape]`.
+def open_module(
+    module: nn.Module,
+    *,
+    name: str | None = None,
+    record: OriginalRecord | None = None,
+    inputs: Any = None,
+    signature: Signature | None = None,
+    task: Task | None = None,
+    axes: Mapping[str, Axis] | None = None,
+    outputs: Sequence[str] | None = None,
+) -> TorchOriginal:
+    """Take a module as an original: it is run, asked twice, and traced now, so that what cannot work is found at once.
 
     Args:
-        module: In evaluation mode.
-        spec: Names, shapes and the normalisation.
-        opset: ONNX operator set.
+        module: In any mode; it is in evaluation mode until the original is closed.
+        name: For its bundle; None: after its class.
+        record: For the manifest; None: the class.
+        inputs: Examples, by the names of `forward`'s parameters or in their order. Without a signature, the axis with which all
+            of them begin is the batch, and everything else is fixed.
+        signature: What it takes and gives; inputs that are named like parameters are passed by name.
+        task: Its task, if known.
+        axes: Bounds of axes of the signature.
+        outputs: Names of outputs to keep, if they have names; None: all.
 
     Raises:
-        GateFailed: torch could not export the module, or not at this opset.
+        UsageError: There is neither an example nor a signature, or they do not fit the module.
+        GateFailed: It cannot run, answers differently each time, or cannot be traced.
     """
-    example = torch.zeros((2, *spec.input.shape), dtype=torch.uint8)  # a batch of 1 would be specialised
-    wrapped = FromPixels(module, spec).eval()
-    try:
-        with _silence():
-            program = torch.onnx.export(
-                wrapped,
-                (example,),
-                dynamo=True,
-                opset_version=opset,
-                input_names=[spec.input.name],
-                output_names=[spec.output.name],
-                dynamic_shapes=({0: torch.export.Dim(BATCH)},),
-                verbose=False,
-            )
-    except (torch.onnx.OnnxExporterError, RuntimeError, ValueError) as error:
-        raise GateFailed(f"torch could not export the module: {_root_cause(error)}") from error
-    assert program is not None  # dynamo=True always returns a program
-    model: onnx.ModelProto = program.model_proto
-    if opset_of(model) != opset:
-        raise GateFailed(
-            f"torch wrote opset {opset_of(model)} where {opset} was asked for", hint=f"use --opset {DEFAULT_OPSET}"
+    if inputs is None and signature is None:
+        raise UsageError(
+            f"{type(module).__name__} needs example inputs or a signature", hint="pass inputs=(array, ...) or signature="
         )
-    strip(model)
-    untranspose(model)
-    unscale(model)
-    crop(model)
-    folded = fold(model)
-    flatten(model)
-    return Graph(model=model, normalization_folded=folded)
-
-
-def untranspose(model: onnx.ModelProto) -> None:
-    """Store Gemm weights the way they are multiplied, transB=0; one that several layers share, once for all of them."""
-    for name, weight in initializers(model).items():
-        readers = [node for node in model.graph.node if name in node.input]
-        flags = [next((a for a in node.attribute if a.name == "transB"), None) for node in readers]
-        gemms = [node for node in readers if node.op_type == "Gemm" and list(node.input).index(name) == 1]
-        if readers and len(gemms) == uses(model, name) and all(flag is not None and flag.i == 1 for flag in flags):
-            assign(weight, numpy_helper.to_array(weight).T)
-            for flag in flags:
-                assert flag is not None  # all were looked at
-                flag.i = 0
-
-
-def unscale(model: onnx.ModelProto) -> None:
-    """Multiply a Gemm's weight by its alpha and its bias by its beta, where they are its own."""
-    constants = initializers(model)
-    for node in (one for one in model.graph.node if one.op_type == "Gemm"):
-        if not all(name in constants and uses(model, name) == 1 for name in node.input[1:]):
-            continue
-        for name, number in zip(("alpha", "beta"), node.input[1:3], strict=False):
-            factor = next((a for a in node.attribute if a.name == name), None)
-            if factor is not None and factor.f != 1.0:
-                assign(constants[number], numpy_helper.to_array(constants[number]) * np.float32(factor.f))
-                factor.f = 1.0
-
-
-def crop(model: onnx.ModelProto) -> None:
-    """Cut raw pixels, in one Slice, where each normalised pixel is computed by itself and then cut."""
-    graph, constants = model.graph, initializers(model)
-    chain = follow(model, graph.input[0].name)
-    start = 1 + len(_normalization(chain[1:], constants))
-    slices = list(itertools.takewhile(lambda node: node.op_type == "Slice", chain[start:]))
-    place = start + len(slices)
-    if not slices or chain[0].op_type != "Cast" or len(chain) == place:
-        return
-    given = [[_integers(constants, name) for name in node.input[1:]] for node in slices]
-    if any(len(one) < 3 or None in one or set((one[3:] or [[1]])[0] or []) != {1} for one in given):
-        return  # a step, or a bound that is computed
-    axes = [axis for one in given for axis in one[2] or []]
-    if len(set(axes)) < len(axes) or min(axes) < 1:
-        return  # cut twice, or across the batch
-    pixels = graph.input[0].name
-    names = [f"{pixels}.{part}" for part in ("starts", "ends", "axes")]
-    for name, parts in zip(names, zip(*(one[:3] for one in given), strict=True), strict=True):
-        joined = np.array([number for part in parts for number in part or []], np.int64)
-        graph.initializer.append(numpy_helper.from_array(joined, name))
-    chain[place].input[0] = slices[0].input[0]
-    for node in slices:
-        graph.node.remove(node)
-    chain[0].input[0] = f"{pixels}.cropped"
-    graph.node.insert(0, helper.make_node("Slice", [pixels, *names], [chain[0].input[0]], name="crop"))
-    drop_unused_initializers(model)
-
-
-def _normalization(chain: list[onnx.NodeProto], constants: dict[str, onnx.TensorProto]) -> list[onnx.NodeProto]:
-    """Return the nodes at the start of a chain that normalise raw pixels: Mul and Add of single numbers, or one of them."""
-    kinds = [node.op_type for node in chain[:2]]
-    count = 2 if kinds == ["Mul", "Add"] else 1 if kinds[:1] in (["Mul"], ["Add"]) else 0
-    steps = chain[:count]
-    while steps and _scalar(steps[-1], constants) is None:
-        del steps[-1]  # the model's own
-    return steps if all(_scalar(node, constants) is not None for node in steps) else []
-
-
-def _integers(constants: dict[str, onnx.TensorProto], name: str) -> list[int] | None:
-    return [int(value) for value in numpy_helper.to_array(constants[name]).ravel()] if name in constants else None
-
-
-def fold(model: onnx.ModelProto) -> bool:
-    """Fold the normalisation into a dense first layer; return whether that could be done."""
-    graph, constants = model.graph, initializers(model)
-    chain = follow(model, graph.input[0].name)
-    if chain and chain[0].op_type == "Slice":
-        del chain[0]
-    if not chain or chain[0].op_type != "Cast":
-        return False
-    steps = _normalization(chain[1:], constants)
-    rest = chain[1 + len(steps) :]
-    reshapes = list(itertools.takewhile(lambda node: node.op_type in {"Reshape", "Flatten"}, rest))
-    rest = rest[len(reshapes) :]
-    if not rest or rest[0].op_type != "Gemm":
-        return False
-    cast, gemm = chain[0], rest[0]
-    numbers = {node.op_type: found for node in steps if (found := _scalar(node, constants)) is not None}
-    scale, shift = numbers.get("Mul", 1.0), numbers.get("Add", 0.0)
-    own = len(gemm.input) == 3 and all(name in constants and uses(model, name) == 1 for name in gemm.input[1:])
-    if not own or not is_plain(gemm):
-        return False
-    weight, bias = constants[gemm.input[1]], constants[gemm.input[2]]
-    matrix = numpy_helper.to_array(weight).astype(np.float64)
-    assign(weight, matrix * scale)
-    assign(bias, numpy_helper.to_array(bias).astype(np.float64) + shift * matrix.sum(axis=0))
-    follower = reshapes[0] if reshapes else gemm
-    follower.input[0] = cast.output[0]
-    for node in steps:
-        graph.node.remove(node)
-    drop_unused_initializers(model)
-    return True
-
-
-def flatten(model: onnx.ModelProto) -> None:
-    """Write a Reshape that keeps the batch and joins everything else as Flatten."""
-    constants = initializers(model)
-    shapes = {
-        one.name: one.type.tensor_type.shape.dim for one in onnx.shape_inference.infer_shapes(model).graph.value_info
-    }
-    for node in model.graph.node:
-        if node.op_type != "Reshape" or node.input[0] not in shapes:
-            continue
-        target = _integers(constants, node.input[1])
-        batch, *rest = shapes[node.input[0]] or [None]
-        joined = math.prod(dim.dim_value for dim in rest)
-        if target == [-1, joined] and joined > 0 and batch is not None and batch.dim_param == BATCH:
-            node.op_type = "Flatten"
-            del node.input[1:]
-            del node.attribute[:]
-            node.attribute.append(helper.make_attribute("axis", 1))
-    drop_unused_initializers(model)
-
-
-def _root_cause(error: BaseException) -> str:
-    """Return the first line of what went wrong at the bottom, without the escape codes of torch's report."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-def _scalar(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> float | None:
-    """Return a binary node's constant operand, if it is a single number."""
-    found = [numpy_helper.to_array(constants[name]) for name in node.input if name in constants]
-    return float(found[0].reshape(-1)[0]) if len(found) == 1 and found[0].size == 1 else None
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Hold back torch.onnx's progress prints and its log; what fails is raised."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    call, known = _called(module, inputs, signature, dict(axes or {}))
+    if outputs is None and signature is not None and _is_whole(signature):
+        outputs = [spec.name for spec in signature.outputs]
+    restore = _in_evaluation(module)
     try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+        flat = calls.Flat(module, call, outputs).eval()
+        device = next((one.device for one in itertools.chain(module.parameters(), module.buffers())), torch.device("cpu"))
+        tensors = _tracing_inputs(known, call.examples, device)
+        names = _try_out(flat, known, tensors, outputs)
+        program = torch_export.trace(flat, known, tensors)
+        known_axes = known.axes
+        found = torch_export.described(program, known, names, axes=known_axes)
+        if signature is not None and _is_whole(signature):
+            _compare(signature, found)
+            found = dataclasses.replace(found, outputs=signature.outputs, axes={**found.axes, **signature.axes})
+
+        def answer(given: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+            return dict(zip(names, flat(*given), strict=True))
+
+        _try_sizes(answer, found, tensors)
+    except BaseException:
+        restore()
+        raise
+    return TorchOriginal(
+        name=name or bundle_name(type(module).__name__),
+        signature=found,
+        record=record or OriginalRecord(kind="module", name=type(module).__name__),
+        program=program,
+        answer=answer,
+        device=device,
+        task=task,
+        examples=_examples(call, found),
+        close=restore,
+    )
+
+
+def open_program(
+    program: ExportedProgram,
+    *,
+    name: str | None = None,
+    record: OriginalRecord | None = None,
+    signature: Signature | None = None,
+    task: Task | None = None,
+    axes: Mapping[str, Axis] | None = None,
+) -> TorchOriginal:
+    """Take a program of torch.export as an original; its axes come from its range constraints.
+
+    Raises:
+        UsageError: An input or output is of a kind that kit lacks, or the signature does not fit.
+        GateFailed: It cannot run.
+    """
+    known = _program_inputs(program, signature, dict(axes or {}))
+    module = program.module()
+    spec = program.call_spec.in_spec
+
+    def ask(given: Sequence[torch.Tensor]) -> Any:
+        tensors = iter(given)
+        leaves = [next(tensors) if isinstance(one, str) else one for one in program.graph_signature.user_inputs]
+        args, kwargs = torch.utils._pytree.tree_unflatten(leaves, spec)  # noqa: SLF001 - torch's own documents name it
+        return module(*args, **kwargs)
+
+    device = next((one.device for one in program.state_dict.values()), torch.device("cpu"))
+    tensors = _tracing_inputs(known, _program_examples(program, known), device)
+    names = _distinct(list(_run(lambda given: calls.outputs_of(ask(given)), tensors, {})), known)
+    found = torch_export.described(program, known, names, axes=known.axes)
+    if signature is not None and _is_whole(signature):
+        _compare(signature, found)
+        found = dataclasses.replace(found, outputs=signature.outputs)
+
+    def answer(given: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        return dict(zip(names, calls.outputs_of(ask(given)).values(), strict=True))
+
+    return TorchOriginal(
+        name=name or "program",
+        signature=found,
+        record=record or OriginalRecord(kind="program", name=name or "program"),
+        program=program,
+        answer=answer,
+        device=device,
+        task=task,
+    )
+
+
+def bundle_name(text: str) -> str:
+    """Return a bundle's name for a class or a file: `TinyBert` becomes `tiny-bert`."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", text).lower()
+    return re.sub(r"[^a-z0-9._-]+", "-", words).strip("-._")[:100] or "model"
+
+
+def _is_whole(signature: Signature) -> bool:
+    return bool(signature.outputs) and signature.outputs != UNKNOWN
+
+
+UNKNOWN = (TensorSpec(name="?", dtype="float32", shape=()),)
+"""Outputs of a signature whose outputs are not known yet."""
+
+
+def _called(
+    module: nn.Module, inputs: Any, signature: Signature | None, axes: dict[str, Axis]
+) -> tuple[calls.Call, Signature]:
+    """Return how to call the module, and what is known of its inputs."""
+    if signature is None:
+        call = calls.from_examples(module, inputs)
+        return call, _of_examples(call.examples, axes)
+    unknown = sorted(set(axes) - set(signature.axes))
+    if unknown:
+        raise UsageError(
+            f"the model has no axis {unknown[0]!r}", hint=f"its axes are: {', '.join(signature.axes) or 'none'}"
+        )
+    signature = dataclasses.replace(signature, axes={**signature.axes, **axes})
+    call = calls.from_signature(module, signature)
+    if inputs is None:
+        return call, signature
+    structured = calls.from_examples(module, inputs)
+    if set(structured.names) == set(call.names):
+        return dataclasses.replace(structured, names=call.names), signature
+    if len(structured.names) != len(call.names):
+        raise UsageError(
+            f"the signature names {len(call.names)} inputs, and there are {len(structured.names)} examples",
+            hint=f"the examples are: {', '.join(structured.names)}",
+        )
+    renamed = dict(zip(call.names, structured.examples.values(), strict=True))
+    return dataclasses.replace(call, examples=renamed), signature
+
+
+def _of_examples(examples: Mapping[str, torch.Tensor], axes: dict[str, Axis]) -> Signature:
+    """Return a signature of inputs like these: the axis with which all begin is the batch."""
+    first = {tensor.shape[0] if tensor.ndim else None for tensor in examples.values()}
+    batch = BATCH if len(first) == 1 and None not in first else None
+    specs = tuple(
+        TensorSpec(
+            name=name,
+            dtype=torch_export.dtype_of(tensor, name),
+            shape=(*([batch] if batch else []), *tensor.shape[1 if batch else 0 :]),
+        )
+        for name, tensor in examples.items()
+    )
+    unknown = sorted(set(axes) - {batch})
+    if unknown:
+        raise UsageError(
+            f"the model has no axis {unknown[0]!r}: from examples alone only the batch is known",
+            hint="pass a signature that names the axes",
+        )
+    return Signature(inputs=specs, outputs=UNKNOWN, axes=axes, batch=batch)
+
+
+def _tracing_inputs(
+    signature: Signature, examples: Mapping[str, torch.Tensor], device: torch.device
+) -> list[torch.Tensor]:
+    """Return inputs to trace with: like the examples, with sizes that are 2 or more and differ from axis to axis."""
+    arrays = {name: calls.as_array(tensor) for name, tensor in examples.items()}
+    own = _sizes(signature, arrays) if arrays else {}
+    sizes: dict[str, int] = {}
+    for name in signature.dynamic:
+        axis = signature.axes[name]
+        sizes[name] = _distinct_size(axis, own.get(name, axis.usual), set(sizes.values()))
+    samples = Samples(inputs=arrays) if arrays else seeded(signature, sizes=sizes)
+    resized = samples.resized(signature, sizes)
+    return [
+        torch.tensor(resized[spec.name], device=device).to(examples[spec.name].dtype if spec.name in examples else None)
+        for spec in signature.inputs
+    ]
+
+
+def _distinct_size(axis: Axis, preferred: int, used: set[int]) -> int:
+    start = max(preferred, 2)
+    up = (start + step for step in range(64 * axis.multiple_of))
+    down = range(start, 1, -1)
+    possible = [size for size in itertools.chain(up, down) if not axis.problem(size)]
+    return next((size for size in possible if size not in used), possible[0] if possible else preferred)
+
+
+def _sizes(signature: Signature, tensors: Mapping[str, Any]) -> dict[str, int]:
+    return {
+        size: int(found)
+        for spec in signature.inputs
+        for size, found in zip(spec.shape, tensors[spec.name].shape, strict=False)
+        if isinstance(size, str)
+    }
+
+
+def _run(answer: Callable[[Sequence[torch.Tensor]], Any], tensors: Sequence[torch.Tensor], sizes: dict[str, int]) -> Any:
+    """Ask once; whatever the module raises becomes one sentence."""
+    try:
+        with torch.inference_mode():
+            return answer(tensors)
+    except (UsageError, MemoryError):
+        raise
+    except Exception as error:
+        at = f" with {', '.join(f'{name} {size}' for name, size in sizes.items())}" if sizes else ""
+        raise GateFailed(
+            f"PyTorch cannot run the module{at}: {torch_export.root_cause(error)}",
+            hint="give example inputs, or a signature with the sizes, dtypes and bounds that it takes",
+        ) from error
+
+
+def _try_out(
+    flat: calls.Flat, signature: Signature, tensors: Sequence[torch.Tensor], wanted: Sequence[str] | None
+) -> list[str]:
+    """Ask twice, which must give the same, and return the outputs' names."""
+    names: list[str] = []
+
+    def ask(given: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        found = calls.outputs_of(flat._call(flat.model, given))  # noqa: SLF001 - of the room
+        names[:] = list(wanted) if wanted is not None and set(wanted) <= set(found) else list(found)
+        outputs: tuple[torch.Tensor, ...] = flat(*given)
+        return outputs
+
+    sizes = _sizes(signature, {spec.name: tensor for spec, tensor in zip(signature.inputs, tensors, strict=True)})
+    random = _Random()
+    with random:
+        first = _run(ask, tensors, sizes)
+    again = _run(ask, tensors, sizes)
+    for name, one, other in zip(names, first, again, strict=True):
+        if not np.allclose(calls.as_array(one), calls.as_array(other), rtol=1e-3, atol=1e-5, equal_nan=True):
+            dropout = any("dropout" in op or "bernoulli" in op for op in random.found)
+            what = "dropout is on even in evaluation mode" if dropout else f"it draws random numbers ({random.words})"
+            raise GateFailed(
+                f"the module answers differently each time it is asked the same ({name}): {what}",
+                hint="pass training=self.training to functional.dropout" if dropout else "give it the numbers as an input",
+            )
+    if wanted is not None and len(wanted) != len(names):
+        raise UsageError(
+            f"the signature names {len(wanted)} outputs, and the module gives {len(names)}: {', '.join(names)}"
+        )
+    return list(wanted) if wanted is not None else _distinct(names, signature)
+
+
+def _distinct(names: list[str], signature: Signature) -> list[str]:
+    """Let no output have the name of an input: the graph knows both by one name."""
+    taken = {spec.name for spec in signature.inputs}
+    return [f"{name}_out" if name in taken else name for name in names]
+
+
+class _Random(TorchDispatchMode):
+    """Notes the operators that draw random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[str, None] = {}
+
+    @property
+    def words(self) -> str:
+        return ", ".join(self.found) or "or depends on something outside of it"
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None  # noqa: ARG002 - torch's own signature
+    ) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            self.found[str(func).removeprefix("aten.").partition(".")[0]] = None
+        return func(*args, **(kwargs or {}))
+
+
+def _try_sizes(answer: Answer, signature: Signature, tensors: Sequence[torch.Tensor]) -> None:
+    """Ask at the smallest size of each axis: a batch of 1 is where squeezed axes go missing.
+
+    Raises:
+        GateFailed: The module cannot, or gives other shapes than it should.
+    """
+    arrays = {spec.name: calls.as_array(one) for spec, one in zip(signature.inputs, tensors, strict=True)}
+    usual = _sizes(signature, arrays)
+    for name in signature.dynamic:
+        axis = signature.axes[name]
+        sizes = {**usual, name: max(1, -(-axis.least // axis.multiple_of) * axis.multiple_of)}
+        if sizes[name] == usual[name]:
+            continue
+        resized = Samples(inputs=arrays).resized(signature, sizes)
+        given = [
+            torch.tensor(resized[spec.name], device=one.device).to(one.dtype)
+            for spec, one in zip(signature.inputs, tensors, strict=True)
+        ]
+        found = _run(answer, given, sizes)
+        for spec, value in zip(signature.outputs, found.values(), strict=True):
+            fits = len(spec.shape) == value.ndim and all(
+                sizes.get(size, have) == have if isinstance(size, str) else size == have or spec.varies
+                for size, have in zip(spec.shape, value.shape, strict=True)
+            )
+            if not fits:
+                raise GateFailed(
+                    f"with {name} {sizes[name]} the module gives {spec.name} as {tuple(value.shape)}, "
+                    f"expected {spec.describe()}",
+                    hint="name the axis that squeeze is to remove, such as squeeze(-1)"
+                    if value.ndim < len(spec.shape)
+                    else f"give {name} bounds that the module keeps",
+                )
+
+
+def _compare(wanted: Signature, found: Signature) -> None:
+    """Refuse a signature whose outputs are not what the module gives."""
+    for spec, own in zip(wanted.outputs, found.outputs, strict=True):
+        fits = spec.dtype == own.dtype and len(spec.shape) == len(own.shape)
+        if fits:
+            pairs = zip(spec.shape, own.shape, strict=True)
+            fits = all(one == other for one, other in pairs if isinstance(one, int) and isinstance(other, int))
+        if not fits:
+            raise UsageError(f"the signature says that {spec.name} is {spec.describe()}, the module gives {own.describe()}")
+        for one, other in zip(spec.shape, own.shape, strict=True):
+            if isinstance(one, str) and isinstance(other, int) and one in wanted.dynamic and not spec.varies:
+                raise GateFailed(
+                    f"{spec.name} has {other} along {one!r} whatever its size is: the module's code fixes it",
+                    hint=f"give {other} as a number in the signature, or keep {one} in the module's code",
+                )
+
+
+def _examples(call: calls.Call, signature: Signature) -> tuple[Samples, ...] | None:
+    if not call.examples:
+        return None
+    inputs = {spec.name: calls.as_array(call.examples[spec.name]) for spec in signature.inputs}
+    return (Samples(inputs=inputs, source="example inputs"),)
+
+
+def _in_evaluation(module: nn.Module) -> Callable[[], None]:
+    """Switch a module to evaluation mode; return what switches it back."""
+    modes = [(one, one.training) for one in module.modules()]
+    module.eval()
+
+    def restore() -> None:
+        for one, training in modes:
+            one.training = training
+
+    return restore
+
+
+def _program_inputs(program: ExportedProgram, signature: Signature | None, axes: dict[str, Axis]) -> Signature:
+    """Return a program's inputs with the axes that its range constraints allow."""
+    values = torch_export.input_values(program)
+    words = [one for one in program.graph_signature.user_inputs if isinstance(one, str)]
+    if signature is not None:
+        if len(signature.inputs) != len(values):
+            raise UsageError(f"the signature names {len(signature.inputs)} inputs, and the program has {len(values)}")
+        return dataclasses.replace(signature, axes={**signature.axes, **axes})
+    named: dict[str, str] = {}
+    bounds: dict[str, Axis] = {}
+    first = {str(value.shape[0]) if value.ndim and not isinstance(value.shape[0], int) else None for value in values}
+    batch = BATCH if len(first) == 1 and None not in first else None
+    specs = []
+    for name, value in zip(words, values, strict=True):
+        shape: list[int | str] = []
+        for place, size in enumerate(value.shape):
+            if isinstance(size, int):
+                shape.append(size)
+                continue
+            axis = named.setdefault(str(size), BATCH if batch and not place else f"{name}_{place}")
+            bounds.setdefault(axis, _bounds(program, size))
+            shape.append(axis)
+        specs.append(TensorSpec(name=name, dtype=torch_export.dtype_of(value, name), shape=tuple(shape)))
+    return Signature(inputs=tuple(specs), outputs=UNKNOWN, axes={**bounds, **axes}, batch=batch)
+
+
+def _bounds(program: ExportedProgram, size: Any) -> Axis:
+    factor, symbol = size.node.expr.as_coeff_Mul()
+    span = program.range_constraints.get(symbol)
+    factor = int(factor)
+    if span is None:
+        return Axis(multiple_of=factor)
+    most = int(span.upper) * factor if str(span.upper).isdigit() and int(span.upper) < 2**31 else None
+    return Axis(least=max(1, int(span.lower)) * factor, most=most, multiple_of=factor)
+
+
+def _program_examples(program: ExportedProgram, signature: Signature) -> dict[str, torch.Tensor]:
+    """Return the inputs that a program was traced with, if it still has them."""
+    if program.example_inputs is None:
+        return {}
+    leaves: Iterator[Any] = iter(torch.utils._pytree.tree_leaves(program.example_inputs))  # noqa: SLF001
+    tensors = [one for one in leaves if isinstance(one, torch.Tensor)]
+    if len(tensors) != len(signature.inputs):
+        return {}
+    return {spec.name: one for spec, one in zip(signature.inputs, tensors, strict=True)}
