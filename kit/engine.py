@@ -1,113 +1,74 @@
-"""A bundle opened for predicting: pictures or pixels in, labels and probabilities out. Never imports torch.
+"""A bundle opened for running: named tensors in and out, or what its task reads. Never imports torch.
 
 engine = load("mnist-mlp")
-engine.predict("photo.jpg").names       # through the bundle's picture pipeline
-engine.predict(pixels).probabilities    # uint8 (28, 28) or (N, 28, 28): straight into the graph
+engine.predict("photo.jpg").names       # through the bundle's task
+engine.predict(pixels).probabilities    # an array: straight into the only input
+engine.run({"pixels": pixels})          # named tensors, whatever the task
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from kit.accuracy import probabilities
-from kit.bundle import Bundle, find
-from kit.bundle.records import ModelSpec, Variant
+from kit import ready
+from kit.bundle import Bundle, Variant
 from kit.choices import Provider
 from kit.errors import Unavailable, UsageError
 from kit.runtime import registry
-from kit.runtime.base import Binding, Placement, Runner, RunnerOptions, check_pixels
+from kit.runtime.base import Binding, Placement, Runner, RunnerOptions, run_in_batches
 from kit.runtime.choice import Choice, choice_for
-from kit.runtime.onnxruntime import OnnxRuntimeRunner
-from kit.tasks.images import to_pixels
+from kit.tasks.base import Opened, Prediction
+from kit.tasks.registry import task_of
+from kit.tensors import Signature, Tensors
 
-Picture = str | os.PathLike[str] | bytes | Image.Image
-MAX_BATCH = 4096
-"""Larger inputs are run in pieces of this many, so that memory stays bounded."""
+if TYPE_CHECKING:
+    from kit.tasks.base import Task
 
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where predictions come from: what an engine is, in one object that all of its predictions hold."""
-
-    provider: Provider
-    runtime: str
-    variant: str
-    spec: ModelSpec
-
-
-@dataclass(kw_only=True, slots=True, eq=False)  # frozen, it takes 0.8 us longer to make
-class Prediction:
-    """What the model says, and where it said so. All arrays are the caller's to keep.
-
-    Attributes:
-        labels: int64 `[N]`, index of the most probable class.
-        probabilities: float32 `[N, classes]`, softmax of the logits over the bundle's temperature.
-        logits: float32 `[N, classes]`, as the model gave them.
-        latency_us: Time of the runtime's call alone, in microseconds; the picture pipeline is not in it.
-        pixels: uint8 `[N, *input shape]`, what the model really saw; the array that was given, where it was one.
-        source: Provider, runtime, variant and model.
-    """
-
-    labels: NDArray[np.int64]
-    probabilities: NDArray[np.float32]
-    logits: NDArray[np.float32] = field(repr=False)
-    latency_us: float
-    pixels: NDArray[np.uint8] = field(repr=False)
-    source: Source = field(repr=False)
-
-    @property
-    def provider(self) -> Provider:
-        """Where it ran."""
-        return self.source.provider
-
-    @property
-    def runtime(self) -> str:
-        """By what."""
-        return self.source.runtime
-
-    @property
-    def variant(self) -> str:
-        """Which file of the bundle ran."""
-        return self.source.variant
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Name of each sample's class, `N` of them."""
-        return tuple(self.source.spec.labels[label] for label in self.labels.tolist())
-
-    @property
-    def unsure(self) -> NDArray[np.bool_]:
-        """Whether the most probable class stays under the bundle's abstain threshold, bool `[N]`."""
-        found: NDArray[np.bool_] = self.probabilities.max(axis=1) < (self.source.spec.abstain_below or 0.0)
-        return found
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __iter__(self) -> Iterator[tuple[str, float]]:
-        """Give (name, probability) of each sample."""
-        return iter(zip(self.names, self.probabilities.max(axis=1).tolist(), strict=True))
+WHOLE_UP_TO_BYTES = 2**20
+"""Inputs above this are run in pieces that are bounded by bytes."""
 
 
 class Engine:
-    """One variant of a bundle, open on one provider. Not for two threads at once: `share` it with each."""
+    """One variant of a bundle, open on one provider. Not for two threads at once: `share` it with each.
+
+    Attributes:
+        signature: What the model takes and gives.
+    """
 
     def __init__(self, bundle: Bundle, variant: Variant, runner: Runner, *, choice: Choice | None = None) -> None:
         self._bundle = bundle
-        self._spec = bundle.spec
         self._variant = variant
         self._runner = runner
         self._choice = choice
-        self._source = Source(runner.provider, runner.runtime, variant.id, bundle.spec)
+        self._task: Task | None = None
+        self._opened = Opened(runner.provider, runner.runtime, variant.id)
+        self.signature: Signature = bundle.signature
+        inputs = self.signature.inputs
+        self._only, self._rank = (inputs[0].name, len(inputs[0].shape)) if len(inputs) == 1 else ("", -1)
+        self._joins = all(self.signature.batch in spec.shape for spec in self.signature.outputs)
+
+    @property
+    def bundle(self) -> Bundle:
+        """What it was opened from."""
+        return self._bundle
+
+    @property
+    def task(self) -> Task:
+        """What the bundle's items are, opened when it is first needed.
+
+        Raises:
+            PackageMissing: No installed package knows the task; `run` works without it.
+            BundleInvalid: Its options or files are not what this version takes.
+        """
+        if self._task is None:
+            self._task = task_of(self._bundle)
+        return self._task
 
     @property
     def choice(self) -> Choice | None:
@@ -120,13 +81,8 @@ class Engine:
         return self._runner.runtime
 
     @property
-    def spec(self) -> ModelSpec:
-        """What the model is."""
-        return self._spec
-
-    @property
     def variant(self) -> Variant:
-        """The file that runs."""
+        """What runs."""
         return self._variant
 
     @property
@@ -139,44 +95,60 @@ class Engine:
         """Nodes by provider."""
         return self._runner.placement
 
-    def predict(self, x: Picture | NDArray[np.uint8]) -> Prediction:
-        """Predict one picture, or a batch of pixels.
+    def run(self, tensors: Tensors) -> dict[str, NDArray[Any]]:
+        """Return all outputs by name. Works for every model, whatever its task.
 
         Args:
-            x: A path, encoded bytes or a Pillow image, which go through the bundle's picture pipeline; or raw pixels,
-                uint8 `[*input shape]` or `[N, *input shape]`, which do not.
+            tensors: An array for each input, or lists and numbers that can be one.
 
         Raises:
-            PictureInvalid: Not a readable picture, or an empty one.
-            UsageError: An array of the wrong dtype or shape.
+            UsageError: A tensor is missing, unknown, or has another dtype, rank or size than the model takes.
         """
-        pixels = self.pixels(x)
-        started = time.perf_counter_ns()
-        logits = self._runner.run(pixels) if len(pixels) <= MAX_BATCH else self._in_pieces(pixels)
-        latency_us = (time.perf_counter_ns() - started) / 1e3
-        return Prediction(
-            labels=logits.argmax(axis=1),
-            probabilities=probabilities(logits, self._spec.temperature),
-            logits=logits,
-            latency_us=latency_us,
-            pixels=pixels,
-            source=self._source,
-        )
+        if not all(isinstance(array, np.ndarray) for array in tensors.values()):
+            tensors = self.signature.arrays(tensors)
+        return self._run(tensors)
 
-    def bind(self, batch_size: int = 1) -> Binding:
-        """Return buffers for batches of one size: the shortest way to logits, with no object made and nothing copied twice.
+    def predict(self, items: Any) -> Prediction:
+        """Return what the model says of an item, or of a list of them.
+
+        Args:
+            items: What the bundle's task reads, such as a path, a text or a row; a list of several is one call. An array is the
+                model's only input as it is, with or without the batch.
+
+        Raises:
+            BadInput: An item cannot be read.
+            UsageError: An item of another kind, or an array of the wrong dtype or shape.
+            PackageMissing: No installed package knows the bundle's task.
+        """
+        task = self._task or self.task
+        if isinstance(items, np.ndarray):  # a call may take 11 us: no loop, no look-up
+            inputs: Tensors = {self._only: items if items.ndim == self._rank else self._with_batch(items)}
+        else:
+            inputs = task.encode(items if isinstance(items, list) else [items])
+        started = time.perf_counter_ns()
+        outputs = self._run(inputs)
+        latency_us = (time.perf_counter_ns() - started) / 1e3
+        prediction = task.decode(outputs, inputs)
+        prediction.latency_us = latency_us
+        prediction.opened = self._opened
+        return prediction
+
+    def bind(self, **sizes: int) -> Binding:
+        """Return buffers for inputs of one size: the shortest way to outputs, with no object made and nothing copied twice.
 
         ```python
-        bound = engine.bind()
-        logits = bound.run(pixels)  # uint8 (1, 28, 28) in, float32 (1, 10) out, overwritten by the next call
+        bound = engine.bind(batch=8)
+        logits = bound.run(pixels)  # uint8 (8, 28, 28) in, float32 (8, 10) out, overwritten by the next call
         ```
 
+        Args:
+            sizes: Of the axes, by name; the usual size for those that are left out.
+
         Raises:
-            UsageError: Not a size, or the engine was closed.
+            UsageError: No such axis, not a size of it, or the engine was closed.
+            Unavailable: The size of an output depends on the values.
         """
-        if batch_size < 1:
-            raise UsageError(f"a batch has 1 sample or more, found {batch_size}")
-        return self._runner.bind((batch_size, *self._spec.input.shape))
+        return self._runner.bind(self.signature.usual_sizes(**sizes))
 
     def share(self) -> Engine:
         """Return an engine of the same open model for another thread, with buffers of its own.
@@ -187,15 +159,6 @@ class Engine:
             Unavailable: A runtime of another package that cannot.
         """
         return Engine(self._bundle, self._variant, self._runner.share(), choice=self._choice)
-
-    def pixels(self, x: Picture | NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return what the model sees of `x`: uint8 `[N, *input shape]`."""
-        shape = self._spec.input.shape
-        if isinstance(x, np.ndarray):
-            return check_pixels(x, shape)
-        if not isinstance(x, str | os.PathLike | bytes | Image.Image):
-            raise UsageError(f"cannot predict from {type(x).__name__}", hint="give a path, a picture or a uint8 array")
-        return to_pixels(x, pipeline=self.spec.pipeline, shape=shape)[np.newaxis]
 
     def close(self) -> None:
         """Free the runtime's session."""
@@ -209,68 +172,117 @@ class Engine:
     ) -> None:
         self.close()
 
-    def _in_pieces(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        starts = range(0, len(pixels), MAX_BATCH)
-        return np.concatenate([self._runner.run(pixels[start : start + MAX_BATCH]) for start in starts])
+    def _run(self, tensors: Tensors) -> dict[str, NDArray[Any]]:
+        """Run inputs whole if they are small, else in pieces bounded by bytes; none at all give none back."""
+        total = 0
+        for array in tensors.values():
+            total += array.nbytes
+        if 0 < total <= WHOLE_UP_TO_BYTES or self.signature.batch is None:
+            return self._runner.run(tensors)
+        if total == 0 and tensors.keys() == {spec.name for spec in self.signature.inputs}:
+            return self._of_nothing(tensors)
+        return run_in_batches(self._runner, tensors) if self._joins else self._runner.run(tensors)
+
+    def _of_nothing(self, tensors: Tensors) -> dict[str, NDArray[Any]]:
+        """Answer a batch of no samples: what one sample of zeros gives, without it."""
+        signature = self.signature
+        if not self._joins or any(
+            array.ndim != len(spec.shape) or array.dtype != spec.dtype
+            for spec, array in ((spec, tensors[spec.name]) for spec in signature.inputs)
+        ):
+            return self._runner.run(tensors)
+        sizes = signature.check(self._one_row(tensors))
+        return signature.take(self._runner.run(signature.zeros(sizes)), slice(0, 0))
+
+    def _one_row(self, tensors: Tensors) -> Tensors:
+        """Return zeros of the sizes of empty inputs, with one sample."""
+        batch = self.signature.batch
+        return {
+            spec.name: np.zeros(
+                [1 if wanted == batch else size for wanted, size in zip(spec.shape, tensors[spec.name].shape, strict=True)],
+                spec.dtype,
+            )
+            for spec in self.signature.inputs
+        }
+
+    def _with_batch(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Return one sample as the only input, with the batch axis that it lacks."""
+        if not self._only:
+            raise UsageError(
+                f"the model has {len(self.signature.inputs)} inputs, found one array",
+                hint="give them by name: engine.run({" + ", ".join(f'"{s.name}": ...' for s in self.signature.inputs) + "})",
+            )
+        spec, batch = self.signature.inputs[0], self.signature.batch
+        if array.ndim != self._rank - 1:
+            self.signature.check({self._only: array})
+        return np.expand_dims(array, spec.shape.index(batch) if batch in spec.shape else 0)
 
 
-def open_engine(bundle: Bundle, variant: str | None = None, *, options: RunnerOptions | None = None) -> Engine:
+def open_engine(
+    bundle: Bundle,
+    variant: str | None = None,
+    *,
+    options: RunnerOptions | None = None,
+    runtime: str = registry.DEFAULT,
+) -> Engine:
     """Open a variant of an opened bundle; its sha256 is checked first.
 
     Raises:
-        UsageError: No such variant.
-        BundleInvalid: The file is missing or altered.
-        ProviderUnavailable: The provider cannot run it here.
+        UsageError: No such variant or runtime.
+        BundleInvalid: A file is missing or altered.
+        Unavailable: The runtime or its provider cannot run it here.
     """
     chosen = bundle.variant(variant)
-    return Engine(bundle, chosen, OnnxRuntimeRunner(bundle.read(chosen.artifact), options))
+    (name,) = registry.chosen((runtime,))
+    return Engine(bundle, chosen, registry.open_runner(name, bundle, chosen, options or RunnerOptions()))
 
 
 def load(
     name: str | os.PathLike[str] | None = None,
     *,
     variant: str | None = None,
+    runtime: str | None = None,
     provider: str | Provider | None = None,
     threads: int | None = None,
     device_id: int = 0,
     allow_fallback: bool = False,
     gpu_memory_limit_bytes: int | None = None,
 ) -> Engine:
-    """Open a bundle for predicting.
+    """Open a bundle, or a ready .onnx, for running.
 
-    Where variant, provider and threads are all left to kit, what `kit tune` chose for this bundle on this machine is opened;
-    else, and where nothing was chosen, the bundle's default variant on one thread of the CPU.
+    Without variant, runtime, provider and threads, opens what `kit tune` chose on this machine, or else the default variant on
+    one CPU thread.
 
     Args:
-        name: Path or name of a bundle; None for `mnist-mlp`, or for the only bundle there is.
+        name: Path or name of a bundle, or of a `model.onnx`; None for `mnist-mlp`, or for the only bundle there is.
         variant: Such as `int8-qdq`; None for the bundle's default.
-        provider: `cpu` or `cuda`. It runs there or not at all, unless `allow_fallback`; None for the CPU.
+        runtime: Such as `openvino`; None for `onnxruntime`.
+        provider: `cpu`, `cuda` or `tensorrt`. It runs there or not at all, unless `allow_fallback`; None for the CPU.
         threads: Threads one operator may use; None for 1.
         device_id: Index of the GPU.
-        allow_fallback: Accept the CPU where the provider cannot run; `Prediction.provider` tells.
+        allow_fallback: Accept the CPU if the provider cannot run; `Prediction.provider` tells.
         gpu_memory_limit_bytes: The most ONNX Runtime may take of the GPU's memory; None: all that is free.
 
     Raises:
         BundleNotFound, BundleInvalid, UsageError, ProviderUnavailable, PackageMissing.
     """
-    bundle = find(name)
-    if variant is None and provider is None and threads is None:
+    bundle = ready.find(name)
+    if variant is None and runtime is None and provider is None and threads is None:
         engine = _tuned(bundle)
         if engine is not None:
             return engine
-    where = Provider.CPU if provider is None else Provider.parse(provider)
     options = RunnerOptions(
-        provider=where,
+        provider=Provider.CPU if provider is None else Provider.parse(provider),
         threads=1 if threads is None else threads,
         device_id=device_id,
         allow_fallback=allow_fallback,
         gpu_memory_limit_bytes=gpu_memory_limit_bytes,
     )
-    return open_engine(bundle, variant, options=options)
+    return open_engine(bundle, variant, options=options, runtime=runtime or registry.DEFAULT)
 
 
 def _tuned(bundle: Bundle) -> Engine | None:
-    """Open what was chosen here; None where nothing was, or where its runtime does not load any more."""
+    """Open what was chosen here; None if nothing was, or if its runtime does not load any more."""
     choice = choice_for(bundle)
     if choice is None:
         return None
@@ -280,19 +292,3 @@ def _tuned(bundle: Bundle) -> Engine | None:
     except Unavailable:  # a choice is about speed: the default variant is as right
         return None
     return Engine(bundle, chosen, runner, choice=choice)
-
-
-def as_record(prediction: Prediction, spec: ModelSpec, *, file: str) -> dict[str, Any]:
-    """Return the first sample's answer as plain values for JSON and CSV."""
-    probabilities = prediction.probabilities[0].tolist()
-    return {
-        "file": file,
-        "label": prediction.names[0],
-        "probability": max(probabilities),
-        "unsure": bool(prediction.unsure[0]),
-        "probabilities": dict(zip(spec.labels, probabilities, strict=True)),
-        "variant": prediction.variant,
-        "runtime": prediction.runtime,
-        "provider": prediction.provider.value,
-        "latency_us": prediction.latency_us,
-    }

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+from numpy.typing import NDArray
+
 from kit.choices import Provider
 from kit.samples import Samples
 from kit.tensors import Signature, Tensors
@@ -65,6 +67,10 @@ class Prediction:
         """Return the answer to each item as plain values, for JSON and CSV."""
         return [{name: array.tolist() for name, array in self.outputs.items()}]
 
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the answers as arrays by name, for .npz files."""
+        return dict(self.outputs)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prologue:
@@ -88,17 +94,22 @@ class Prologue:
 class Task(Protocol):
     """A task of a model: opened from the options and files that travel in its bundle, or made by its own constructor.
 
+    `check` tells it the signature, before anything is encoded. A task whose items are strings of text says so by an attribute
+    `takes_text = True`: `kit predict --text` is then allowed.
+
     Attributes:
         name: With its version, such as `image-classification@1`: bundles outlive code.
         files: What it needs beside its options, such as a tokenizer, by role.
         metrics: Names of metrics that suit it, the best first: the first that the data allow is the default bar.
-        prologue: What the graph is to do with raw values; None if the model takes what `encode` gives.
     """
 
     name: str
     files: Mapping[str, Path]
     metrics: Sequence[str]
-    prologue: Prologue | None
+
+    @property
+    def prologue(self) -> Prologue | None:
+        """What the graph is to do with raw values; None if the model takes what `encode` gives."""
 
     @classmethod
     def open(cls, name: str, options: Mapping[str, Any], files: Mapping[str, Path], signature: Signature) -> Self:
@@ -139,8 +150,13 @@ class Task(Protocol):
             DatasetInvalid: It holds something else.
         """
 
-    def raw(self, source: Path, most: int) -> list[Any]:
-        """Return a few items of a data set as plain JSON values (pictures as base64), that `encode` takes through `item`."""
+    def raw(self, source: Path | None, most: int) -> list[Any]:
+        """Return a few items as plain JSON values (pictures as base64), that `encode` takes through `item`.
+
+        Args:
+            source: A data set; None for items that are made up.
+            most: How many.
+        """
 
     def item(self, raw: Any) -> Any:
         """Return the item that a plain JSON value of `raw` stands for."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,9 +11,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kit.errors import DatasetInvalid, UsageError
 from kit.tasks.base import Prediction
+from kit.tensors import Signature, Tensors, TensorSpec
+
+METRICS = ("top-1", "agreement")
+"""Of classifiers, the best first."""
+
+SCORES = ("logits", "probabilities")
+"""What a model may give: scores that softmax turns into probabilities, or probabilities."""
 
 _FEW = 64
+_SHOWN = 5  # labels named in a message, before "..."
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -63,6 +73,111 @@ class Classes(Prediction):
             for name, shares, unsure in zip(self.names, self.probabilities.tolist(), self.unsure.tolist(), strict=True)
         ]
 
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return labels and probabilities beside the outputs."""
+        return {"labels": self.labels, "probabilities": self.probabilities, **self.outputs}
+
+
+class Classifier:
+    """How the scores of a model become answers.
+
+    Args:
+        labels: Names of the classes, in the order of the scores.
+        temperature: Divides the logits before softmax, so that probabilities are what they say (Guo et al. 2017).
+        abstain_below: Probability under which an answer counts as unsure; None for never.
+        scores: One of SCORES.
+
+    Raises:
+        ValueError: Labels that are blank or stand twice, a temperature that cannot divide, or another kind of scores.
+    """
+
+    def __init__(
+        self,
+        labels: Sequence[str],
+        *,
+        temperature: float = 1.0,
+        abstain_below: float | None = None,
+        scores: str = SCORES[0],
+    ) -> None:
+        self.labels = check_labels(labels)
+        check_temperature(temperature, abstain_below)
+        if scores not in SCORES:
+            raise ValueError(f"scores are {' or '.join(SCORES)}, not {scores!r}")
+        self._temperature = temperature
+        self._abstain_below = abstain_below
+        self._are_logits = scores == SCORES[0]
+        self._index = {_written(label): place for place, label in enumerate(self.labels)}
+        self.output = ""
+
+    def check(self, signature: Signature) -> None:
+        """Find the output with a score for each label.
+
+        Raises:
+            UsageError: There is none.
+        """
+        fitting = [spec for spec in signature.outputs if self._fits(spec)]
+        if not fitting:
+            found = ", ".join(f"{spec.name}: {spec.describe()}" for spec in signature.outputs)
+            raise UsageError(
+                f"classification needs a float output [batch, {len(self.labels)}], a score for each of its "
+                f"{len(self.labels)} labels; the model gives {found}",
+                hint="give as many labels as the model has classes",
+            )
+        preferred = [spec for spec in fitting if spec.name in SCORES]
+        self.output = (preferred or fitting)[0].name
+
+    def _fits(self, spec: TensorSpec) -> bool:
+        rank, size = len(spec.shape), spec.shape[-1] if spec.shape else 0
+        return spec.is_float and rank in {1, 2} and (isinstance(size, str) or size == len(self.labels))
+
+    def decode(self, outputs: Tensors, inputs: Tensors) -> Classes:
+        """Return the classes that outputs stand for."""
+        scores = outputs[self.output]
+        if scores.ndim == 1:
+            scores = scores[np.newaxis]
+        if scores.dtype != np.float32:
+            scores = scores.astype(np.float32)
+        return Classes(
+            labels=scores.argmax(axis=1),
+            probabilities=probabilities(scores, self._temperature) if self._are_logits else scores,
+            logits=scores,
+            classes=self.labels,
+            abstain_below=self._abstain_below,
+            outputs=outputs,
+            inputs=inputs,
+        )
+
+    def index(self, label: Any, place: str) -> int:
+        """Return the index of a label as a data set writes it: its name, or else its number.
+
+        Raises:
+            DatasetInvalid: It is neither; the message begins with `place`.
+        """
+        name = _written(str(label))
+        if name in self._index:
+            return self._index[name]
+        try:
+            number = int(label) if float(label) == int(float(label)) else -1
+        except (TypeError, ValueError, OverflowError):
+            number = -1
+        if not 0 <= number < len(self.labels):
+            raise DatasetInvalid(f"{place}: {label!r} is no label of the model", hint=f"its labels: {self.described()}")
+        return number
+
+    def named(self, name: str) -> int | None:
+        """Return the index of a label by its name alone; None if the model does not have it."""
+        return self._index.get(_written(name))
+
+    def described(self) -> str:
+        """Return the first labels, for a message."""
+        more = f", ... ({len(self.labels)} in all)" if len(self.labels) > _SHOWN else ""
+        return ", ".join(self.labels[:_SHOWN]) + more
+
+
+def _written(name: str) -> str:
+    """Return a name in the form that macOS, Windows and Linux agree on."""
+    return unicodedata.normalize("NFC", name).strip()
+
 
 def check_labels(labels: Sequence[str]) -> tuple[str, ...]:
     """Return the names of classes; each must be a word of its own, since answers are told apart by it.
@@ -76,8 +191,9 @@ def check_labels(labels: Sequence[str]) -> tuple[str, ...]:
     blank = next((place for place, name in enumerate(names) if not name.strip()), None)
     if blank is not None:
         raise ValueError(f"label {blank} is blank")
-    double = next((name for place, name in enumerate(names) if name in names[:place]), None)
-    if double is not None:
+    written = [_written(name) for name in names]
+    if len(set(written)) != len(written):
+        double = next(name for place, name in enumerate(written) if name in written[:place])
         raise ValueError(f"two classes are called {double!r}")
     return names
 

@@ -1,7 +1,7 @@
 """From any picture a person has to the pixels a model takes: named, versioned pipelines.
 
-A pipeline's name travels in the ModelSpec, so a bundle keeps its preprocessing. A change that alters results gets a new
-version; the old one stays. Knows Pillow and numpy, nothing of models.
+A pipeline's name travels in the bundle, which so keeps its preprocessing. A change that alters results gets a new version; the
+old one stays. Knows Pillow and numpy, nothing of models.
 
     pixels = to_pixels("photo.jpg", pipeline="mnist-ink@2", shape=(28, 28))  # uint8 (28, 28)
 """
@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from PIL import Image
 
 from kit.errors import BundleInvalid, UsageError
+from kit.tasks.images.crop import Crop, imagenet
 from kit.tasks.images.ink import LARGEST_SIDE, ink_pixels
+from kit.tasks.images.layout import Layout, layout_of
 from kit.tasks.images.plain import Pixels, mnist_ink, place_by_mass, resize
 from kit.tasks.images.reading import MAX_PIXELS, Source, open_picture
 
@@ -23,6 +25,7 @@ __all__ = [
     "PIPELINES",
     "PIXELS_ONLY",
     "SUFFIXES",
+    "Crop",
     "Pipeline",
     "Pixels",
     "Source",
@@ -43,28 +46,41 @@ class Pipeline:
     """A way from a picture to pixels.
 
     Attributes:
-        run: From a picture of mode L, RGB or RGBA and (height, width) to uint8 of that shape.
-        least_side: Pixels of the longer side beyond which it looks at none; None if it looks at all.
+        run: From a picture of mode L, RGB or RGBA, (height, width), the wanted mode and a Crop to uint8 of that shape, with
+            channels last if they are more than one.
+        least_side: Resolution it needs: larger JPEG files are decoded smaller. None: no limit.
+        colours: Whether it makes more than grey.
     """
 
-    run: Callable[[Image.Image, tuple[int, int]], Pixels]
+    run: Callable[[Image.Image, tuple[int, int], str, Crop], Pixels]
     least_side: int | None = None
+    colours: bool = False
 
 
 PIPELINES = {
-    "mnist-ink@1": Pipeline(run=mnist_ink),
-    "mnist-ink@2": Pipeline(run=ink_pixels, least_side=LARGEST_SIDE),
-    "resize@1": Pipeline(run=resize),
+    "mnist-ink@1": Pipeline(run=lambda image, shape, _mode, _crop: mnist_ink(image, shape)),
+    "mnist-ink@2": Pipeline(run=lambda image, shape, _mode, _crop: ink_pixels(image, shape), least_side=LARGEST_SIDE),
+    "resize@1": Pipeline(run=lambda image, shape, mode, _crop: resize(image, shape, mode), colours=True),
+    "imagenet@1": Pipeline(run=imagenet, colours=True),
 }
 
 
-def to_pixels(source: Source, *, pipeline: str, shape: tuple[int, ...]) -> Pixels:
+def to_pixels(
+    source: Source,
+    *,
+    pipeline: str,
+    shape: tuple[int, ...],
+    channels_last: bool = False,
+    crop: Crop | None = None,
+) -> Pixels:
     """Read a picture and run a pipeline on it.
 
     Args:
         source: Path, encoded bytes (PNG, JPEG, ...) or a Pillow image.
         pipeline: Name in PIPELINES.
-        shape: (height, width) or (1, height, width) of the result.
+        shape: (height, width), (channels, height, width) or (height, width, channels) of the result.
+        channels_last: Decides if both ends of the shape could be channels.
+        crop: How `imagenet@1` scales.
 
     Returns:
         uint8 of that shape.
@@ -75,18 +91,24 @@ def to_pixels(source: Source, *, pipeline: str, shape: tuple[int, ...]) -> Pixel
         UsageError: The model takes pixels only.
     """
     if pipeline == PIXELS_ONLY:
-        raise UsageError("this model takes pixels, not pictures", hint="give a uint8 array")
+        raise UsageError("this model takes pixels, not pictures", hint="give an array")
     try:
-        check_pipeline(pipeline, shape)
+        layout = layout_of(shape, channels_last=channels_last)
+        check_pipeline(pipeline, layout)
     except UsageError as error:
         raise BundleInvalid(f"{error}; this bundle may need a newer kit") from error
+    return run_pipeline(source, pipeline, layout, crop or Crop())
+
+
+def run_pipeline(source: Source, pipeline: str, layout: Layout, crop: Crop) -> Pixels:
+    """Read a picture and run a pipeline that was checked for the layout, whose height and width are known."""
     chosen = PIPELINES[pipeline]
     picture = open_picture(source, least_side=chosen.least_side)
-    return chosen.run(picture, (shape[-2], shape[-1])).reshape(shape)
+    return layout.arrange(chosen.run(picture, (layout.height or 1, layout.width or 1), layout.mode, crop))
 
 
-def check_pipeline(pipeline: str, shape: tuple[int, ...]) -> None:
-    """Raise UsageError unless `pipeline` exists and can fill `shape`: (height, width), or (1, height, width)."""
+def check_pipeline(pipeline: str, layout: Layout) -> None:
+    """Raise UsageError unless `pipeline` exists and makes as many channels as the model takes."""
     if pipeline == PIXELS_ONLY:
         return
     if pipeline not in PIPELINES:
@@ -95,8 +117,8 @@ def check_pipeline(pipeline: str, shape: tuple[int, ...]) -> None:
             f"unknown picture pipeline {pipeline!r}",
             hint=f'choose one of: {known}; or "" for a model that takes pixels only',
         )
-    if len(shape) not in {2, 3} or (len(shape) == 3 and shape[0] != 1):
+    if layout.channels > 1 and not PIPELINES[pipeline].colours:
         raise UsageError(
-            f"the pipeline {pipeline!r} makes grey pictures, the model takes {shape}",
-            hint='use pipeline="" for a model that takes pixels only',
+            f"the pipeline {pipeline!r} makes grey pictures, the model takes {layout.channels} channels",
+            hint='use pipeline="imagenet@1" or "resize@1", or "" for a model that takes pixels only',
         )

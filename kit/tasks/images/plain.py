@@ -31,11 +31,11 @@ def mnist_ink(image: Image.Image, shape: tuple[int, int]) -> Pixels:
     return place_by_mass(small, shape)
 
 
-def resize(image: Image.Image, shape: tuple[int, int]) -> Pixels:
-    """`resize@1`: grey, scaled to the shape; transparent ground becomes black, polarity stays."""
-    if image.mode == "RGBA":
+def resize(image: Image.Image, shape: tuple[int, int], mode: str = "L") -> Pixels:
+    """`resize@1`: scaled to the shape, whatever the proportions; transparent ground becomes black, polarity stays."""
+    if image.mode == "RGBA" and mode != "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
-    scaled = image.convert("L").resize((shape[1], shape[0]), Image.Resampling.BICUBIC)
+    scaled = image.convert(mode).resize((shape[1], shape[0]), Image.Resampling.BICUBIC)
     return np.asarray(scaled, np.uint8)
 
 
