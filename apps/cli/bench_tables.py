@@ -80,10 +80,16 @@ def _against(results: Results, *, wide: bool) -> str:
 
 
 def _usual_baseline(results: Results) -> str:
-    """Return the variant that all rows are compared with, if it ran in ONNX Runtime on the CPU; empty if not."""
+    """Return what all rows are compared with, if it ran in ONNX Runtime on the CPU; empty if not.
+
+    That is its variant, or the runtime if there are rows of one variant only.
+    """
     names = _baselines(results)
     (name,) = names if len(names) == 1 else ("",)
-    return name.removesuffix(_USUAL) if name.endswith(_USUAL) else ""
+    if not name.endswith(_USUAL):
+        return ""
+    variants, runtimes = {row.variant for row in results.rows}, {row.runtime for row in results.rows}
+    return "onnxruntime" if len(variants) == 1 and len(runtimes) > 1 else name.removesuffix(_USUAL)
 
 
 def _baselines(results: Results) -> set[str]:

@@ -114,6 +114,6 @@ def tune(
     export_tables.judgement_table(done.judgement)
     export_tables.choice(done.choice, found.name)
     render.next_steps(
-        (f"kit predict {name} photo.png", "with what was chosen"),
+        *([(f"kit predict {name} INPUT", "with what was chosen")] if found.manifest.task else []),
         (f"kit tune {name} --forget", "to go back to the bundle's default"),
     )
