@@ -149,7 +149,6 @@ def _graph(visitor: Visitor, variant: str) -> None:
     drawn = (
         f" Of a large graph the beginning is drawn: {found['not_drawn']:,} nodes more." if found["not_drawn"] else ""
     )
-    st.caption(
-        f"{found['nodes']:,} nodes: {operators}{more}. Opsets: {opsets}. What only prepares weights is not drawn.{drawn}"
-    )
+    nodes = f"{found['nodes']:,} node{'s' if found['nodes'] != 1 else ''}"
+    st.caption(f"{nodes}: {operators}{more}. Opsets: {opsets}. What only prepares weights is not drawn.{drawn}")
     st.graphviz_chart(found["dot"], alt=f"Graph of {variant}: {operators}{more}")

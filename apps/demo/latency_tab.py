@@ -86,11 +86,9 @@ def _form(visitor: Visitor, bundle: Bundle) -> None:
             start = st.form_submit_button(
                 "Measure", type="primary", icon=":material/play_arrow:", disabled=_is_busy(visitor)
             )
-            axes = bundle.signature.dynamic
-            swept = st.selectbox("Sweep", [NONE, *axes], label_visibility="collapsed", width=160) if axes else NONE
-            st.caption(
-                "sweep: double this axis until throughput no longer grows" if axes else "all its sizes are fixed"
-            )
+            swept = NONE
+            if axes := bundle.signature.dynamic:
+                swept = st.selectbox("Sweep", [NONE, *axes], format_func=_sweep, label_visibility="collapsed")
     for one in reports:
         if not one["works"] and one["provider"] in providers:
             st.warning(f"{words.plain(one['reason'])}  \n{words.plain(one['fix'])}", icon=":material/memory_alt:")
@@ -113,6 +111,10 @@ def _form(visitor: Visitor, bundle: Bundle) -> None:
         visitor.new_worker(), visitor.path, {**request, "budget_seconds": seconds}, seconds + _GRACE_SECONDS
     )
     st.rerun()
+
+
+def _sweep(axis: str) -> str:
+    return "These sizes alone" if axis == NONE else f"Sweep: double {axis} until throughput no longer grows"
 
 
 def _sizes(column: Any, signature: Signature) -> dict[str, list[int]]:
