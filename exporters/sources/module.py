@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from exporters.graph.files import Graph
 from exporters.graph.rewrite import simplify
 from exporters.options import DEFAULT_OPSET
 from exporters.sources import calls, torch_export
+from exporters.sources.names import bundle_name
 from kit.bundle.manifest import Original as OriginalRecord
 from kit.errors import GateFailed, UsageError
 from kit.runtime.base import BATCH_BYTES
@@ -103,6 +103,7 @@ def open_module(
     task: Task | None = None,
     axes: Mapping[str, Axis] | None = None,
     outputs: Sequence[str] | None = None,
+    fixed: Mapping[str, Any] | None = None,
 ) -> TorchOriginal:
     """Take a module as an original: it is run, asked twice, and traced now, so that what cannot work is found at once.
 
@@ -116,6 +117,7 @@ def open_module(
         task: Its task, if known.
         axes: Bounds of axes of the signature.
         outputs: Names of outputs to keep, if they have names; None: all.
+        fixed: Further arguments that every call has, by name.
 
     Raises:
         UsageError: There is neither an example nor a signature, or they do not fit the module.
@@ -126,6 +128,7 @@ def open_module(
             f"{type(module).__name__} needs example inputs or a signature", hint="pass inputs=(array, ...) or signature="
         )
     call, known = _called(module, inputs, signature, dict(axes or {}))
+    call = dataclasses.replace(call, kwargs={**call.kwargs, **(fixed or {})})
     if outputs is None and signature is not None and _is_whole(signature):
         outputs = [spec.name for spec in signature.outputs]
     restore = _in_evaluation(module)
@@ -206,12 +209,6 @@ def open_program(
         device=device,
         task=task,
     )
-
-
-def bundle_name(text: str) -> str:
-    """Return a bundle's name for a class or a file: `TinyBert` becomes `tiny-bert`."""
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", text).lower()
-    return re.sub(r"[^a-z0-9._-]+", "-", words).strip("-._")[:100] or "model"
 
 
 def _is_whole(signature: Signature) -> bool:

@@ -49,11 +49,32 @@ def trace(module: Flat, signature: Signature, tensors: Sequence[torch.Tensor]) -
         {place: dims[size] for place, size in enumerate(spec.shape) if isinstance(size, str) and size in dims} or None
         for spec in signature.inputs
     )
-    try:
-        with silence():
-            return torch.export.export(module, tuple(tensors), dynamic_shapes={"tensors": shapes}, strict=False)
-    except Exception as error:  # whatever the module's own code raises
-        raise _refusal(error, signature, tensors) from error
+    def export(*, defers: bool) -> ExportedProgram:
+        return torch.export.export(
+            module,
+            tuple(tensors),
+            dynamic_shapes={"tensors": shapes},
+            strict=False,
+            prefer_deferred_runtime_asserts_over_guards=defers,
+        )
+
+    with silence():
+        try:
+            return export(defers=False)
+        except Exception as error:  # whatever the module's own code raises
+            refusal = _refusal(error, signature, tensors)
+            if not _is_special_case(error):
+                raise refusal from error
+        try:  # sizes inside the module that must not be 1, for instance: the check of sizes is the judge of those
+            return export(defers=True)
+        except Exception as error:
+            raise refusal from error
+
+
+def _is_special_case(error: BaseException) -> bool:
+    """Whether torch merely wants a promise that a size computed from the axes is an ordinary one."""
+    text = str(error)
+    return "generated guard" in text and "specialized" not in text
 
 
 def is_dynamic(axis: Axis) -> bool:

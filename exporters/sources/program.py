@@ -1,0 +1,54 @@
+"""A .pt2 file, as torch.export saves a program."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from exporters.sources import torch_export
+from exporters.sources.module import TorchOriginal, open_program
+from exporters.sources.names import bundle_name
+from kit.bundle.manifest import Original as OriginalRecord
+from kit.errors import BadInput
+from kit.system import files
+from kit.tasks.base import Task
+from kit.tensors import Axis, Signature
+
+
+def open_file(
+    path: Path,
+    *,
+    name: str | None = None,
+    signature: Signature | None = None,
+    task: Task | None = None,
+    axes: Mapping[str, Axis] | None = None,
+) -> TorchOriginal:
+    """Take a saved program as an original.
+
+    Raises:
+        BadInput: It is not there, damaged, or this torch cannot read it.
+    """
+    if not path.is_file():
+        raise BadInput(f"there is no file {str(path)!r}")
+    return open_program(
+        _loaded(path),
+        name=name or bundle_name(path.stem),
+        record=OriginalRecord(kind="program", name=path.name, sha256=files.sha256(path)),
+        signature=signature,
+        task=task,
+        axes=axes,
+    )
+
+
+def _loaded(path: Path) -> Any:
+    try:
+        with torch_export.silence():
+            return torch.export.load(str(path))
+    except Exception as error:  # torch raises whatever its own readers do
+        raise BadInput(
+            f"torch {torch.__version__.partition('+')[0]} cannot read {path.name}: {torch_export.root_cause(error)}",
+            hint="save it with this version: torch.export.save(program, 'model.pt2')",
+        ) from error
