@@ -5,7 +5,7 @@
     prediction = kit.load("mnist-mlp").predict("photo.jpg")
     print(prediction.names, prediction.probabilities, prediction.provider)
 
-`import kit` is light: it imports neither torch nor onnxruntime.
+`import kit` is light: it imports neither numpy nor a runtime.
 """
 
 from __future__ import annotations
@@ -39,14 +39,31 @@ if TYPE_CHECKING:
     from kit.ready import find
     from kit.samples import Samples, Splits
     from kit.tasks.base import Prediction
+    from kit.tasks.classification import Classes
+    from kit.tasks.image import ImageClassification
+    from kit.tasks.table import Table
+    from kit.tasks.tensors import PlainTensors
+    from kit.tasks.text import TextClassification, TextEmbedding, Vectors
     from kit.tensors import Axis, Signature, TensorSpec
 
 __version__ = "0.1.0"
 
 _LAZY = {
+    "Axis": "kit.tensors",
     "Bundle": "kit.bundle",
+    "Classes": "kit.tasks.classification",
     "Engine": "kit.engine",
-    "Prediction": "kit.engine",
+    "ImageClassification": "kit.tasks.image",
+    "PlainTensors": "kit.tasks.tensors",
+    "Prediction": "kit.tasks.base",
+    "Samples": "kit.samples",
+    "Signature": "kit.tensors",
+    "Splits": "kit.samples",
+    "Table": "kit.tasks.table",
+    "TensorSpec": "kit.tensors",
+    "TextClassification": "kit.tasks.text",
+    "TextEmbedding": "kit.tasks.text",
+    "Vectors": "kit.tasks.text",
     "find": "kit.ready",
     "load": "kit.engine",
 }
@@ -58,14 +75,17 @@ __all__ = [
     "BundleInvalid",
     "BundleNotFound",
     "CheckFailed",
+    "Classes",
     "DatasetInvalid",
     "DatasetUnavailable",
     "Engine",
     "GateFailed",
+    "ImageClassification",
     "KitError",
     "MemoryShort",
     "PackageMissing",
     "PictureInvalid",
+    "PlainTensors",
     "Precision",
     "Prediction",
     "Provider",
@@ -75,9 +95,13 @@ __all__ = [
     "Signature",
     "Splits",
     "StorageUnavailable",
+    "Table",
     "TensorSpec",
+    "TextClassification",
+    "TextEmbedding",
     "Unavailable",
     "UsageError",
+    "Vectors",
     "VerifyFailed",
     "__version__",
     "find",

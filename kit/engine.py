@@ -199,7 +199,10 @@ class Engine:
         batch = self.signature.batch
         return {
             spec.name: np.zeros(
-                [1 if wanted == batch else size for wanted, size in zip(spec.shape, tensors[spec.name].shape, strict=True)],
+                [
+                    1 if wanted == batch else size
+                    for wanted, size in zip(spec.shape, tensors[spec.name].shape, strict=True)
+                ],
                 spec.dtype,
             )
             for spec in self.signature.inputs
@@ -210,7 +213,9 @@ class Engine:
         if not self._only:
             raise UsageError(
                 f"the model has {len(self.signature.inputs)} inputs, found one array",
-                hint="give them by name: engine.run({" + ", ".join(f'"{s.name}": ...' for s in self.signature.inputs) + "})",
+                hint="give them by name: engine.run({"
+                + ", ".join(f'"{s.name}": ...' for s in self.signature.inputs)
+                + "})",
             )
         spec, batch = self.signature.inputs[0], self.signature.batch
         if array.ndim != self._rank - 1:

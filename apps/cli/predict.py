@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
+import json
+import math
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,25 +13,41 @@ import click
 
 from apps.cli import options
 from kit.choices import Provider
-from kit.errors import KitError, PictureInvalid, UsageError
+from kit.errors import BadInput, KitError, UsageError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from kit.engine import Engine
+    from kit.tasks.base import Prediction
 
 _STDIN = "-"
+_READY = ".onnx"
+_SHOWN = 8  # values of an array in a line for people
+
+Item = tuple[str, Any]
+Record = dict[str, Any]
 
 
 @click.command(epilog=options.BUNDLE_HELP)
-@click.argument("arguments", nargs=-1, required=True, metavar="[BUNDLE] PICTURE...")
+@click.argument("arguments", nargs=-1, metavar="[BUNDLE] INPUT...")
+@click.option("--text", "texts", multiple=True, help="A text, for a bundle that reads texts; may be repeated.")
 @click.option("--variant", help="[default: what kit tune chose here, else the bundle's]")
 @options.one_provider
 @click.option("--threads", type=click.IntRange(1), help="Threads one operator may use.  [default: 1]")
-@click.option("--json", "as_json", is_flag=True, help="One JSON list of files, labels and probabilities.")
-@click.option("--jsonl", "as_jsonl", is_flag=True, help="One JSON object on each line.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON list of the answers.")
+@click.option("--jsonl", "as_jsonl", is_flag=True, help="One JSON object on each line, as soon as it is known.")
 @click.option("--csv", "as_csv", is_flag=True, help="One line each, probabilities in columns.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the answers as arrays into this .npz.",
+)
 @options.debug
 def predict(
     arguments: tuple[str, ...],
+    texts: tuple[str, ...],
     variant: str | None,
     provider: Provider | None,
     device_id: int,
@@ -38,30 +56,33 @@ def predict(
     as_json: bool,
     as_jsonl: bool,
     as_csv: bool,
+    output: Path | None,
 ) -> int:
-    """Read pictures: PNG or JPEG files of any size and polarity, folders of them, or - for one on stdin.
+    """Answer what the bundle's task reads: pictures and folders of them, texts, rows of a table, or tensors in a .npz.
 
-    The first argument may name a bundle. A picture that cannot be read is reported, the others are still answered, and the
-    exit code is 4.
+    The first argument may name a bundle, or a ready model.onnx. - reads stdin. An item that cannot be read is reported, the
+    others are still answered, and the exit code is 4.
 
     \b
     Examples:
       kit predict photo.jpg
       kit predict mnist-mlp scans/ --csv > answers.csv
+      kit predict sentiment --text "a nice film" --text "a boring one"
+      kit predict model.onnx inputs.npz -o outputs.npz
     """
     from kit import engine as engines
-    from kit.bundle import is_bundle
 
     forms = [name for name, chosen in (("json", as_json), ("jsonl", as_jsonl), ("csv", as_csv)) if chosen]
     if len(forms) > 1:
         raise UsageError(f"--{forms[0]} and --{forms[1]} exclude each other")
-    names_bundle = arguments[0] != _STDIN and is_bundle(arguments[0])
-    bundle, sources = (arguments[0], arguments[1:]) if names_bundle else (None, arguments)
-    if not sources:
-        raise UsageError(f"no picture to read with bundle {bundle!r}", hint=f"kit predict {bundle} PICTURE")
+    if output is not None and output.suffix.lower() != ".npz":
+        raise UsageError(f"answers are written as .npz, not as {output.suffix or output.name}", hint="-o answers.npz")
+    bundle, sources = _told_apart(arguments)
+    if not sources and not texts:
+        named = f" {bundle}" if bundle else ""
+        raise UsageError("there is nothing to predict", hint=f"kit predict{named} INPUT, or --text TEXT")
     if provider is None and (device_id or allow_fallback):
         raise UsageError("--device-id and --allow-fallback change nothing on the CPU", hint="add --provider cuda")
-    pictures = list(_pictures(sources))
     with engines.load(
         bundle,
         variant=variant,
@@ -70,84 +91,227 @@ def predict(
         device_id=device_id,
         allow_fallback=allow_fallback,
     ) as engine:
-        records, failed = [], 0
-        for name, picture in pictures:
-            try:
-                records.append(_answer(engine, name, picture))
-            except KitError as error:
-                if len(pictures) == 1:
-                    raise
-                failed += 1
-                click.echo(f"Error: {name}: {error}", err=True)
-                records.append({"file": name, "error": str(error)})
-    _show(records, forms[0] if forms else "", engine.spec.labels)
-    return PictureInvalid.exit_code if failed else 0
+        kept: list[Prediction] = []
+        keep = kept.append if output else lambda _: None
+        answers = _answers(engine, _items(engine, sources, texts), keep)
+        failed = _show(answers, forms[0] if forms else "none" if output else "")
+        if output is not None and kept:
+            _write(output, kept)
+    return BadInput.exit_code if failed else 0
 
 
-def _answer(engine: Engine, name: str, picture: Path | bytes) -> dict[str, Any]:
-    from kit.engine import as_record
+def _told_apart(arguments: Sequence[str]) -> tuple[str | None, Sequence[str]]:
+    """Return the bundle, None for the default one, and what to read.
 
-    return as_record(engine.predict(picture), engine.spec, file=name)
+    Raises:
+        BadInput: The first argument is neither a bundle nor anything to read.
+    """
+    from kit.bundle import is_bundle, scan
+
+    if not arguments or arguments[0] == _STDIN:
+        return None, arguments
+    first = arguments[0]
+    if is_bundle(first) or Path(first).suffix.lower() == _READY:
+        return first, arguments[1:]
+    if not Path(first).exists():
+        known = ", ".join(scan()) or "none"
+        raise BadInput(f"there is no file, folder or bundle {first!r}", hint=f"bundles here: {known}")
+    return None, arguments
 
 
-def _pictures(sources: tuple[str, ...]) -> Iterator[tuple[str, Path | bytes]]:
-    """Give each picture with its name; a folder gives those in it, sorted."""
-    from kit.bundle import scan
-    from kit.tasks.images import SUFFIXES
-
+def _items(engine: Engine, sources: Sequence[str], texts: Sequence[str]) -> Iterator[Item]:
+    """Give each item with its name, as it is read; in place of what cannot be read, the error."""
+    task = engine.task
+    if texts and not getattr(task, "takes_text", False):
+        raise UsageError(f"the task {task.name} of this bundle reads no texts", hint="leave --text out")
+    yield from ((text, text) for text in texts)
     for source in sources:
-        path = Path(source)
-        if source == _STDIN:
-            yield _STDIN, sys.stdin.buffer.read()
-        elif path.is_dir():
-            try:
-                found = sorted(item for item in path.iterdir() if item.suffix.lower() in SUFFIXES)
-            except OSError as error:
-                raise PictureInvalid(f"{source} cannot be read: {error.strerror}") from error
-            if not found:
-                raise PictureInvalid(f"{source} holds no pictures", hint="looked for " + ", ".join(sorted(SUFFIXES)))
-            yield from ((str(item), item) for item in found)
-        elif path.exists():
-            yield source, path
-        else:
-            known = ", ".join(scan()) or "none"
-            raise PictureInvalid(f"there is no picture, folder or bundle {source!r}", hint=f"bundles here: {known}")
+        try:
+            yield from task.read(source)
+        except KitError as error:
+            yield source, error
 
 
-def _show(records: list[dict[str, Any]], form: str, labels: tuple[str, ...]) -> None:
-    import json
+def _answers(engine: Engine, items: Iterator[Item], keep: Callable[[Prediction], None]) -> Iterator[Record]:
+    """Predict items one by one, and give a record for each; a failure is raised if it is that of the only item."""
+    waiting = next(items, None)
+    count = 0
+    while waiting is not None:
+        (name, item), waiting = waiting, None
+        count += 1
+        try:
+            records = _predicted(engine, name, item, keep)
+        except KitError as error:
+            waiting = next(items, None)
+            if count == 1 and waiting is None:
+                raise
+            click.echo(f"Error: {name}: {error}", err=True)
+            records = [{"file": name, "error": str(error)}]
+        yield from records
+        waiting = waiting or next(items, None)
 
-    if form == "json":
-        click.echo(json.dumps(records, indent=2, ensure_ascii=False))
-    elif form == "jsonl":
+
+def _predicted(engine: Engine, name: str, item: Any, keep: Callable[[Prediction], None]) -> list[Record]:
+    if isinstance(item, KitError):
+        raise item
+    prediction = engine.predict([item])
+    keep(prediction)
+    about = {
+        "variant": prediction.variant,
+        "runtime": prediction.runtime,
+        "provider": engine.provider.value,
+        "latency_us": prediction.latency_us,
+    }
+    return [{"file": name, **record, **about} for record in prediction.records()]
+
+
+def _show(records: Iterator[Record], form: str) -> bool:
+    """Print records as they come; return whether one of them is a failure."""
+    failed = False
+
+    def watched() -> Iterator[Record]:
+        nonlocal failed
         for record in records:
-            click.echo(json.dumps(record, ensure_ascii=False))
-    elif form == "csv":
-        click.echo(_as_csv(records, labels), nl=False)
-    else:
-        for record in records:
-            if "error" not in record:
-                click.echo(_line(record))
+            failed = failed or "error" in record
+            yield record
+
+    {"json": _as_list, "jsonl": _as_json_lines, "csv": _as_csv, "none": _as_nothing}.get(form, _as_lines)(watched())
+    return failed
 
 
-def _as_csv(records: list[dict[str, Any]], labels: tuple[str, ...]) -> str:
+def _as_list(records: Iterator[Record]) -> None:
+    is_first = True
+    for record in records:
+        click.echo("[\n" if is_first else ",\n", nl=False)
+        click.echo(textwrap.indent(_json(record, indent=2), "  "), nl=False)
+        is_first = False
+    click.echo("[]" if is_first else "\n]")
+
+
+def _as_json_lines(records: Iterator[Record]) -> None:
+    for record in records:
+        click.echo(_json(record))
+
+
+def _as_lines(records: Iterator[Record]) -> None:
+    for record in records:
+        if "error" not in record:
+            click.echo(_line(record))
+
+
+def _as_nothing(records: Iterator[Record]) -> None:
+    for _ in records:
+        pass
+
+
+def _as_csv(records: Iterator[Record]) -> None:
+    """Print a table whose columns are those of the first answer; failures that come before it wait for it."""
+    failures: list[Record] = []
+    columns: list[str] = []
+    for record in records:
+        cells = _cells(record)
+        if not columns and "error" in record:
+            failures.append(cells)
+            continue
+        if not columns:
+            columns = [*cells, "error"]
+            click.echo(_csv_lines([dict(zip(columns, columns, strict=True)), *failures], columns), nl=False)
+            failures = []
+        click.echo(_csv_lines([cells], columns), nl=False)
+    if failures:
+        columns = ["file", "error"]
+        click.echo(_csv_lines([dict(zip(columns, columns, strict=True)), *failures], columns), nl=False)
+
+
+def _csv_lines(rows: Sequence[Record], columns: Sequence[str]) -> str:
     import csv
     import io
 
-    plain = ["file", "label", "probability", "unsure", "variant", "runtime", "provider"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*plain, *(f"p({label})" for label in labels), "error"])
-    for record in records:
-        found = record.get("probabilities", {})
-        shares = [f"{found[label]:.6f}" if found else "" for label in labels]
-        writer.writerow([*(record.get(column, "") for column in plain), *shares, record.get("error", "")])
+    writer.writerows([row.get(column, "") for column in columns] for row in rows)
     return text.getvalue()
 
 
-def _line(record: dict[str, Any]) -> str:
-    ranked = sorted(record["probabilities"].items(), key=lambda item: -item[1])
-    others = ", ".join(f"{label} {share:.1%}" for label, share in ranked[1:3])
-    unsure = " (unsure)" if record["unsure"] else ""
+def _cells(record: Record) -> Record:
+    """Return a record as cells of a table: probabilities as `p(label)`, lists of numbers as `name[0]`."""
+    cells: Record = {}
+    wide: Record = {}
+    for name, value in record.items():
+        if name == "probabilities":
+            wide |= {f"p({label})": f"{share:.6f}" for label, share in value.items()}
+        elif isinstance(value, list) and value and not isinstance(value[0], list):
+            wide |= {f"{name}[{place}]": one for place, one in enumerate(value)}
+        elif isinstance(value, list | dict):
+            wide[name] = _json(value)
+        elif name != "latency_us":
+            cells[name] = value
+    return {**cells, **wide}
+
+
+def _line(record: Record) -> str:
+    """Return a record for people."""
     where = f"[{record['variant']}, {record['runtime']}, {record['provider']}]"
-    return f"{record['file']}: {record['label']}{unsure}  {record['probability']:.1%}   then {others}   {where}"
+    if "probabilities" in record:
+        ranked = sorted(record["probabilities"].items(), key=lambda item: -item[1])
+        others = ", ".join(f"{label} {share:.1%}" for label, share in ranked[1:3])
+        unsure = " (unsure)" if record["unsure"] else ""
+        return f"{record['file']}: {record['label']}{unsure}  {record['probability']:.1%}   then {others}   {where}"
+    beside = {"file", "variant", "runtime", "provider", "latency_us"}
+    parts = "  ".join(f"{name} {_short(value)}" for name, value in record.items() if name not in beside)
+    return f"{record['file']}: {parts}   {where}"
+
+
+def _short(value: Any) -> str:
+    """Return a value, or the first of many with the shape of all."""
+    if not isinstance(value, list):
+        return f"{value:.6g}" if isinstance(value, float) else str(value)
+    shape: list[int] = []
+    inner: Any = value
+    while isinstance(inner, list):
+        shape.append(len(inner))
+        value = inner
+        inner = inner[0] if inner else None
+    flat = value
+    first = ", ".join(_short(one) for one in flat[:_SHOWN])
+    return f"{shape} {first}{', ...' if math.prod(shape) > _SHOWN else ''}"
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    """Return JSON; numbers that JSON does not have become null."""
+    try:
+        return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), indent=indent, ensure_ascii=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _write(path: Path, predictions: Sequence[Prediction]) -> None:
+    """Write answers as arrays: those of all items in one if their shapes allow it, else `NAME.0`, `NAME.1`, ..."""
+    import io
+
+    import numpy as np
+
+    from kit.system import files
+
+    arrays: dict[str, NDArray[Any]] = {}
+    each = [prediction.arrays() for prediction in predictions]
+    for name in each[0]:
+        parts = [one[name] for one in each]
+        if len(parts) == 1:
+            arrays[name] = parts[0]
+        elif parts[0].ndim and len({part.shape[1:] for part in parts}) == 1:
+            arrays[name] = np.concatenate(parts)
+        else:
+            arrays |= {f"{name}.{place}": part for place, part in enumerate(parts)}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    files.write(path, buffer.getvalue())
+    click.echo(f"{path}: " + ", ".join(f"{name} {list(one.shape)}" for name, one in arrays.items()), err=True)

@@ -49,11 +49,13 @@ class TaskRef:
         name: With its version, such as `image-classification@1`.
         options: Plain JSON values that only the plug understands.
         files: What it needs beside them, such as a tokenizer, by role.
+        package: That registers the plug, for the message if it is not installed; empty for kit's own.
     """
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     files: dict[str, FileRef] = field(default_factory=dict)
+    package: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -311,7 +312,13 @@ def _task_ref(folder: Path, task: TaskPlug | None) -> TaskRef | None:
     if task is None:
         return None
     named = {role: _add(folder, role, path.suffix, path.read_bytes()) for role, path in task.files.items()}
-    return TaskRef(name=task.name, options=task.options(), files=named)
+    return TaskRef(name=task.name, options=task.options(), files=named, package=_package_of(task.name))
+
+
+def _package_of(task: str) -> str:
+    """Return the installed package that registers a task; empty for kit's own."""
+    entries = metadata.entry_points(group="kit.tasks", name=task.partition("@")[0])
+    return next((entry.dist.name for entry in entries if entry.dist), "")
 
 
 def _commit(folder: Path, manifest: Manifest, *, inline: Mapping[str, bytes] | None = None) -> Bundle:

@@ -45,7 +45,7 @@ class ImageClassification:
     Attributes:
         labels: Names of the classes, in the order of the scores.
         pipeline: From a picture to pixels: a name in kit.tasks.images.PIPELINES, or "" for a model that takes arrays only.
-        mean: Of pixels scaled to 0..1, for all channels or for each: subtracted first.
+        mean: Of pixels scaled to 0..1, for all channels or for each: subtracted first. Empty for a model that does it itself.
         std: Likewise: what is left is divided by it.
         temperature: Divides the logits before softmax.
         abstain_below: Probability under which an answer counts as unsure; None for never.
@@ -64,8 +64,8 @@ class ImageClassification:
 
     labels: Sequence[str]
     pipeline: str = "resize@1"
-    mean: Sequence[float] = (0.0,)
-    std: Sequence[float] = (1.0,)
+    mean: Sequence[float] = ()
+    std: Sequence[float] = ()
     temperature: float = 1.0
     abstain_below: float | None = None
     channels_last: bool = False
@@ -90,8 +90,8 @@ class ImageClassification:
         )
         self.labels = self._classifier.labels
         self.mean, self.std = (tuple(float(one) for one in values) for values in (self.mean, self.std))
-        if not self.mean or not self.std or any(not np.isfinite(one) for one in self.mean):
-            raise ValueError(f"mean {self.mean} and std {self.std} must be numbers")
+        if bool(self.mean) != bool(self.std) or any(not np.isfinite(one) for one in self.mean):
+            raise ValueError(f"mean and std must both be numbers, found {self.mean} and {self.std}")
         if any(not (one > 0 and np.isfinite(one)) for one in self.std):
             raise ValueError(f"std must be positive, found {self.std}")
         if self.colours not in COLOURS:
@@ -125,8 +125,8 @@ class ImageClassification:
 
     @property
     def prologue(self) -> Prologue | None:
-        """(x / 255 - mean) / std for raw values x; None if `encode` does it."""
-        if not self.normalize_in_graph:
+        """(x / 255 - mean) / std for raw values x; None if `encode` or the model does it."""
+        if not self.normalize_in_graph or not self.mean:
             return None
         count = max(len(self.mean), len(self.std))
         pairs = zip(_spread(self.mean, count), _spread(self.std, count), strict=True)
@@ -158,7 +158,7 @@ class ImageClassification:
         layout = self._sized(layout_of(_core(spec, signature), channels_last=self.channels_last))
         check_pipeline(self.pipeline, layout)
         for what, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) not in {1, layout.channels}:
+            if len(values) not in {0, 1, layout.channels}:
                 raise UsageError(f"{what} has {len(values)} values for {layout.channels} channels")
         self._classifier.check(signature)
         self._batch, self._rank = batch_rank(spec, signature)
@@ -225,8 +225,9 @@ class ImageClassification:
     def _normalized(self, pixels: NDArray[np.uint8], spec: TensorSpec, layout: Layout) -> NDArray[Any]:
         """Scale, subtract, divide, in the order and precision of torchvision's ToTensor and Normalize."""
         values = pixels.astype(np.float32) / np.float32(255)
-        values -= layout.per_channel(self.mean)
-        values /= layout.per_channel(self.std)
+        if self.mean:
+            values -= layout.per_channel(self.mean)
+            values /= layout.per_channel(self.std)
         return values.astype(spec.dtype, copy=False)
 
     def _described(self) -> str:

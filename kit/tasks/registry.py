@@ -42,24 +42,47 @@ def find(name: str) -> type[Task]:
         module, _, attribute = _BUILT_IN[base].partition(":")
         built_in: type[Task] = getattr(importlib.import_module(module), attribute)
         return built_in
-    entries = list(metadata.entry_points(group=GROUP, name=base))
-    if not entries:
+    entry = next(iter(metadata.entry_points(group=GROUP, name=base)), None)
+    if entry is None:
         raise PackageMissing(
             f"no installed package knows the task {name!r}",
             hint=f"install the package that registers it, or choose one of: {', '.join(names())}",
         )
-    added: type[Task] = entries[0].load()
+    try:
+        added: type[Task] = entry.load()
+    except Exception as error:  # the module of a plug may raise anything
+        package = entry.dist.name if entry.dist else entry.value
+        raise PackageMissing(
+            f"the task {base!r} of the package {package} does not load: {type(error).__name__}: {error}",
+            hint=f"pip install --force-reinstall {package}",
+        ) from error
     return added
+
+
+def _refuse_newer(name: str, kind: type[Task]) -> None:
+    """Refuse a version of a built-in task that this kit does not have; plugs judge their own."""
+    base, _, version = name.partition("@")
+    if base in _BUILT_IN and version and name != kind.name:
+        raise BundleInvalid(f"the bundle needs the task {name}, this kit has {kind.name}", hint="install a newer kit")
 
 
 def open_task(ref: TaskRef, files: Mapping[str, Path], signature: Signature) -> Task:
     """Open the task that a manifest names.
 
     Raises:
-        PackageMissing: No installed package registers it.
-        BundleInvalid: Its options are not what this version takes, or the model does not fit it.
+        PackageMissing: No installed package registers it; the message names the package that did when the bundle was made.
+        BundleInvalid: Its version or options are not what this kit takes, or the model does not fit it.
     """
-    kind = find(ref.name)
+    try:
+        kind = find(ref.name)
+    except PackageMissing as error:
+        if not ref.package or ref.package in str(error):
+            raise
+        raise PackageMissing(
+            f"the task {ref.name!r} is that of the package {ref.package}, which is not installed",
+            hint=f"pip install {ref.package}   (without it, tensors work: Engine.run)",
+        ) from error
+    _refuse_newer(ref.name, kind)
     try:
         task = kind.open(ref.name, ref.options, files, signature)
         task.check(signature)
