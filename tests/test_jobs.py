@@ -100,9 +100,7 @@ def test_weights_may_lie_in_the_files_that_the_manifest_names_and_in_no_others(t
 
 def test_a_large_graph_is_drawn_in_part() -> None:
     names = [f"{'x' * 500}{index}" for index in range(1002)]
-    nodes = [
-        onnx.helper.make_node("Relu", [a], [b], name="n" * 5000) for a, b in itertools.pairwise(names)
-    ]
+    nodes = [onnx.helper.make_node("Relu", [a], [b], name="n" * 5000) for a, b in itertools.pairwise(names)]
     ends = [onnx.helper.make_tensor_value_info(name, 1, [1]) for name in (names[0], names[-1])]
     model = onnx.helper.make_model(onnx.helper.make_graph(nodes, "long", ends[:1], ends[1:]))
     found = graphs.read(model.SerializeToString())

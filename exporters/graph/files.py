@@ -311,8 +311,10 @@ def _write_values(file: BinaryIO, tensor: TensorProto, held: Held | None) -> Non
         file.write(held.reshape(-1).view(np.uint8).data)
     else:
         rows = max(1, _PIECE * len(held) // max(held.nbytes, 1))
-        for start in range(0, len(held), rows):
-            file.write(np.ascontiguousarray(held[start : start + rows]).reshape(-1).view(np.uint8).data)
+        file.writelines(
+            np.ascontiguousarray(held[start : start + rows]).reshape(-1).view(np.uint8).data
+            for start in range(0, len(held), rows)
+        )
 
 
 def _copy(place: Stored, target: BinaryIO) -> None:

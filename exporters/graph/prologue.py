@@ -32,7 +32,9 @@ def put_on(graph: Graph, prologue: Prologue, name: str) -> None:
     if kind.elem_type not in {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE}:
         raise UsageError(f"the input {name} takes no floats, so that no arithmetic can be put before it")
     if prologue.channels_last and rank != 4:
-        raise UsageError(f"the input {name} has {rank} axes; channels can only be moved in [batch, channels, height, width]")
+        raise UsageError(
+            f"the input {name} has {rank} axes; channels can only be moved in [batch, channels, height, width]"
+        )
     _make_room(model)
     raw = prologue.input
     names = taken(model)

@@ -192,7 +192,9 @@ def _fold(graph: Graph, raw: str) -> None:
 
 def _fold_into(graph: Graph, layer: onnx.NodeProto, arithmetic: _Arithmetic, *, is_flat: bool) -> bool:
     """Change the weights of the first layer, if that is exact."""
-    if not all(_is_own(graph, name) and graph.constants[name].data_type == TensorProto.FLOAT for name in layer.input[1:]):
+    if not all(
+        _is_own(graph, name) and graph.constants[name].data_type == TensorProto.FLOAT for name in layer.input[1:]
+    ):
         return False
     if layer.op_type == "Gemm" and is_plain(layer) and len(layer.input) == 3:
         if not (is_flat or arithmetic.is_scalar):

@@ -118,7 +118,9 @@ def _open_object(source: Any, **known: Any) -> Original:
     if isinstance(source, torch.export.ExportedProgram):
         del known["inputs"]
         return module.open_program(source, **known)
-    raise UsageError(f"{type(source).__name__} is no model", hint=f"give a torch module, a program of torch.export, {_KINDS}")
+    raise UsageError(
+        f"{type(source).__name__} is no model", hint=f"give a torch module, a program of torch.export, {_KINDS}"
+    )
 
 
 def _open_factory(

@@ -43,7 +43,9 @@ def build(source: str) -> Built:
         try:
             made = found() if not isinstance(found, nn.Module) else found
         except (Exception, SystemExit) as error:
-            raise UsageError(f"the factory {source} failed: {_sentence(error)}", hint="call it in Python to see where") from error
+            raise UsageError(
+                f"the factory {source} failed: {_sentence(error)}", hint="call it in Python to see where"
+            ) from error
     if isinstance(made, nn.Module):
         return Built(made)
     if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module):
@@ -60,7 +62,9 @@ def _found(place: str, function: str, source: str) -> Any:
             raise UsageError(
                 f"there is no module {place!r}", hint="name one of the current folder, or of an installed package"
             ) from error
-        raise UsageError(f"{place} needs {error.name}, which is not installed", hint=f"pip install {error.name}") from error
+        raise UsageError(
+            f"{place} needs {error.name}, which is not installed", hint=f"pip install {error.name}"
+        ) from error
     except (Exception, SystemExit) as error:
         raise UsageError(f"{place} cannot be imported: {_sentence(error)}") from error
     found: Any = module
@@ -99,7 +103,8 @@ def load_weights(module: nn.Module, path: Path) -> None:
     """
     if path.suffix != ".safetensors":
         raise UsageError(
-            f"{path.name} is no .safetensors file", hint='save the weights anew: safetensors.torch.save_model(module, "FILE.safetensors")'
+            f"{path.name} is no .safetensors file",
+            hint='save the weights anew: safetensors.torch.save_model(module, "FILE.safetensors")',
         )
     if not path.is_file():
         raise BadInput(f"there is no file {str(path)!r}")

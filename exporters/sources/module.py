@@ -125,7 +125,8 @@ def open_module(
     """
     if inputs is None and signature is None:
         raise UsageError(
-            f"{type(module).__name__} needs example inputs or a signature", hint="pass inputs=(array, ...) or signature="
+            f"{type(module).__name__} needs example inputs or a signature",
+            hint="pass inputs=(array, ...) or signature=",
         )
     call, known = _called(module, inputs, signature, dict(axes or {}))
     call = dataclasses.replace(call, kwargs={**call.kwargs, **(fixed or {})})
@@ -134,7 +135,9 @@ def open_module(
     restore = _in_evaluation(module)
     try:
         flat = calls.Flat(module, call, outputs).eval()
-        device = next((one.device for one in itertools.chain(module.parameters(), module.buffers())), torch.device("cpu"))
+        device = next(
+            (one.device for one in itertools.chain(module.parameters(), module.buffers())), torch.device("cpu")
+        )
         tensors = _tracing_inputs(known, call.examples, device)
         names = _try_out(flat, known, tensors, outputs)
         program = torch_export.trace(flat, known, tensors)
@@ -303,7 +306,9 @@ def _sizes(signature: Signature, tensors: Mapping[str, Any]) -> dict[str, int]:
     }
 
 
-def _run(answer: Callable[[Sequence[torch.Tensor]], Any], tensors: Sequence[torch.Tensor], sizes: dict[str, int]) -> Any:
+def _run(
+    answer: Callable[[Sequence[torch.Tensor]], Any], tensors: Sequence[torch.Tensor], sizes: dict[str, int]
+) -> Any:
     """Ask once; whatever the module raises becomes one sentence."""
     try:
         with torch.inference_mode():
@@ -341,7 +346,9 @@ def _try_out(
             what = "dropout is on even in evaluation mode" if dropout else f"it draws random numbers ({random.words})"
             raise GateFailed(
                 f"the module answers differently each time it is asked the same ({name}): {what}",
-                hint="pass training=self.training to functional.dropout" if dropout else "give it the numbers as an input",
+                hint="pass training=self.training to functional.dropout"
+                if dropout
+                else "give it the numbers as an input",
             )
     if wanted is not None and len(wanted) != len(names):
         raise UsageError(
@@ -367,9 +374,7 @@ class _Random(TorchDispatchMode):
     def words(self) -> str:
         return ", ".join(self.found) or "or depends on something outside of it"
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None  # noqa: ARG002 - torch's own signature
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.Tag.nondeterministic_seeded in func.tags:
             self.found[str(func).removeprefix("aten.").partition(".")[0]] = None
         return func(*args, **(kwargs or {}))
@@ -417,7 +422,9 @@ def _compare(wanted: Signature, found: Signature) -> None:
             pairs = zip(spec.shape, own.shape, strict=True)
             fits = all(one == other for one, other in pairs if isinstance(one, int) and isinstance(other, int))
         if not fits:
-            raise UsageError(f"the signature says that {spec.name} is {spec.describe()}, the module gives {own.describe()}")
+            raise UsageError(
+                f"the signature says that {spec.name} is {spec.describe()}, the module gives {own.describe()}"
+            )
         for one, other in zip(spec.shape, own.shape, strict=True):
             if isinstance(one, str) and isinstance(other, int) and one in wanted.dynamic and not spec.varies:
                 raise GateFailed(

@@ -30,7 +30,9 @@ from kit.tasks.base import Task
 from kit.tensors import BATCH, Axis, Signature, Tensors
 
 _ANSWERING = RunnerOptions(optimization="off", prepacking=False)
-_KNOWN_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc"})
+_KNOWN_DOMAINS = frozenset(
+    {"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc"}
+)
 _SAME_IDS = frozenset({"Cast", "Reshape", "Unsqueeze", "Squeeze", "Identity", "Flatten", "Expand"})
 
 
@@ -187,7 +189,9 @@ def _bounded(signature: Signature, axes: dict[str, Axis]) -> Signature:
 def _with_vocabularies(signature: Signature, graph: Graph) -> Signature:
     """Say how large ids may be that pick rows of a table."""
     specs = tuple(
-        dataclasses.replace(spec, below=_rows_picked_from(graph, spec.name)) if spec.dtype in {"int32", "int64"} else spec
+        dataclasses.replace(spec, below=_rows_picked_from(graph, spec.name))
+        if spec.dtype in {"int32", "int64"}
+        else spec
         for spec in signature.inputs
     )
     return dataclasses.replace(signature, inputs=specs)

@@ -47,7 +47,9 @@ class RawOriginal:
     def answer(self, tensors: Tensors) -> Tensors:
         """Compute the outputs for raw values, in pieces bounded by bytes."""
         sizes = self.signature.check(tensors)
-        rows = min(self.signature.rows_within(BATCH_BYTES, sizes), self._inner.signature.rows_within(BATCH_BYTES, sizes))
+        rows = min(
+            self.signature.rows_within(BATCH_BYTES, sizes), self._inner.signature.rows_within(BATCH_BYTES, sizes)
+        )
         pieces = self.signature.split(tensors, rows)
         return self.signature.join([self._inner.answer(self._normalised(piece)) for piece in pieces])
 
@@ -102,7 +104,9 @@ def outer(signature: Signature, prologue: Prologue) -> Signature:
     shape = floats.shape
     if prologue.channels_last:
         if len(shape) != 4:
-            raise UsageError(f"channels can only be moved in [batch, channels, height, width], found {floats.describe()}")
+            raise UsageError(
+                f"channels can only be moved in [batch, channels, height, width], found {floats.describe()}"
+            )
         shape = (shape[0], *shape[2:], shape[1])
     raw = TensorSpec(name=prologue.input, dtype="uint8", shape=shape)
     inputs = tuple(raw if spec is floats else spec for spec in signature.inputs)
@@ -118,6 +122,4 @@ def inner(signature: Signature, prologue: Prologue) -> Signature:
     if prologue.channels_last and len(shape) == 4:
         shape = (shape[0], shape[3], *shape[1:3])
     floats = TensorSpec(name=raw.name, dtype="float32", shape=shape)
-    return dataclasses.replace(
-        signature, inputs=tuple(floats if spec is raw else spec for spec in signature.inputs)
-    )
+    return dataclasses.replace(signature, inputs=tuple(floats if spec is raw else spec for spec in signature.inputs))

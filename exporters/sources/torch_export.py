@@ -7,17 +7,14 @@ import io
 import itertools
 import json
 import logging
-import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_ir
 import torch
-from onnx import TensorProto
 from torch.export import ExportedProgram
 
 from exporters.graph import names
@@ -49,6 +46,7 @@ def trace(module: Flat, signature: Signature, tensors: Sequence[torch.Tensor]) -
         {place: dims[size] for place, size in enumerate(spec.shape) if isinstance(size, str) and size in dims} or None
         for spec in signature.inputs
     )
+
     def export(*, defers: bool) -> ExportedProgram:
         return torch.export.export(
             module,

@@ -13,7 +13,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from kit.bundle.manifest import Original as OriginalRecord
-from kit.runtime.base import RunnerOptions, run_in_batches
+from kit.runtime.base import RunnerOptions
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
 from kit.samples import Samples
 from kit.tasks.base import Task
