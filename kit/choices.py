@@ -76,13 +76,13 @@ class Mode(_Choice):
     """Where input and output of a measured call lie."""
 
     HOST = "host"
-    """In host memory: pixels are handed over and logits handed back, copies included."""
+    """In host memory: inputs are handed over and outputs handed back, copies included."""
     DEVICE = "device"
     """Where the model runs, bound in place: the call alone."""
 
 
 class Goal(_Choice):
-    """What a model is chosen for: the quickest answer to one image, or the most images in a second."""
+    """What a model is chosen for: the quickest answer to one sample, or the most samples in a second."""
 
     LATENCY = "latency"
     THROUGHPUT = "throughput"

@@ -12,11 +12,14 @@ import time
 
 _BEGAN = time.perf_counter_ns()  # before anything else is imported: what came before is Python's own start
 
+import contextlib  # noqa: E402
 import dataclasses  # noqa: E402
 import json  # noqa: E402
 import subprocess  # noqa: E402
 import sys  # noqa: E402
-from collections.abc import Callable  # noqa: E402
+import tempfile  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
+from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
 if TYPE_CHECKING:  # the child imports these when their turn comes, and is timed
@@ -25,6 +28,7 @@ if TYPE_CHECKING:  # the child imports these when their turn comes, and is timed
     from kit.bench.results import ColdStart, Row
     from kit.bundle import Bundle
     from kit.system.progress import OnProgress
+    from kit.tensors import Sizes
 
 PROCESSES = 20
 _PATIENCE_SECONDS = 300
@@ -58,25 +62,46 @@ def rows(
     label = described(sizes, telling([sizes]))
     prepared = prepare(Subject(bundle, ()), request.cases_of(bundle), names_session=bool(request.cases))
     cases = [one.at(sizes, label) for one in prepared]
-    started = time.perf_counter()
-    first = [_start(one) for one in cases]
-    running = [index for index, one in enumerate(first) if "error" not in one]
-    spent = time.perf_counter() - started
-    left = None if deadline_ns is None else max((deadline_ns - time.perf_counter_ns()) / 1e9, 0.0)
-    on_estimate(PROCESSES * spent * len(running) / max(len(cases), 1) if left is None else left)
-    turns = interleave(
-        lambda index, _: _start(cases[running[index]]),
-        len(running),
-        dataclasses.replace(request.plan, rounds=PROCESSES),
-        deadline_ns=deadline_ns,
-        on_round=lambda share: on_progress("fresh processes", share),
-        clock=time.perf_counter_ns,
-    )
+    with _known(bundle, sizes) as known:
+        started = time.perf_counter()
+        first = [_start(one, known) for one in cases]
+        running = [index for index, one in enumerate(first) if "error" not in one]
+        spent = time.perf_counter() - started
+        left = None if deadline_ns is None else max((deadline_ns - time.perf_counter_ns()) / 1e9, 0.0)
+        on_estimate(PROCESSES * spent * len(running) / max(len(cases), 1) if left is None else left)
+        turns = interleave(
+            lambda index, _: _start(cases[running[index]], known),
+            len(running),
+            dataclasses.replace(request.plan, rounds=PROCESSES),
+            deadline_ns=deadline_ns,
+            on_round=lambda share: on_progress("fresh processes", share),
+            clock=time.perf_counter_ns,
+        )
     measured = dict(zip(running, turns, strict=True))
     return tuple(_row(one, first[index], measured.get(index, [])) for index, one in enumerate(cases))
 
 
-def _start(one: OpenCase) -> dict[str, Any]:
+@contextlib.contextmanager
+def _known(bundle: Bundle, sizes: Sizes) -> Iterator[dict[str, Any]]:
+    """Give what a process cannot read from a bundle: of a ready model, whose inputs took a search, manifest and inputs."""
+    import numpy as np
+
+    from kit.bench.cases import Subject
+    from kit.ready import ReadyModel
+    from kit.system import serial
+
+    if not isinstance(bundle, ReadyModel):
+        yield {}
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "inputs.npz"
+        np.savez(
+            path, **{f"input_{place}": array for place, array in enumerate(Subject.of(bundle).inputs(sizes).values())}
+        )
+        yield {"manifest": serial.encode(bundle.manifest), "inputs": str(path)}
+
+
+def _start(one: OpenCase, known: dict[str, Any]) -> dict[str, Any]:
     """Run one process; return its moments, or its error."""
     from kit.system import serial
 
@@ -86,6 +111,7 @@ def _start(one: OpenCase) -> dict[str, Any]:
         "runtime": one.case.runtime,
         "options": serial.encode(one.case.options),
         "sizes": one.row.sizes,
+        **known,
     }
     started = time.perf_counter_ns()
     try:
@@ -148,20 +174,16 @@ def _summary(answers: list[dict[str, Any]]) -> ColdStart:
 def _child(asked: dict[str, Any]) -> dict[str, Any]:
     """Do what a fresh program does; return the moments at which each stage ended."""
     moments = [_BEGAN]
-    from kit import ready
     from kit.errors import KitError
     from kit.runtime import registry
     from kit.runtime.base import RunnerOptions
-    from kit.samples import nearest
     from kit.system import serial
 
     moments.append(time.perf_counter_ns())
     try:
-        bundle = ready.find(asked["bundle"])
+        bundle, inputs = _read(asked)
         variant = bundle.variant(asked["variant"])
         bundle.model(variant)
-        signature, sizes = bundle.signature, asked["sizes"]
-        inputs = nearest(bundle.golden(), signature, sizes).resized(signature, sizes)
         moments.append(time.perf_counter_ns())
         options = serial.decode(RunnerOptions, asked["options"])
         with registry.open_runner(asked["runtime"], bundle, variant, options) as runner:
@@ -181,6 +203,26 @@ def _child(asked: dict[str, Any]) -> dict[str, Any]:
         "fallback_fix": getattr(runner, "fallback_fix", ""),
         "peak_memory_bytes": high_water_bytes(),
     }
+
+
+def _read(asked: dict[str, Any]) -> tuple[Bundle, dict[str, Any]]:
+    """Return the bundle and the inputs of the first call."""
+    if "manifest" in asked:
+        import numpy as np
+
+        from kit.bundle.manifest import Manifest
+        from kit.ready import ReadyModel
+        from kit.system import serial
+
+        manifest = serial.decode(Manifest, asked["manifest"])
+        with np.load(asked["inputs"]) as arrays:
+            inputs = {spec.name: arrays[f"input_{place}"] for place, spec in enumerate(manifest.signature.inputs)}
+        return ReadyModel(Path(asked["bundle"]).parent, manifest), inputs
+    from kit.bundle import find
+    from kit.samples import nearest
+
+    bundle = find(asked["bundle"])
+    return bundle, nearest(bundle.golden(), bundle.signature, asked["sizes"]).resized(bundle.signature, asked["sizes"])
 
 
 if __name__ == "__main__":
