@@ -95,9 +95,8 @@ def _known(bundle: Bundle, sizes: Sizes) -> Iterator[dict[str, Any]]:
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "inputs.npz"
-        np.savez(
-            path, **{f"input_{place}": array for place, array in enumerate(Subject.of(bundle).inputs(sizes).values())}
-        )
+        inputs: dict[str, Any] = Subject.of(bundle).inputs(sizes)
+        np.savez(path, **{f"input_{place}": array for place, array in enumerate(inputs.values())})
         yield {"manifest": serial.encode(bundle.manifest), "inputs": str(path)}
 
 
