@@ -33,6 +33,7 @@ from tests.helpers.points import batch, fixed_model
 
 FIXTURES = Path(__file__).parent / "fixtures"
 QUICK = Plan(rounds=10, turn_ms=0.5, warmup_ms=1.0)
+FALLBACK = RunnerOptions(allow_fallback=True)
 
 
 def test_the_interval_covers_the_true_ratio() -> None:
@@ -137,7 +138,7 @@ def test_cuda_that_cannot_run_is_a_row_with_reason_and_never_a_latency(tiny: Bun
 
 @pytest.mark.usefixtures("no_cuda")
 def test_a_fallback_is_stamped_on_its_row(tiny: Bundle) -> None:
-    found = bench(tiny, Request(providers=(Provider.CUDA,), allow_fallback=True, points=batch(1), plan=QUICK))
+    found = bench(tiny, Request(providers=(Provider.CUDA,), runner=FALLBACK, points=batch(1), plan=QUICK))
     (row,) = found.rows
     assert row.status is Status.FALLBACK
     assert (row.provider, row.ran_on) == (Provider.CUDA, Provider.CPU)

@@ -195,7 +195,8 @@ def test_impossible_sizes_are_refused_or_a_row_that_says_why(tiny: Bundle) -> No
 
 @pytest.mark.usefixtures("no_cuda")
 def test_a_profile_that_fell_back_says_so_and_keeps_its_own_trace(tiny: Bundle, tmp_path: Path) -> None:
-    asked = Request(providers=(Provider.CUDA, Provider.CPU), points=batch(1), profile=tmp_path, allow_fallback=True)
+    options = RunnerOptions(allow_fallback=True)
+    asked = Request(providers=(Provider.CUDA, Provider.CPU), points=batch(1), profile=tmp_path, runner=options)
     fallback, cpu = bench(tiny, asked).rows
     assert (fallback.status, cpu.status) == (Status.FALLBACK, Status.OK)
     assert fallback.reason
