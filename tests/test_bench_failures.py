@@ -152,6 +152,18 @@ def test_what_is_not_opened_when_the_time_is_up_says_so(tiny: Bundle) -> None:
     assert all("the time was up" in row.reason for row in found.rows if row.runtime == "onnx-reference")
 
 
+def test_a_size_that_nobody_named_is_left_out_and_said_if_a_call_would_take_very_long(
+    tiny: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kit.bench.sweep.SLOWEST_CALL_US", 0.0)
+    found = bench(tiny, Request(providers=CPU, plan=QUICK))
+    assert [row.sizes for row in found.rows] == [{"batch": 1}]
+    assert any("batch 64 was left out" in remark for remark in found.remarks())
+    named = bench(tiny, Request(providers=CPU, points=batch(1, 64), plan=QUICK))
+    assert [row.sizes["batch"] for row in named.rows] == [1, 64]
+    assert named.left_out == ()
+
+
 def test_a_budget_in_which_hardly_a_query_arrives_is_refused(tiny: Bundle) -> None:
     slow = Load(scenario=Scenario.SERVER, rate=0.5)
     with pytest.raises(UsageError, match="one round takes 80 s"):

@@ -184,17 +184,25 @@ def _probe_all(
     probed: list[_Point] = []
     left_out = []
     for sizes in points:
-        if may_leave_out and probed and probed[0].probes:
-            growth = setting.subject.rows(sizes) / setting.subject.rows(probed[0].sizes)
-            quickest_us = min(probe.call_us for probe in probed[0].probes) * growth
-            if quickest_us > sweep.SLOWEST_CALL_US:
+        if may_leave_out and probed:
+            expected_us = _expected_call_us(opened, probed[0], sizes, setting)
+            if expected_us > sweep.SLOWEST_CALL_US:
                 left_out.append(
-                    f"{described(sizes, telling(points))} was left out, for a call takes about {quickest_us / 1e6:,.1f} s "
+                    f"{described(sizes, telling(points))} was left out, for a call takes about {expected_us / 1e6:,.1f} s "
                     "there: name the size to have it measured"
                 )
                 continue
         probed.append(_probe(opened, sizes, setting))
     return probed, tuple(left_out)
+
+
+def _expected_call_us(opened: Sequence[OpenCase], first: _Point, sizes: Sizes, setting: _Setting) -> float:
+    """Return how long the quickest case takes at other sizes, by those of the first point; timed again if that seems long."""
+    growth = setting.subject.rows(sizes) / setting.subject.rows(first.sizes)
+    quickest_us = growth * min((probe.call_us for probe in first.probes), default=0.0)
+    if quickest_us <= sweep.SLOWEST_CALL_US:
+        return quickest_us
+    return growth * min(_best_call_us(one, first.sizes) for one in opened if one.runner is not None)
 
 
 def _probe(opened: Sequence[OpenCase], sizes: dict[str, int], setting: _Setting) -> _Point:
@@ -258,7 +266,7 @@ def _swept(
     offline = is_batch and setting.load.scenario is Scenario.OFFLINE
     largest = min(sweep.LARGEST, setting.load.samples) if offline else sweep.LARGEST
     among = sweep.doublings(signature.axes[axis], largest=largest)
-    callers = [partial(_best_call_us, one, axis, base) for one in running]
+    callers = [partial(_swept_call_us, one, axis, base) for one in running]
     found = sweep.sizes(callers, among=among, until_flat=is_batch, deadline_ns=deadline)
     own = dict(zip((id(one) for one in running), found, strict=True))
     every = sorted({size for sizes in found for size in sizes}) or list(among[:1])
@@ -266,10 +274,14 @@ def _swept(
     return [({**base, axis: size}, [one for one in opened if size in own.get(id(one), (every[0],))]) for size in every]
 
 
-def _best_call_us(case: OpenCase, axis: str, base: Sizes, size: int) -> float:
+def _swept_call_us(case: OpenCase, axis: str, base: Sizes, size: int) -> float:
+    return _best_call_us(case, {**base, axis: size})
+
+
+def _best_call_us(case: OpenCase, sizes: Sizes) -> float:
     """Return the best of three calls, in microseconds; infinite if it fails, which is said when it is measured."""
     try:
-        call = Queries(case, {**base, axis: size}, Load()).call
+        call = Queries(case, sizes, Load()).call
         return min(_second_call_us(call) for _ in range(3))
     except KitError:
         return math.inf
