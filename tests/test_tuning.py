@@ -10,13 +10,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from onnx import numpy_helper
 
 import exporters
 import kit
 from exporters import AutoOptions
-from exporters.formats import int8
+from exporters.formats.base import Source
 from kit import ready, tuning
 from kit.bench.measure import Plan
 from kit.bench.request import Request
@@ -24,6 +25,7 @@ from kit.bench.results import Results, Row, Verdict
 from kit.bench.run import bench
 from kit.bench.stats import Comparison, Outcome
 from kit.bundle import Bundle, open_folder, publish
+from kit.bundle.manifest import Quantization
 from kit.choices import Goal, Provider
 from kit.errors import BadInput, BundleInvalid, CheckFailed, UsageError
 from kit.runtime import choice as tuned
@@ -32,7 +34,7 @@ from kit.runtime.choice import Choice
 from kit.system import machine
 from kit.tensors import Tensors
 from tests.conftest import Kit
-from tests.helpers.bundles import overwrite
+from tests.helpers.bundles import overwrite, staged
 from tests.helpers.points import batch, fixed_model
 
 FAST = Plan(rounds=10, turn_ms=0.5, warmup_ms=1.0, warmup_limit_ms=10.0)
@@ -308,25 +310,25 @@ def test_auto_publishes_what_is_right_and_makes_the_winner_the_default(digits: B
         assert "runs as fp32" in reasons["fp16"]
 
 
-def test_auto_leaves_out_what_loses_too_much(digits: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    from exporters.formats import int4
+def test_auto_leaves_out_what_loses_too_much(digits: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from exporters.formats.int4 import Int4
 
-    honest = int4.quantize_weights
+    honest = Int4.make
 
-    def broken(*arguments: object, **named: object) -> int8.Quantized:
-        made = honest(*arguments, **named)
-        scales = next(tensor for tensor in made.model.graph.initializer if "scale" in tensor.name)
+    def broken(self: Int4, source: Source, exclude: tuple[str, ...], target: Path) -> Quantization | None:
+        made = honest(self, source, exclude, target)
+        model = onnx.load(target)
+        scales = next(tensor for tensor in model.graph.initializer if "scale" in tensor.name)
         scales.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(scales) * np.float32(-1), scales.name))
+        onnx.save(model, target)
         return made
 
-    monkeypatch.setattr(int4, "quantize_weights", broken)
-    earlier = exporters.export_bundle(
-        digits, exporters.ExportOptions(precisions=("fp16",)), on_step=lambda _: None
-    ).bundle
-    with_int4 = tuple(dataclasses.replace(one, id="int4") if one.id == "fp16" else one for one in earlier.variants)
-    publish(earlier, tuple((one, earlier.read(one.artifact)) for one in with_int4 if one.id == "int4"), tools={})
-    done = exporters.export_auto(digits, AutoOptions(points=batch(1), plan=FAST, max_loss=0.01))
+    monkeypatch.setattr(Int4, "make", broken)
+    fp32 = digits.variant("fp32")
+    earlier = publish(digits, [staged(tmp_path, fp32, digits.read(fp32.graph), name="int4")], tools={})
+    assert "int4" in {variant.id for variant in earlier.variants}
+    done = exporters.export_auto(earlier, AutoOptions(points=batch(1), plan=FAST, max_loss=0.01))
     assert "int4" not in {variant.id for variant in done.report.bundle.variants}
     (reason,) = [one.reason for one in done.judgement.candidates if one.name == "int4"]
-    assert reason.startswith("rejected: loses")
+    assert reason.startswith("rejected: ")
     assert done.judgement.winner.name != "int4"
