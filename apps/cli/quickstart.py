@@ -34,7 +34,7 @@ def quickstart(epochs: int | None, data_dir: Path | None) -> int:
     Example:
       kit quickstart
     """
-    from apps.cli import bench_tables, export_tables, render
+    from apps.cli import bench_tables, export_tables, render, verify_tables
     from exporters import ExportOptions
     from kit.bench.request import Request
     from kit.lab.records import training_record
@@ -60,7 +60,7 @@ def quickstart(epochs: int | None, data_dir: Path | None) -> int:
         verification = verify(report.bundle, on_step=update)
     code = report_verify(verification)
     if code:
-        render.verify_table(verification)
+        verify_tables.verify_table(verification)
         return code
     render.remark("4/4  bench on every provider that works here")
     results = run_bench(report.bundle, Request(data_dir=data_dir))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from itertools import pairwise
@@ -14,13 +15,32 @@ from kit.bundle import Bundle
 from kit.errors import BundleInvalid, UsageError
 from kit.lab.blueprint import Blueprint, Normalization
 from kit.system import packages
-from kit.tasks.base import Prologue
 
 ARCHITECTURES = ("mlp-512-256-128", "mlp-64-64", "cnn-16-48-96")
 
 
-class Mlp(nn.Module):
-    """Dense layers with ReLU between them; takes float32 `[N, ...]` normalised values, gives logits `[N, classes]`.
+class Network(nn.Module):
+    """Takes normalised float32 `[N, height, width]`, or raw uint8 if it has a normalisation; gives logits `[N, classes]`.
+
+    Attributes:
+        normalization: Of raw pixels; None if whoever calls it has normalised them.
+    """
+
+    normalization: Normalization | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits `[N, classes]`."""
+        if self.normalization is not None:
+            x = x.to(torch.float32) * self.normalization.scale + self.normalization.shift
+        return self.logits(x)
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits `[N, classes]` for normalised values."""
+        raise NotImplementedError
+
+
+class Mlp(Network):
+    """Dense layers with ReLU between them.
 
     Args:
         sizes: Of inputs, hidden layers and outputs.
@@ -41,16 +61,16 @@ class Mlp(nn.Module):
         self.sizes = sizes
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return logits `[N, classes]`."""
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits `[N, classes]` for normalised values."""
         if self.crop:
             x = x[:, self.crop : x.shape[1] - self.crop, self.crop : x.shape[2] - self.crop]
         logits: torch.Tensor = self.layers(x)
         return logits
 
 
-class Cnn(nn.Module):
-    """A small convolutional network, such as teaches a smaller one; takes float32 `[N, height, width]`, gives logits.
+class Cnn(Network):
+    """A small convolutional network, such as teaches a smaller one.
 
     Args:
         widths: Channels of the first convolution, of the two after the first pooling, and of the two after the second.
@@ -74,8 +94,8 @@ class Cnn(nn.Module):
         ).to(memory_format=torch.channels_last)
         self.classify = nn.Linear(third * (height // 4) * (width // 4), outputs)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return logits `[N, classes]`."""
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits `[N, classes]` for normalised values."""
         logits: torch.Tensor = self.classify(self.features(x.unsqueeze(1)))
         return logits
 
@@ -83,26 +103,6 @@ class Cnn(nn.Module):
 def _convolution(channels_in: int, channels_out: int) -> tuple[nn.Module, ...]:
     convolution = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
     return convolution, nn.BatchNorm2d(channels_out), nn.ReLU(inplace=True)
-
-
-class FromPixels(nn.Module):
-    """A module that takes raw pixels uint8 `[N, *shape]`: normalisation first, then the model it wraps.
-
-    Attributes:
-        model: Takes normalised float32 `[N, *shape]`.
-        prologue: The same normalisation as a task describes it, for whoever writes it into a graph.
-    """
-
-    def __init__(self, model: nn.Module, normalization: Normalization, *, name: str = "pixels") -> None:
-        super().__init__()
-        self.model = model
-        self.prologue = Prologue(input=name, scale=(normalization.scale,), shift=(normalization.shift,))
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return the model's output for `pixels * scale + shift`."""
-        (scale,), (shift,) = self.prologue.scale, self.prologue.shift
-        output: torch.Tensor = self.model(pixels.to(torch.float32) * scale + shift)
-        return output
 
 
 def is_known(architecture: str) -> bool:
@@ -124,7 +124,7 @@ def _parse(architecture: str) -> tuple[str, tuple[int, ...], int] | None:
     return kind, tuple(int(size) for size in sizes[1:].split("-")), int(found[3] or 0)
 
 
-def build(architecture: str, *, shape: tuple[int, ...], outputs: int, batch_norm: bool = False) -> nn.Module:
+def build(architecture: str, *, shape: tuple[int, ...], outputs: int, batch_norm: bool = False) -> Network:
     """Make an untrained module, such as `mlp-512-256-128` or `cnn-16-48-96`.
 
     Args:
@@ -188,7 +188,7 @@ def save_weights(module: nn.Module) -> bytes:
     return data
 
 
-def load_trained(blueprint: Blueprint, weights: Path) -> nn.Module:
+def load_trained(blueprint: Blueprint, weights: Path) -> Network:
     """Build a module with its weights, in evaluation mode; it takes normalised float32 `[N, *shape]`.
 
     Raises:
@@ -207,7 +207,7 @@ def load_trained(blueprint: Blueprint, weights: Path) -> nn.Module:
     return module.eval()
 
 
-def original(bundle: Bundle) -> nn.Module | None:
+def original(bundle: Bundle) -> Network | None:
     """Build the module that a bundle of the lab's was made of, in evaluation mode; None for other bundles.
 
     It takes normalised float32 `[N, *shape]`: the task's prologue comes before it.
@@ -221,15 +221,21 @@ def original(bundle: Bundle) -> nn.Module | None:
     return load_trained(blueprint, bundle.check(source.weights))
 
 
-def rebuild(bundle: Bundle) -> FromPixels | None:
+def rebuild(bundle: Bundle) -> Network | None:
     """Build the module of a bundle of the lab's so that it takes what the bundle's signature says: raw pixels.
-
-    Its attributes `model` and `prologue` are the bare module and the normalisation before it.
 
     Raises:
         BundleInvalid: Its weights were altered, or do not fit.
     """
     module, blueprint = original(bundle), Blueprint.of(bundle)
-    if module is None or blueprint is None:
-        return None
-    return FromPixels(module, blueprint.normalization, name=bundle.signature.inputs[0].name).eval()
+    if module is not None and blueprint is not None:
+        module.normalization = blueprint.normalization
+    return module
+
+
+def from_pixels(module: nn.Module, normalization: Normalization) -> nn.Module:
+    """Return a copy of a network that takes raw pixels, in evaluation mode."""
+    found = copy.deepcopy(module).eval()
+    assert isinstance(found, Network)  # the lab has no others
+    found.normalization = normalization
+    return found

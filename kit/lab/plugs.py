@@ -68,8 +68,7 @@ def splits_of(dataset: Dataset, record: TrainingRecord, signature: Signature) ->
 def rebuild(bundle: Bundle) -> nn.Module | None:
     """Build the module that a bundle of the lab's was made of; None for other bundles.
 
-    Its forward takes raw pixels, as the bundle's signature says. The bare module and what comes before it are its attributes
-    `model` and `prologue`.
+    Its forward takes raw pixels, as the bundle's signature says.
 
     Raises:
         BundleInvalid: Its weights were altered, or do not fit.
