@@ -5,6 +5,7 @@ export_source("model.onnx", task="image-classification", task_options={"labels":
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,8 +25,8 @@ from kit.metrics import Metric
 from kit.samples import Splits
 from kit.tasks import registry as tasks
 from kit.tasks.base import Task
-from kit.tasks.tensors import PlainTensors
-from kit.tensors import Axis, TensorSpec
+from kit.tasks.tensors import PlainTensors, arrays_of
+from kit.tensors import BATCH, Axis, Signature, TensorSpec
 
 OnStep = Callable[[str], None]
 
@@ -86,9 +87,21 @@ def export_source(
     chosen = _task(task, task_options or {})
     judged = _metric(metric)
     room.check(source, folder, weights=weights, variants=1 + len(options.precisions))
-    original = open_source(source, name=named, inputs=inputs or None, axes=axes or None, task=chosen, weights=weights)
+    on_step("opening the model")
+    original = open_source(
+        source,
+        name=named,
+        signature=_signature(inputs, axes or {}),
+        inputs=None if samples is None or not _FACTORY.fullmatch(source) else _inputs(samples),
+        axes={name: axis for name, axis in (axes or {}).items() if axis is not None} or None,
+        task=chosen,
+        weights=weights,
+    )
     try:
+        if BATCH in (axes or {}) and (axes or {})[BATCH] is None:
+            original.signature = dataclasses.replace(original.signature, batch=None)
         knows = chosen or original.task or PlainTensors()
+        knows.check(original.signature)
         golden = None if samples is None else PlainTensors().samples(samples, original.signature)
         return export_original(
             original,
@@ -151,6 +164,25 @@ def blame_layers(
     return blame_bundle(bundle, options, data=splits, data_dir=data_dir, metric=judged, on_step=on_step)
 
 
+def _signature(inputs: Sequence[TensorSpec], axes: Mapping[str, Axis | None]) -> Signature | None:
+    """Return what is known of a module's inputs; its outputs are found by asking it."""
+    if not inputs:
+        return None
+    from exporters.sources.module import UNKNOWN
+
+    named = any(BATCH in spec.shape for spec in inputs)
+    batch = BATCH if named and axes.get(BATCH, Axis()) is not None else None
+    try:
+        return Signature(inputs=tuple(inputs), outputs=UNKNOWN, batch=batch)
+    except ValueError as error:
+        raise UsageError(f"these inputs cannot be: {error}") from error
+
+
+def _inputs(samples: Path) -> dict[str, Any]:
+    """Return the arrays of an npz that are no targets."""
+    return {name: array for name, array in arrays_of(samples).items() if not name.startswith("target.")}
+
+
 def _refuse_unknown(source: str) -> None:
     if not Path(source).exists() and not _FACTORY.fullmatch(source):
         raise BundleNotFound(
@@ -188,7 +220,9 @@ def _metric(name: str | None) -> Metric | None:
     return None if name is None else metrics.find(name)
 
 
-def _data(name: str | None, task: Task, signature: Any, *, data_dir: Path | None, on_step: OnStep) -> Splits | None:
+def _data(
+    name: str | None, task: Task, signature: Signature, *, data_dir: Path | None, on_step: OnStep
+) -> Splits | None:
     if name is None:
         return None
     on_step("reading data")

@@ -25,10 +25,11 @@ from apps.cli.train import DATASETS, MODELS
 from apps.cli.typed import AxisType, InputType, Labels
 from exporters.compress import CompressOptions
 from exporters.options import AUTO, DEFAULT_OPSET, OPSETS, STATIC_FORMATS
-from kit import metrics, tuning
+from kit import metrics
 from kit.bundle import Bundle, find
 from kit.choices import Precision
 from kit.lab import data, models
+from kit.lab.records import training_record
 from kit.tasks import registry as tasks
 from kit.tensors import Axis, TensorSpec
 from tests.conftest import ROOT, Kit
@@ -56,11 +57,10 @@ def test_the_choices_offered_are_those_of_the_library() -> None:
     assert all(name in options["task"].help for name in tasks.names() if name != tasks.PLAIN)
     assert set(options["precisions"].type.choices) == {*Precision, AUTO}
     assert set(options["formats"].type.choices) == set(STATIC_FORMATS)
-    tune = {parameter.name: parameter for parameter in cli.commands["tune"].params}
-    assert tune["max_drop"].default == tuning.DEFAULT_MAX_DROP_POINTS
     compress = {parameter.name: parameter for parameter in cli.commands["compress"].params}
-    for name, field in (("max_drop", "max_drop_points"), ("epochs", "epochs"), ("target_speedup", "target_speedup")):
-        assert compress[name].default == getattr(CompressOptions(), field)
+    for name in ("epochs", "target_speedup"):
+        assert compress[name].default == getattr(CompressOptions(), name)
+    assert compress["max_drop"].default == 100 * CompressOptions().max_loss
     assert compress["batch_sizes"].default == CompressOptions().batch_sizes
     assert options["opset"].default == DEFAULT_OPSET
     assert (options["opset"].type.min, options["opset"].type.max) == (OPSETS[0], OPSETS[-1])
@@ -468,7 +468,7 @@ def test_ctrl_c_in_training_keeps_the_best_and_exits_130(tmp_path: Path) -> None
         rest = process.stderr.read()
     assert process.returncode == 130, rest
     assert "Interrupted: kept epoch" in rest
-    record = find(tmp_path / "artifacts" / "my-digits-mlp").manifest.training
+    record = training_record(find(tmp_path / "artifacts" / "my-digits-mlp"))
     assert record is not None
     assert record.interrupted
 

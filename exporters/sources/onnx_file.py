@@ -108,6 +108,8 @@ class OnnxOriginal:
         """Compute the outputs, in pieces bounded by bytes."""
         if self._runner is None:
             raise UsageError("this model was closed")
+        if self.signature.batch is None:  # the graph may have an axis that looks like one
+            return self._runner.run(tensors)
         return run_in_batches(self._runner, tensors)
 
     def graph(self, *, opset: int = DEFAULT_OPSET) -> Graph:  # noqa: ARG002 - its opset stays

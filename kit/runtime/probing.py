@@ -253,5 +253,5 @@ def _is_close(first: NDArray[Any], second: NDArray[Any]) -> bool:
         return False
     if first.dtype.kind != "f":
         return bool(np.array_equal(first, second))
-    scale = float(np.abs(second, dtype=np.float64).max(initial=0.0))
+    scale = float(np.abs(np.where(np.isfinite(second), second, 0), dtype=np.float64).max(initial=0.0))
     return bool(np.allclose(first, second, rtol=1e-3, atol=1e-4 * max(scale, 1e-6), equal_nan=True))
