@@ -188,12 +188,10 @@ def _quantized(once: Once, _digits: Path) -> Path:
 
         bundle = open_folder(Path(shutil.copytree(_digits, folder / "digits-mlp")))
         every = exporters.ExportOptions(
-            precisions=("fp16", "int8", "int4"), formats=("qdq", "qoperator", "pixel"), max_drop_points=1.0
+            precisions=("fp16", "int8", "int4"), formats=("qdq", "qoperator", "pixel"), max_loss=0.01
         )
         bundle = exporters.export_bundle(bundle, every).bundle
-        exporters.export_bundle(
-            bundle, exporters.ExportOptions(precisions=("int8",), per_channel=False, max_drop_points=1.0)
-        )
+        exporters.export_bundle(bundle, exporters.ExportOptions(precisions=("int8",), per_channel=False, max_loss=0.01))
 
     return once("quantized", make) / "digits-mlp"
 

@@ -180,7 +180,7 @@ def test_a_model_whose_task_nobody_here_knows_is_asked_by_tensors(page, duo: Bun
     app.run()
     press(app, "Count on this machine")
     assert not app.exception
-    assert "cosine" in app.metric[0].label
+    assert app.metric[0].label == "fp32, r2"
 
 
 def test_a_ready_model_is_shown_as_it_is(page, duo: Bundle) -> None:

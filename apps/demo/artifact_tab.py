@@ -48,8 +48,12 @@ def _programs(visitor: Visitor, bundle: Bundle, chosen: Variant) -> None:
     st.subheader("Run it")
     st.markdown("with kit")
     st.code(snippets.with_kit(bundle, chosen, example=view_of(bundle).example), language="python")
+    task = _task(visitor, bundle)
+    if task is not None and (lines := snippets.of_task(task, chosen)):
+        st.markdown("without kit")
+        st.code(lines, language="python")
     st.markdown("with ONNX Runtime and numpy alone, from tensors")
-    st.code(snippets.with_onnxruntime(bundle, chosen, _task(visitor, bundle)), language="python")
+    st.code(snippets.with_onnxruntime(bundle, chosen), language="python")
 
 
 def _task(visitor: Visitor, bundle: Bundle) -> Task | None:

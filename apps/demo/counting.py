@@ -17,7 +17,7 @@ import platformdirs
 from numpy.typing import NDArray
 
 from apps.demo.explain import picture_of
-from apps.demo.samples import bundle_of, names_of, splits_of
+from apps.demo.samples import bundle_of, known_task, names_of, splits_of
 from apps.demo.worker import Answer, Job
 from kit import datasets as registered
 from kit import metrics
@@ -31,7 +31,6 @@ from kit.samples import count as count_samples
 from kit.system import files, serial
 from kit.tasks.base import Task
 from kit.tasks.classification import Classes
-from kit.tasks.registry import task_of
 from kit.tensors import Tensors
 
 GOLDEN = ""
@@ -78,7 +77,7 @@ def _groups(bundle: Bundle, name: str, job: Job) -> tuple[Samples, ...]:
         return splits.test
     if name not in registered.names():  # never a path: what a page names, a stranger may have written
         raise UsageError(f"{name} is no data set of this model", hint="choose the golden samples")
-    test = registered.load(name, task_of(bundle), bundle.signature).test
+    test = registered.load(name, known_task(bundle), bundle.signature).test
     names, labels = names_of(bundle), _targets(test)
     if names and labels is not None and int(labels.max(initial=0)) >= len(names):
         raise UsageError(f"{name} has {int(labels.max()) + 1} classes, this model {len(names)} of its own")
@@ -95,7 +94,7 @@ class _Asked:
 
 
 def _counted(bundle: Bundle, groups: Sequence[Samples], name: str, job: Job) -> Answer:
-    task, baseline = task_of(bundle), bundle.baseline or bundle.variants[0]
+    task, baseline = known_task(bundle), bundle.baseline or bundle.variants[0]
     ordered = [baseline, *(one for one in bundle.variants if one.id != baseline.id)]
     wanted = _metrics(task, groups)
     scores: dict[str, list[dict[str, Any]]] = {}

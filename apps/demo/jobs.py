@@ -32,7 +32,6 @@ from kit.runtime.base import Runner, RunnerOptions, run_in_batches
 from kit.system import serial
 from kit.tasks.base import Task
 from kit.tasks.classification import Classes
-from kit.tasks.registry import task_of
 from kit.tensors import Tensors
 from kit.verify import verify
 
@@ -136,7 +135,7 @@ def _task(bundle: Bundle, job: Job) -> Task:
     """Open a bundle's task once."""
     key = f"task {bundle.origin} {bundle.manifest.task}"
     if key not in job.state:
-        job.state[key] = task_of(bundle)
+        job.state[key] = samples.known_task(bundle)
     found: Task = job.state[key]
     return found
 

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from apps.demo.worker import Job
 from kit import datasets, ready
 from kit.bundle import Bundle
-from kit.errors import BadInput, KitError
+from kit.errors import BadInput, PackageMissing
 from kit.samples import Samples, Splits, count
+from kit.tasks.base import Task
 from kit.tasks.registry import task_of
-from kit.tasks.tensors import samples_of
+from kit.tasks.tensors import PlainTensors, samples_of
 from kit.tensors import Signature
 
 MOST_BYTES = 2**30
@@ -82,12 +83,21 @@ def draw(bundle: Bundle, job: Job) -> Drawn:
     raise BadInput(f"{bundle.name} has no samples")
 
 
-def names_of(bundle: Bundle) -> tuple[str, ...]:
-    """Return the names of a bundle's classes; none if it has no classes, or no installed package knows its task."""
+def known_task(bundle: Bundle) -> Task:
+    """Open a bundle's task; plain tensors if no installed package knows it.
+
+    Raises:
+        BundleInvalid: Its options or files are not what the task takes.
+    """
     try:
-        return tuple(map(str, getattr(task_of(bundle), "labels", ()) or ()))
-    except KitError:
-        return ()
+        return task_of(bundle)
+    except PackageMissing:
+        return PlainTensors(bundle.signature)
+
+
+def names_of(bundle: Bundle) -> tuple[str, ...]:
+    """Return the names of a bundle's classes; none if it has no classes."""
+    return tuple(map(str, getattr(known_task(bundle), "labels", ()) or ()))
 
 
 def _right(one: Samples, names: tuple[str, ...]) -> str:

@@ -32,15 +32,18 @@ def with_kit(bundle: Bundle, variant: Variant, *, example: str = "") -> str:
     )
 
 
-def with_onnxruntime(bundle: Bundle, variant: Variant, task: Task | None = None) -> str:
-    """Return a program that needs onnxruntime and numpy, the variant's files and nothing of kit."""
-    beside = "".join(f"# {one.file} must lie beside {variant.graph.file}\n" for one in variant.data)
-    if task is not None and (lines := task.snippet(variant.graph.file)):
-        return beside + lines
+def of_task(task: Task, variant: Variant) -> str:
+    """Return a program that takes what people have, such as a picture, and nothing of kit; empty if there is no short one."""
+    lines = task.snippet(variant.graph.file)
+    return _beside(variant) + lines if lines else ""
+
+
+def with_onnxruntime(bundle: Bundle, variant: Variant) -> str:
+    """Return a program that takes tensors and needs onnxruntime and numpy, the variant's files and nothing of kit."""
     signature = bundle.signature
     names = [spec.name for spec in signature.outputs]
     return (
-        f"{beside}"
+        f"{_beside(variant)}"
         "import numpy as np\n"
         "import onnxruntime\n\n"
         "session = onnxruntime.InferenceSession(\n"
@@ -52,6 +55,10 @@ def with_onnxruntime(bundle: Bundle, variant: Variant, task: Task | None = None)
         "for name, array in outputs.items():\n"
         f"{_INDENT}print(name, array.dtype, array.shape)\n"
     )
+
+
+def _beside(variant: Variant) -> str:
+    return "".join(f"# {one.file} must lie beside {variant.graph.file}\n" for one in variant.data)
 
 
 def _inputs(signature: Signature, indent: str) -> str:

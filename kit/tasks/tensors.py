@@ -75,7 +75,7 @@ class PlainTensors:
         """Read a .npz whose arrays are called as the inputs; others are targets, `target.NAME` or NAME."""
         return (samples_of(arrays_of(source), signature, source.name),)
 
-    def raw(self, source: Path, most: int) -> list[Any]:  # noqa: ARG002 - there are no things before the tensors
+    def raw(self, source: Path | None, most: int) -> list[Any]:  # noqa: ARG002 - there are no things before the tensors
         """Return nothing: tensors have no way in to prove."""
         return []
 
