@@ -171,7 +171,7 @@ def fold(graph: Graph) -> None:
 
 
 def _fold(graph: Graph, raw: str) -> None:
-    chain = follow(graph.model, raw)
+    chain = follow(graph.model, raw, past_shapes=True)
     if chain and chain[0].op_type == "Slice":
         del chain[0]
     if not chain or chain[0].op_type != "Cast":
@@ -185,8 +185,12 @@ def _fold(graph: Graph, raw: str) -> None:
         return
     follower = reshapes[0] if reshapes else rest[0]
     follower.input[0] = chain[before - 1].output[0]
+    gone = {node.output[0] for node in arithmetic.nodes}
     for node in arithmetic.nodes:
         graph.model.graph.node.remove(node)
+    for node in graph.model.graph.node:
+        if node.op_type == "Shape" and node.input[0] in gone:
+            node.input[0] = follower.input[0]  # which has the same one
     graph.drop_unused()
 
 

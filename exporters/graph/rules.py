@@ -106,13 +106,17 @@ def drop_unused_initializers(model: onnx.ModelProto) -> None:
         model.graph.initializer.remove(tensor)
 
 
-def follow(model: onnx.ModelProto, tensor: str) -> list[onnx.NodeProto]:
-    """Return the chain of nodes from `tensor` on, as long as each output has one reader and is not given away."""
+def follow(model: onnx.ModelProto, tensor: str, *, past_shapes: bool = False) -> list[onnx.NodeProto]:
+    """Return the chain of nodes from `tensor` on, as long as each output has one reader and is not given away.
+
+    With `past_shapes`, nodes that only ask for a shape do not count as readers.
+    """
+    looks = {"Shape"} if past_shapes else set[str]()
     chain: list[onnx.NodeProto] = []
     seen = {tensor}
     given = {output.name for output in model.graph.output}
     while True:
-        readers = [node for node in model.graph.node if tensor in node.input]
+        readers = [node for node in model.graph.node if tensor in node.input and node.op_type not in looks]
         if len(readers) != 1 or len(readers[0].output) != 1 or tensor in given or readers[0].output[0] in seen:
             return chain
         seen.add(readers[0].output[0])

@@ -48,7 +48,7 @@ def from_examples(module: nn.Module, inputs: Any) -> Call:
 
     What is neither array nor tensor is passed on with every call.
     """
-    parameters = _parameters(module)
+    parameters = parameters_of(module)
     if isinstance(inputs, Mapping):
         by_name = set(inputs) <= set(parameters) or _takes_any_name(module)
         args, kwargs = ((), dict(inputs)) if by_name else (tuple(inputs.values()), {})
@@ -70,7 +70,7 @@ def from_signature(module: nn.Module, signature: Signature) -> Call:
     """Tell how to call a module whose inputs a signature names: by name if it has parameters of those names, else in order."""
     names = tuple(spec.name for spec in signature.inputs)
     slots = {name: _Slot(name) for name in names}
-    if set(names) <= set(_parameters(module)):
+    if set(names) <= set(parameters_of(module)):
         return Call(kwargs=slots, names=names)
     return Call(args=tuple(slots.values()), names=names)
 
@@ -163,7 +163,7 @@ def as_array(value: torch.Tensor) -> np.ndarray[Any, np.dtype[Any]]:
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
-def _parameters(module: nn.Module) -> list[str]:
+def parameters_of(module: nn.Module) -> list[str]:
     parameters = inspect.signature(module.forward).parameters.values()
     return [one.name for one in parameters if one.kind in _NAMED]
 

@@ -244,6 +244,7 @@ def to_graph(program: ExportedProgram, signature: Signature, *, opset: int) -> G
             f"torch wrote opset {opset_of(model)} where {opset} was asked for", hint=f"use --opset {DEFAULT_OPSET}"
         )
     _name_weights(graph)
+    _shorten(graph)
     strip(model)
     given = [*model.graph.input, *model.graph.output]
     specs = [*signature.inputs, *signature.outputs]
@@ -300,6 +301,18 @@ def _name_weights(graph: Graph) -> None:
                 held.add(wanted)
     names.renamed(model, changes)
     graph.rename_constants(changes)
+
+
+_TWICE = "model.model."
+
+
+def _shorten(graph: Graph) -> None:
+    """Take one `model.` from weights that all have two: the module was wrapped before it came here."""
+    own = [name for name in graph.constants if name.startswith("model.")]
+    if own and all(name.startswith(_TWICE) for name in own):
+        changes = {name: name.removeprefix("model.") for name in own}
+        names.renamed(graph.model, changes)
+        graph.rename_constants(changes)
 
 
 def _name_axes(given: Sequence[onnx.ValueInfoProto], specs: Sequence[TensorSpec], sizes: Mapping[str, str]) -> None:

@@ -1,0 +1,423 @@
+"""A folder as Hugging Face lays it out: config.json and safetensors, never code from it and never the network.
+
+The architecture is a class of the installed transformers. What the folder says of its use becomes the task: labels and a
+tokenizer for texts, pooling for embeddings, mean and std for pictures; otherwise the model takes and gives plain tensors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from exporters.sources import module as modules
+from exporters.sources.calls import parameters_of
+from exporters.sources.names import bundle_name
+from exporters.sources.torch_export import root_cause, silence
+from kit.bundle.manifest import Original as OriginalRecord
+from kit.errors import BadInput, KitError, UsageError
+from kit.system import files
+from kit.tasks.base import Task
+from kit.tensors import BATCH, Axis, Signature, TensorSpec
+
+SEQUENCE, SAMPLES = "sequence", "samples"
+_CONFIG, _MODULES, _WEIGHTS = "config.json", "modules.json", "model.safetensors"
+_CLASSIFIES_TEXT, _CLASSIFIES_PICTURES = "ForSequenceClassification", "ForImageClassification"
+_TOKENS = (16, 64, 128)
+_SECOND = 16_000  # samples of sound
+_LONGEST = 10**6  # tokenizers write larger numbers for no bound
+_POOLINGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_lasttoken": "last",
+}
+_INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+
+
+def open_folder(
+    folder: Path, *, name: str | None = None, task: Task | None = None, axes: Mapping[str, Axis] | None = None
+) -> modules.TorchOriginal:
+    """Take a folder as an original, in evaluation mode, without a cache of past tokens.
+
+    Raises:
+        UsageError: It needs code of its own, or weights are there in another form only.
+        BadInput: A file is missing or damaged.
+    """
+    sentences = _sentence_transformer(folder)
+    place = sentences.folder if sentences is not None else folder
+    config = _json(place / _CONFIG)
+    _check(place, config)
+    module = _loaded(place, config)
+    signature, fixed = _signature(module, config, place)
+    sources = {name for name in (axes or {}) if name not in signature.axes}
+    if sources:
+        raise UsageError(f"the model has no axis {min(sources)!r}", hint=f"its axes are: {', '.join(signature.axes)}")
+    opened = modules.open_module(
+        module,
+        name=name or bundle_name(folder.resolve().name),
+        record=OriginalRecord(kind="huggingface", name=type(module).__name__, sha256=_sha256(place)),
+        signature=signature,
+        axes=axes,
+        outputs=_wanted(module, sentences),
+        fixed=fixed,
+    )
+    opened.examples = None
+    try:
+        opened.task = task or _task(folder, place, config, opened.signature, sentences)
+    except BaseException:
+        opened.close()
+        raise
+    return opened
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise BadInput(f"there is no {path.name} in {path.parent.name}") from error
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path.name} is no JSON: {error}") from error
+
+
+def _check(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse code, pickles and what is not there."""
+    if "auto_map" in config:
+        raise UsageError(
+            f"{folder.name} brings Python code of its own ({_CONFIG} has an auto_map), which kit does not run",
+            hint="build the model in a function of yours, and name it as package.module:function",
+        )
+    has_weights = (folder / _WEIGHTS).is_file() or (folder / f"{_WEIGHTS}.index.json").is_file()
+    if not has_weights:
+        pickled = next((one for one in ("pytorch_model.bin", "pytorch_model.bin.index.json") if (folder / one).is_file()), "")
+        if pickled:
+            raise UsageError(
+                f"{folder.name} has its weights in {pickled} alone, a pickle, which may hold code",
+                hint="where you trust it: Model.from_pretrained(FOLDER).save_pretrained(NEW, safe_serialization=True)",
+            )
+        raise BadInput(f"{folder.name} has no {_WEIGHTS}", hint="copy the whole folder, weights included")
+
+
+def _loaded(folder: Path, config: Mapping[str, Any]) -> nn.Module:
+    with _offline():
+        import transformers
+
+        kind = _class_of(transformers, config)
+        wanted = "auto" if config.get("torch_dtype", config.get("dtype")) in {"float16", "float64"} else torch.float32
+        try:
+            found: nn.Module = kind.from_pretrained(
+                str(folder),
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                dtype=wanted,
+                **_attention(kind),
+            )
+        except Exception as error:  # transformers raises whatever its parts do
+            raise BadInput(
+                f"transformers {transformers.__version__} cannot open {folder.name}: {root_cause(error)}",
+                hint="try it in Python: Auto...from_pretrained(FOLDER, local_files_only=True)",
+            ) from error
+    return found.eval()
+
+
+def _class_of(transformers: Any, config: Mapping[str, Any]) -> Any:
+    names = config.get("architectures") or []
+    if not names:
+        return transformers.AutoModel
+    found = getattr(transformers, str(names[0]), None)
+    if not isinstance(found, type) or not issubclass(found, transformers.PreTrainedModel):
+        raise UsageError(
+            f"transformers {transformers.__version__} has no model {names[0]}",
+            hint="install a version that has it, or build it in a function of yours: package.module:function",
+        )
+    return found
+
+
+def _attention(kind: Any) -> dict[str, str]:
+    """Ask for attention written out, which torch exports for every model; some models have nothing to choose."""
+    return {"attn_implementation": "eager"} if hasattr(kind, "_supports_sdpa") else {}
+
+
+@contextlib.contextmanager
+def _offline() -> Iterator[None]:
+    """Let the Hub's client stay away from the network, and keep quiet."""
+    before = {name: os.environ.get(name) for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")}
+    os.environ.update(dict.fromkeys(before, "1"))
+    try:
+        from transformers.utils import logging
+
+        level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity(logging.CRITICAL)
+        logging.disable_progress_bar()
+        try:
+            with silence():
+                yield
+        finally:
+            logging.set_verbosity(level)
+            if bars:
+                logging.enable_progress_bar()
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _signature(module: nn.Module, config: Mapping[str, Any], folder: Path) -> tuple[Signature, dict[str, Any]]:
+    """Return what a model takes, and what every call has besides."""
+    own: Any = module.config
+    parameters = parameters_of(module)
+    main = str(getattr(module, "main_input_name", "input_ids"))
+    fixed = {name: value for name, value in (("use_cache", False), ("return_dict", True)) if name in parameters}
+    if main == "pixel_values":
+        shape = _picture(own, folder)
+        return _of(TensorSpec(name=main, dtype=_dtype(module), shape=(BATCH, *shape))), fixed
+    if main == "input_values":
+        sound = TensorSpec(name=main, dtype=_dtype(module), shape=(BATCH, SAMPLES))
+        axes = {SAMPLES: Axis(least=_least_samples(own), typical=(_SECOND,))}
+        return _of(sound, axes=axes), fixed
+    if main != "input_ids":
+        raise UsageError(
+            f"{type(module).__name__} takes {main}, which kit cannot make up",
+            hint="build it in a function that returns (module, example inputs): package.module:function",
+        )
+    return _of(*_token_inputs(own, parameters), axes=_token_axes(own, config, folder)), fixed
+
+
+def _of(*specs: TensorSpec, axes: Mapping[str, Axis] | None = None) -> Signature:
+    return Signature(inputs=specs, outputs=modules.UNKNOWN, axes=dict(axes or {}))
+
+
+def _dtype(module: nn.Module) -> str:
+    return str(next(module.parameters()).dtype).removeprefix("torch.")
+
+
+def _token_inputs(config: Any, parameters: list[str]) -> list[TensorSpec]:
+    shape = (BATCH, SEQUENCE)
+    vocabulary = int(getattr(config, "vocab_size", 0)) or None
+    specs = [TensorSpec(name="input_ids", dtype="int64", shape=shape, below=vocabulary)]
+    if "attention_mask" in parameters:
+        specs.append(TensorSpec(name="attention_mask", dtype="int64", shape=shape, below=2))
+    kinds = int(getattr(config, "type_vocab_size", 0) or 0)
+    if "token_type_ids" in parameters and kinds > 1:
+        specs.append(TensorSpec(name="token_type_ids", dtype="int64", shape=shape, below=kinds))
+    if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in parameters:
+        specs.append(
+            TensorSpec(name="decoder_input_ids", dtype="int64", shape=(BATCH, "decoder_sequence"), below=vocabulary)
+        )
+    return specs
+
+
+def _token_axes(config: Any, files_config: Mapping[str, Any], folder: Path) -> dict[str, Axis]:
+    most = _most_tokens(config, folder)
+    typical = tuple(size for size in _TOKENS if most is None or size <= most) or ((most,) if most else ())
+    axis = Axis(most=most, typical=typical)
+    pair = files_config.get("is_encoder_decoder")
+    return {SEQUENCE: axis, "decoder_sequence": axis} if pair else {SEQUENCE: axis}
+
+
+def _most_tokens(config: Any, folder: Path) -> int | None:
+    """Return the longest sequence: of the positions that were learned, without those that some models skip."""
+    bounds = [int(getattr(config, name, 0) or 0) for name in ("max_position_embeddings", "n_positions")]
+    most = min((one for one in bounds if one > 0), default=0)
+    if most and getattr(config, "model_type", "") in {"roberta", "xlm-roberta", "camembert", "mpnet", "longformer"}:
+        most -= int(config.pad_token_id or 0) + 1
+    if (folder / "tokenizer_config.json").is_file():
+        longest = _json(folder / "tokenizer_config.json").get("model_max_length")
+        if isinstance(longest, int) and 0 < longest < _LONGEST:
+            most = min(most, longest) if most else longest
+    return most or None
+
+
+def _least_samples(config: Any) -> int:
+    """Return how much sound the convolutions need for two frames."""
+    kernels, strides = getattr(config, "conv_kernel", ()), getattr(config, "conv_stride", ())
+    needed = 2
+    for kernel, stride in zip(reversed(kernels), reversed(strides), strict=False):
+        needed = (needed - 1) * stride + kernel
+    return int(needed)
+
+
+def _picture(config: Any, folder: Path) -> tuple[int, int, int]:
+    """Return channels, height and width."""
+    size = getattr(config, "image_size", None)
+    path = folder / "preprocessor_config.json"
+    if size is None and path.is_file():
+        found = _json(path)
+        size = _pair(found["crop_size"] if found.get("do_center_crop") and "crop_size" in found else found.get("size"))
+    if size is None:
+        raise UsageError("the model says nothing of the size of its pictures", hint="build it in a function that returns (module, example inputs)")
+    height, width = _pair(size) or (224, 224)
+    return int(getattr(config, "num_channels", 3)), height, width
+
+
+def _pair(size: Any) -> tuple[int, int] | None:
+    """Return (height, width) of a size as configurations have it."""
+    if isinstance(size, int):
+        return size, size
+    if isinstance(size, (list, tuple)):
+        return int(size[0]), int(size[-1])
+    if isinstance(size, Mapping) and "height" in size:
+        return int(size["height"]), int(size["width"])
+    if isinstance(size, Mapping) and "shortest_edge" in size:
+        return int(size["shortest_edge"]), int(size["shortest_edge"])
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sentences:
+    """What a folder of sentence-transformers says: where the model lies, and what follows it."""
+
+    folder: Path
+    pooling: str
+    normalize: bool
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def _sentence_transformer(folder: Path) -> _Sentences | None:
+    if not (folder / _MODULES).is_file():
+        return None
+    place, pooling, normalize = folder, "", False
+    for one in _json(folder / _MODULES):
+        kind = str(one.get("type", "")).rpartition(".")[2]
+        where = folder / str(one.get("path", ""))
+        if not where.resolve().is_relative_to(folder.resolve()):
+            raise BadInput(f"{_MODULES} leads out of the folder", hint="copy the model into one folder")
+        if kind == "Transformer":
+            place = where
+        elif kind == "Pooling":
+            pooling = _pooling(_json(where / _CONFIG))
+        elif kind == "Normalize":
+            normalize = True
+        else:
+            raise UsageError(
+                f"{folder.name} has a step {kind!r}, which kit does not know",
+                hint="build the whole in a function of yours: package.module:function",
+            )
+    options = {}
+    if (place / "sentence_bert_config.json").is_file():
+        longest = _json(place / "sentence_bert_config.json").get("max_seq_length")
+        options = {"max_tokens": int(longest)} if longest else {}
+    return _Sentences(folder=place, pooling=pooling or "none", normalize=normalize, options=options)
+
+
+def _pooling(config: Mapping[str, Any]) -> str:
+    chosen = [pooling for key, pooling in _POOLINGS.items() if config.get(key)]
+    if isinstance(config.get("pooling_mode"), str):
+        chosen = [{"lasttoken": "last"}.get(config["pooling_mode"], config["pooling_mode"])]
+    others = [key for key in config if key.startswith("pooling_mode_") and config[key] and key not in _POOLINGS]
+    if len(chosen) != 1 or others:
+        raise UsageError(f"kit knows one way of pooling at a time, found {', '.join([*chosen, *others]) or 'none'}")
+    return chosen[0]
+
+
+def _wanted(module: nn.Module, sentences: _Sentences | None) -> list[str] | None:  # noqa: ARG001 - one rule for all models
+    """Of sentence-transformers only the vectors of tokens are read."""
+    return ["last_hidden_state"] if sentences is not None and sentences.pooling != "none" else None
+
+
+def _task(
+    folder: Path, place: Path, config: Mapping[str, Any], signature: Signature, sentences: _Sentences | None
+) -> Task | None:
+    """Return the task that the files tell of; None: plain tensors."""
+    architecture = str((config.get("architectures") or [""])[0])
+    tokenizer = next((one for one in (place / "tokenizer.json", folder / "tokenizer.json") if one.is_file()), None)
+    found: Task | None = None
+    try:
+        if sentences is not None and tokenizer is not None:
+            from kit.tasks.text import TextEmbedding
+
+            found = TextEmbedding(
+                pooling=sentences.pooling,
+                normalize=sentences.normalize,
+                tokenizer=tokenizer,
+                **_text_options(place, signature, sentences),
+            )
+        elif architecture.endswith(_CLASSIFIES_TEXT) and tokenizer is not None and _labels(config, signature):
+            from kit.tasks.text import TextClassification
+
+            found = TextClassification(
+                labels=_labels(config, signature), tokenizer=tokenizer, **_text_options(place, signature, None)
+            )
+        elif architecture.endswith(_CLASSIFIES_PICTURES) and (place / "preprocessor_config.json").is_file():
+            found = _pictures(_json(place / "preprocessor_config.json"), config, signature)
+    except ValueError as error:
+        raise UsageError(f"{folder.name} does not describe its use well: {error}", hint="choose one: --task") from error
+    if found is not None and not _fits(found, signature):
+        return None
+    return found
+
+
+def _fits(task: Task, signature: Signature) -> bool:
+    if task.prologue is not None:
+        return True  # it is checked when the arithmetic is in the graph
+    try:
+        task.check(signature)
+    except KitError:
+        return False
+    return True
+
+
+def _text_options(place: Path, signature: Signature, sentences: _Sentences | None) -> dict[str, Any]:
+    most = signature.axes[SEQUENCE].most
+    options = dict(sentences.options) if sentences is not None else {}
+    if most is not None:
+        options["max_tokens"] = min(most, options.get("max_tokens", most))
+    path = place / "tokenizer_config.json"
+    pad = _json(path).get("pad_token") if path.is_file() else None
+    pad = pad.get("content") if isinstance(pad, Mapping) else pad
+    return {**options, "pad": str(pad)} if pad else options
+
+
+def _labels(config: Mapping[str, Any], signature: Signature) -> tuple[str, ...]:
+    """Return the names of the classes, in order; without names as many numbers as there are scores."""
+    named = config.get("id2label")
+    if isinstance(named, Mapping) and named:
+        return tuple(str(named[key]) for key in sorted(named, key=int))
+    last = signature.outputs[0].shape[-1] if signature.outputs[0].shape else 0
+    return tuple(f"LABEL_{place}" for place in range(last)) if isinstance(last, int) and last > 1 else ()
+
+
+def _pictures(found: Mapping[str, Any], config: Mapping[str, Any], signature: Signature) -> Task | None:
+    """Return the task for pictures; None if they are prepared in a way that kit's pipelines lack."""
+    labels = _labels(config, signature)
+    channels = signature.inputs[0].shape[1]
+    factor = float(found.get("rescale_factor", 1 / 255)) if found.get("do_rescale", True) else 1.0
+    if len(labels) < 2 or not isinstance(channels, int):
+        return None
+    mean = tuple(map(float, found["image_mean"])) if found.get("do_normalize", True) and "image_mean" in found else (0.0,)
+    std = tuple(map(float, found["image_std"])) if found.get("do_normalize", True) and "image_std" in found else (1.0,)
+    scale = 1 / (255 * factor)  # the task divides raw values by 255
+    from kit.tasks.image import ImageClassification
+
+    return ImageClassification(
+        labels=labels,
+        pipeline="imagenet@1",
+        mean=tuple(one * scale for one in mean),
+        std=tuple(one * scale for one in std),
+        resize=_resize(found),
+        interpolation=_INTERPOLATIONS.get(int(found.get("resample", 2)), "bilinear"),
+    )
+
+
+def _resize(found: Mapping[str, Any]) -> Any:
+    """Return how pictures are scaled: the shorter side, or (height, width) whatever the proportions."""
+    size = found.get("size")
+    if isinstance(size, Mapping) and "shortest_edge" in size:
+        edge = int(size["shortest_edge"])
+        return int(edge / found["crop_pct"]) if "crop_pct" in found and edge < 384 else edge
+    return _pair(size)
+
+
+def _sha256(folder: Path) -> str:
+    path = folder / _WEIGHTS
+    return files.sha256(path) if path.is_file() else ""
