@@ -128,7 +128,9 @@ def test_what_is_no_picture_is_refused(tiny: Bundle, items: object) -> None:
         engine.predict(items)
 
 
-@pytest.mark.parametrize("array", [np.zeros((1, 4, 4), np.float32), np.zeros((1, 4, 5), np.uint8), np.zeros(4, np.uint8)])
+@pytest.mark.parametrize(
+    "array", [np.zeros((1, 4, 4), np.float32), np.zeros((1, 4, 5), np.uint8), np.zeros(4, np.uint8)]
+)
 def test_an_array_of_another_dtype_or_shape_is_refused(tiny: Bundle, array: np.ndarray) -> None:
     with kit.load(tiny.folder) as engine, pytest.raises(kit.UsageError, match="pixels must be uint8"):
         engine.predict(array)
