@@ -340,7 +340,7 @@ def test_a_large_photograph_is_decoded_small_and_read_alike() -> None:
 
 
 def test_versions_stay_what_they_were() -> None:
-    assert list(PIPELINES) == ["mnist-ink@1", "mnist-ink@2", "resize@1"]
+    assert list(PIPELINES) == ["mnist-ink@1", "mnist-ink@2", "resize@1", "imagenet@1"]
     assert hashlib.sha256(ink(seven()).astype(np.uint8).tobytes()).hexdigest()[:16] == "1f1d435355e48b4c"
 
 

@@ -21,6 +21,7 @@ METRICS = ("top-1", "agreement")
 SCORES = ("logits", "probabilities")
 """What a model may give: scores that softmax turns into probabilities, or probabilities."""
 
+_FLOAT32 = np.dtype(np.float32)
 _FEW = 64
 _SHOWN = 5  # labels named in a message, before "..."
 
@@ -135,8 +136,8 @@ class Classifier:
         scores = outputs[self.output]
         if scores.ndim == 1:
             scores = scores[np.newaxis]
-        if scores.dtype != np.float32:
-            scores = scores.astype(np.float32)
+        if scores.dtype is not _FLOAT32:  # comparing dtypes by == takes 0.1 us
+            scores = scores.astype(np.float32, copy=False)
         return Classes(
             labels=scores.argmax(axis=1),
             probabilities=probabilities(scores, self._temperature) if self._are_logits else scores,

@@ -203,9 +203,14 @@ class ImageClassification:
     def _values(self, item: Any, spec: TensorSpec, layout: Layout) -> NDArray[Any]:
         """Return one picture as the model takes it, without the batch."""
         if isinstance(item, np.ndarray):
-            if item.dtype == spec.dtype or item.dtype != np.uint8:
-                return item
-            return self._normalized(item, spec, layout)
+            if not _fits(item.shape, _core_shape(layout)) or item.dtype not in {
+                np.dtype(spec.dtype),
+                np.dtype("uint8"),
+            }:
+                raise UsageError(
+                    f"an array of {item.dtype} {list(item.shape)} is no sample of {spec.name}: {spec.describe()}"
+                )
+            return item if item.dtype == spec.dtype else self._normalized(item, spec, layout)
         pixels = self._pixels(item, layout)
         return pixels if spec.dtype == "uint8" else self._normalized(pixels, spec, layout)
 

@@ -63,7 +63,7 @@ def _refuse_newer(name: str, kind: type[Task]) -> None:
     """Refuse a version of a built-in task that this kit does not have; plugs judge their own."""
     base, _, version = name.partition("@")
     if base in _BUILT_IN and version and name != kind.name:
-        raise BundleInvalid(f"the bundle needs the task {name}, this kit has {kind.name}", hint="install a newer kit")
+        raise BundleInvalid(f"this kit knows {kind.name}, not {name}", hint="install a newer kit")
 
 
 def open_task(ref: TaskRef, files: Mapping[str, Path], signature: Signature) -> Task:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -51,13 +52,20 @@ class PlainTensors:
 
     def read(self, argument: str) -> Iterator[tuple[str, Any]]:
         """Give the arrays of a .npz or .json file."""
-        yield argument, arrays_of(Path(argument))
+        yield argument, arrays_of(Path(argument), self._signature)
 
     def encode(self, items: Sequence[Any]) -> Tensors:
-        """Return named arrays as they are; several items are stacked along the batch axis."""
+        """Return named arrays as they are; several items are joined along the batch axis."""
+        strange = next((item for item in items if not isinstance(item, Mapping)), None)
+        if strange is not None or not items:
+            raise UsageError(
+                f"an item is named arrays, found {type(strange).__name__ if items else 'nothing'}",
+                hint='give a dict: {"NAME": array}',
+            )
         if len(items) == 1 or self._signature is None:
-            return dict(items[0])
+            return dict(items[0]) if self._signature is None else self._signature.arrays(items[0])
         signature = self._signature
+        items = [signature.arrays(item) for item in items]
         if signature.batch is None:
             raise UsageError("this model has no batch axis: it takes one item in a call")
         return {
@@ -73,7 +81,11 @@ class PlainTensors:
 
     def samples(self, source: Path, signature: Signature) -> tuple[Samples, ...]:
         """Read a .npz whose arrays are called as the inputs; others are targets, `target.NAME` or NAME."""
-        return (samples_of(arrays_of(source), signature, source.name),)
+        try:
+            arrays = arrays_of(source, signature)
+        except BadInput as error:
+            raise DatasetInvalid(str(error), hint=error.hint) from error
+        return (samples_of(arrays, signature, source.name),)
 
     def raw(self, source: Path | None, most: int) -> list[Any]:  # noqa: ARG002 - there are no things before the tensors
         """Return nothing: tensors have no way in to prove."""
@@ -81,7 +93,7 @@ class PlainTensors:
 
     def item(self, raw: Any) -> Any:
         """Return named arrays for a JSON object of lists."""
-        return {name: np.asarray(value) for name, value in raw.items()}
+        return _of_json(raw, self._signature)
 
     def snippet(self, path: str) -> str:
         """Return the lines that run a variant with ONNX Runtime alone."""
@@ -98,27 +110,52 @@ class PlainTensors:
         )
 
 
-def arrays_of(path: Path) -> dict[str, NDArray[Any]]:
+def arrays_of(path: Path, signature: Signature | None = None) -> dict[str, NDArray[Any]]:
     """Read named arrays from a .npz, or a .json file that holds an object of lists.
+
+    Args:
+        path: Of the file.
+        signature: Whose dtypes the lists of a .json file take; without it, those that numpy gives them.
 
     Raises:
         BadInput: There is no such file, or it holds something else.
     """
+    suffix = path.suffix.lower()
     try:
-        if path.suffix.lower() == ".json":
-            return {name: np.asarray(value) for name, value in json.loads(path.read_bytes()).items()}
-        if path.suffix.lower() == ".npy":
+        if suffix == ".json":
+            return _of_json(json.loads(path.read_bytes()), signature)
+        if suffix == ".npy":
             raise BadInput(
                 f"{path} holds one array without a name", hint="save named arrays: numpy.savez(FILE, NAME=array)"
             )
-        with np.load(path, allow_pickle=False) as held:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
             return {name: held[name] for name in held.files}
     except FileNotFoundError as error:
         raise BadInput(f"there is no file {str(path)!r}", hint="give named arrays: a .npz or .json file") from error
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise BadInput(
             f"{path} holds no named arrays: {error}", hint="save them: numpy.savez(FILE, NAME=array)"
         ) from error
+
+
+def _of_json(plain: Any, signature: Signature | None) -> dict[str, NDArray[Any]]:
+    """Return lists as arrays, in the dtypes of a signature if they fit.
+
+    Raises:
+        BadInput: It is no object of lists.
+    """
+    if not isinstance(plain, dict):
+        raise BadInput(f"named arrays are an object of lists, found {type(plain).__name__}")
+    dtypes = {} if signature is None else {spec.name: spec.dtype for spec in signature.inputs}
+    arrays = {}
+    for name, value in plain.items():
+        array = np.asarray(value)
+        if array.dtype.kind not in "biuf":
+            raise BadInput(f"{name} holds no numbers")
+        cast = array.astype(dtypes.get(name, array.dtype))
+        fits = cast.dtype.kind == "f" or np.array_equal(cast, array)
+        arrays[name] = cast if fits else array
+    return arrays
 
 
 def samples_of(arrays: Mapping[str, NDArray[Any]], signature: Signature, name: str) -> Samples:
