@@ -129,6 +129,7 @@ def test_texts_come_from_files_and_from_the_command_line(tokenizer: Path, tmp_pa
     assert [item for _, item in task.read(str(lines))] == ["a nice film", "dull"]
     assert list(task.read("a very nice film")) == [("a very nice film", "a very nice film")]
     assert task.raw(lines, 1) == ["a nice film"]
+    assert len(task.encode(task.raw(None, 3))["input_ids"]) == 3  # sentences of kit's own, for want of others
     table = tmp_path / "films.csv"
     table.write_text("words,label\ndull,dull\n")
     with pytest.raises(BadInput, match="no column 'text'; it has words, label"):

@@ -180,8 +180,10 @@ class Table:
             targets = self._targets(rows, wanted, source.name)
         return (Samples(inputs=self.encode(rows), targets=targets, source=source.name),)
 
-    def raw(self, source: Path, most: int) -> list[Any]:
-        """Return the first rows, the columns that the model takes alone."""
+    def raw(self, source: Path | None, most: int) -> list[Any]:
+        """Return the first rows, the columns that the model takes alone; without a data set none."""
+        if source is None:
+            return []
         rows = itertools.islice(rows_of(source), most)
         return [{name: row[name] for name in self.columns if name in row} for row in rows]
 

@@ -29,6 +29,11 @@ TOKENIZER = "tokenizer"
 POOLINGS = ("mean", "cls", "max", "last", "none")
 _IDS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 _PADS = ("[PAD]", "<pad>", "<|endoftext|>", "</s>")
+_MADE_UP = (
+    "The station opens at half past six.",
+    "Naïve cafés sell 3,5 % more tea — 你好, wörld! 🙂",
+    "it's  a\ttest_of (odd) spacing; CAPITALS, numbers like 1024 and https://example.com",
+)
 _BUCKETS = (16, 32, 64, 128, 256, 512)
 
 
@@ -154,8 +159,10 @@ class _Texts:
             groups.append(Samples(inputs=inputs, targets=targets, weights=self._weights(inputs), source=source.name))
         return tuple(groups)
 
-    def raw(self, source: Path, most: int) -> list[Any]:
-        """Return the first texts."""
+    def raw(self, source: Path | None, most: int) -> list[Any]:
+        """Return the first texts; without a data set, sentences written for this, which say nothing of anybody."""
+        if source is None:
+            return list(_MADE_UP[:most])
         return [_text_of(row, source.name) for row in itertools.islice(rows_of(source), most)]
 
     def item(self, raw: Any) -> Any:
