@@ -6,10 +6,8 @@ bundle, and from then on they are opened, judged and moved, never rewritten.
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -17,10 +15,9 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
-from kit import bundle as bundles
+from exporters.graph.files import load, place, tensors_of
 from kit.bundle.manifest import FileRef
 
 _ALIGNED = 4096  # so that a runtime can map each weight
@@ -48,7 +45,7 @@ class Settled:
 
 def read(path: Path) -> onnx.ModelProto:
     """Return a graph; weights beside it are not read."""
-    return onnx.load(str(path), load_external_data=False)
+    return load(path)
 
 
 def write(model: onnx.ModelProto, path: Path) -> Path:
@@ -59,45 +56,8 @@ def write(model: onnx.ModelProto, path: Path) -> Path:
 
 def settle(path: Path, stem: str) -> Settled:
     """Rename a graph and its weights after their content: `STEM-1a2b3c4d.onnx`, `STEM-5e6f7a8b.data`."""
-    model, folder = read(path), path.parent
-    renamed: dict[str, FileRef] = {}
-    for tensor in external_tensors(model):
-        place = ExternalDataInfo(tensor).location
-        if place not in renamed:
-            renamed[place] = bundles.file_ref(folder / place, stem, ".data")
-        for entry in tensor.external_data:
-            if entry.key == "location":
-                entry.value = renamed[place].file
-    encoded = model.SerializeToString(deterministic=True)
-    graph = bundles.file_ref(encoded, stem, ".onnx")
-    for place, ref in renamed.items():
-        (folder / place).replace(folder / ref.file)
-    path.unlink()
-    (folder / graph.file).write_bytes(encoded)
-    return Settled(folder=folder, graph=graph, data=tuple(dict.fromkeys(renamed.values())))
-
-
-def tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Give every constant of a graph and of the graphs and functions inside it."""
-    yield from _tensors(model.graph)
-    for function in model.functions:
-        for node in function.node:
-            yield from _of_node(node)
-
-
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    for node in graph.node:
-        yield from _of_node(node)
-
-
-def _of_node(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
-    for attribute in node.attribute:
-        if attribute.HasField("t"):
-            yield attribute.t
-        yield from attribute.tensors
-        for inner in (attribute.g, *attribute.graphs):
-            yield from _tensors(inner)
+    graph, data = place(path, stem, path.parent)
+    return Settled(folder=path.parent, graph=graph, data=data)
 
 
 def external_tensors(model: onnx.ModelProto) -> list[onnx.TensorProto]:
@@ -108,25 +68,6 @@ def external_tensors(model: onnx.ModelProto) -> list[onnx.TensorProto]:
 def is_large(model: onnx.ModelProto) -> bool:
     """Whether some of the weights lie beside the graph."""
     return any(uses_external_data(tensor) for tensor in tensors_of(model))
-
-
-def nbytes(tensor: onnx.TensorProto) -> int:
-    """Return how many bytes a constant's values take, without reading them."""
-    size = math.prod(tensor.dims)
-    if tensor.data_type in {onnx.TensorProto.INT4, onnx.TensorProto.UINT4}:
-        return math.ceil(size / 2)
-    dtype: np.dtype[Any] = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    return size * dtype.itemsize
-
-
-def array_of(tensor: onnx.TensorProto, folder: Path) -> NDArray[Any]:
-    """Return a constant's values; those in a file are mapped, not read."""
-    if not uses_external_data(tensor):
-        return np.asarray(numpy_helper.to_array(tensor))
-    info = ExternalDataInfo(tensor)
-    dtype: np.dtype[Any] = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    offset = int(info.offset) if info.offset else 0
-    return np.memmap(folder / info.location, dtype=dtype, mode="r", offset=offset, shape=tuple(tensor.dims))
 
 
 class DataWriter:
@@ -178,6 +119,6 @@ def link(source: Path, target: Path) -> None:
 
 def link_weights(model: onnx.ModelProto, source: Path, target: Path) -> None:
     """Let the files that a graph's weights lie in appear in another folder as well."""
-    for place in {ExternalDataInfo(tensor).location for tensor in external_tensors(model)}:
-        if not (target / place).exists():
-            link(source / place, target / place)
+    for name in {ExternalDataInfo(tensor).location for tensor in external_tensors(model)}:
+        if not (target / name).exists():
+            link(source / name, target / name)

@@ -26,8 +26,8 @@ from exporters.formats.base import Source
 from exporters.gate import ANSWER_BYTES, Passed, Proof, check_numbers, examine
 from exporters.golden import golden_of
 from exporters.sources.base import Original
-from exporters.sources.bundle import Baseline, open_bundle
 from kit import samples as sampling
+from kit.bench.meters import return_freed_memory
 from kit.bundle import Bundle
 from kit.errors import GateFailed, StorageUnavailable
 from kit.metrics import Metric
@@ -75,7 +75,10 @@ class Workbench:
         Raises:
             GateFailed: A check said no.
         """
-        return examine(candidate, self.proof, baseline=self.baseline)
+        try:
+            return examine(candidate, self.proof, baseline=self.baseline)
+        finally:
+            return_freed_memory()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,29 +137,27 @@ def for_bundle(
         UsageError: The data do not fit the model, or the bundle has neither an original nor a variant.
         GateFailed: The original cannot be exported.
     """
+    from exporters.sources import open_source
+    from exporters.sources.onnx_file import OnnxOriginal
     from kit import datasets
-    from kit.tasks import registry as tasks
 
     if data is None:
         on_step("reading data")
         data = datasets.of(bundle, data_dir=data_dir)
-    task = tasks.task_of(bundle) if bundle.manifest.task is not None else None
     on_step("opening the original")
-    original = open_bundle(bundle)
-    try:
-        return of(
-            original,
-            folder,
-            opset=opset,
-            golden=bundle.golden(),
-            data=data,
-            task=task,
-            metric=metric,
-            max_loss=max_loss,
-            on_step=on_step,
-        )
-    finally:
-        original.close()
+    original = open_source(bundle)
+    baseline = bundle.baseline if isinstance(original, OnnxOriginal) else None
+    return of(
+        original,
+        folder,
+        opset=opset,
+        golden=bundle.golden(),
+        data=data,
+        metric=metric,
+        max_loss=max_loss,
+        first=None if baseline is None else candidates.published(bundle, baseline),
+        on_step=on_step,
+    )
 
 
 def of(
@@ -169,6 +170,7 @@ def of(
     task: Task | None = None,
     metric: str | Metric | None = None,
     max_loss: float | None = None,
+    first: Candidate | None = None,
     on_step: OnStep = lambda _: None,
 ) -> Workbench:
     """Set up any original: it answers all samples, is written as ONNX, and is closed.
@@ -182,6 +184,7 @@ def of(
         task: What names metrics; None for the original's own.
         metric: What decides; None for the first of the task's metrics that the data allow.
         max_loss: Largest loss of it; None for the metric's own bar.
+        first: The baseline, if it is there already; None to write the original as ONNX.
         on_step: Told what is being done.
 
     Raises:
@@ -208,17 +211,17 @@ def of(
                 validation=answers(original, data.validation, signature, folder),
                 test=answers(original, data.test, signature, folder),
             )
-        if isinstance(original, Baseline):
-            first = candidates.published(original.bundle, original.variant)
-        else:
+        if first is None:
             on_step("writing ONNX")
             own = Path(tempfile.mkdtemp(prefix="original-", dir=folder))
             first = candidates.baseline(original.write(own, opset=opset))
     finally:
         original.close()
+        return_freed_memory()
     proof = Proof(signature=signature, golden=answered, data=data, bars=bars, golden_bars=golden_bars)
     on_step(f"{first.id}: checks")
     passed = examine(first, proof, baseline=None)
+    return_freed_memory()
     source = Source(
         path=first.files.path,
         folder=folder,

@@ -10,6 +10,7 @@ from typing import Protocol
 import onnx
 
 from exporters import staging
+from exporters.graph.files import nbytes, tensors_of
 from exporters.graph.rules import LAYERS, Layer, initializers, layers
 from kit.bundle.manifest import Quantization
 from kit.choices import Precision, VariantFormat
@@ -118,7 +119,7 @@ def _all_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
 
 def weight_bytes(model: onnx.ModelProto) -> int:
     """Return the bytes of all constants, wherever they lie."""
-    return sum(staging.nbytes(tensor) for tensor in staging.tensors_of(model))
+    return sum(nbytes(tensor) for tensor in tensors_of(model))
 
 
 def refusal_to_quantize(model: onnx.ModelProto, *, most_bytes: int | None = None) -> str:
@@ -198,7 +199,7 @@ def count_weights(model: onnx.ModelProto, quantized: onnx.ModelProto) -> tuple[i
 def _weights(model: onnx.ModelProto) -> dict[str, int]:
     floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16}
     found: dict[str, int] = {}
-    for place, tensor in enumerate(staging.tensors_of(model)):
+    for place, tensor in enumerate(tensors_of(model)):
         if tensor.data_type in floats and len(tensor.dims) >= 2:
             size = 1
             for dim in tensor.dims:

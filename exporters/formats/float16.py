@@ -18,6 +18,7 @@ from onnx.external_data_helper import uses_external_data
 
 from exporters import staging
 from exporters.formats.base import Source, quantized_as
+from exporters.graph.files import array_of, names_read, tensors_of
 from exporters.graph.rules import strip
 from kit.choices import Precision, VariantFormat
 from kit.errors import GateFailed
@@ -36,7 +37,7 @@ class Float16:
         """Say why a model has no half precision."""
         if found := quantized_as(model):
             return f"it is quantized already ({found[0]})"
-        floats = [tensor for tensor in staging.tensors_of(model) if tensor.data_type == onnx.TensorProto.FLOAT]
+        floats = [tensor for tensor in tensors_of(model) if tensor.data_type == onnx.TensorProto.FLOAT]
         return "" if floats else "it has no float32 weights"
 
     def unable(self, _: onnx.ModelProto) -> tuple[str, ...]:
@@ -63,12 +64,12 @@ class Float16:
         converted = to_float16(model, besides=[tensor.name for tensor in beside])
         with staging.DataWriter(target.with_suffix(".data")) as data:
             for tensor in staging.external_tensors(converted):
-                data.add(tensor, staging.array_of(tensor, source.path.parent))
+                data.add(tensor, array_of(tensor, source.path.parent))
             for tensor in beside:
                 half = converted.graph.initializer.add()
                 half.name, half.data_type = tensor.name, onnx.TensorProto.FLOAT16
                 half.dims.extend(tensor.dims)
-                data.add(half, halved(staging.array_of(tensor, source.path.parent)))
+                data.add(half, halved(array_of(tensor, source.path.parent)))
         staging.write(converted, target)
 
 
@@ -105,6 +106,7 @@ def to_float16(model: onnx.ModelProto, *, besides: Sequence[str] = ()) -> onnx.M
         raise GateFailed(f"the model could not be converted to fp16: {error}") from error
     for value in [value for value in converted.graph.input if value.name in besides]:
         converted.graph.input.remove(value)
+    _sort(converted)
     strip(converted)
     return converted
 
@@ -116,3 +118,26 @@ def halved(values: NDArray[np.float32]) -> NDArray[np.float16]:
     clipped = np.where((size > 0) & (size < _LEAST), np.copysign(np.float32(_LEAST), values), clipped)
     halves: NDArray[np.float16] = clipped.astype(np.float16)
     return halves
+
+
+def _sort(model: onnx.ModelProto) -> None:
+    """Let every node stand behind those that it reads, as the converter leaves it to its caller; others keep their order."""
+    nodes = list(model.graph.node)
+    makers = {name: place for place, node in enumerate(nodes) for name in node.output}
+    reads = [
+        [makers[name] for name in names_read(onnx.GraphProto(node=[node])) if makers.get(name, place) != place]
+        for place, node in enumerate(nodes)
+    ]
+    order: dict[int, None] = {}
+    for place in range(len(nodes)):
+        waiting = [place]
+        while waiting:
+            missing = [one for one in reads[waiting[-1]] if one not in order]
+            if missing:
+                waiting += missing
+            else:
+                order.setdefault(waiting.pop())
+    if list(order) != list(range(len(nodes))):
+        copies = [onnx.NodeProto.FromString(nodes[place].SerializeToString()) for place in order]
+        del model.graph.node[:]
+        model.graph.node.extend(copies)

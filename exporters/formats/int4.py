@@ -19,6 +19,7 @@ from onnx.external_data_helper import ExternalDataInfo
 
 from exporters import staging
 from exporters.formats.base import Source, count, count_weights, excluded_layers, refusal_to_quantize
+from exporters.graph.files import array_of
 from exporters.graph.rules import Layer, drop_unused_initializers, initializers, is_plain, layers, strip
 from kit.bundle.manifest import Quantization
 from kit.choices import Precision, QuantizationScheme, VariantFormat
@@ -72,7 +73,7 @@ class Int4:
             drop_unused_initializers(quantized)
             for tensor in staging.external_tensors(quantized):
                 if ExternalDataInfo(tensor).location != beside.name:
-                    data.add(tensor, staging.array_of(tensor, source.path.parent))
+                    data.add(tensor, array_of(tensor, source.path.parent))
         strip(quantized)
         staging.write(quantized, target)
         return _record(source.model, quantized, exclude)
@@ -99,7 +100,7 @@ def _record(model: onnx.ModelProto, quantized: onnx.ModelProto, exclude: tuple[s
 def _quantize(model: onnx.ModelProto, matmul: onnx.NodeProto, folder: Path) -> list[onnx.TensorProto]:
     """Quantize the weights of one MatMul; return its new constants, or none if another layer has brought them already."""
     constants = initializers(model)
-    weight = numpy_helper.from_array(staging.array_of(constants[matmul.input[1]], folder), matmul.input[1])
+    weight = numpy_helper.from_array(array_of(constants[matmul.input[1]], folder), matmul.input[1])
     small = _quantized_alone(weight, matmul.name)
     node = small.graph.node[0]
     node.input[0] = matmul.input[0]
