@@ -25,7 +25,7 @@ from kit.samples import Splits
 from kit.tasks import registry as tasks
 from kit.tasks.base import Task
 from kit.tasks.tensors import PlainTensors
-from kit.tensors import Axis, TensorSpec
+from kit.tensors import BATCH, Axis, Signature, TensorSpec
 
 OnStep = Callable[[str], None]
 
@@ -86,7 +86,9 @@ def export_source(
     chosen = _task(task, task_options or {})
     judged = _metric(metric)
     room.check(source, folder, weights=weights, variants=1 + len(options.precisions))
-    original = open_source(source, name=named, inputs=inputs or None, axes=axes or None, task=chosen, weights=weights)
+    original = open_source(
+        source, name=named, signature=_signature(inputs, axes), axes=axes or None, task=chosen, weights=weights
+    )
     try:
         knows = chosen or original.task or PlainTensors()
         golden = None if samples is None else PlainTensors().samples(samples, original.signature)
@@ -169,6 +171,16 @@ def _name(source: str, name: str | None) -> str:
         return check_name(name)
     except ValueError as error:
         raise UsageError(str(error), hint="choose another --name") from error
+
+
+def _signature(inputs: Sequence[TensorSpec], axes: Mapping[str, Axis | None] | None) -> Signature | None:
+    """Return what a person typed of a factory's inputs as a signature whose outputs are not known yet."""
+    if not inputs:
+        return None
+    from exporters.sources.module import UNKNOWN
+
+    has_batch = any(BATCH in spec.shape for spec in inputs) and (axes or {}).get(BATCH, Axis()) is not None
+    return Signature(inputs=tuple(inputs), outputs=UNKNOWN, batch=BATCH if has_batch else None)
 
 
 def _task(name: str | None, options: Mapping[str, Any]) -> Task | None:
