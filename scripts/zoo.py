@@ -186,7 +186,7 @@ def table(name: str, *options: str) -> Callable[[Place], Sequence[str]]:
                 writer.writerow([*columns, "target"])
                 writer.writerows([*row, target] for row, target in zip(rows.tolist(), targets.tolist(), strict=True))
         shape = f"features=float32[batch,{len(columns)}]"
-        task = ("--task", "table", "--columns", ",".join(columns), "--input", shape)
+        task = ("--task", "table", "--task-option", f"columns={json.dumps(columns)}", "--input", shape)
         return (*task, "--data", str(folder), *options)
 
     return written
@@ -327,8 +327,8 @@ MODELS = (
         kind="factory",
         source=factory("lstm"),
         options=given(
-            *("--input", "features=float32[batch,steps,80]", "--input", "hidden=float32[2,batch,512]"),
-            *("--input", "cell=float32[2,batch,512]", "--axis", "steps=1..1000:50,100"),
+            *("--input", "features=float32[batch,20,80]", "--input", "hidden=float32[2,batch,512]"),
+            *("--input", "cell=float32[2,batch,512]"),
         ),
     ),
     Model(

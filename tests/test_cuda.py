@@ -110,7 +110,7 @@ def test_the_bench_tells_device_and_host_apart(tiny: Bundle) -> None:
 
 @pytest.mark.slow
 def test_one_script_runs_it_all_and_writes_one_file(tmp_path: Path) -> None:
-    script = Path(__file__).parents[1] / "scripts" / "cuda.py"
+    script = Path(__file__).parents[1] / "scripts" / "gpu.py"
     out = tmp_path / "cuda.json"
     done = subprocess.run(
         [sys.executable, script, "--json", out], capture_output=True, text=True, check=False, timeout=300

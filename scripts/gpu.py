@@ -1,6 +1,6 @@
 """Everything that wants a GPU, in one run of less than five minutes and one results file.
 
-    python scripts/cuda.py --json cuda.json [--device-id 0]
+    python scripts/gpu.py --json cuda.json [--device-id 0]
 
 Batch 1 to 65,536: host to host and device-resident, plain and as a CUDA graph, fp32, TF32 and fp16, beside PyTorch (eager, as a
 CUDA graph, compiled) and the CPU; cold starts; and the rate of matrix products on the same GPU in the same run, in `limits`.
