@@ -102,6 +102,8 @@ def test_the_help_pages_in_the_docs_are_those_of_the_commands() -> None:
         (("export", "m:f", "--input", "ids"), 2, "no input such as ids=int64[batch,sequence]"),
         (("export", "m:f", "--precision", "auto"), 2, "is for a bundle"),
         (("export", "--metric", "no-metric"), 2, "unknown metric"),
+        (("export", "missing.onnx", "--opset", "18"), 2, "--opset changes nothing for missing.onnx"),
+        (("export", "missing.onnx", "--data-dir", "here"), 2, "--data-dir changes nothing without --data"),
         (("verify", "--tolerance", "0.1"), 2, "without --against"),
         (("upgrade", "missing"), 4, "no bundle 'missing'"),
         (("export", "--opset", "3"), 2, "opset"),
@@ -121,7 +123,7 @@ def test_the_help_pages_in_the_docs_are_those_of_the_commands() -> None:
         (("compress", "missing"), 4, "no bundle 'missing'"),
         (("verify", "missing"), 4, "no bundle 'missing'"),
         (("info", "missing"), 4, "kit quickstart"),
-        (("predict", "missing.png"), 4, "no picture, folder or bundle"),
+        (("predict", "missing.png"), 4, "no file, folder or bundle"),
         (("predict", "missing.png", "--json", "--csv"), 2, "exclude each other"),
         (("train", "--dataset", "mnist", "--data-dir", "empty"), 3, "--dataset digits"),
         (("train", "--dataset", "digits", "--val-fraction", "1"), 2, "val-fraction"),
@@ -373,7 +375,7 @@ def test_info_tells_a_stranger_what_the_model_takes_and_gives(kit_inside: Kit, d
     found = kit_inside("info", str(digits.folder))
     words = (
         *("uint8 [batch, 28, 28]", "float32 [batch, 10]", "mnist-ink@2", "int8-qdq", "onnxruntime 1.18+"),
-        *("image-classification@1", "top-1: higher is better", "architecture"),
+        *("image-classification@1", "top-1 (higher is better)", "architecture"),
     )
     for one in words:
         assert one in found.stdout
@@ -492,7 +494,7 @@ def test_fashion_mnist_takes_the_same_path(kit_inside: Kit, tmp_path: Path) -> N
     assert "resize@1" in shown.stdout
     assert kit_inside("verify", "my-fashion-mnist-mlp-64-64").returncode == 0
     line = ("bench", "my-fashion-mnist-mlp-64-64", "--provider", "cpu", "--budget", "300ms", "--batch-size", "1")
-    assert "fashion-mnist test, 400 images; counted now" in kit_inside(*line, *here).stdout
+    assert "fashion-mnist test, 400 samples; counted now" in kit_inside(*line, *here).stdout
 
 
 @pytest.mark.parametrize(("typed", "code"), [("2GB", 3), ("512MiB", 3), ("10", 2), ("much", 2)])

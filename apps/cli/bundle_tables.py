@@ -16,7 +16,7 @@ from kit.bundle import Bundle, Packed
 from kit.bundle.manifest import Manifest, Variant
 from kit.lab import records
 from kit.ready import ReadyModel
-from kit.report.format import NONE, size
+from kit.report.format import NONE, about, score, size
 from kit.tensors import Signature, TensorSpec
 
 _MANY = 12  # labels, and other values of an option, that are shown
@@ -52,8 +52,8 @@ def bundle_table(bundles: Mapping[str, Bundle | Packed | Exception]) -> None:
 
 
 def _best(manifest: Manifest) -> str:
-    score = next((one for variant in manifest.variants if (one := figures.main_score(variant))), None)
-    return NONE if score is None else f"{figures.of_score(score)} {score.metric}"
+    best = next((one for variant in manifest.variants if (one := figures.main_score(variant))), None)
+    return NONE if best is None else f"{score(best)} {best.metric}"
 
 
 def _bytes(manifest: Manifest) -> int:
@@ -131,7 +131,7 @@ def _training(bundle: Bundle) -> list[tuple[str, str]]:
     if (training := records.training_record(bundle)) is not None:
         held_out = "on all its samples"
         if training.validation is not None:
-            held_out = f"{figures.of_score(training.validation)} on validation"
+            held_out = f"{score(training.validation)} on validation"
         kept = f"epoch {training.best_epoch} of {training.epochs_run}, {held_out}"
         rows.append(("trained", f"on {training.dataset}, seed {training.seed}: {kept}"))
     if (origin := records.origin_of(bundle)) is not None:
@@ -192,7 +192,7 @@ def _variants(console: Console, bundle: Bundle) -> None:
         left=("variant", "needs", "layers"),
         wraps=("needs", "layers"),
     )
-    for variant, score in zip(variants, scores, strict=True):
+    for variant, found in zip(variants, scores, strict=True):
         default = " (default)" if variant.id == bundle.manifest.default and len(variants) > 1 else ""
         rows.add(
             variant.id + default,
@@ -201,11 +201,11 @@ def _variants(console: Console, bundle: Bundle) -> None:
             _needs(variant),
             figures.layers(variant.quantization),
             _worst(variant),
-            "" if score is None else figures.of_score(score),
-            "" if score is None or score.baseline is None else figures.loss(score),
+            "" if found is None else score(found),
+            "" if found is None or found.baseline is None else figures.loss(found),
         )
     rows.show(console)
-    for line in dict.fromkeys(figures.direction(score) for score in scores if score is not None):
+    for line in dict.fromkeys(about(one) for one in scores if one is not None):
         console.print(escape(line), soft_wrap=True)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from apps.cli import options, typed
 from exporters.options import AUTO, DEFAULT_OPSET, OPSETS
@@ -77,7 +78,7 @@ _UNUSED = (None, ())
     "--weights",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Of a factory's module: .safetensors, or a .pth of tensors alone.",
+    help="Of a factory's module: a .safetensors file.",
 )
 @click.option(
     "--input",
@@ -222,6 +223,10 @@ def _refuse_needless(ctx: click.Context, source: str, asked: dict[str, Any]) -> 
         raise click.UsageError(
             f"{options.flag_of(ctx, given)} changes nothing for {source}: it is for a factory, package.module:function"
         )
+    if source.lower().endswith(".onnx") and ctx.get_parameter_source("opset") is ParameterSource.COMMANDLINE:
+        raise click.UsageError(f"--opset changes nothing for {source}, which has one")
+    if asked["data_dir"] is not None and asked["data"] is None:
+        raise click.UsageError("--data-dir changes nothing without --data")
     if asked["task"] is None and (given := _given(asked, _TASK_ONLY)):
         from kit.tasks import registry
 

@@ -11,7 +11,7 @@ from apps.cli.render import remark, stdout
 from apps.cli.tables import Rows
 from apps.cli.verify_tables import sizes_in_words
 from kit.metrics import Score
-from kit.report.format import NONE, microseconds, size
+from kit.report.format import NONE, about, microseconds, score, size
 from kit.runtime.choice import Choice
 
 if TYPE_CHECKING:  # importing them would import torch or the bench, which the other tables do not need
@@ -55,14 +55,14 @@ def export_table(report: ExportReport) -> None:
 
 def _validation(scores: tuple[Score, ...]) -> str:
     """Return the split that decided: `validation`, or `train` if nothing was held out."""
-    return next((score.split for score in scores if score.split != "test"), "validation")
+    return next((one.split for one in scores if one.split != "test"), "validation")
 
 
 def _scores(validation: Score | None, test: Score | None) -> tuple[str, str, str, str]:
     shown = test or validation
     return (
-        "" if validation is None else figures.of_score(validation),
-        "" if test is None else figures.of_score(test),
+        "" if validation is None else score(validation),
+        "" if test is None else score(test),
         "" if shown is None or shown.baseline is None else figures.loss(shown),
         figures.changed(shown),
     )
@@ -75,7 +75,7 @@ def _footnotes(report: ExportReport, scores: tuple[Score | None, ...]) -> list[s
         whose = f"ONNX Runtime's own answers to {original.name}"
     found = report.passed[0].fidelity
     lines = [f"Error, cosine and agreement: against {whose}, {found[0].samples:,} samples."] if found else []
-    lines += dict.fromkeys(figures.direction(score) for score in scores if score is not None)
+    lines += dict.fromkeys(about(one) for one in scores if one is not None)
     if not any(scores):
         lines.append("No labelled data was given, so nobody knows how right it is: kit export BUNDLE --data FILE.")
     for one in report.passed:
@@ -145,7 +145,7 @@ def blame_table(found: Blame) -> None:
     rows.add("all of them", NONE, f"{found.sqnr_db:.1f}", _lost(found.together), NONE, NONE)
     console = stdout()
     rows.show(console)
-    scored = f" Lost: of {figures.direction(found.together)}." if found.together else ""
+    scored = f" Lost: {about(found.together)}." if found.together else ""
     console.print(
         escape(
             f"{found.variant} against the baseline, {found.samples}. dB: signal to quantization noise, 6 more are half the "
@@ -170,7 +170,7 @@ def compress_table(done: CompressReport) -> None:
     lost = ""
     if found is not None:
         lost = (
-            f" fp32 has {found.metric} {figures.of_score(found)} on {found.samples:,} samples of {found.dataset} "
+            f" fp32 has {found.metric} {score(found)} on {found.samples:,} samples of {found.dataset} "
             f"{found.split}; "
             f"against the original's: {figures.changed(found)}."
         )

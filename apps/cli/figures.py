@@ -5,20 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kit.bundle.manifest import Quantization, Variant
-from kit.metrics import Better, Fidelity, Score
+from kit.metrics import Fidelity, Score
 from kit.report.format import NONE
-
-
-def value(number: float | None, unit: str = "") -> str:
-    """Return `98.45 %` for a share, `0.0123 mm` for anything else."""
-    if number is None:
-        return NONE
-    return f"{100 * number:.2f} %" if unit == "%" else f"{number:.4g} {unit}".rstrip()
-
-
-def of_score(score: Score | None) -> str:
-    """Return a score's value."""
-    return NONE if score is None else value(score.value, score.unit)
 
 
 def loss(score: Score | None) -> str:
@@ -47,15 +35,6 @@ def header(scores: Sequence[Score | None], split: str) -> str:
     """Return the header of a column of scores: `top-1 test`, or the split alone if metrics differ."""
     named = {score.metric for score in scores if score is not None}
     return f"{named.pop()} {split}" if len(named) == 1 else split
-
-
-def direction(score: Score) -> str:
-    """Return `top-1: higher is better, 10,000 samples of mnist test`."""
-    unit = f" in {score.unit}" if score.unit not in {"", "%"} else ""
-    return (
-        f"{score.metric}{unit}: {'higher' if score.better is Better.HIGHER else 'lower'} is better; "
-        f"{score.samples:,} samples of {score.dataset} {score.split}".rstrip()
-    )
 
 
 def relative(found: Fidelity) -> str:

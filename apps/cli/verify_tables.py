@@ -8,6 +8,7 @@ from apps.cli import figures
 from apps.cli.render import stdout
 from apps.cli.tables import Rows
 from kit.metrics import Fidelity, Verdict
+from kit.report.format import value
 from kit.tensors import Sizes
 from kit.verify import ModelCheck, PairCheck, Verification
 from kit.verify.bundle import VariantCheck
@@ -96,7 +97,7 @@ def _bar(verdict: Verdict) -> tuple[str, str]:
 
 def _figure(row: VariantCheck) -> str:
     one = row.figure
-    return "" if one is None else f"{figures.value(one.value, one.unit)} ({figures.value(one.original, one.unit)})"
+    return "" if one is None else f"{value(one.value, one.unit)} ({value(one.original, one.unit)})"
 
 
 def model_table(result: ModelCheck) -> None:

@@ -362,7 +362,7 @@ def _original(bundle: Bundle, golden: Sequence[Samples], intact: set[str]) -> Or
     record, baseline = bundle.manifest.original, bundle.baseline
     if record is None or record.weights is None or record.weights.file not in intact or baseline is None:
         return None
-    if not registry.is_here("pytorch") or not registry.can_run("pytorch", baseline):
+    if not registry.can_run("pytorch", baseline):
         return None
     try:
         with registry.open_runner("pytorch", bundle, baseline, RunnerOptions()) as runner:
