@@ -290,7 +290,7 @@ def _tracing_inputs(
 
 
 def _distinct_size(axis: Axis, preferred: int, used: set[int]) -> int:
-    start = max(preferred, 2)
+    start = max(preferred, 2 * axis.multiple_of)  # torch takes a size of 1, or one times the multiple, for a constant
     up = (start + step for step in range(64 * axis.multiple_of))
     down = range(start, 1, -1)
     possible = [size for size in itertools.chain(up, down) if not axis.problem(size)]
