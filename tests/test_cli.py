@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import os
@@ -16,7 +15,6 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
-from PIL import Image
 from rich.console import Console
 
 from apps.cli import cli
@@ -312,52 +310,6 @@ def labels_of(bundle: Bundle) -> list[str]:
     assert bundle.manifest.task is not None
     labels: list[str] = bundle.manifest.task.options["labels"]
     return labels
-
-
-@pytest.fixture
-def pictures(digits: Bundle, tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    golden = digits.golden()[0]
-    for number in range(3):
-        image = Image.fromarray(golden.inputs["pixels"][number]).resize((200, 160))
-        image.save(folder / f"{number}.png")
-    return folder
-
-
-@pytest.mark.parametrize("form", ["json", "jsonl", "csv"])
-def test_predict_answers_a_folder_in_every_form(kit_inside: Kit, digits: Bundle, pictures: Path, form: str) -> None:
-    found = kit_inside("predict", str(digits.folder), str(pictures), f"--{form}")
-    assert found.returncode == 0, found.stderr
-    if form == "csv":
-        rows = list(csv.DictReader(io.StringIO(found.stdout)))
-        shares = [float(rows[0][f"p({label})"]) for label in labels_of(digits)]
-    else:
-        rows = json.loads(found.stdout) if form == "json" else [json.loads(line) for line in found.stdout.splitlines()]
-        shares = list(rows[0]["probabilities"].values())
-    assert [Path(row["file"]).name for row in rows] == ["0.png", "1.png", "2.png"]
-    assert sum(shares) == pytest.approx(1, abs=1e-4)
-    assert rows[0]["label"] == labels_of(digits)[int(np.argmax(shares))]
-
-
-def test_predict_answers_what_it_can_and_reports_the_rest(kit_inside: Kit, digits: Bundle, pictures: Path) -> None:
-    (pictures / "broken.png").write_text("no picture")
-    found = kit_inside("predict", str(digits.folder), str(pictures), "--jsonl")
-    assert found.returncode == 4
-    rows = [json.loads(line) for line in found.stdout.splitlines()]
-    assert ["error" in row for row in rows] == [False, False, False, True]
-    assert "broken.png" in found.stderr
-
-
-def test_predict_reads_stdin(digits: Bundle, pictures: Path) -> None:
-    found = subprocess.run(
-        [str(Path(sys.executable).with_name("kit")), "predict", str(digits.folder), "-"],
-        input=(pictures / "0.png").read_bytes(),
-        capture_output=True,
-        check=False,
-    )
-    assert found.returncode == 0, found.stderr
-    assert b"%" in found.stdout
 
 
 def test_list_shows_bundles_and_broken_ones(kit_inside: Kit, tiny: Bundle, tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ def test_impossible_options_are_refused(options: dict[str, Any], words: str) -> 
 @pytest.mark.parametrize(
     ("shape", "dtype", "classes", "words"),
     [
-        (("batch", 3, 28, 28), "float32", 5, "a score for each of its 2 labels"),
+        (("batch", 3, 28, 28), "float32", 5, "2 labels do not fit the output"),
         (("batch", 16), "float32", 2, "cannot have the shape"),
         (("batch", 7, 28, 28), "float32", 2, "cannot have the shape"),
         (("batch", 3, 28, 28), "int64", 2, "uint8 or float"),
@@ -312,7 +312,7 @@ def test_arrays_of_pictures_are_read_with_labels_by_name_or_number(grey: ImageCl
     [
         ({"other": np.zeros((3, 8, 8), np.uint8)}, "holds no pictures"),
         ({"images": np.zeros((3, 8, 8), np.uint8), "labels": np.zeros(2)}, "for 3 pictures"),
-        ({"images": np.zeros((1, 8, 8), np.uint8), "labels": np.array([5])}, "no label of the model"),
+        ({"images": np.zeros((1, 8, 8), np.uint8), "labels": np.array([5])}, "the model has no label 5"),
         ({"images": np.zeros((1, 8, 8), np.float32), "labels": np.array([0])}, "pixels"),
     ],
 )

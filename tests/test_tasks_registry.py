@@ -32,7 +32,7 @@ class Doubling(PlainTensors):
         self.factor = factor
 
     @classmethod
-    def open(cls, name: str, options: Mapping[str, Any], files: Mapping[str, Path], signature: Signature) -> Self:
+    def open(cls, name: str, options: Mapping[str, Any], files: Mapping[str, Path], signature: Signature) -> Self:  # noqa: ARG003
         if name != cls.name:
             raise BundleInvalid(f"this is {cls.name}, not {name}")
         return cls(**options)

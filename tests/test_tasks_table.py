@@ -130,3 +130,73 @@ def test_it_opens_again_from_what_a_manifest_holds(people: Path) -> None:
     again = open_task(TaskRef(name="table@1", options=options), {}, MATRIX)
     assert again.options() == regression().options()
     assert again.samples(people, MATRIX)[0].inputs["features"].shape == (2, 2)
+
+
+def test_ids_may_have_inputs_of_their_own_beside_one_matrix() -> None:
+    task = Table(columns=("age", "town", "score"))
+    task.check(
+        Signature(
+            inputs=(
+                TensorSpec(name="dense", dtype="float32", shape=("batch", 2)),
+                TensorSpec(name="town", dtype="int64", shape=("batch",), below=5),
+            ),
+            outputs=MATRIX.outputs,
+        )
+    )
+    tensors = task.encode([[59, 4, 1.5]])
+    assert {name: array.tolist() for name, array in tensors.items()} == {"dense": [[59.0, 1.5]], "town": [4]}
+    for town, words in (
+        (1.5, "row 1: town is 1.5, not a whole number from 0 to 4"),
+        (5, "town is 5"),
+        (-1, "town is -1"),
+    ):
+        with pytest.raises(BadInput, match=words):
+            task.encode([[59, town, 1.5]])
+
+
+def test_a_data_set_with_a_missing_value_names_file_row_and_column(tmp_path: Path) -> None:
+    path = tmp_path / "people.csv"
+    path.write_text("age,smoker,score\n59,no,1\n,yes,2\n")
+    with pytest.raises(DatasetInvalid, match=r"people\.csv: row 2 has no value for 'age'"):
+        regression().samples(path, MATRIX)
+    path.write_text("age,smoker,score\n59,no,nan\n")
+    with pytest.raises(DatasetInvalid, match=r"row 1: a target is no finite number"):
+        regression().samples(path, MATRIX)
+    path.write_text("age,smoker,score\n")
+    with pytest.raises(DatasetInvalid, match="holds no rows"):
+        regression().samples(path, MATRIX)
+
+
+def test_a_model_without_a_batch_takes_one_row(people: Path) -> None:
+    given = Signature(
+        inputs=(TensorSpec(name="features", dtype="float32", shape=(1, 2)),),
+        outputs=(TensorSpec(name="score", dtype="float32", shape=(1, 1)),),
+        batch=None,
+    )
+    task = regression()
+    groups = task.samples(people, given)
+    assert [(group.targets or {})["score"].tolist() for group in groups] == [[[1.5]], [[-2.0]]]
+    with pytest.raises(UsageError, match="one row in a call"):
+        task.encode([[59, "no"], [40, "yes"]])
+
+
+def test_made_up_rows_prove_the_way_in() -> None:
+    task = regression()
+    assert task.encode([task.item(one) for one in task.raw(None, 3)])["features"].shape == (3, 2)
+
+
+def test_probabilities_and_doubt_of_a_classifier_come_from_its_options() -> None:
+    task = Table(columns=("x",), labels=("benign", "malignant"), scores="probabilities", abstain_below=0.9)
+    task.check(
+        Signature(
+            inputs=(TensorSpec(name="features", dtype="float32", shape=("batch", 1)),),
+            outputs=(
+                TensorSpec(name="label", dtype="int64", shape=("batch",)),
+                TensorSpec(name="probabilities", dtype="float32", shape=("batch", 2)),
+            ),
+        )
+    )
+    answer = task.decode({"label": np.array([1]), "probabilities": np.array([[0.25, 0.75]], np.float32)}, {})
+    (record,) = answer.records()
+    assert (record["label"], record["probability"], record["unsure"]) == ("malignant", 0.75, True)
+    assert task.options()["scores"] == "probabilities"

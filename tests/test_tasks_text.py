@@ -168,3 +168,73 @@ def test_it_opens_again_from_what_a_manifest_holds(tokenizer: Path) -> None:
         open_task(TaskRef(name="text-embedding@1", options=options), {}, given)
     with pytest.raises(BundleInvalid, match="not text-embedding@9"):
         open_task(TaskRef(name="text-embedding@9", options=options), {"tokenizer": tokenizer}, given)
+
+
+def test_texts_of_different_lengths_need_a_mask(tokenizer: Path, tmp_path: Path) -> None:
+    given = signature(LOGITS, names=("input_ids",))
+    task = classifier(tokenizer, given)
+    assert task.encode(["a film", "dull film"])["input_ids"].shape == (2, 4)
+    with pytest.raises(UsageError, match="cannot share a call"):
+        task.encode(["a film", "dull"])
+    path = tmp_path / "films.txt"
+    path.write_text("a film\ndull\nnice film\n")
+    assert [group.inputs["input_ids"].shape for group in task.samples(path, given)] == [(1, 3), (2, 4)]
+
+
+def test_a_model_without_a_batch_takes_one_text(tokenizer: Path, tmp_path: Path) -> None:
+    given = Signature(
+        inputs=(TensorSpec(name="input_ids", dtype="int64", shape=(1, "sequence")),),
+        outputs=(TensorSpec(name="logits", dtype="float32", shape=(1, 2)),),
+        batch=None,
+    )
+    task = classifier(tokenizer, given)
+    assert task.encode(["a film"])["input_ids"].shape == (1, 4)
+    with pytest.raises(UsageError, match="one text in a call"):
+        task.encode(["a film", "a film"])
+    path = tmp_path / "films.txt"
+    path.write_text("a film\nnice film\n")
+    assert len(task.samples(path, given)) == 2
+
+
+def test_a_row_without_its_label_is_refused_if_others_have_one(tokenizer: Path, tmp_path: Path) -> None:
+    path = tmp_path / "films.csv"
+    path.write_text("text,label\ndull,dull\nnice,\n")
+    with pytest.raises(DatasetInvalid, match="row 2: the label is missing"):
+        classifier(tokenizer, signature(LOGITS)).samples(path, signature(LOGITS))
+    path.write_text("text,label\ndull,\nnice,\n")
+    assert classifier(tokenizer, signature(LOGITS)).samples(path, signature(LOGITS))[0].targets is None
+
+
+def test_vectors_are_compared_by_their_cosine(tokenizer: Path) -> None:
+    task = TextEmbedding(tokenizer=tokenizer, pooling="none")
+    task.check(signature(TensorSpec(name="vectors", dtype="float32", shape=("batch", 2))))
+    answer = task.decode({"vectors": np.array([[3.0, 4.0], [4.0, -3.0], [6.0, 8.0]], np.float32)}, {})
+    assert np.allclose(answer.similarities, [[1, 0, 1], [0, 1, 0], [1, 0, 1]], atol=1e-6)
+
+
+def test_padding_of_a_model_without_a_mask_is_told_by_its_token(tokenizer: Path) -> None:
+    task = TextEmbedding(tokenizer=tokenizer, pooling="mean")
+    inputs = (TensorSpec(name="input_ids", dtype="int64", shape=("batch", 5)),)
+    outputs = (TensorSpec(name="tokens", dtype="float32", shape=("batch", 5, 1)),)
+    task.check(Signature(inputs=inputs, outputs=outputs))
+    given = task.encode(["dull"])
+    tokens = np.array([[[1], [2], [3], [100], [100]]], np.float32)
+    assert task.decode({"tokens": tokens}, given).vectors.tolist() == [[2.0]]
+
+
+def test_made_up_texts_prove_the_way_in(tokenizer: Path) -> None:
+    task = classifier(tokenizer, signature(LOGITS))
+    raw = task.raw(None, 3)
+    assert len(raw) == 3
+    assert task.encode([task.item(one) for one in raw])["input_ids"].shape[0] == 3
+
+
+def test_half_precision_scores_become_ordinary_probabilities(tokenizer: Path) -> None:
+    task = classifier(tokenizer, signature(LOGITS))
+    answer = task.decode({"logits": np.array([[0.0, 2.0], [8.0, 0.0]], np.float16)}, {})
+    assert answer.probabilities.dtype == np.float32
+    assert answer.probabilities.sum(axis=1) == pytest.approx([1, 1])
+
+
+def test_the_snippet_runs_as_it_stands(tokenizer: Path) -> None:
+    compile(classifier(tokenizer, signature(LOGITS)).snippet("model.onnx"), "snippet", "exec")

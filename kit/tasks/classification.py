@@ -106,9 +106,16 @@ class Classifier:
             raise ValueError(f"scores are {' or '.join(SCORES)}, not {scores!r}")
         self._temperature = temperature
         self._abstain_below = abstain_below
+        self._scores = scores
         self._are_logits = scores == SCORES[0]
         self._index = {_written(label): place for place, label in enumerate(self.labels)}
         self.output = ""
+
+    def options(self) -> dict[str, Any]:
+        """Return what a manifest keeps beside the labels: what is not as usual."""
+        kept = {"temperature": self._temperature, "abstain_below": self._abstain_below, "scores": self._scores}
+        usual = {"temperature": 1.0, "abstain_below": None, "scores": SCORES[0]}
+        return {name: value for name, value in kept.items() if value != usual[name]}
 
     def check(self, signature: Signature) -> None:
         """Find the output with a score for each label.
@@ -120,8 +127,8 @@ class Classifier:
         if not fitting:
             found = ", ".join(f"{spec.name}: {spec.describe()}" for spec in signature.outputs)
             raise UsageError(
-                f"classification needs a float output [batch, {len(self.labels)}], a score for each of its "
-                f"{len(self.labels)} labels; the model gives {found}",
+                f"{len(self.labels)} labels do not fit the output {found}; classification needs a float output "
+                f"[batch, {len(self.labels)}], a score for each label",
                 hint="give as many labels as the model has classes",
             )
         preferred = [spec for spec in fitting if spec.name in SCORES]
@@ -154,6 +161,8 @@ class Classifier:
         Raises:
             DatasetInvalid: It is neither; the message begins with `place`.
         """
+        if label is None or label == "":
+            raise DatasetInvalid(f"{place}: the label is missing", hint="fill it in, or leave the column out")
         name = _written(str(label))
         if name in self._index:
             return self._index[name]
@@ -162,8 +171,20 @@ class Classifier:
         except (TypeError, ValueError, OverflowError):
             number = -1
         if not 0 <= number < len(self.labels):
-            raise DatasetInvalid(f"{place}: {label!r} is no label of the model", hint=f"its labels: {self.described()}")
+            raise DatasetInvalid(f"{place}: the model has no label {label!r}", hint=f"its labels: {self.described()}")
         return number
+
+    def labels_of(self, values: Sequence[Any], name: str) -> NDArray[np.int64] | None:
+        """Return the labels of rows as int64 `[N]`; None if no row has one.
+
+        Raises:
+            DatasetInvalid: A label is missing, or is none of the model's; the message names `name` and the row.
+        """
+        if all(value is None or value == "" for value in values):
+            return None
+        return np.array(
+            [self.index(value, f"{name}, row {row}") for row, value in enumerate(values, start=1)], np.int64
+        )
 
     def named(self, name: str) -> int | None:
         """Return the index of a label by its name alone; None if the model does not have it."""

@@ -16,17 +16,16 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from kit.errors import BadInput, BundleInvalid, DatasetInvalid, UsageError
+from kit.errors import BadInput, DatasetInvalid, UsageError
 from kit.samples import Samples
 from kit.tasks.base import Prediction, Prologue
-from kit.tasks.classification import Classes, check_labels, probabilities
+from kit.tasks.classification import METRICS, SCORES, Classifier
 from kit.tasks.rows import rows_of
-from kit.tasks.text import label_of
 from kit.tensors import Signature, Tensors, TensorSpec
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
-class Values(Prediction):
+class Estimates(Prediction):
     """Numbers for each row.
 
     Attributes:
@@ -40,20 +39,30 @@ class Values(Prediction):
     def __len__(self) -> int:
         return len(self.values)
 
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.values)
+
     def records(self) -> list[dict[str, Any]]:
         """Return the values of each row by name."""
         return [dict(zip(self.names, row, strict=True)) for row in self.values.tolist()]
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the values alone."""
+        return {"values": self.values}
 
 
 class Table:
     """Rows to a class, or to numbers.
 
     Args:
-        columns: What the model takes, in the order of its features; one input for all, or an input for each.
+        columns: What the model takes, in the order of its features: one input for all, or an input of its own for some or each.
         categories: Words of a column and, by their place, the numbers they become.
         labels: Names of the classes; empty for a regression.
         outputs: Names of the numbers of a regression; empty for the output's own.
         target: Column of a data set that holds the right answer; for several numbers, their names are the columns.
+        temperature: Divides the logits of a classifier before softmax.
+        abstain_below: Probability under which a class is "unsure"; None for never.
+        scores: What a classifier gives: `logits` or `probabilities`.
 
     Raises:
         ValueError: Columns that cannot be told apart.
@@ -70,6 +79,9 @@ class Table:
         labels: Sequence[str] = (),
         outputs: Sequence[str] = (),
         target: str = "target",
+        temperature: float = 1.0,
+        abstain_below: float | None = None,
+        scores: str = SCORES[0],
     ) -> None:
         self.columns = tuple(map(str, columns))
         if not self.columns or len(set(self.columns)) != len(self.columns):
@@ -78,19 +90,22 @@ class Table:
         unknown = [name for name in self.categories if name not in self.columns]
         if unknown:
             raise ValueError(f"there is no column {unknown[0]!r} that could have categories")
-        self.labels = check_labels(labels) if labels else ()
+        self._classifier = (
+            Classifier(labels, temperature=temperature, abstain_below=abstain_below, scores=scores) if labels else None
+        )
+        self.labels = self._classifier.labels if self._classifier else ()
         self.outputs = tuple(outputs)
         self.target = target
         self.files: Mapping[str, Path] = {}
-        self.metrics: Sequence[str] = ("top-1", "agreement") if self.labels else ("r2", "rmse")
+        self.metrics: Sequence[str] = METRICS if self.labels else ("r2", "rmse")
         self._inputs: tuple[TensorSpec, ...] = ()
         self._output = ""
+        self._has_batch = True
+        self._columns_of: dict[str, tuple[str, ...]] = {}
 
     @classmethod
     def open(cls, name: str, options: Mapping[str, Any], files: Mapping[str, Path], signature: Signature) -> Self:  # noqa: ARG003 - `check` reads the signature
         """Make it of what a manifest holds."""
-        if name != cls.name:
-            raise BundleInvalid(f"this kit knows {cls.name}, not {name}", hint="install a newer kit")
         return cls(**options)
 
     def options(self) -> dict[str, Any]:
@@ -101,29 +116,40 @@ class Table:
         )
         given |= {"labels": list(self.labels)} if self.labels else {}
         given |= {"outputs": list(self.outputs)} if self.outputs else {}
+        given |= self._classifier.options() if self._classifier else {}
         return given | ({"target": self.target} if self.target != "target" else {})
 
     def check(self, signature: Signature) -> None:
         """Raise UsageError unless the model takes these columns, and gives scores or numbers."""
-        named = {spec.name for spec in signature.inputs}
-        is_matrix = len(signature.inputs) == 1 and len(signature.inputs[0].shape) == 2
-        if is_matrix and signature.inputs[0].shape[1] in {len(self.columns)} | {
-            size for size in signature.inputs[0].shape if isinstance(size, str)
-        }:
-            pass
-        elif named != set(self.columns):
+        self._columns_of = self._matched(signature)
+        self._inputs, self._has_batch = signature.inputs, signature.batch is not None
+        if self._classifier:
+            self._classifier.check(signature)
+            self._output = self._classifier.output
+            return
+        floats = [spec for spec in signature.outputs if spec.is_float]
+        if not floats:
+            found = ", ".join(f"{spec.name}: {spec.describe()}" for spec in signature.outputs)
+            raise UsageError(f"a regression needs an output of real numbers, found {found}", hint="name its labels")
+        self._output = floats[0].name
+
+    def _matched(self, signature: Signature) -> dict[str, tuple[str, ...]]:
+        """Return the columns of each input: its own, or for one matrix all those that have no input of their own."""
+        own = {spec.name: (spec.name,) for spec in signature.inputs if spec.name in self.columns}
+        rest = tuple(name for name in self.columns if name not in own)
+        others = [spec for spec in signature.inputs if spec.name not in own]
+        fits = len(others) == 1 and len(others[0].shape) == 2 and _may_be(others[0].shape[1], len(rest))
+        if (
+            any(not _is_column(signature.input(name)) for name in own)
+            or bool(rest) != bool(others)
+            or (rest and not fits)
+        ):
             found = ", ".join(f"{name}: {spec}" for name, spec in signature.described().items())
             raise UsageError(
                 f"{len(self.columns)} columns ({', '.join(self.columns[:8])}) do not fit the inputs {found}",
-                hint="one input [batch, columns], or an input for each column by its name",
+                hint="one input [batch, columns], an input for each column by its name, or both",
             )
-        floats = [spec for spec in signature.outputs if spec.is_float]
-        scores = [spec for spec in floats if spec.shape[1:] == (len(self.labels),)]
-        chosen = scores if self.labels else floats
-        if not chosen:
-            found = ", ".join(f"{spec.name}: {spec.describe()}" for spec in signature.outputs)
-            raise UsageError(f"{len(self.labels) or 'no'} labels do not fit the output {found}")
-        self._inputs, self._output = signature.inputs, chosen[0].name
+        return own | {spec.name: rest for spec in others}
 
     def read(self, argument: str) -> Iterator[tuple[str, Any]]:
         """Give the rows of a CSV, JSON-lines or Parquet file, or of stdin."""
@@ -132,29 +158,30 @@ class Table:
 
     def encode(self, items: Sequence[Any]) -> Tensors:
         """Return the features of rows, which are mappings by column, or sequences in the order of the columns."""
+        if not self._columns_of:
+            raise UsageError("the task does not know its model yet", hint="call check(signature) first")
+        if not items:
+            raise UsageError("there is nothing to predict", hint="give one row or more")
+        if len(items) > 1 and not self._has_batch:
+            raise UsageError("this model takes one row in a call", hint="predict them one by one")
         table = np.array([self._numbers(item, place) for place, item in enumerate(items, start=1)], np.float64)
-        if len(self._inputs) == 1 and len(self._inputs[0].shape) == 2:
-            return {self._inputs[0].name: np.ascontiguousarray(table, self._inputs[0].dtype)}
-        return {
-            spec.name: np.ascontiguousarray(
-                table[:, self.columns.index(spec.name)].reshape(-1, *[1] * (len(spec.shape) - 1)), spec.dtype
-            )
-            for spec in self._inputs
-        }
+        return {spec.name: self._input(spec, table) for spec in self._inputs}
+
+    def _input(self, spec: TensorSpec, table: NDArray[np.float64]) -> NDArray[Any]:
+        columns = self._columns_of[spec.name]
+        values = table[:, [self.columns.index(name) for name in columns]]
+        if not spec.is_float:
+            _check_whole(spec, values, columns)
+        if spec.name in self.columns:
+            values = values.reshape((len(table), *[1] * (len(spec.shape) - 1)) if spec.shape else ())
+        return np.ascontiguousarray(values, spec.dtype)
 
     def decode(self, outputs: Tensors, inputs: Tensors) -> Prediction:
         """Return the class of each row, or its numbers."""
+        if self._classifier:
+            return self._classifier.decode(outputs, inputs)
         found = outputs[self._output]
-        if self.labels:
-            return Classes(
-                labels=found.argmax(axis=1),
-                probabilities=probabilities(found, 1.0),
-                logits=found,
-                classes=self.labels,
-                outputs=outputs,
-                inputs=inputs,
-            )
-        values = found.reshape(len(found), -1)
+        values = found.reshape(len(found) if found.ndim else 1, -1)
         names = self.outputs if len(self.outputs) == values.shape[1] else ()
         if not names:
             names = (
@@ -162,7 +189,7 @@ class Table:
                 if values.shape[1] == 1
                 else tuple(f"{self._output}.{n}" for n in range(values.shape[1]))
             )
-        return Values(values=values, names=names, outputs=outputs, inputs=inputs)
+        return Estimates(values=values, names=names, outputs=outputs, inputs=inputs)
 
     def samples(self, source: Path, signature: Signature) -> tuple[Samples, ...]:
         """Read rows, with their targets if the file has the column.
@@ -171,21 +198,41 @@ class Table:
             DatasetInvalid: It holds something else, or a target that the model does not have.
         """
         self.check(signature)
-        rows = list(rows_of(source))
+        rows: list[dict[str, Any]] = []
+        try:
+            rows.extend(rows_of(source))
+            groups = [rows] if self._has_batch else [[row] for row in rows]
+            inputs = [self.encode(group) for group in groups if group]
+        except BadInput as error:
+            raise DatasetInvalid(f"{source.name}: {error}", hint=error.hint) from error
         if not rows:
             raise DatasetInvalid(f"{source.name} holds no rows")
         wanted = self.outputs if len(self.outputs) > 1 else (self.target,)
-        targets: dict[str, NDArray[Any]] | None = None
-        if all(name in rows[0] for name in wanted):
-            targets = self._targets(rows, wanted, source.name)
-        return (Samples(inputs=self.encode(rows), targets=targets, source=source.name),)
+        targets = self._targets(rows, wanted, source.name) if all(name in rows[0] for name in wanted) else None
+        if targets is None or self._has_batch:
+            return tuple(Samples(inputs=one, targets=targets, source=source.name) for one in inputs)
+        return tuple(
+            Samples(
+                inputs=one,
+                targets={name: array[place : place + 1] for name, array in targets.items()},
+                source=source.name,
+            )
+            for place, one in enumerate(inputs)
+        )
 
     def raw(self, source: Path | None, most: int) -> list[Any]:
-        """Return the first rows, the columns that the model takes alone; without a data set none."""
+        """Return the first rows, the columns that the model takes alone; some that were made up if there is no data set."""
         if source is None:
-            return []
+            return [self._made_up(number) for number in range(most)]
         rows = itertools.islice(rows_of(source), most)
         return [{name: row[name] for name in self.columns if name in row} for row in rows]
+
+    def _made_up(self, number: int) -> dict[str, Any]:
+        words = self.categories
+        return {
+            name: words[name][number % len(words[name])] if words.get(name) else (number + place) % 2
+            for place, name in enumerate(self.columns)
+        }
 
     def item(self, raw: Any) -> Any:
         """Return the row."""
@@ -205,7 +252,7 @@ class Table:
 
     def _numbers(self, item: Any, place: int) -> list[float]:
         if isinstance(item, Mapping):
-            missing = next((name for name in self.columns if item.get(name) in {None, ""}), None)
+            missing = next((name for name in self.columns if _is_missing(item.get(name))), None)
             if missing is not None:
                 raise BadInput(f"row {place} has no value for {missing!r}", hint="fill it in, or leave the row out")
             values = [item[name] for name in self.columns]
@@ -233,14 +280,43 @@ class Table:
             raise BadInput(f"row {place}: {name} is {number}", hint="fill it in, or leave the row out")
         return number
 
-    def _targets(self, rows: Sequence[Mapping[str, Any]], wanted: Sequence[str], name: str) -> dict[str, NDArray[Any]]:
-        if self.labels:
-            labels = [label_of(row[wanted[0]], self.labels, f"{name}, row {n}") for n, row in enumerate(rows, start=1)]
-            if None in labels:
-                raise DatasetInvalid(f"{name}: row {labels.index(None) + 1} has no label")
-            return {"labels": np.array(labels, np.int64)}
+    def _targets(
+        self, rows: Sequence[Mapping[str, Any]], wanted: Sequence[str], name: str
+    ) -> dict[str, NDArray[Any]] | None:
+        if self._classifier:
+            labels = self._classifier.labels_of([row.get(wanted[0]) for row in rows], name)
+            return None if labels is None else {"labels": labels}
         try:
             values = np.array([[float(row[one]) for one in wanted] for row in rows], np.float32)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, KeyError) as error:
             raise DatasetInvalid(f"{name}: a target is no number: {error}") from error
+        if not np.isfinite(values).all():
+            row = int(np.argwhere(~np.isfinite(values))[0][0]) + 1
+            raise DatasetInvalid(f"{name}, row {row}: a target is no finite number")
         return {self._output: values}
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _may_be(size: int | str, count: int) -> bool:
+    return isinstance(size, str) or size == count
+
+
+def _is_column(spec: TensorSpec) -> bool:
+    """Whether an input holds one value for each row."""
+    return all(isinstance(size, str) or size == 1 for size in spec.shape[1:]) and len(spec.shape) <= 2
+
+
+def _check_whole(spec: TensorSpec, values: NDArray[np.float64], columns: Sequence[str]) -> None:
+    """Refuse what an input of whole numbers cannot hold, by row and column."""
+    low, high = (0, 1) if spec.dtype == "bool" else (np.iinfo(spec.dtype).min, np.iinfo(spec.dtype).max)
+    if spec.below is not None:
+        low, high = 0, spec.below - 1
+    wrong = np.argwhere((values != np.trunc(values)) | (values < low) | (values > high))
+    if len(wrong):
+        row, place = wrong[0].tolist()
+        raise BadInput(
+            f"row {row + 1}: {columns[place]} is {values[row, place]:g}, not a whole number from {low:,} to {high:,}"
+        )

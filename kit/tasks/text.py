@@ -21,7 +21,7 @@ from kit.errors import BadInput, BundleInvalid, DatasetInvalid, UsageError
 from kit.samples import Samples
 from kit.system import packages
 from kit.tasks.base import Prediction, Prologue
-from kit.tasks.classification import Classes, check_labels, check_temperature, probabilities
+from kit.tasks.classification import METRICS, SCORES, Classes, Classifier
 from kit.tasks.rows import STDIN, SUFFIXES, rows_of
 from kit.tensors import Signature, Tensors, TensorSpec
 
@@ -53,9 +53,19 @@ class Vectors(Prediction):
     def __iter__(self) -> Iterator[NDArray[np.float32]]:
         return iter(self.vectors)
 
+    @property
+    def similarities(self) -> NDArray[np.float32]:
+        """Cosine of each vector to each, float32 `[N, N]`."""
+        unit = _scaled(self.vectors)
+        return unit @ unit.T
+
     def records(self) -> list[dict[str, Any]]:
         """Return the vector of each item."""
         return [{"vector": vector} for vector in self.vectors.tolist()]
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the vectors alone: outputs with a vector for each token may have any length."""
+        return {"vectors": self.vectors}
 
 
 class _Texts:
@@ -71,6 +81,7 @@ class _Texts:
     name: str = ""
     metrics: Sequence[str] = ()
     prologue: Prologue | None = None
+    takes_text = True
 
     def __init__(
         self, *, tokenizer: Path, max_tokens: int = 512, pad_multiple_of: int = 1, pad: str | None = None
@@ -85,12 +96,11 @@ class _Texts:
         self._outputs: tuple[TensorSpec, ...] = ()
         self._longest: int | None = None
         self._fixed: int | None = None
+        self._has_batch = True
 
     @classmethod
     def open(cls, name: str, options: Mapping[str, Any], files: Mapping[str, Path], signature: Signature) -> Self:  # noqa: ARG003 - `check` reads the signature
         """Make it of what a manifest holds."""
-        if name != cls.name:
-            raise BundleInvalid(f"this kit knows {cls.name}, not {name}", hint="install a newer kit")
         if TOKENIZER not in files:
             raise BundleInvalid(f"the task {name} needs a file {TOKENIZER!r}, and the bundle has none")
         return cls(tokenizer=files[TOKENIZER], **options)
@@ -113,6 +123,7 @@ class _Texts:
         if "input_ids" not in {spec.name for spec in signature.inputs}:
             raise UsageError("the model takes no input_ids", hint="export it as plain tensors: --task tensors")
         self._inputs, self._outputs = signature.inputs, signature.outputs
+        self._has_batch = signature.batch is not None
         sequence = signature.input("input_ids").shape[1]
         if isinstance(sequence, int):
             self._fixed, self._longest = sequence, sequence
@@ -134,7 +145,15 @@ class _Texts:
             yield f"{argument}:{number}", _text_of(row, argument)
 
     def encode(self, items: Sequence[Any]) -> Tensors:
-        """Return token ids for texts, or pairs of texts, filled up to the longest."""
+        """Return token ids for texts, or pairs of texts, filled up to the longest.
+
+        Raises:
+            UsageError: An item is no text, or texts that cannot share a call of this model.
+        """
+        if not items:
+            raise UsageError("there is nothing to predict", hint="give one text or more")
+        if len(items) > 1 and not self._has_batch:
+            raise UsageError("this model takes one text in a call", hint="predict them one by one")
         return self._filled(self._tokenized(items))
 
     def samples(self, source: Path, signature: Signature) -> tuple[Samples, ...]:
@@ -144,18 +163,19 @@ class _Texts:
             DatasetInvalid: It holds something else, or labels that the model does not have.
         """
         self.check(signature)
-        texts, labels = [], []
-        for row in rows_of(source):
-            texts.append(_text_of(row, source.name))
-            labels.append(self._label_of(row, source.name, len(texts)))
+        try:
+            rows = list(rows_of(source))
+            texts = [_text_of(row, source.name) for row in rows]
+        except BadInput as error:
+            raise DatasetInvalid(str(error), hint=error.hint) from error
         if not texts:
             raise DatasetInvalid(f"{source.name} holds no texts")
-        known = all(label is not None for label in labels)
+        labels = self._labels_of(rows, source.name)
         tokens = self._tokenized(texts)
         groups = []
-        for places in _by_length([len(one.ids) for one in tokens]):
+        for places in self._grouped([len(one.ids) for one in tokens]):
             inputs = self._filled([tokens[place] for place in places])
-            targets = {"labels": np.array([labels[place] for place in places], np.int64)} if known else None
+            targets = None if labels is None else {"labels": labels[places]}
             groups.append(Samples(inputs=inputs, targets=targets, weights=self._weights(inputs), source=source.name))
         return tuple(groups)
 
@@ -186,9 +206,20 @@ class _Texts:
             f"outputs = session.run(None, {{{given}}})\n"
         )
 
-    def _label_of(self, row: Mapping[str, Any], name: str, number: int) -> int | None:  # noqa: ARG002 - classifiers read it
-        """Return the label of a row as a number; None if it has none."""
+    def _labels_of(self, rows: Sequence[Mapping[str, Any]], name: str) -> NDArray[np.int64] | None:  # noqa: ARG002 - classifiers read them
+        """Return the labels of rows as numbers; None if they have none."""
         return None
+
+    def _grouped(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Return the places of texts in groups that may share a call."""
+        if not self._has_batch:
+            return [[place] for place in range(len(lengths))]
+        return _by_length(lengths, exactly=not self._can_fill_up)
+
+    @property
+    def _can_fill_up(self) -> bool:
+        """Whether the model tells padding from tokens, or always has as many."""
+        return self._fixed is not None or any(spec.name == "attention_mask" for spec in self._inputs)
 
     def _weights(self, inputs: Tensors) -> Tensors | None:
         """Return what counts of outputs that have a value for each token: not the padding."""
@@ -231,7 +262,15 @@ class _Texts:
 
     def _filled(self, encoded: Sequence[Any]) -> dict[str, NDArray[Any]]:
         """Fill up to the longest and return what the model takes of it."""
-        longest = max(len(one.ids) for one in encoded)
+        if not self._inputs:
+            raise UsageError("the task does not know its model yet", hint="call check(signature) first")
+        counts = {len(one.ids) for one in encoded}
+        if len(counts) > 1 and not self._can_fill_up:
+            raise UsageError(
+                "the model has no attention_mask: texts of different lengths cannot share a call",
+                hint="predict them one by one",
+            )
+        longest = max(counts)
         length = self._fixed or math.ceil(longest / self.pad_multiple_of) * self.pad_multiple_of
         shape = (len(encoded), length)
         filled = {
@@ -267,55 +306,44 @@ class TextClassification(_Texts):
         labels: Names of the classes, in the order of the output.
         temperature: Divides the logits before softmax.
         abstain_below: Probability under which an answer is "unsure"; None for never.
+        scores: What the model gives: `logits` or `probabilities`.
         **texts: Of the way in: tokenizer, max_tokens, pad_multiple_of, pad.
     """
 
     name = "text-classification@1"
-    metrics = ("top-1", "agreement")
+    metrics = METRICS
 
     def __init__(
-        self, *, labels: Sequence[str], temperature: float = 1.0, abstain_below: float | None = None, **texts: Any
+        self,
+        *,
+        labels: Sequence[str],
+        temperature: float = 1.0,
+        abstain_below: float | None = None,
+        scores: str = SCORES[0],
+        **texts: Any,
     ) -> None:
         super().__init__(**texts)
-        self.labels = check_labels(labels)
-        check_temperature(temperature, abstain_below)
+        self._classifier = Classifier(labels, temperature=temperature, abstain_below=abstain_below, scores=scores)
+        self.labels = self._classifier.labels
         self.temperature = temperature
         self.abstain_below = abstain_below
-        self._scores = ""
+        self.scores = scores
 
     def options(self) -> dict[str, Any]:
         """Return what travels in the manifest."""
-        given = {"labels": list(self.labels), **super().options()}
-        given |= {"temperature": self.temperature} if self.temperature != 1.0 else {}
-        return given | ({"abstain_below": self.abstain_below} if self.abstain_below is not None else {})
+        return {"labels": list(self.labels), **super().options(), **self._classifier.options()}
 
     def check(self, signature: Signature) -> None:
         """Raise UsageError unless the model takes token ids and gives a score for each label."""
         super().check(signature)
-        scores = [spec for spec in signature.outputs if spec.is_float and spec.shape[1:] == (len(self.labels),)]
-        if not scores:
-            found = ", ".join(f"{spec.name}: {spec.describe()}" for spec in signature.outputs)
-            raise UsageError(
-                f"{len(self.labels)} labels do not fit the output {found}",
-                hint="give one label for each score: --labels",
-            )
-        self._scores = scores[0].name
+        self._classifier.check(signature)
 
     def decode(self, outputs: Tensors, inputs: Tensors) -> Classes:
         """Return the most probable class of each text."""
-        logits = outputs[self._scores]
-        return Classes(
-            labels=logits.argmax(axis=1),
-            probabilities=probabilities(logits, self.temperature),
-            logits=logits,
-            classes=self.labels,
-            abstain_below=self.abstain_below,
-            outputs=outputs,
-            inputs=inputs,
-        )
+        return self._classifier.decode(outputs, inputs)
 
-    def _label_of(self, row: Mapping[str, Any], name: str, number: int) -> int | None:
-        return label_of(row.get("label"), self.labels, f"{name}, row {number}")
+    def _labels_of(self, rows: Sequence[Mapping[str, Any]], name: str) -> NDArray[np.int64] | None:
+        return self._classifier.labels_of([row.get("label") for row in rows], name)
 
 
 class TextEmbedding(_Texts):
@@ -367,9 +395,11 @@ class TextEmbedding(_Texts):
         """Return the vector of each text."""
         assert self.output is not None  # `check` found it
         vectors = self._pooled(outputs[self.output].astype(np.float32), inputs)
-        if self.normalize:
-            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        return Vectors(vectors=vectors, outputs=outputs, inputs=inputs)
+        return Vectors(vectors=_scaled(vectors) if self.normalize else vectors, outputs=outputs, inputs=inputs)
+
+    def _mask(self, inputs: Tensors) -> NDArray[Any]:
+        """Return 1 for tokens and 0 for padding, `[N, tokens]`."""
+        return inputs["attention_mask"] if "attention_mask" in inputs else inputs["input_ids"] != self._pad_id
 
     def _pooled(self, tokens: NDArray[np.float32], inputs: Tensors) -> NDArray[np.float32]:
         if self.pooling == "none":
@@ -377,7 +407,7 @@ class TextEmbedding(_Texts):
         if self.pooling == "cls":
             first: NDArray[np.float32] = tokens[:, 0]
             return first
-        mask = inputs.get("attention_mask", np.ones(tokens.shape[:2], np.int64)).astype(np.float32)[..., np.newaxis]
+        mask = self._mask(inputs).astype(np.float32)[..., np.newaxis]
         if self.pooling == "last":
             last = mask[..., 0].sum(axis=1).astype(np.int64) - 1
             final: NDArray[np.float32] = tokens[np.arange(len(tokens)), last]
@@ -389,25 +419,12 @@ class TextEmbedding(_Texts):
         return mean
 
 
-def label_of(value: Any, labels: Sequence[str], where: str) -> int | None:
-    """Return a label as its number: a name, or a number already; None if there is none.
-
-    Raises:
-        DatasetInvalid: It is none of the model's.
-    """
-    if value is None or value == "":
-        return None
-    if str(value) in labels:
-        return list(labels).index(str(value))
-    try:
-        number = int(value)
-    except (TypeError, ValueError):
-        number = -1
-    if not 0 <= number < len(labels):
-        raise DatasetInvalid(
-            f"{where}: the model has no label {value!r}", hint="its labels are: " + ", ".join(labels[:12])
-        )
-    return number
+def _scaled(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return vectors of length 1."""
+    scaled: NDArray[np.float32] = vectors / np.maximum(
+        np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12)
+    )
+    return scaled
 
 
 def _text_of(row: Mapping[str, Any], where: str) -> Any:
@@ -425,10 +442,10 @@ def _checked(item: Any) -> Any:
     raise UsageError(f"cannot read a text from {type(item).__name__}", hint="give a string, or a pair of strings")
 
 
-def _by_length(lengths: Sequence[int]) -> list[list[int]]:
-    """Return the places of texts in groups of about one length, the order kept within each."""
+def _by_length(lengths: Sequence[int], *, exactly: bool = False) -> list[list[int]]:
+    """Return the places of texts in groups of about one length, or exactly one, the order kept within each."""
     groups: dict[int, list[int]] = {}
     for place, length in enumerate(lengths):
-        bucket = next((one for one in _BUCKETS if length <= one), max(lengths))
+        bucket = length if exactly else next((one for one in _BUCKETS if length <= one), max(lengths))
         groups.setdefault(bucket, []).append(place)
     return [groups[bucket] for bucket in sorted(groups)]

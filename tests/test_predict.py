@@ -1,0 +1,144 @@
+"""`kit predict`: whatever a bundle's task reads, in every form, as it comes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kit.bundle import Bundle
+from tests.conftest import Kit
+
+
+@pytest.fixture
+def pictures(tiny: Bundle, tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number, pixels in enumerate(tiny.golden()[0].inputs["pixels"][:3]):
+        Image.fromarray(pixels).resize((20, 16)).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def tensors(duo: Bundle, tmp_path: Path) -> Path:
+    np.savez(tmp_path / "tensors.npz", **duo.golden()[0].inputs)
+    return tmp_path / "tensors.npz"
+
+
+@pytest.mark.parametrize("form", ["json", "jsonl", "csv"])
+def test_a_folder_is_answered_in_every_form(kit_inside: Kit, tiny: Bundle, pictures: Path, form: str) -> None:
+    found = kit_inside("predict", str(tiny.folder), str(pictures), f"--{form}")
+    assert found.returncode == 0, found.stderr
+    labels = ["left", "right", "none"]
+    if form == "csv":
+        rows = list(csv.DictReader(io.StringIO(found.stdout)))
+        shares = [float(rows[0][f"p({label})"]) for label in labels]
+    else:
+        rows = json.loads(found.stdout) if form == "json" else [json.loads(line) for line in found.stdout.splitlines()]
+        shares = list(rows[0]["probabilities"].values())
+    assert [Path(row["file"]).name for row in rows] == ["0.png", "1.png", "2.png"]
+    assert sum(shares) == pytest.approx(1, abs=1e-4)
+    assert rows[0]["label"] == labels[int(np.argmax(shares))]
+
+
+@pytest.mark.parametrize("form", ["--json", "--jsonl", "--csv"])
+def test_what_can_be_answered_is_and_the_rest_is_reported(
+    kit_inside: Kit, tiny: Bundle, pictures: Path, form: str
+) -> None:
+    (pictures / "0-broken.png").write_text("no picture")
+    found = kit_inside("predict", str(tiny.folder), str(pictures), "missing.png", form)
+    assert found.returncode == 4
+    if form == "--csv":
+        rows = list(csv.DictReader(io.StringIO(found.stdout)))
+    else:
+        rows = json.loads(found.stdout) if form == "--json" else list(map(json.loads, found.stdout.splitlines()))
+    assert [bool(row.get("error")) for row in rows] == [True, False, False, False, True]
+    assert "0-broken.png" in found.stderr
+    assert "missing.png" in found.stderr
+
+
+def test_the_only_item_fails_as_the_command_does(kit_inside: Kit, tiny: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_text("no picture")
+    found = kit_inside("predict", str(tiny.folder), "broken.png", "--json")
+    assert (found.returncode, found.stdout) == (4, "")
+    assert "no readable picture" in found.stderr
+
+
+def test_a_picture_comes_by_stdin(tiny: Bundle, pictures: Path) -> None:
+    found = subprocess.run(
+        [str(Path(sys.executable).with_name("kit")), "predict", str(tiny.folder), "-"],
+        input=(pictures / "0.png").read_bytes(),
+        capture_output=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    assert b"%" in found.stdout
+
+
+def test_tensors_come_and_go_as_npz(kit_inside: Kit, duo: Bundle, tensors: Path, tmp_path: Path) -> None:
+    found = kit_inside("predict", str(duo.folder), str(tensors), "-o", "answers.npz")
+    assert found.returncode == 0, found.stderr
+    expected = duo.golden()[0].expected
+    assert expected is not None
+    with np.load(tmp_path / "answers.npz") as answers:
+        assert sorted(answers.files) == ["scores", "vectors"]
+        assert np.allclose(answers["vectors"], expected["vectors"], atol=1e-5)
+    lines = kit_inside("predict", str(duo.folder), str(tensors), str(tensors), "-o", "both.npz", "--jsonl").stdout
+    assert len(lines.splitlines()) == 2
+    with np.load(tmp_path / "both.npz") as answers:
+        assert len(answers["scores"]) == 2 * len(expected["scores"])
+
+
+def test_a_ready_model_takes_tensors(kit_inside: Kit, duo: Bundle, tensors: Path) -> None:
+    model = duo.path(duo.variant().graph)
+    found = kit_inside("predict", str(model), str(tensors))
+    assert found.returncode == 0, found.stderr
+    assert "scores [" in found.stdout
+    record = json.loads(kit_inside("predict", str(model), str(tensors), "--json").stdout)[0]
+    assert np.array(record["vectors"]).ndim == 3
+
+
+def test_the_first_answer_does_not_wait_for_the_second_item(tiny: Bundle, pictures: Path, tmp_path: Path) -> None:
+    waiting = tmp_path / "later.png"
+    os.mkfifo(waiting)
+    command = [
+        str(Path(sys.executable).with_name("kit")),
+        "predict",
+        str(tiny.folder),
+        str(pictures / "0.png"),
+        str(waiting),
+    ]
+    with subprocess.Popen([*command, "--jsonl"], stdout=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        assert json.loads(running.stdout.readline())["file"].endswith("0.png")
+        waiting.write_bytes((pictures / "1.png").read_bytes())
+        assert json.loads(running.stdout.readline())["file"].endswith("later.png")
+    assert running.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("missing.png",), 4, "no file, folder or bundle"),
+        (("BUNDLE",), 2, "nothing to predict"),
+        (("BUNDLE", "--text", "a nice film"), 2, "reads no texts"),
+        (("BUNDLE", "x.png", "-o", "answers.csv"), 2, "written as .npz"),
+        (("BUNDLE", "x.png", "--csv", "--json"), 2, "exclude each other"),
+        (("BUNDLE", "x.png", "--device-id", "1"), 2, "change nothing on the CPU"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_message(
+    kit_inside: Kit, tiny: Bundle, arguments: tuple[str, ...], code: int, words: str
+) -> None:
+    found = kit_inside("predict", *(str(tiny.folder) if word == "BUNDLE" else word for word in arguments))
+    assert found.returncode == code, found.stderr
+    assert words in found.stderr
+    assert "Traceback" not in found.stderr
