@@ -203,16 +203,6 @@ def _name(source: str, name: str | None) -> str:
         raise UsageError(str(error), hint="choose another --name") from error
 
 
-def _signature(inputs: Sequence[TensorSpec], axes: Mapping[str, Axis | None] | None) -> Signature | None:
-    """Return what a person typed of a factory's inputs as a signature whose outputs are not known yet."""
-    if not inputs:
-        return None
-    from exporters.sources.module import UNKNOWN
-
-    has_batch = any(BATCH in spec.shape for spec in inputs) and (axes or {}).get(BATCH, Axis()) is not None
-    return Signature(inputs=tuple(inputs), outputs=UNKNOWN, batch=BATCH if has_batch else None)
-
-
 def _task(name: str | None, options: Mapping[str, Any]) -> Task | None:
     if name is None:
         return None
