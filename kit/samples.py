@@ -81,8 +81,6 @@ def count(groups: Sequence[Samples], signature: Signature) -> int:
 
 def check(groups: Sequence[Samples], signature: Signature, *, name: str = "samples") -> None:
     """Raise UsageError unless every group fits the signature, its targets have a row for each sample, and there are some."""
-    if not groups or count(groups, signature) == 0:
-        raise UsageError(f"there are no {name}")
     for group in groups:
         try:
             signature.check(group.inputs)
@@ -94,6 +92,8 @@ def check(groups: Sequence[Samples], signature: Signature, *, name: str = "sampl
                     f"{name}: {target} has {values.shape[0] if values.ndim else 0} rows for "
                     f"{signature.rows(group.inputs)} samples"
                 )
+    if not groups or count(groups, signature) == 0:
+        raise UsageError(f"there are no {name}")
 
 
 def nearest(groups: Sequence[Samples], signature: Signature, sizes: Sizes) -> Samples:

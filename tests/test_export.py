@@ -10,110 +10,127 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from PIL import Image
 from torch import nn
 
 import exporters
 import kit
-from exporters import ExportOptions, LabelledData
-from exporters.formats import int8
-from exporters.gate import check_accuracy, check_batches, check_file
-from exporters.options import OPSETS
-from exporters.sources import module as onnx_graph
-from kit.bundle import Bundle, find
-from kit.bundle.records import Calibration, ModelSpec, TensorSpec
+from exporters import ExportOptions
+from exporters.sources import open_source
+from kit.bundle import Bundle, find, open_folder
 from kit.choices import Precision, QuantizationScheme
 from kit.errors import GateFailed, UsageError
 from kit.lab import models
-from kit.lab.data import Split
-from kit.runtime.onnxruntime import OnnxRuntimeRunner
-from kit.runtime.pytorch import reference_logits
+from kit.samples import SEEDED, Samples, Splits
+from kit.tasks.image import ImageClassification
+from kit.tensors import Signature, TensorSpec
 from kit.verify import verify
+from tests.helpers.modules import Conv, Duo, RowsDepend, duo_signature
+from tests.helpers.originals import noise
 
 INT8 = (Precision.FP32, Precision.INT8)
 
 
-class Conv(nn.Module):
-    """A small network whose first layer is not dense."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(1, 4, 3, padding=1)
-        self.head = nn.Linear(4, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return logits [N, 3]."""
-        features = torch.relu(self.conv(x.unsqueeze(1)))
-        logits: torch.Tensor = self.head(features.mean(dim=(2, 3)))
-        return logits
+def small() -> nn.Module:
+    return models.build("mlp-8", shape=(16,), outputs=3).eval()
 
 
-class RowsDepend(nn.Module):
-    """A module whose rows depend on their neighbours, as batch statistics in training mode do."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return logits [N, 3]."""
-        rows = x.flatten(1)[:, :3]
-        return rows - rows.mean(dim=0, keepdim=True)
+def pictures(count: int, *, seed: int = 0, brightest: int = 255) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, brightest + 1, (count, 4, 4), dtype=np.uint8)
 
 
-def labelled(module: nn.Module, spec: ModelSpec, *, calibration: np.ndarray | None = None) -> LabelledData:
-    """Random pixels labelled by the module itself: fp32 is right on all of them."""
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (600, *spec.input.shape), dtype=np.uint8)
-    labels = reference_logits(module, spec, pixels).argmax(axis=1).astype(np.int64)
-    train = pixels[:200] if calibration is None else calibration
-    return LabelledData(
+def labelled(module: nn.Module, task: ImageClassification, *, train: np.ndarray | None = None) -> Splits:
+    """Random pictures labelled by the module itself: fp32 is right on all of them."""
+    original = open_source(module, name="tiny", task=task, signature=task.signature((4, 4)))
+    every = pictures(600)
+    labels = original.answer({"pixels": every})["logits"].argmax(axis=1)
+    original.close()
+
+    def group(pixels: np.ndarray, right: np.ndarray) -> tuple[Samples, ...]:
+        return (Samples(inputs={"pixels": pixels}, targets={"labels": right}, source="noise"),)
+
+    train = every[:200] if train is None else train
+    return Splits(
         dataset="noise",
-        train=Split(train, np.zeros(len(train), np.int64)),
-        validation=Split(pixels[200:400], labels[200:400]),
-        test=Split(pixels[400:], labels[400:]),
+        train=group(train, np.zeros(len(train), np.int64)),
+        validation=group(every[200:400], labels[200:400]),
+        test=group(every[400:], labels[400:]),
     )
 
 
-def test_the_graph_takes_raw_pixels_and_normalises_in_its_first_layer(tiny_spec: ModelSpec) -> None:
-    module = models.build("mlp-8", shape=(16,), outputs=3)
-    graph = onnx_graph.to_onnx(module, tiny_spec)
-    assert graph.normalization_folded
-    assert [node.op_type for node in graph.model.graph.node] == ["Cast", "Flatten", "Gemm", "Relu", "Gemm"]
-    pixels = np.random.default_rng(0).integers(0, 256, (50, 4, 4), dtype=np.uint8)
-    expected = module((torch.tensor(pixels) / 255 - 0.4) / 0.2).detach().numpy()
-    with OnnxRuntimeRunner(graph.model.SerializeToString()) as runner:
-        assert np.allclose(runner.run(pixels), expected, atol=1e-5)
+def export(module: nn.Module, task: ImageClassification, out: Path, **about: object) -> exporters.ExportReport:
+    return exporters.export(module, task=task, signature=task.signature((4, 4)), out=out, **about)
 
 
-def test_no_trace_of_this_machine_is_left_in_the_graph(tiny_spec: ModelSpec) -> None:
-    encoded = onnx_graph.to_onnx(models.build("mlp-8", shape=(16,), outputs=3), tiny_spec).model.SerializeToString()
-    assert str(Path(__file__).parent.parent).encode() not in encoded
-    assert b".py" not in encoded
+def graph_of(bundle: Bundle, variant: str) -> onnx.ModelProto:
+    return onnx.load_from_string(bundle.read(bundle.variant(variant).graph))
 
 
-@pytest.mark.parametrize("opset", OPSETS)
-def test_every_opset_offered_is_written(tiny_spec: ModelSpec, opset: int, tmp_path: Path) -> None:
-    module = models.build("mlp-8", shape=(16,), outputs=3)
-    report = exporters.export(module, tiny_spec, out=tmp_path / "b", options=ExportOptions(opset=opset))
-    assert report.bundle.variant("fp32").opset == opset
-
-
-def test_a_convolution_keeps_its_normalisation_as_nodes_and_is_exported_and_quantized(
-    tiny_spec: ModelSpec, tmp_path: Path
+def test_a_convolution_on_pictures_is_exported_quantized_and_proved(
+    tiny_task: ImageClassification, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
     module = Conv().eval()
-    spec = dataclasses.replace(tiny_spec, architecture="Conv")
-    options = ExportOptions(precisions=INT8, max_drop_points=20)
-    report = exporters.export(module, spec, out=tmp_path / "conv", options=options, data=labelled(module, spec))
-    fp32, quantized = report.passed
-    assert not fp32.variant.normalization_folded
-    assert quantized.variant.quantization is not None
-    assert quantized.variant.quantization.layers_quantized == 2
-    checked = verify(report.bundle)
-    assert checked.ok
-    assert checked.reference == "stored logits"
+    options = ExportOptions(precisions=INT8, max_loss=0.2)
+    report = export(module, tiny_task, tmp_path / "conv", options=options, data=labelled(module, tiny_task))
+    _, quantized = report.passed
+    record = quantized.variant.quantization
+    assert record is not None
+    assert (record.layers_quantized, record.layers_total) == (2, 2)
+    assert record.weights_quantized == record.weights_total == 4 * 9 + 4 * 3
+    assert verify(report.bundle).ok
+
+
+def test_inputs_and_outputs_of_any_kind_are_exported_and_quantized(tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    signature = duo_signature()
+    data = Splits(
+        dataset="made up",
+        train=(noise(signature, 40, sequence=5), noise(signature, 30, sequence=9)),
+        validation=(noise(signature, 40, seed=1, sequence=5),),
+        test=(noise(signature, 40, seed=2, sequence=16),),
+    )
+    options = ExportOptions(precisions=("fp16", "int8", "int4"), max_loss=0.3)
+    report = exporters.export(Duo(), name="duo", signature=signature, out=tmp_path / "duo", options=options, data=data)
+    assert [variant.id for variant in report.bundle.variants] == ["fp32", "fp16", "int8-qdq", "int4"]
+    assert {one.output for one in report.bundle.variant("int8-qdq").fidelity} == {"scores", "vectors"}
+    record = report.bundle.variant("int8-qdq").quantization
+    assert record is not None
+    assert record.layers_quantized == record.layers_total == 2
+    assert record.weights_total - record.weights_quantized == 11 * 6  # the embedding table stays in float
+    assert verify(report.bundle).ok
+
+
+def test_samples_that_are_drawn_are_called_so_and_have_every_typical_size(duo: Bundle) -> None:
+    assert duo.manifest.golden.source == SEEDED
+    assert [duo.signature.check(group.inputs)["sequence"] for group in duo.golden()] == [5, 16]
+
+
+def test_variants_are_added_to_a_bundle_that_holds_nothing_but_its_graph(duo: Bundle) -> None:
+    """Its baseline answers for the original: no module, no architecture, no training record."""
+    before = duo.variant("fp32")
+    options = ExportOptions(precisions=("int8",), max_loss=0.3)
+    data = Splits(
+        dataset="mine",
+        train=(noise(duo.signature, 50),),
+        validation=(noise(duo.signature, 50, seed=1),),
+        test=(noise(duo.signature, 50, seed=2),),
+    )
+    with pytest.raises(UsageError, match="calibration") as caught:
+        exporters.export_bundle(duo, options)
+    assert "--data" in caught.value.hint
+    report = exporters.export_bundle(duo, options, data=data)
+    assert [variant.id for variant in report.bundle.variants] == ["fp32", "int8-qdq"]
+    after = open_folder(duo.folder).variant("fp32")
+    assert (after.graph, after.fidelity) == (before.graph, before.fidelity)
+    calibration = report.bundle.variant("int8-qdq").quantization
+    assert calibration is not None
+    assert calibration.calibration is not None
+    assert calibration.calibration.dataset == "mine"
+    assert verify(report.bundle).ok
 
 
 def test_static_int8_reads_pixels_as_they_are_and_gives_float_logits(digits: Bundle) -> None:
-    model = onnx.load_from_string(digits.read(digits.variant("int8-qdq").artifact))
+    model = graph_of(digits, "int8-qdq")
     kinds = [node.op_type for node in model.graph.node]
     assert "Cast" not in kinds
     first = next(node for node in model.graph.node if "pixels" in node.input)
@@ -128,7 +145,7 @@ def test_static_int8_reads_pixels_as_they_are_and_gives_float_logits(digits: Bun
 
 def test_int8_weights_use_seven_bits_so_that_no_cpu_saturates(digits: Bundle) -> None:
     for variant in ("int8-qdq", "int8-dynamic"):
-        model = onnx.load_from_string(digits.read(digits.variant(variant).artifact))
+        model = graph_of(digits, variant)
         weights = [numpy_helper.to_array(t) for t in model.graph.initializer if len(t.dims) == 2]
         assert len(weights) == 4
         assert max(int(np.abs(weight.astype(int)).max()) for weight in weights) <= 64
@@ -137,82 +154,61 @@ def test_int8_weights_use_seven_bits_so_that_no_cpu_saturates(digits: Bundle) ->
         assert (record.layers_quantized, record.layers_total, record.weight_bits) == (4, 4, 7)
 
 
-def test_a_skipped_layer_is_noticed(tiny_spec: ModelSpec) -> None:
-    model = onnx_graph.to_onnx(models.build("mlp-8", shape=(16,), outputs=3), tiny_spec).model
-    with pytest.raises(GateFailed, match="skipped"):
-        int8.count(model, model, ())
-
-
-def test_int8_that_is_wrong_is_not_published(tiny_spec: ModelSpec, tmp_path: Path) -> None:
+def test_int8_that_is_wrong_is_not_published(tiny_task: ImageClassification, tmp_path: Path) -> None:
     """Calibrated on nearly black pictures, every activation of a real one is clipped."""
     torch.manual_seed(2)
-    module = models.build("mlp-8", shape=(16,), outputs=3).eval()
-    black = np.zeros((100, 4, 4), np.uint8)
-    data = labelled(module, tiny_spec, calibration=black)
-    with pytest.raises(GateFailed, match="points of top-1"):
-        exporters.export(module, tiny_spec, out=tmp_path / "b", options=ExportOptions(precisions=INT8), data=data)
-    assert not (tmp_path / "b").exists()
+    module = small()
+    data = labelled(module, tiny_task, train=np.zeros((100, 4, 4), np.uint8))
+    with pytest.raises(GateFailed, match="points of"):
+        export(module, tiny_task, tmp_path / "b", options=ExportOptions(precisions=INT8), data=data)
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_one_image_is_the_least_that_a_gate_can_see(tiny_spec: ModelSpec) -> None:
-    """Of 144 images one is 0.7 points, more than a limit of 0.3: whose luck that is depends on the machine."""
-    labels = np.arange(144) % 10
-    logits = np.eye(10, dtype=np.float32)[labels]
-    split = Split(images=np.zeros((144, *tiny_spec.input.shape), np.uint8), labels=labels)
-    data = LabelledData(dataset="d", validation=split, test=split)
-    for wrong, limit, passes in ((1, 0.3, True), (2, 0.3, False), (1, 0.0, False), (2, 1.4, True)):
-        found = logits.copy()
-        found[:wrong] = np.roll(found[:wrong], 1, axis=1)
-        if passes:
-            check_accuracy("int8", data, (found, None), (logits, None), limit)
-        else:
-            with pytest.raises(GateFailed, match="points of top-1"):
-                check_accuracy("int8", data, (found, None), (logits, None), limit)
-
-
-def test_a_failed_gate_leaves_an_existing_bundle_as_it_was(tiny_spec: ModelSpec, tmp_path: Path) -> None:
+def test_a_failed_gate_leaves_an_existing_bundle_as_it_was(tiny_task: ImageClassification, tmp_path: Path) -> None:
     """Calibrated on black pictures, int8 cuts off what real ones give."""
     torch.manual_seed(3)
-    module = models.build("mlp-8", shape=(16,), outputs=3).eval()
+    module = small()
     folder = tmp_path / "tiny"
-    exporters.export(module, tiny_spec, out=folder, data=labelled(module, tiny_spec))
+    export(module, tiny_task, folder, data=labelled(module, tiny_task))
     before = {item.name: item.read_bytes() for item in folder.iterdir()}
-    black = labelled(module, tiny_spec, calibration=np.zeros((200, 4, 4), np.uint8))
-    with pytest.raises(GateFailed, match="points of top-1"):
-        exporters.export(module, tiny_spec, out=folder, options=ExportOptions(precisions=INT8), data=black)
+    black = labelled(module, tiny_task, train=np.zeros((200, 4, 4), np.uint8))
+    with pytest.raises(GateFailed, match="points of"):
+        export(module, tiny_task, folder, options=ExportOptions(precisions=INT8), data=black)
     assert {item.name: item.read_bytes() for item in folder.iterdir()} == before
+    assert [item.name for item in tmp_path.iterdir() if item.name.startswith(".partial")] == []
 
 
-def test_static_int8_is_right_whatever_range_calibration_shows(tiny_spec: ModelSpec) -> None:
+def test_static_int8_is_right_whatever_range_calibration_shows(tiny_task: ImageClassification, tmp_path: Path) -> None:
     """Raw pixels are quantized with scale 1; biases must fit that scale and not the samples' own."""
     torch.manual_seed(3)
-    module = models.build("mlp-8", shape=(16,), outputs=3).eval()
+    module = small()
     with torch.no_grad():
         module.layers[1].bias.uniform_(-3, 3)
-    dim = np.random.default_rng(1).integers(0, 100, (200, 4, 4), dtype=np.uint8)
-    graph = onnx_graph.to_onnx(module, tiny_spec)
-    record = Calibration(method="minmax", dataset="d", split="train", samples=200, indices_sha256="0" * 64, seed=0)
-    quantized = int8.quantize_static(graph.model, tiny_spec, dim, record)
-    expected = reference_logits(module, tiny_spec, dim)
-    with OnnxRuntimeRunner(quantized.model.SerializeToString()) as runner:
-        error = np.abs(runner.run(dim) - expected).max() / np.abs(expected).max()
-    assert error < 0.05
+    dim = pictures(200, seed=1, brightest=99)
+    golden = (Samples(inputs={"pixels": dim}, source="noise"),)
+    data = dataclasses.replace(labelled(module, tiny_task, train=dim), validation=golden, test=golden)
+    report = export(module, tiny_task, tmp_path / "b", options=ExportOptions(precisions=INT8), data=data, golden=golden)
+    (fidelity,) = report.bundle.variant("int8-qdq").fidelity
+    assert fidelity.max_rel_error is not None
+    assert fidelity.max_rel_error < 0.05
 
 
-def test_dynamic_int8_without_data_is_held_to_the_golden_samples(tiny_spec: ModelSpec, tmp_path: Path) -> None:
+def test_dynamic_int8_without_data_is_held_to_the_golden_samples(
+    tiny_task: ImageClassification, tmp_path: Path
+) -> None:
     """One hidden unit far out takes all the steps of its tensor and leaves none for the units that decide."""
     torch.manual_seed(4)
-    module = models.build("mlp-8", shape=(16,), outputs=3).eval()
+    module = small()
     with torch.no_grad():
         module.layers[1].bias[0] = 1e5
         module.layers[3].weight[:, 0] = 0.0
     dynamic = ExportOptions(precisions=INT8, quantization=QuantizationScheme.DYNAMIC)
     with pytest.raises(GateFailed, match="golden samples"):
-        exporters.export(module, tiny_spec, out=tmp_path / "b", options=dynamic)
+        export(module, tiny_task, tmp_path / "b", options=dynamic)
     assert not (tmp_path / "b").exists()
 
 
-def test_a_layer_used_twice_is_quantized(tiny_spec: ModelSpec, tmp_path: Path) -> None:
+def test_a_layer_used_twice_is_quantized(tiny_task: ImageClassification, tmp_path: Path) -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -224,87 +220,42 @@ def test_a_layer_used_twice_is_quantized(tiny_spec: ModelSpec, tmp_path: Path) -
 
     torch.manual_seed(0)
     module = Tied().eval()
-    options = ExportOptions(precisions=INT8, max_drop_points=20)
-    data = labelled(module, tiny_spec)
-    report = exporters.export(module, tiny_spec, out=tmp_path / "b", options=options, data=data)
+    options = ExportOptions(precisions=INT8, max_loss=0.2)
+    report = export(module, tiny_task, tmp_path / "b", options=options, data=labelled(module, tiny_task))
     record = report.bundle.variant("int8-qdq").quantization
     assert record is not None
     assert record.layers_total == 4
 
 
-def test_a_scaled_first_layer_takes_its_scale_into_its_weights_and_is_folded(
-    tiny_spec: ModelSpec, tmp_path: Path
-) -> None:
-    class Scaled(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.randn(16, 3))
-            self.bias = nn.Parameter(torch.randn(3))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.addmm(self.bias, x.flatten(1), self.weight, alpha=2.0, beta=0.5)
-
-    report = exporters.export(Scaled().eval(), tiny_spec, out=tmp_path / "b")
-    assert report.bundle.variant("fp32").normalization_folded  # and it agrees with PyTorch, or it were not published
-
-
-def test_a_module_that_cannot_run_a_batch_is_one_clear_error(tiny_spec: ModelSpec, tmp_path: Path) -> None:
-    class Pairs(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x.reshape(2, 16)[:, :3]
-
-    with pytest.raises(GateFailed, match="PyTorch cannot run"):
-        exporters.export(Pairs(), tiny_spec, out=tmp_path / "b")
-
-
-def test_rows_that_depend_a_little_fail_the_gate_too(tiny_spec: ModelSpec, tmp_path: Path) -> None:
-    class Slightly(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            rows = x.flatten(1)[:, :3]
-            return rows + 0.03 * (rows - rows.mean(dim=0, keepdim=True))
-
+def test_rows_that_depend_on_their_neighbours_fail_the_gate(tiny_task: ImageClassification, tmp_path: Path) -> None:
     with pytest.raises(GateFailed, match="neighbours"):
-        exporters.export(Slightly(), tiny_spec, out=tmp_path / "b")
+        export(RowsDepend(), tiny_task, tmp_path / "b")
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_rows_that_depend_on_their_neighbours_fail_the_gate(tiny_spec: ModelSpec, tmp_path: Path) -> None:
-    with pytest.raises(GateFailed, match="neighbours"):
-        exporters.export(RowsDepend(), tiny_spec, out=tmp_path / "b")
-    assert not (tmp_path / "b").exists()
-
-
-def test_a_specialised_batch_fails_the_gate(tiny: Bundle) -> None:
-    model = onnx.load_from_string(tiny.read(tiny.variant().artifact))
-    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
-    with pytest.raises(GateFailed, match="where the spec says"):
-        check_file(model, tiny.spec)
-
-
-def test_a_wrong_output_shape_fails_the_gate(tiny: Bundle) -> None:
-    narrower = dataclasses.replace(
-        tiny.spec, labels=("a", "b"), output=TensorSpec(name="logits", dtype="float32", shape=(2,))
-    )
-    with OnnxRuntimeRunner(tiny.read(tiny.variant().artifact)) as runner, pytest.raises(GateFailed, match="batch of 1"):
-        check_batches(runner, narrower, tiny.golden().pixels, rtol=1e-4)
-
-
-def test_a_module_torch_cannot_export_is_one_clear_error(tiny_spec: ModelSpec, tmp_path: Path) -> None:
-    class Looks(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x.flatten(1)[:, :3] * float(x.sum().item() > 0 and x.max().item())
-
-    with pytest.raises(GateFailed, match="could not export"):
-        exporters.export(Looks(), tiny_spec, out=tmp_path / "b")
-
-
-def test_static_int8_without_calibration_says_what_to_pass(tiny_spec: ModelSpec, tmp_path: Path) -> None:
-    module = models.build("mlp-8", shape=(16,), outputs=3)
+def test_static_int8_without_calibration_says_what_to_give(tiny_task: ImageClassification, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="calibration"):
-        exporters.export(module, tiny_spec, out=tmp_path / "b", options=ExportOptions(precisions=INT8))
+        export(small(), tiny_task, tmp_path / "b", options=ExportOptions(precisions=INT8))
     dynamic = ExportOptions(precisions=INT8, quantization=QuantizationScheme.DYNAMIC)
-    report = exporters.export(module, tiny_spec, out=tmp_path / "b", options=dynamic)
+    report = export(small(), tiny_task, tmp_path / "b", options=dynamic)
     assert [variant.id for variant in report.bundle.variants] == ["fp32", "int8-dynamic"]
-    assert report.bundle.variant("int8-dynamic").accuracy is None
+    assert report.bundle.variant("int8-dynamic").score("top-1") is None
+
+
+def test_a_score_is_written_with_its_loss_and_a_small_split_says_what_it_cannot_see(
+    tiny_task: ImageClassification, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    module = small()
+    options = ExportOptions(precisions=INT8, max_loss=0.02)
+    report = export(module, tiny_task, tmp_path / "b", options=options, data=labelled(module, tiny_task))
+    fp32, int8 = report.bundle.variants
+    for split in ("validation", "test"):
+        assert (base := fp32.score("top-1", split=split)) is not None
+        assert base.value == 1.0
+        assert (score := int8.score("top-1", split=split)) is not None
+        assert score.worse == round((1 - score.value) * 200)
+    assert any("200 samples of noise test cannot exclude" in remark for remark in report.passed[1].remarks)
 
 
 def test_the_manifest_says_how_int8_was_made(digits: Bundle) -> None:
@@ -316,65 +267,55 @@ def test_the_manifest_says_how_int8_was_made(digits: Bundle) -> None:
     assert len(record.calibration.indices_sha256) == 64
 
 
-def test_options_that_make_nothing_are_refused() -> None:
-    for wrong in (
-        {"precisions": ()},
-        {"precisions": ("int2",)},
-        {"precisions": ("int4",), "formats": ("qdq",)},
-        {"precisions": ("fp16",), "per_channel": True},
-        {"precisions": ("fp32",), "max_drop_points": 1.0},
-        {"precisions": ("fp16",), "exclude_layers": ("layers.1",)},
-        {"precisions": ("int8",), "formats": ("float",)},
-        {"precisions": ("int8",), "formats": ("pixel",), "exclude_layers": ("layers.1",)},
-        {"precisions": ("int8",), "exclude_layers": ("auto", "layers.1")},
-        {"precisions": ("int8",), "quantization": "dynamic", "calibration": "entropy"},
-        {"precisions": ("int8",), "quantization": "dynamic", "formats": ("qdq",)},
-        {"precisions": "int8"},
-        {"opset": 3},
-        {"calibration_samples": 0},
-        {"max_drop_points": -1.0},
-    ):
-        with pytest.raises(UsageError):
-            ExportOptions(**wrong)
-
-
-def test_labels_and_images_that_do_not_fit_are_refused_before_anything_is_made(
-    tiny_spec: ModelSpec, tmp_path: Path
+def test_data_that_do_not_fit_are_refused_before_anything_is_made(
+    tiny_task: ImageClassification, tmp_path: Path
 ) -> None:
-    module = models.build("mlp-8", shape=(16,), outputs=3)
-    good = labelled(module, tiny_spec)
-    for split, words in (
-        (Split(good.test.images, good.test.labels + 3), r"labels must lie in 0\.\.2"),
-        (Split(good.test.images.astype(np.float32), good.test.labels), "must be uint8"),
-        (Split(good.test.images[:, :3], good.test.labels), "must be uint8"),
+    module = small()
+    good = labelled(module, tiny_task)
+    for changes, words in (
+        (
+            {"inputs": {"pixels": good.test[0].inputs["pixels"].astype(np.float32)}},
+            "test samples: pixels must be uint8",
+        ),
+        ({"inputs": {"pixels": good.test[0].inputs["pixels"][:, :3]}}, "test samples: pixels must be uint8"),
+        ({"inputs": {"images": good.test[0].inputs["pixels"]}}, "'pixels' is missing"),
+        ({"targets": {"labels": good.test[0].targets["labels"][:3]}}, "3 rows for 200 samples"),
     ):
+        wrong = dataclasses.replace(good, test=(dataclasses.replace(good.test[0], **changes),))
         with pytest.raises(UsageError, match=words):
-            exporters.export(module, tiny_spec, out=tmp_path / "b", data=dataclasses.replace(good, test=split))
-    with pytest.raises(UsageError, match="Split takes"):
-        Split(good.test.images, good.test.labels[:3])
+            export(module, tiny_task, tmp_path / "b", data=wrong)
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_a_pipeline_that_cannot_serve_the_model_is_refused_at_export(tiny_spec: ModelSpec, tmp_path: Path) -> None:
-    module = models.build("mlp-8", shape=(16,), outputs=3)
-    for changes in (
-        {"pipeline": "imagenet"},
-        {"input": TensorSpec(name="pixels", dtype="uint8", shape=(4, 2, 2))},
-    ):
-        with pytest.raises(UsageError, match="pipeline"):
-            exporters.export(module, dataclasses.replace(tiny_spec, **changes), out=tmp_path / "b")
+def test_a_task_that_the_model_does_not_fit_is_refused(tmp_path: Path) -> None:
+    task = ImageClassification(labels=("a", "b"), pipeline="resize@1")
+    with pytest.raises(UsageError):
+        exporters.export(Duo(), name="duo", signature=duo_signature(), task=task, out=tmp_path / "b")
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_a_model_with_a_channel_axis_reads_pictures(tiny_spec: ModelSpec, tmp_path: Path) -> None:
-    spec = dataclasses.replace(tiny_spec, input=TensorSpec(name="pixels", dtype="uint8", shape=(1, 4, 4)))
-    report = exporters.export(models.build("mlp-8", shape=(16,), outputs=3), spec, out=tmp_path / "b")
+def test_raw_items_travel_with_the_tensors_they_must_become(tiny_task: ImageClassification, tmp_path: Path) -> None:
+    from PIL import Image
+
+    folder = tmp_path / "pictures"
+    for place, label in enumerate(tiny_task.labels):
+        (folder / label).mkdir(parents=True)
+        Image.fromarray(pictures(1, seed=place)[0].repeat(3, 0).repeat(3, 1)).save(folder / label / "one.png")
+    raw = tiny_task.raw(folder, 3)
+    report = export(small(), tiny_task, tmp_path / "b", raw=raw)
+    items = report.bundle.items()
+    assert items is not None
+    assert len(items.raw) == 3
+    assert items.tensors[0]["pixels"].shape == (1, 4, 4)
+    assert verify(report.bundle).ok
+
+
+def test_a_model_of_plain_tensors_runs_without_a_task(tmp_path: Path) -> None:
+    signature = Signature(
+        inputs=(TensorSpec(name="x", dtype="float32", shape=("batch", 8)),),
+        outputs=(TensorSpec(name="y", dtype="float32", shape=("batch", 1)),),
+    )
+    torch.manual_seed(0)
+    report = exporters.export(nn.Linear(8, 1), signature=signature, out=tmp_path / "linear")
     with kit.load(report.bundle.folder) as engine:
-        assert engine.predict(Image.new("L", (9, 9), 80)).pixels.shape == (1, 1, 4, 4)
-
-
-def test_a_model_without_a_pipeline_takes_pixels_only(tiny_spec: ModelSpec, tmp_path: Path) -> None:
-    spec = dataclasses.replace(tiny_spec, pipeline="")
-    report = exporters.export(models.build("mlp-8", shape=(16,), outputs=3), spec, out=tmp_path / "b")
-    with kit.load(report.bundle.folder) as engine:
-        assert len(engine.predict(np.zeros((2, 4, 4), np.uint8))) == 2
-        with pytest.raises(UsageError, match="pixels, not pictures"):
-            engine.predict(Image.new("L", (9, 9), 80))
+        assert engine.run({"x": np.zeros((2, 8), np.float32)})["y"].shape == (2, 1)
