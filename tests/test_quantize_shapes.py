@@ -16,7 +16,7 @@ from kit.choices import Precision, VariantFormat
 from kit.errors import GateFailed
 from kit.lab import models
 from kit.runtime.pytorch import reference_logits
-from tests.test_quantize import noise, run, source_of
+from tests.helpers.originals import noise, run, source_of
 
 
 class Scaled(torch.nn.Module):
