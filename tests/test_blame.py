@@ -23,8 +23,7 @@ from kit.errors import GateFailed, UsageError
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
 from kit.samples import Samples, Splits
 from kit.tensors import Signature
-from tests.helpers.originals import OnnxOriginal, dense, noise
-from tests.test_quantize import convolution
+from tests.helpers.originals import OnnxOriginal, convolution, dense, noise
 
 DYNAMIC = {"precisions": ("int8",), "quantization": "dynamic", "per_channel": False}
 

@@ -33,7 +33,7 @@ from kit.runtime.onnxruntime import OnnxRuntimeRunner
 from kit.samples import Samples
 from kit.tensors import Signature, TensorSpec
 from kit.verify import verify
-from tests.helpers.originals import dense, graph, noise, vectors
+from tests.helpers.originals import convolution, dense, graph, noise, run, source_of, vectors
 
 CALIBRATION = Calibration(
     method=CalibrationMethod.MINMAX, dataset="noise", split="train", samples=200, indices_sha256="", seed=0
@@ -43,21 +43,6 @@ ON_CUDA = {"DequantizeLinear", "QuantizeLinear", "Flatten", "Gemm", "Add", "Slic
 
 def graph_of(bundle: Bundle, variant: str) -> onnx.ModelProto:
     return staging.read(bundle.check(bundle.variant(variant).graph))
-
-
-def source_of(
-    folder: Path, model: onnx.ModelProto, signature: Signature, *, train: tuple[Samples, ...] | None = None
-) -> Source:
-    path = folder / "fp32.onnx"
-    path.write_bytes(model.SerializeToString())
-    train = (noise(signature, 200),) if train is None else train
-    return Source(path=path, folder=folder, signature=signature, train=train, dataset="noise")
-
-
-def run(model: onnx.ModelProto | Path, samples: Samples) -> NDArray[np.float32]:
-    given = model if isinstance(model, Path) else model.SerializeToString()
-    with OnnxRuntimeRunner(given, binds=False) as runner:
-        return next(iter(runner.run(samples.inputs).values()))
 
 
 def made(candidate: Candidate) -> onnx.ModelProto:
@@ -70,29 +55,6 @@ def rms(exact: NDArray[np.float32], found: NDArray[np.float32]) -> float:
 
 def agreement(exact: NDArray[np.float32], found: NDArray[np.float32]) -> float:
     return float((exact.argmax(axis=1) == found.argmax(axis=1)).mean())
-
-
-def convolution() -> tuple[onnx.ModelProto, Signature]:
-    """A convolution, a mean over the picture, and a dense layer."""
-    signature = Signature(
-        inputs=(TensorSpec(name="x", dtype="float32", shape=("batch", 1, 4, 4)),),
-        outputs=(TensorSpec(name="y", dtype="float32", shape=("batch", 3)),),
-    )
-    rng = np.random.default_rng(0)
-    weights = {
-        "conv.weight": rng.standard_normal((4, 1, 3, 3)).astype(np.float32),
-        "conv.bias": rng.standard_normal(4).astype(np.float32),
-        "head.weight": rng.standard_normal((4, 3)).astype(np.float32),
-        "head.bias": rng.standard_normal(3).astype(np.float32),
-        "axes": np.array([2, 3], np.int64),
-    }
-    nodes = [
-        helper.make_node("Conv", ["x", "conv.weight", "conv.bias"], ["conv"], name="conv", pads=[1, 1, 1, 1]),
-        helper.make_node("Relu", ["conv"], ["relu"], name="relu"),
-        helper.make_node("ReduceMean", ["relu", "axes"], ["mean"], name="mean", keepdims=0),
-        helper.make_node("Gemm", ["mean", "head.weight", "head.bias"], ["y"], name="head"),
-    ]
-    return graph(nodes, weights, signature), signature
 
 
 def test_every_precision_and_format_stands_side_by_side_and_holds_on_the_golden_samples(quantized: Bundle) -> None:

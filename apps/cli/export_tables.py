@@ -33,6 +33,7 @@ def export_table(report: ExportReport) -> None:
             *(figures.header(held, "val"), f"{figures.header(tests, 'test')} ", "loss [95 %]", "changed"),
         ),
         left=("variant", "quantized", "output", "changed"),
+        wraps=("quantized", "changed"),
     )
     for one, validation, test in zip(report.passed, held, tests, strict=True):
         for number, found in enumerate(one.fidelity):

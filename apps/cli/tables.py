@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-_GAP = 2  # between two columns
+_GAP, _EDGES = 3, 2  # characters between two columns, and on both sides of all
 
 
 @dataclass(kw_only=True)
@@ -41,7 +41,7 @@ class Rows:
     def show(self, console: Console) -> None:
         """Print them."""
         kept = [place for place, header in enumerate(self.headers) if place == 0 or self._says_something(place, header)]
-        fits = sum(self._least_width(place) + _GAP for place in kept) - _GAP <= console.width
+        fits = sum(self._least_width(place) + _GAP for place in kept) - _GAP + _EDGES <= console.width
         (self._side_by_side if fits else self._stacked)(console, kept)
 
     def _says_something(self, place: int, header: str) -> bool:

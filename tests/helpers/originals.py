@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from exporters.formats.base import Source
 from kit.bundle.manifest import Original as OriginalRecord
 from kit.runtime.base import RunnerOptions
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
@@ -142,3 +144,43 @@ def noise(signature: Signature, count: int, *, seed: int = 0, **sizes: int) -> S
         else:
             inputs[spec.name] = rng.integers(0, spec.below or 256, shape).astype(spec.dtype)
     return Samples(inputs=inputs, source="noise")
+
+
+def convolution() -> tuple[onnx.ModelProto, Signature]:
+    """A convolution, a mean over the picture, and a dense layer."""
+    signature = Signature(
+        inputs=(TensorSpec(name="x", dtype="float32", shape=("batch", 1, 4, 4)),),
+        outputs=(TensorSpec(name="y", dtype="float32", shape=("batch", 3)),),
+    )
+    rng = np.random.default_rng(0)
+    weights = {
+        "conv.weight": rng.standard_normal((4, 1, 3, 3)).astype(np.float32),
+        "conv.bias": rng.standard_normal(4).astype(np.float32),
+        "head.weight": rng.standard_normal((4, 3)).astype(np.float32),
+        "head.bias": rng.standard_normal(3).astype(np.float32),
+        "axes": np.array([2, 3], np.int64),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "conv.weight", "conv.bias"], ["conv"], name="conv", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["conv"], ["relu"], name="relu"),
+        helper.make_node("ReduceMean", ["relu", "axes"], ["mean"], name="mean", keepdims=0),
+        helper.make_node("Gemm", ["mean", "head.weight", "head.bias"], ["y"], name="head"),
+    ]
+    return graph(nodes, weights, signature), signature
+
+
+def source_of(
+    folder: Path, model: onnx.ModelProto, signature: Signature, *, train: tuple[Samples, ...] | None = None
+) -> Source:
+    """Return what candidates are made of: a graph in a folder, and samples to calibrate with."""
+    path = folder / "fp32.onnx"
+    path.write_bytes(model.SerializeToString())
+    train = (noise(signature, 200),) if train is None else train
+    return Source(path=path, folder=folder, signature=signature, train=train, dataset="noise")
+
+
+def run(model: onnx.ModelProto | Path, samples: Samples) -> NDArray[np.float32]:
+    """Return the first output of a graph."""
+    given = model if isinstance(model, Path) else model.SerializeToString()
+    with OnnxRuntimeRunner(given, binds=False) as runner:
+        return next(iter(runner.run(samples.inputs).values()))
