@@ -96,7 +96,9 @@ def _check(folder: Path, config: Mapping[str, Any]) -> None:
         )
     has_weights = (folder / _WEIGHTS).is_file() or (folder / f"{_WEIGHTS}.index.json").is_file()
     if not has_weights:
-        pickled = next((one for one in ("pytorch_model.bin", "pytorch_model.bin.index.json") if (folder / one).is_file()), "")
+        pickled = next(
+            (one for one in ("pytorch_model.bin", "pytorch_model.bin.index.json") if (folder / one).is_file()), ""
+        )
         if pickled:
             raise UsageError(
                 f"{folder.name} has its weights in {pickled} alone, a pickle, which may hold code",
@@ -255,7 +257,10 @@ def _picture(config: Any, folder: Path) -> tuple[int, int, int]:
         found = _json(path)
         size = _pair(found["crop_size"] if found.get("do_center_crop") and "crop_size" in found else found.get("size"))
     if size is None:
-        raise UsageError("the model says nothing of the size of its pictures", hint="build it in a function that returns (module, example inputs)")
+        raise UsageError(
+            "the model says nothing of the size of its pictures",
+            hint="build it in a function that returns (module, example inputs)",
+        )
     height, width = _pair(size) or (224, 224)
     return int(getattr(config, "num_channels", 3)), height, width
 
@@ -394,7 +399,9 @@ def _pictures(found: Mapping[str, Any], config: Mapping[str, Any], signature: Si
     factor = float(found.get("rescale_factor", 1 / 255)) if found.get("do_rescale", True) else 1.0
     if len(labels) < 2 or not isinstance(channels, int):
         return None
-    mean = tuple(map(float, found["image_mean"])) if found.get("do_normalize", True) and "image_mean" in found else (0.0,)
+    mean = (
+        tuple(map(float, found["image_mean"])) if found.get("do_normalize", True) and "image_mean" in found else (0.0,)
+    )
     std = tuple(map(float, found["image_std"])) if found.get("do_normalize", True) and "image_std" in found else (1.0,)
     scale = 1 / (255 * factor)  # the task divides raw values by 255
     from kit.tasks.image import ImageClassification
