@@ -190,6 +190,31 @@ def test_state_goes_in_and_comes_out(tmp_path: Path) -> None:
     check(original, tmp_path, batch=3, time=2)
 
 
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [(nn.GRU, {"batch_first": True, "num_layers": 2, "bidirectional": True}), (nn.LSTM, {"bias": False})],
+)
+def test_recurrent_layers_take_sequences_of_any_length(
+    kind: type[nn.RNNBase], more: dict[str, Any], tmp_path: Path
+) -> None:
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cells = kind(4, 6, **more)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.cells(x)[0]
+
+    axes = ("batch", "time") if "batch_first" in more else ("time", "batch")
+    signature = signature_of(
+        TensorSpec(name="x", dtype="float32", shape=(*axes, 4)),
+        outputs=(TensorSpec(name="y", dtype="float32", shape=(*axes, 12 if "bidirectional" in more else 6)),),
+    )
+    check(open_source(Whole(), signature=signature), tmp_path, batch=3, time=9)
+    kinds = [node.op_type for node in read(tmp_path / "model.onnx").model.graph.node]
+    assert kinds.count(kind.__name__) == more.get("num_layers", 1)
+
+
 def test_arguments_that_are_no_tensors_stay_as_the_examples_have_them(tmp_path: Path) -> None:
     class Scaled(nn.Module):
         def forward(self, x: torch.Tensor, factor: float = 1.0, *, negative: bool = False) -> torch.Tensor:

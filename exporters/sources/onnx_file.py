@@ -75,7 +75,7 @@ class OnnxOriginal:
         self._is_quantized = _is_quantized(path)
         self._forget: Callable[[], object] | None = None
         self._runner: OnnxRuntimeRunner | None = None
-        wants_batch = bool(axes) and BATCH in axes and _frees_batch(self._graph.model)
+        wants_batch = axes is not None and BATCH in axes and _frees_batch(self._graph.model)
         try:
             self._runner = OnnxRuntimeRunner(self._opened(path, wants_batch), _ANSWERING)
             self.signature = _bounded(_with_vocabularies(self._runner.signature, self._graph), dict(axes or {}))
