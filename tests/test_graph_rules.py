@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper, parser
 from exporters.graph import files, names
 from exporters.graph.files import Graph
 from exporters.graph.prologue import put_on
-from exporters.graph.rewrite import crop, flatten, fold, move_in, simplify, unscale, untranspose
+from exporters.graph.rewrite import flatten, fold, move_in, simplify, unscale, untranspose
 from exporters.graph.rules import follow, strip
 from kit.errors import UsageError
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
@@ -48,7 +48,9 @@ def floats(*shape: int) -> NDArray[np.float32]:
 
 
 def test_transposed_weights_are_stored_as_they_are_multiplied() -> None:
-    graph = graph_of("g (float[n, 3] x) => (float[n, 5] y) { y = Gemm<transB = 1>(x, w, b) }", w=floats(5, 3), b=floats(5))
+    graph = graph_of(
+        "g (float[n, 3] x) => (float[n, 5] y) { y = Gemm<transB = 1>(x, w, b) }", w=floats(5, 3), b=floats(5)
+    )
     x = floats(4, 3)
     before = run(graph, x=x)
     untranspose(graph)
@@ -58,7 +60,9 @@ def test_transposed_weights_are_stored_as_they_are_multiplied() -> None:
 
 def test_a_weight_that_is_also_read_otherwise_stays_transposed() -> None:
     graph = graph_of(
-        "g (float[n, 3] x) => (float[n, 3] y) { z = Gemm<transB = 1>(x, w, b)  y = MatMul(z, w) }", w=floats(5, 3), b=floats(5)
+        "g (float[n, 3] x) => (float[n, 3] y) { z = Gemm<transB = 1>(x, w, b)  y = MatMul(z, w) }",
+        w=floats(5, 3),
+        b=floats(5),
     )
     untranspose(graph)
     assert list(graph.constants["w"].dims) == [5, 3]
@@ -66,7 +70,9 @@ def test_a_weight_that_is_also_read_otherwise_stays_transposed() -> None:
 
 def test_a_scaled_layer_takes_its_factors_into_its_weights() -> None:
     graph = graph_of(
-        "g (float[n, 3] x) => (float[n, 5] y) { y = Gemm<alpha = 2.0, beta = 0.5>(x, w, b) }", w=floats(3, 5), b=floats(5)
+        "g (float[n, 3] x) => (float[n, 5] y) { y = Gemm<alpha = 2.0, beta = 0.5>(x, w, b) }",
+        w=floats(3, 5),
+        b=floats(5),
     )
     x = floats(4, 3)
     before = run(graph, x=x)

@@ -35,7 +35,7 @@ _INSIDE_BYTES = 16 * 2**10  # constants below this stay in the graph, whatever t
 _ALIGNED = 4096  # so that a runtime can map each weight
 _PIECE = 8 * 2**20
 _VALUES = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "external_data")
-_BITS = {TensorProto.INT4: 4, TensorProto.UINT4: 4}
+_BITS: dict[int, int] = {TensorProto.INT4: 4, TensorProto.UINT4: 4}
 
 
 @dataclass(frozen=True)
@@ -269,7 +269,7 @@ def dtype_of(tensor: TensorProto) -> np.dtype[Any]:
 
 def nbytes(tensor: TensorProto) -> int:
     """Return how many bytes a constant's values take, without reading them."""
-    size = math.prod(tensor.dims)
+    size = int(math.prod(tensor.dims))
     if tensor.data_type in _BITS:
         return math.ceil(size * _BITS[tensor.data_type] / 8)
     return 0 if tensor.data_type == TensorProto.STRING else int(size * dtype_of(tensor).itemsize)
@@ -278,7 +278,7 @@ def nbytes(tensor: TensorProto) -> int:
 def stored(tensor: TensorProto, folder: Path) -> Stored:
     """Return where the values of a constant lie that is beside its graph."""
     info = ExternalDataInfo(tensor)
-    return Stored(folder / info.location, int(info.offset or 0), int(info.length or nbytes(tensor)))
+    return Stored(folder / info.location, info.offset or 0, info.length or nbytes(tensor))
 
 
 def mapped(tensor: TensorProto, place: Stored) -> NDArray[Any]:

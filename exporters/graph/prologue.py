@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 import onnx
@@ -60,7 +61,7 @@ def put_on(graph: Graph, prologue: Prologue, name: str) -> None:
         model.graph.node.insert(place, node)
 
 
-def _add(nodes: list[onnx.NodeProto], operator: str, inputs: list[str], output: str, **attributes: object) -> str:
+def _add(nodes: list[onnx.NodeProto], operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
     nodes.append(helper.make_node(operator, inputs, [output], name=output, **attributes))
     return output
 

@@ -41,8 +41,8 @@ def open_source(
     """Open whatever a model may come as.
 
     Args:
-        source: A torch module, a program of torch.export, a bundle; or in words: the path of `model.onnx`, of `program.pt2`, of a
-            folder from Hugging Face or of a bundle, or `package.module:function`.
+        source: A torch module, a program of torch.export, a bundle; or in words: the path of `model.onnx`, of `program.pt2`,
+            of a folder from Hugging Face or of a bundle, or `package.module:function`.
         name: For the bundle; None: after the source.
         signature: What it takes and gives, for modules. With a task that does arithmetic on raw values, its input is either the
             raw one or the one of floats.

@@ -164,6 +164,7 @@ _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONL
 
 
 def parameters_of(module: nn.Module) -> list[str]:
+    """Return the names of what `forward` takes."""
     parameters = inspect.signature(module.forward).parameters.values()
     return [one.name for one in parameters if one.kind in _NAMED]
 

@@ -39,7 +39,7 @@ def build(source: str) -> Built:
     """
     place, _, function = source.partition(":")
     with _current_folder():
-        found = _found(place, function, source)
+        found = _found(place, function)
         try:
             made = found() if not isinstance(found, nn.Module) else found
         except (Exception, SystemExit) as error:
@@ -54,7 +54,7 @@ def build(source: str) -> Built:
     raise UsageError(f"the factory {source} returned {type(made).__name__}", hint=_HINT)
 
 
-def _found(place: str, function: str, source: str) -> Any:
+def _found(place: str, function: str) -> Any:
     try:
         module = importlib.import_module(place)
     except ModuleNotFoundError as error:

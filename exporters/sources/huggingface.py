@@ -57,16 +57,13 @@ def open_folder(
     _check(place, config)
     module = _loaded(place, config)
     signature, fixed = _signature(module, config, place)
-    sources = {name for name in (axes or {}) if name not in signature.axes}
-    if sources:
-        raise UsageError(f"the model has no axis {min(sources)!r}", hint=f"its axes are: {', '.join(signature.axes)}")
     opened = modules.open_module(
         module,
         name=name or bundle_name(folder.resolve().name),
         record=OriginalRecord(kind="huggingface", name=type(module).__name__, sha256=_sha256(place)),
         signature=signature,
         axes=axes,
-        outputs=_wanted(module, sentences),
+        outputs=["last_hidden_state"] if sentences is not None and sentences.pooling != "none" else None,
         fixed=fixed,
     )
     opened.examples = None
@@ -96,7 +93,9 @@ def _check(folder: Path, config: Mapping[str, Any]) -> None:
         )
     has_weights = (folder / _WEIGHTS).is_file() or (folder / f"{_WEIGHTS}.index.json").is_file()
     if not has_weights:
-        pickled = next((one for one in ("pytorch_model.bin", "pytorch_model.bin.index.json") if (folder / one).is_file()), "")
+        pickled = next(
+            (one for one in ("pytorch_model.bin", "pytorch_model.bin.index.json") if (folder / one).is_file()), ""
+        )
         if pickled:
             raise UsageError(
                 f"{folder.name} has its weights in {pickled} alone, a pickle, which may hold code",
@@ -152,10 +151,12 @@ def _offline() -> Iterator[None]:
     before = {name: os.environ.get(name) for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")}
     os.environ.update(dict.fromkeys(before, "1"))
     try:
-        from transformers.utils import logging
+        from transformers.utils import logging as own
+
+        logging: Any = own
 
         level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-        logging.set_verbosity(logging.CRITICAL)
+        logging.set_verbosity(50)  # critical
         logging.disable_progress_bar()
         try:
             with silence():
@@ -255,7 +256,10 @@ def _picture(config: Any, folder: Path) -> tuple[int, int, int]:
         found = _json(path)
         size = _pair(found["crop_size"] if found.get("do_center_crop") and "crop_size" in found else found.get("size"))
     if size is None:
-        raise UsageError("the model says nothing of the size of its pictures", hint="build it in a function that returns (module, example inputs)")
+        raise UsageError(
+            "the model says nothing of the size of its pictures",
+            hint="build it in a function that returns (module, example inputs)",
+        )
     height, width = _pair(size) or (224, 224)
     return int(getattr(config, "num_channels", 3)), height, width
 
@@ -320,41 +324,31 @@ def _pooling(config: Mapping[str, Any]) -> str:
     return chosen[0]
 
 
-def _wanted(module: nn.Module, sentences: _Sentences | None) -> list[str] | None:  # noqa: ARG001 - one rule for all models
-    """Of sentence-transformers only the vectors of tokens are read."""
-    return ["last_hidden_state"] if sentences is not None and sentences.pooling != "none" else None
-
-
 def _task(
     folder: Path, place: Path, config: Mapping[str, Any], signature: Signature, sentences: _Sentences | None
 ) -> Task | None:
     """Return the task that the files tell of; None: plain tensors."""
     architecture = str((config.get("architectures") or [""])[0])
     tokenizer = next((one for one in (place / "tokenizer.json", folder / "tokenizer.json") if one.is_file()), None)
-    found: Task | None = None
+    found: Any = None
     try:
         if sentences is not None and tokenizer is not None:
             from kit.tasks.text import TextEmbedding
 
+            options = _text_options(place, signature, sentences)
             found = TextEmbedding(
-                pooling=sentences.pooling,
-                normalize=sentences.normalize,
-                tokenizer=tokenizer,
-                **_text_options(place, signature, sentences),
+                pooling=sentences.pooling, normalize=sentences.normalize, tokenizer=tokenizer, **options
             )
         elif architecture.endswith(_CLASSIFIES_TEXT) and tokenizer is not None and _labels(config, signature):
             from kit.tasks.text import TextClassification
 
-            found = TextClassification(
-                labels=_labels(config, signature), tokenizer=tokenizer, **_text_options(place, signature, None)
-            )
+            options = _text_options(place, signature, None)
+            found = TextClassification(labels=_labels(config, signature), tokenizer=tokenizer, **options)
         elif architecture.endswith(_CLASSIFIES_PICTURES) and (place / "preprocessor_config.json").is_file():
             found = _pictures(_json(place / "preprocessor_config.json"), config, signature)
     except ValueError as error:
         raise UsageError(f"{folder.name} does not describe its use well: {error}", hint="choose one: --task") from error
-    if found is not None and not _fits(found, signature):
-        return None
-    return found
+    return found if found is not None and _fits(found, signature) else None
 
 
 def _fits(task: Task, signature: Signature) -> bool:
@@ -394,7 +388,9 @@ def _pictures(found: Mapping[str, Any], config: Mapping[str, Any], signature: Si
     factor = float(found.get("rescale_factor", 1 / 255)) if found.get("do_rescale", True) else 1.0
     if len(labels) < 2 or not isinstance(channels, int):
         return None
-    mean = tuple(map(float, found["image_mean"])) if found.get("do_normalize", True) and "image_mean" in found else (0.0,)
+    mean = (
+        tuple(map(float, found["image_mean"])) if found.get("do_normalize", True) and "image_mean" in found else (0.0,)
+    )
     std = tuple(map(float, found["image_std"])) if found.get("do_normalize", True) and "image_std" in found else (1.0,)
     scale = 1 / (255 * factor)  # the task divides raw values by 255
     from kit.tasks.image import ImageClassification

@@ -363,11 +363,11 @@ def _distinct(names: list[str], signature: Signature) -> list[str]:
     return [f"{name}_out" if name in taken else name for name in names]
 
 
-class _Random(TorchDispatchMode):
+class _Random(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
     """Notes the operators that draw random numbers."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.found: dict[str, None] = {}
 
     @property

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import tempfile
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from exporters.options import DEFAULT_OPSET
 from exporters.sources.base import EXTERNAL_ABOVE_BYTES
 from exporters.sources.names import bundle_name
 from kit.bundle.manifest import Original as OriginalRecord
-from kit.choices import Precision
+from kit.choices import VariantFormat
 from kit.errors import BadInput, BundleInvalid, GateFailed, KitError, UsageError
 from kit.runtime import graph_file
 from kit.runtime.base import RunnerOptions, run_in_batches
@@ -71,10 +73,11 @@ class OnnxOriginal:
         self.examples: tuple[Samples, ...] | None = None
         self.record = _record(path)
         self._is_quantized = _is_quantized(path)
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
-        wants_batch = bool(axes) and BATCH in axes and _frees_batch(self._graph.model)
+        self._forget: Callable[[], object] | None = None
+        self._runner: OnnxRuntimeRunner | None = None
+        wants_batch = axes is not None and BATCH in axes and _frees_batch(self._graph.model)
         try:
-            self._runner: OnnxRuntimeRunner | None = OnnxRuntimeRunner(self._opened(path, wants_batch), _ANSWERING)
+            self._runner = OnnxRuntimeRunner(self._opened(path, wants_batch), _ANSWERING)
             self.signature = _bounded(_with_vocabularies(self._runner.signature, self._graph), dict(axes or {}))
             if wants_batch:
                 self._try_batch()
@@ -89,8 +92,9 @@ class OnnxOriginal:
         inside = path.stat().st_size > EXTERNAL_ABOVE_BYTES
         if not (inside or is_changed):
             return path
-        self._folder = tempfile.TemporaryDirectory(prefix="kit-", ignore_cleanup_errors=True)
-        return graph.save(Path(self._folder.name))
+        folder = tempfile.mkdtemp(prefix="kit-")
+        self._forget = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return graph.save(Path(folder))
 
     def _try_batch(self) -> None:
         sizes = self.signature.usual_sizes()
@@ -127,12 +131,11 @@ class OnnxOriginal:
 
     def close(self) -> None:
         """Close the session, and forget the graph."""
-        if getattr(self, "_runner", None) is not None:
-            assert self._runner is not None  # it was just asked
+        if self._runner is not None:
             self._runner.close()
         self._runner = self._graph = None
-        if self._folder is not None:
-            self._folder.cleanup()
+        if self._forget is not None:
+            self._forget()
 
 
 def _record(path: Path) -> OriginalRecord:
@@ -142,7 +145,7 @@ def _record(path: Path) -> OriginalRecord:
 
 
 def _is_quantized(path: Path) -> bool:
-    return graph_file.look(path).precision in {Precision.INT8, Precision.INT4}
+    return graph_file.look(path).format is not VariantFormat.FLOAT
 
 
 def _check_kind(path: Path) -> None:

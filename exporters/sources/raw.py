@@ -40,7 +40,8 @@ class RawOriginal:
     def __init__(self, inner: Graphed, prologue: Prologue, task: Task) -> None:
         self._inner, self._prologue = inner, prologue
         self._floats = float_input(inner.signature)
-        self.name, self.record, self.task = inner.name, inner.record, task
+        self.name, self.record = inner.name, inner.record
+        self.task: Task | None = task
         self.signature = outer(inner.signature, prologue)
         self.examples: tuple[Samples, ...] | None = None
 

@@ -21,6 +21,7 @@ from exporters.graph import names
 from exporters.graph.files import Graph, Held
 from exporters.graph.rules import opset_of, strip
 from exporters.options import DEFAULT_OPSET
+from exporters.sources import recurrent
 from exporters.sources.base import EXTERNAL_ABOVE_BYTES
 from exporters.sources.calls import Flat
 from kit.errors import GateFailed, UsageError
@@ -61,10 +62,12 @@ def trace(module: Flat, signature: Signature, tensors: Sequence[torch.Tensor]) -
             return export(defers=False)
         except Exception as error:  # whatever the module's own code raises
             refusal = _refusal(error, signature, tensors)
-            if not _is_special_case(error):
+            is_special, is_recurrent = _is_special_case(error), recurrent.has_some(module)
+            if not (is_special or is_recurrent):
                 raise refusal from error
         try:  # sizes inside the module that must not be 1, for instance: the check of sizes is the judge of those
-            return export(defers=True)
+            with recurrent.Whole() if is_recurrent else contextlib.nullcontext():
+                return export(defers=is_special)
         except Exception as error:
             raise refusal from error
 
@@ -273,7 +276,7 @@ def _taken_over(written: Any) -> Graph:
         if one.nbytes >= _HELD_FROM_BYTES:
             held[name] = one.numpy()
             model.graph.initializers[name].const_value = onnx_ir.ExternalTensor(
-                location=name, offset=0, length=one.nbytes, dtype=one.dtype, shape=one.shape, name=name
+                location=name, offset=0, length=one.nbytes, dtype=one.dtype, shape=onnx_ir.Shape(one.shape), name=name
             )
     proto = onnx_ir.to_proto(model)
     for tensor in proto.graph.initializer:
@@ -329,7 +332,9 @@ def _name_axes(given: Sequence[onnx.ValueInfoProto], specs: Sequence[TensorSpec]
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
     """Hold back the progress prints and the logs of torch's exporters; what fails is raised."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch._dynamo", "torch.fx")]
+    loggers = [
+        logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch._dynamo", "torch.fx", "onnxscript")
+    ]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
