@@ -278,7 +278,8 @@ def nbytes(tensor: TensorProto) -> int:
 def stored(tensor: TensorProto, folder: Path) -> Stored:
     """Return where the values of a constant lie that is beside its graph."""
     info = ExternalDataInfo(tensor)
-    return Stored(folder / info.location, info.offset or 0, info.length or nbytes(tensor))
+    length = nbytes(tensor) if info.length is None else info.length
+    return Stored(folder / info.location, 0 if info.offset is None else info.offset, length)
 
 
 def mapped(tensor: TensorProto, place: Stored) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""LSTM and GRU for sequences of any length: torch traces them step by step, which fixes the length; ONNX has operators for them.
+"""LSTM and GRU for sequences of any length: torch traces them step by step, which fixes it; ONNX has operators for them.
 
 Weights are put in ONNX's order: onnx.ai/onnx/operators/onnx__LSTM.html, onnx__GRU.html.
 """
@@ -21,7 +21,7 @@ def has_some(module: nn.Module) -> bool:
     return any(isinstance(one, (nn.LSTM, nn.GRU)) and not getattr(one, "proj_size", 0) for one in module.modules())
 
 
-class Whole(TorchFunctionMode):  # type: ignore[no-untyped-call]  # torch's own
+class Whole(TorchFunctionMode):
     """While it is entered, LSTM and GRU layers are traced as ONNX's own operators."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -276,7 +276,12 @@ def _taken_over(written: Any) -> Graph:
         if one.nbytes >= _HELD_FROM_BYTES:
             held[name] = one.numpy()
             model.graph.initializers[name].const_value = onnx_ir.ExternalTensor(
-                location=name, offset=0, length=one.nbytes, dtype=one.dtype, shape=onnx_ir.Shape(one.shape), name=name
+                location=name,
+                offset=0,
+                length=one.nbytes,
+                dtype=one.dtype,
+                shape=onnx_ir.Shape(one.shape.numpy()),
+                name=name,
             )
     proto = onnx_ir.to_proto(model)
     for tensor in proto.graph.initializer:
