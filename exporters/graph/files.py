@@ -277,9 +277,8 @@ def nbytes(tensor: TensorProto) -> int:
 
 def stored(tensor: TensorProto, folder: Path) -> Stored:
     """Return where the values of a constant lie that is beside its graph."""
-    info = ExternalDataInfo(tensor)
-    length = nbytes(tensor) if info.length is None else info.length
-    return Stored(folder / info.location, 0 if info.offset is None else info.offset, length)
+    info: Any = ExternalDataInfo(tensor)  # what a file leaves out is None
+    return Stored(folder / info.location, info.offset or 0, info.length or nbytes(tensor))
 
 
 def mapped(tensor: TensorProto, place: Stored) -> NDArray[Any]:
