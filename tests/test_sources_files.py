@@ -16,12 +16,14 @@ from onnx import TensorProto, numpy_helper, parser
 
 from exporters.graph.files import read
 from exporters.sources import open_source
+from kit.bundle import Bundle
 from kit.errors import BadInput, BundleInvalid, GateFailed, UsageError
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
 from kit.samples import seeded
 from kit.tensors import Axis
 
 ROOT = Path(__file__).parent.parent
+PUBLISHED = ROOT / "artifacts" / "mnist-mlp" / "fp32-41de615d.onnx"
 RNG = np.random.default_rng(0)
 
 
@@ -200,6 +202,26 @@ def test_what_is_no_model_is_refused_with_what_would_be(tmp_path: Path) -> None:
         open_source(tmp_path / "empty")
     with pytest.raises(UsageError, match="weights belong to a factory"):
         open_source(dense(tmp_path), weights=tmp_path / "w.safetensors")
+
+
+def test_a_bundle_that_no_package_knows_answers_by_its_baseline(duo: Bundle, tmp_path: Path) -> None:
+    original = open_source(duo)
+    assert (original.name, original.signature) == ("duo", duo.signature)
+    group = duo.golden()[0]
+    assert group.expected is not None
+    for name, values in original.answer(group.inputs).items():
+        assert np.allclose(values, group.expected[name], atol=1e-5)
+    assert duo.baseline is not None
+    assert original.write(tmp_path, opset=20).read_bytes() == duo.read(duo.baseline.graph)
+    original.close()
+
+
+def test_a_bundle_of_the_lab_is_rebuilt_and_written_with_the_same_bytes(tmp_path: Path) -> None:
+    original = open_source(ROOT / "artifacts" / "mnist-mlp")
+    assert (original.record.kind, original.record.name) == ("architecture", "mlp-512-256-128")
+    written, published = (onnx.load(str(one)) for one in (original.write(tmp_path, opset=20), PUBLISHED))
+    written.producer_version = published.producer_version  # cpu or cuda
+    assert written == published
 
 
 FACTORIES = """
