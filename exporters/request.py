@@ -184,6 +184,9 @@ def _inputs(samples: Path) -> dict[str, Any]:
 
 
 def _refuse_unknown(source: str) -> None:
+    path = Path(source)
+    if path.is_file() and path.suffix == ".py":
+        raise UsageError(f"{source} is no model", hint=f"name a function that returns one: {path.stem}:FUNCTION")
     if not Path(source).exists() and not _FACTORY.fullmatch(source):
         raise BundleNotFound(
             f"there is no bundle and no model {source!r}",

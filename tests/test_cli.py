@@ -15,6 +15,7 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from apps.cli import cli
@@ -254,6 +255,38 @@ def test_int8_of_a_ready_model_is_held_to_the_users_own_data_and_metric(
     assert "mine:margin" in made.stdout
     again = kit_inside("export", "scores", "--data", "rows.npz", "--precision", "int8", "--quantization", "dynamic")
     assert "rows.npz" in again.stdout, again.stderr
+
+
+FACTORY = """
+import torch
+
+def build():
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 2))
+"""
+
+
+def test_a_factory_with_weights_becomes_a_bundle_that_reads_pictures(
+    kit_inside: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_factory.py").write_text(FACTORY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import own_factory
+    from safetensors.torch import save_file
+
+    save_file(own_factory.build().state_dict(), str(tmp_path / "w.safetensors"))
+    Image.fromarray(np.full((20, 30, 3), 200, np.uint8)).save(tmp_path / "bright.png")
+    line = ("export", "own_factory:build", "--weights", "w.safetensors", "--input", "x=float32[batch,3,8,8]")
+    about = ("--task", "image-classification", "--labels", "dark,bright", "--mean", "0.5,0.4,0.3", "--std", "0.2")
+    made = kit_inside(*line, *about, "--name", "own", "--pipeline", "imagenet@1")
+    assert made.returncode == 0, made.stderr
+    bundle = find(tmp_path / "artifacts" / "own")
+    assert bundle.signature.inputs[0].describe() == "uint8 [batch, 3, 8, 8]"
+    checked = kit_inside("verify", "own")
+    assert checked.returncode == 0, checked.stdout
+    assert "raw items become the tensors they should" in checked.stdout
+    (answer,) = json.loads(kit_inside("predict", "own", "bright.png", "--json").stdout)
+    assert answer["label"] in {"dark", "bright"}
+    assert "name a function that returns one" in kit_inside("export", "own_factory.py").stderr
 
 
 def test_what_travels_of_the_users_data_is_said(kit_inside: Kit, tmp_path: Path) -> None:

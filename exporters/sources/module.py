@@ -126,7 +126,7 @@ def open_module(
     if inputs is None and signature is None:
         raise UsageError(
             f"{type(module).__name__} needs example inputs or a signature",
-            hint="pass inputs=(array, ...) or signature=",
+            hint='pass inputs=(array, ...) or signature=; on the command line: --input "x=float32[batch,3,224,224]"',
         )
     call, known = _called(module, inputs, signature, dict(axes or {}))
     call = dataclasses.replace(call, kwargs={**call.kwargs, **(fixed or {})})
