@@ -152,7 +152,7 @@ class Request:
             providers.require(Provider.CPU)
         return every_case(
             tuple(bundle.variant(one) for one in ids) or (bundle.variant(),),
-            registry.chosen(self.runtimes),
+            registry.chosen(self.runtimes, bundle),
             wanted,
             options=self.runner,
             modes=self.modes,

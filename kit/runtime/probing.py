@@ -128,7 +128,7 @@ class _Search:
         batch = signature.batch
         if batch is not None:
             if self._is_batch(batch, outputs, runs):
-                axes[batch] = Axis(typical=(1,))
+                axes[batch] = Axis(typical=(1, 8))
             else:
                 batch = None
         return dataclasses.replace(signature, outputs=outputs, axes=axes, batch=batch)

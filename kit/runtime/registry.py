@@ -124,14 +124,20 @@ def names() -> tuple[str, ...]:
     return (*_BUILT_IN, *(name for name in added if name not in _BUILT_IN))
 
 
-def chosen(wanted: tuple[str, ...]) -> tuple[str, ...]:
+def chosen(wanted: tuple[str, ...], bundle: Bundle | None = None) -> tuple[str, ...]:
     """Return the runtimes that were asked for.
+
+    Args:
+        wanted: Names, or `all`.
+        bundle: Of `all`, PyTorch is left out if the bundle holds nothing that could be rebuilt for it.
 
     Raises:
         UsageError: One of them does not exist.
     """
     if ALL in wanted:
-        return names()
+        original = None if bundle is None else bundle.manifest.original
+        has_module = bundle is None or (original is not None and original.weights is not None)
+        return tuple(name for name in names() if has_module or name not in _PYTORCH)
     for name in wanted:
         if name not in names():
             raise UsageError(f"unknown runtime {name!r}", hint="choose one of: " + ", ".join((ALL, *names())))

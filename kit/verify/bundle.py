@@ -179,7 +179,7 @@ def verify(
     Raises:
         UsageError: A runtime that does not exist.
     """
-    wanted = registry.chosen(runtimes)
+    wanted = registry.chosen(runtimes, bundle)
     options = options or RunnerOptions()
     on_step("hashes")
     files = tuple(_check_file(bundle, ref) for ref in dict.fromkeys(bundle.manifest.files()))

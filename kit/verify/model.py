@@ -157,7 +157,9 @@ def check_model(
     variant, options = bundle.variant(), options or RunnerOptions()
     golden = bundle.golden()
     checks = []
-    for runtime in (name for name in registry.chosen(runtimes) if registry.can_run(name, variant, options.provider)):
+    for runtime in (
+        name for name in registry.chosen(runtimes, bundle) if registry.can_run(name, variant, options.provider)
+    ):
         on_step(runtime)
         try:
             with registry.open_runner(runtime, bundle, variant, options) as runner:
