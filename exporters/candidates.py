@@ -90,8 +90,6 @@ def baseline(path: Path) -> Candidate:
     """Return the candidate that all others are compared with: the model as it came, in a folder of its own."""
     looked = graph_file.look(path)
     precision, form = looked.precision, looked.format
-    if form is VariantFormat.FLOAT and precision is not Precision.FP16:
-        precision = Precision.FP32  # integers that nothing dequantizes are tables and indices
     plain = form in {VariantFormat.FLOAT, VariantFormat.WEIGHT_ONLY}
     name = str(precision) if plain else f"{precision}-{form}"
     return Candidate(id=name, files=staging.settle(path, name), precision=precision, format=form)

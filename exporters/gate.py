@@ -40,6 +40,9 @@ ANSWER_BYTES = 4 * 2**20
 # differ between one row and several.
 _ROWS_RTOL = {VariantFormat.DYNAMIC: 0.1, VariantFormat.WEIGHT_ONLY: 0.02}
 _GOLDEN = "golden"
+_NOISE_HINT = (
+    "nothing was published; these are drawn samples, which a model may never meet: give its own with --data FILE"
+)
 _SPLIT_HINT = (
     "nothing was published; allow more with --max-loss, or try another --precision, --format or --quantization"
 )
@@ -147,13 +150,14 @@ def _measured(
             by_split[key] = compare(groups, answers)
             samples = dataset if key == _GOLDEN else f"{dataset} {key}"
             verdict = judge(candidate, by_split[key], count(groups, signature), samples)
+        hint = _NOISE_HINT if any(group.source == SEEDED for group in groups) else _SPLIT_HINT
         values[key] = tuple(bar.values(groups, answers) for bar in bars)
         before = None if baseline is None else baseline.values.get(key)
         for place, (bar, found) in enumerate(zip(bars, values[key], strict=True)):
             base = None if before is None else before[place]
             if found is None or (base is None and (baseline is not None or not bar.metric.needs_targets)):
                 continue  # it says nothing of these samples; and against itself the baseline need not be scored
-            score = hold(bar, found, base, name=candidate.id, dataset=dataset, split=key, hint=_SPLIT_HINT)
+            score = hold(bar, found, base, name=candidate.id, dataset=dataset, split=key, hint=hint)
             scores.append(score)
             if remark := power(bar, score):
                 remarks.append(remark)
@@ -252,7 +256,9 @@ def check_border(model: onnx.ModelProto, signature: Signature) -> None:
             dims = [dim.dim_param or dim.dim_value for dim in tensor.shape.dim] if tensor.HasField("shape") else None
             fits = dims is None or (
                 len(dims) == len(spec.shape)
-                and all(isinstance(dim, str) or dim in {0, size} for dim, size in zip(dims, spec.shape, strict=True))
+                and all(
+                    isinstance(dim, str) or dim <= 0 or dim == size for dim, size in zip(dims, spec.shape, strict=True)
+                )
             )
             if dtype != spec.dtype or not fits:
                 raise GateFailed(

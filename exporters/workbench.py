@@ -29,7 +29,7 @@ from exporters.sources.base import Original
 from kit import samples as sampling
 from kit.bench.meters import return_freed_memory
 from kit.bundle import Bundle
-from kit.errors import GateFailed, StorageUnavailable
+from kit.errors import GateFailed, KitError, StorageUnavailable
 from kit.metrics import Metric
 from kit.samples import Samples, Splits
 from kit.system import files
@@ -261,7 +261,7 @@ def _answered(original: Original, group: Samples, signature: Signature, folder: 
     kept: dict[str, NDArray[Any]] = {}
     done = 0
     for piece in signature.split(group.inputs, rows):
-        outputs = original.answer(piece)
+        outputs = _ask(original, piece, sizes)
         count = signature.rows(piece)
         _check_answers(outputs, signature)
         if not kept:
@@ -275,6 +275,19 @@ def _answered(original: Original, group: Samples, signature: Signature, folder: 
         done += count
     check_numbers("the original", [kept], group.source or "the samples")
     return kept
+
+
+def _ask(original: Original, inputs: Tensors, sizes: dict[str, int]) -> Tensors:
+    try:
+        return original.answer(inputs)
+    except GateFailed:
+        raise
+    except KitError as error:
+        said = ", ".join(f"{axis}={size}" for axis, size in sizes.items()) or "its own sizes"
+        raise GateFailed(
+            f"the original does not run with {said}: {error}",
+            hint="say which sizes it takes, such as --axis NAME=16..512:16,128, or give samples of its own: --data FILE",
+        ) from error
 
 
 def _room(name: str, outputs: Tensors, signature: Signature, total: int, folder: Path) -> NDArray[Any]:

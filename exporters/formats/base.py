@@ -33,6 +33,11 @@ _QUANTIZED = {
     "QLinearMatMul": VariantFormat.QOPERATOR,
     "QLinearConv": VariantFormat.QOPERATOR,
 }
+_SHOWN = 8
+_SMALL_INTEGERS = (
+    *(onnx.TensorProto.INT8, onnx.TensorProto.UINT8),
+    *(onnx.TensorProto.INT4, onnx.TensorProto.UINT4),
+)
 _MOST_BYTES = 2**31 - 2**20  # what ONNX Runtime's INT8 quantizer can hold: protobuf's own limit
 
 
@@ -100,6 +105,17 @@ class Format(Protocol):
         """
 
 
+def refusal_of_quantized(model: onnx.ModelProto) -> str:
+    """Say by what a model shows that somebody has quantized it; empty for a float model."""
+    if found := quantized_as(model):
+        return f"it is quantized already ({found[0]})"
+    sizes: dict[int, int] = {}
+    for tensor in tensors_of(model):
+        sizes[tensor.data_type] = sizes.get(tensor.data_type, 0) + nbytes(tensor)
+    integers = sum(sizes.get(dtype, 0) for dtype in _SMALL_INTEGERS)
+    return "it is quantized already: most of its weights are integers" if 2 * integers > sum(sizes.values()) else ""
+
+
 def quantized_as(model: onnx.ModelProto) -> tuple[str, VariantFormat] | None:
     """Return an operator on integer weights and the format it belongs to; None for a float model."""
     for node in _all_nodes(model.graph):
@@ -124,8 +140,8 @@ def weight_bytes(model: onnx.ModelProto) -> int:
 
 def refusal_to_quantize(model: onnx.ModelProto, *, most_bytes: int | None = None) -> str:
     """Say why integers cannot be made of a model's weights; empty if they can."""
-    if found := quantized_as(model):
-        return f"it is quantized already ({found[0]})"
+    if reason := refusal_of_quantized(model):
+        return reason
     if not layers(model):
         return f"it has no layer with weights of its own ({', '.join(LAYERS)})"
     floats = {tensor.name for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
@@ -172,16 +188,21 @@ def count(model: onnx.ModelProto, quantized: onnx.ModelProto, exclude: tuple[str
     used = {name for node in quantized.graph.node if node.op_type in LAYERS for name in node.input}
     left = [layer.name for layer in found if layer.weight in floats & used]  # a name twice where a layer runs twice
     skipped = list(dict.fromkeys(name for name in left if name not in exclude))
+    named = ", ".join(skipped[:_SHOWN]) + (", ..." if len(skipped) > _SHOWN else "")
     if ignored := [name for name in exclude if name not in left]:
         raise GateFailed(f"the quantizer quantized layers that were excluded: {', '.join(ignored)}")
     if skipped or not found:
         raise GateFailed(
-            f"the quantizer skipped {len(skipped)} of {len(found)} layers: {', '.join(skipped) or 'there are none'}",
-            hint="leave them in float by name: " + " ".join(f"--exclude-layer {name}" for name in skipped)
-            if skipped and len(skipped) < len(found)
-            else "",
+            f"the quantizer skipped {len(skipped)} of {len(found)} layers: {named or 'there are none'}",
+            hint=_hint_to_exclude(skipped) if skipped and len(skipped) < len(found) else "",
         )
     return len(found) - len(left), len(found)
+
+
+def _hint_to_exclude(skipped: list[str]) -> str:
+    if len(skipped) > _SHOWN:
+        return "leave them in float: --exclude-layer auto"
+    return "leave them in float by name: " + " ".join(f"--exclude-layer {name}" for name in skipped)
 
 
 def count_weights(model: onnx.ModelProto, quantized: onnx.ModelProto) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from onnx import helper
 from onnx.external_data_helper import uses_external_data
 
 from exporters import staging
-from exporters.formats.base import Source, quantized_as
+from exporters.formats.base import Source, refusal_of_quantized
 from exporters.graph.files import array_of, names_read, tensors_of
 from exporters.graph.rules import strip
 from kit.choices import Precision, VariantFormat
@@ -35,8 +35,8 @@ class Float16:
 
     def refusal(self, model: onnx.ModelProto) -> str:
         """Say why a model has no half precision."""
-        if found := quantized_as(model):
-            return f"it is quantized already ({found[0]})"
+        if reason := refusal_of_quantized(model):
+            return reason
         floats = [tensor for tensor in tensors_of(model) if tensor.data_type == onnx.TensorProto.FLOAT]
         return "" if floats else "it has no float32 weights"
 
