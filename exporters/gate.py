@@ -36,6 +36,9 @@ from kit.tensors import Signature, Tensors
 ANSWER_BYTES = 4 * 2**20
 """Inputs and outputs of one call when samples are answered: what lies between them takes many times as much."""
 
+LEAST_EQUAL = 0.95
+"""Share of values that must be equal in a quantized variant without any output of real numbers."""
+
 # Dynamic quantization finds one range for the whole batch, so its rows may move by a quantization step; weight-only kernels
 # differ between one row and several.
 _ROWS_RTOL = {VariantFormat.DYNAMIC: 0.1, VariantFormat.WEIGHT_ONLY: 0.02}
@@ -150,6 +153,8 @@ def _measured(
             by_split[key] = compare(groups, answers)
             samples = dataset if key == _GOLDEN else f"{dataset} {key}"
             verdict = judge(candidate, by_split[key], count(groups, signature), samples)
+            if verdict is None and not proof.golden_bars:
+                _hold_to_equality(candidate.id, by_split[key], samples)
         hint = _NOISE_HINT if any(group.source == SEEDED for group in groups) else _SPLIT_HINT
         values[key] = tuple(bar.values(groups, answers) for bar in bars)
         before = None if baseline is None else baseline.values.get(key)
@@ -187,6 +192,21 @@ def _measured(
 def _validation(proof: Proof) -> str:
     """Return the key of the validation split, on which fidelity is not compared; empty without data."""
     return proof.data.validation_name if proof.data is not None else ""
+
+
+def _hold_to_equality(name: str, found: Sequence[Fidelity], what: str) -> None:
+    """Hold outputs that no metric sees, such as the indices of a model without real numbers, to being equal nearly always.
+
+    Raises:
+        GateFailed: They are not.
+    """
+    for one in found:
+        if one.agreement is not None and not one.agreement >= LEAST_EQUAL:
+            raise GateFailed(
+                f"{name}: {one.output!r} is the original's in {one.agreement:.1%} of its values on {what}, less than "
+                f"{LEAST_EQUAL:.0%}",
+                hint=_SPLIT_HINT,
+            )
 
 
 def _one_for_each(scores: Sequence[Score]) -> tuple[Score, ...]:

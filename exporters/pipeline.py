@@ -26,7 +26,7 @@ from kit.metrics import Metric
 from kit.samples import Samples, Splits
 from kit.system import machine
 from kit.tasks.base import Task
-from kit.tensors import Signature
+from kit.tensors import Axis, Signature
 
 __all__ = ["ExportOptions", "ExportReport", "export", "export_bundle", "make"]
 
@@ -82,6 +82,7 @@ def export(
     name: str | None = None,
     signature: Signature | None = None,
     inputs: Any = None,
+    axes: Mapping[str, Axis] | None = None,
     task: Task | None = None,
     weights: str | os.PathLike[str] | None = None,
     options: ExportOptions | None = None,
@@ -101,6 +102,7 @@ def export(
         name: Of the model; None for the folder's.
         signature: What it takes and gives; None to find that out.
         inputs: Example inputs of a module, by name.
+        axes: Bounds and typical sizes of axes, by name.
         task: What people put in and get out; None for the one its files speak of, or plain tensors.
         weights: A safetensors file for a factory's module.
         options: What to make.
@@ -126,6 +128,7 @@ def export(
         name=name,
         signature=signature,
         inputs=inputs,
+        axes=axes,
         task=task,
         weights=None if weights is None else Path(weights),
     )

@@ -23,7 +23,8 @@ _MOST_BYTES = 256 * 2**20  # of inputs and outputs at one combination of sizes
 _MOST_SIZES = 3
 _BY_VALUE = frozenset({"NonZero", "NonMaxSuppression", "Unique", "Compress", "Loop", "Scan", "If"})
 _INDEPENDENT_HINT = (
-    "if the samples of one call belong together, say so in the signature: batch=None makes one call one sample"
+    "if the samples of one call belong together, say so, and one call is one sample: --axis batch=none, or batch=None in a "
+    "signature"
 )
 
 

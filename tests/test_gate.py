@@ -128,6 +128,23 @@ def test_a_named_metric_decides_and_its_name_unit_and_bar_are_in_the_message(tmp
         export(model, signature, tmp_path, options, metric="top-7")
 
 
+def test_a_model_that_gives_indices_alone_is_held_to_the_originals(tmp_path: Path) -> None:
+    signature = dataclasses.replace(vectors(8, 4), outputs=(TensorSpec(name="y", dtype="int64", shape=("batch", 1)),))
+    weight = np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "layer.weight"], ["scores"], name="layer"),
+        helper.make_node("ArgMax", ["scores"], ["y"], axis=1, name="best"),
+    ]
+    train = noise(signature, 200)
+    model = graph(nodes, {"layer.weight": weight}, signature)
+    _, int8 = export(model, signature, tmp_path, INT8, data=splits(signature, train))
+    assert int8.fidelity[0].agreement is not None
+    assert int8.fidelity[0].agreement > 0.95
+    train.inputs["x"][0] *= 300.0
+    with pytest.raises(GateFailed, match="'y' is the original's in"):
+        export(model, signature, tmp_path, INT8, data=splits(signature, train))
+
+
 def test_a_batch_that_a_squeeze_loses_is_named(tmp_path: Path) -> None:
     signature = Signature(
         inputs=(TensorSpec(name="x", dtype="float32", shape=("batch", 4, 1)),),
