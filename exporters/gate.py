@@ -6,6 +6,7 @@ the validation split before the test split is looked at.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import subprocess
 import sys
@@ -72,7 +73,9 @@ class Proof:
     def splits(self) -> Iterator[tuple[str, str, tuple[Samples, ...], tuple[Bar, ...]]]:
         """Give the key, name, samples and bars of each set of samples, in the order they are looked at."""
         if self.data is None or not all(group.source == SEEDED for group in self.golden):
-            yield _GOLDEN, "golden samples", self.golden, self.golden_bars
+            # Their bars compare with the original: right answers, which some of them have, are not what those are for.
+            blind = tuple(dataclasses.replace(group, targets=None) for group in self.golden)
+            yield _GOLDEN, "golden samples", blind, self.golden_bars
         else:
             yield _GOLDEN, "golden samples", self.golden, ()  # noise is nothing a model with data was quantized for
         if self.data is not None:

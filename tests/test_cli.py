@@ -253,8 +253,10 @@ def test_int8_of_a_ready_model_is_held_to_the_users_own_data_and_metric(
     made = kit_inside(*line, "--metric", "mine:margin", "--max-loss", "100")
     assert made.returncode == 0, made.stderr
     assert "mine:margin" in made.stdout
-    again = kit_inside("export", "scores", "--data", "rows.npz", "--precision", "int8", "--quantization", "dynamic")
-    assert "rows.npz" in again.stdout, again.stderr
+    line = ("export", "scores", *line[2:])
+    assert "--metric top-1" in kit_inside(*line).stderr, "a regression's metric is not for labels"
+    again = kit_inside(*line, "--metric", "top-1", "--max-drop", "100")
+    assert "top-1 (higher is better): rows.npz test" in again.stdout, again.stderr
 
 
 FACTORY = """

@@ -33,7 +33,7 @@ from kit.runtime.onnxruntime import OnnxRuntimeRunner
 from kit.samples import Samples
 from kit.tensors import Signature, TensorSpec
 from kit.verify import verify
-from tests.helpers.originals import convolution, dense, graph, noise, run, source_of, vectors
+from tests.helpers.originals import convolution, dense, graph, noise, rms, run, source_of, vectors
 
 CALIBRATION = Calibration(
     method=CalibrationMethod.MINMAX, dataset="noise", split="train", samples=200, indices_sha256="", seed=0
@@ -47,10 +47,6 @@ def graph_of(bundle: Bundle, variant: str) -> onnx.ModelProto:
 
 def made(candidate: Candidate) -> onnx.ModelProto:
     return staging.read(candidate.files.path)
-
-
-def rms(exact: NDArray[np.float32], found: NDArray[np.float32]) -> float:
-    return compare_tensors({"y": exact}, {"y": found})[0].rms_error
 
 
 def agreement(exact: NDArray[np.float32], found: NDArray[np.float32]) -> float:

@@ -21,8 +21,7 @@ from kit.lab import models
 from kit.samples import Samples
 from kit.tasks.image import ImageClassification
 from tests.helpers.modules import Conv
-from tests.helpers.originals import noise
-from tests.test_quantize import rms, run
+from tests.helpers.originals import noise, rms, run
 
 
 class Scaled(torch.nn.Module):

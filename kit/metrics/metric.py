@@ -212,7 +212,10 @@ def _against_targets(outputs: Tensors, samples: Samples) -> tuple[NDArray[Any], 
     name, ours = next((name, array) for name, array in outputs.items() if array.dtype.kind == "f")
     theirs = next(iter(targets.values())) if targets else _expected(samples)[name]
     if ours.size != theirs.size:
-        raise UsageError(f"the output {name!r} has the shape {ours.shape}, its target {theirs.shape}")
+        raise UsageError(
+            f"the output {name!r} has the shape {ours.shape}, its target {theirs.shape}",
+            hint="choose another metric, such as --metric top-1 for labels",
+        )
     return ours, theirs.reshape(ours.shape)
 
 

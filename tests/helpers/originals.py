@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from exporters.formats.base import Source
 from kit.bundle.manifest import Original as OriginalRecord
+from kit.metrics.fidelity import compare_tensors
 from kit.runtime.base import RunnerOptions
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
 from kit.samples import Samples
@@ -184,3 +185,8 @@ def run(model: onnx.ModelProto | Path, samples: Samples) -> NDArray[np.float32]:
     given = model if isinstance(model, Path) else model.SerializeToString()
     with OnnxRuntimeRunner(given, binds=False) as runner:
         return next(iter(runner.run(samples.inputs).values()))
+
+
+def rms(exact: NDArray[np.float32], found: NDArray[np.float32]) -> float:
+    """Return the rms error of answers."""
+    return compare_tensors({"y": exact}, {"y": found})[0].rms_error
