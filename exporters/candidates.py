@@ -47,7 +47,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class VariantRecipe:
     """How to make one variant.
 
     Attributes:
@@ -106,24 +106,24 @@ def published(bundle: Bundle, variant: Variant) -> Candidate:
     )
 
 
-def recipes(options: ExportOptions) -> tuple[Recipe, ...]:
+def recipes(options: ExportOptions) -> tuple[VariantRecipe, ...]:
     """Return what was asked for besides the baseline, in the order fp16, int8, int4."""
     exclude = () if options.finds_exclusions else options.exclude_layers
     found = []
     if Precision.FP16 in options.precisions:
-        found.append(Recipe(id="fp16", format=Float16()))
+        found.append(VariantRecipe(id="fp16", format=Float16()))
     if Precision.INT8 in options.precisions:
         found += [_static(form, options, exclude) for form in options.static_formats]
         if options.quantization is QuantizationScheme.DYNAMIC:
             dynamic = DynamicInt8(per_channel=options.per_channel is not False)
             name = _id("int8-dynamic", per_channel=dynamic.per_channel, usual=True)
-            found.append(Recipe(id=name, format=dynamic, exclude=exclude))
+            found.append(VariantRecipe(id=name, format=dynamic, exclude=exclude))
     if Precision.INT4 in options.precisions:
-        found.append(Recipe(id="int4", format=Int4(), exclude=exclude))
+        found.append(VariantRecipe(id="int4", format=Int4(), exclude=exclude))
     return tuple(found)
 
 
-def _static(form: VariantFormat, options: ExportOptions, exclude: tuple[str, ...]) -> Recipe:
+def _static(form: VariantFormat, options: ExportOptions, exclude: tuple[str, ...]) -> VariantRecipe:
     usual = form is not VariantFormat.PIXEL
     per_channel = usual if options.per_channel is None else options.per_channel
     made = (Pixel if form is VariantFormat.PIXEL else StaticInt8)(
@@ -133,7 +133,7 @@ def _static(form: VariantFormat, options: ExportOptions, exclude: tuple[str, ...
         samples=options.calibration_samples,
         seed=options.seed,
     )
-    return Recipe(id=_id(f"int8-{form}", per_channel=per_channel, usual=usual), format=made, exclude=exclude)
+    return VariantRecipe(id=_id(f"int8-{form}", per_channel=per_channel, usual=usual), format=made, exclude=exclude)
 
 
 def _id(base: str, *, per_channel: bool, usual: bool) -> str:

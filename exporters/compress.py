@@ -28,14 +28,13 @@ from exporters.options import DEFAULT_OPSET, ExportOptions
 from exporters.prune import dispensable_border, prune
 from exporters.search import trial
 from exporters.sources.base import Original
-from exporters.workbench import OnStep, Workbench
+from exporters.workbench import Workbench
 from kit import bundle as bundles
 from kit import datasets, tuning
 from kit.bench.measure import Plan
 from kit.bench.results import Results
 from kit.bundle import Bundle, Staged, Variant
-from kit.bundle.manifest import MANIFEST, check_name
-from kit.bundle.manifest import Original as OriginalRecord
+from kit.bundle.manifest import MANIFEST, Provenance, check_name
 from kit.choices import Precision, VariantFormat
 from kit.errors import CheckFailed, DatasetUnavailable, UsageError
 from kit.lab import models, records
@@ -51,6 +50,7 @@ from kit.metrics import Score
 from kit.runtime.base import RunnerOptions
 from kit.samples import Splits
 from kit.system import files, machine
+from kit.system.progress import OnProgress, silent
 from kit.tensors import BATCH
 from kit.tuning import Judgement
 
@@ -126,7 +126,7 @@ def compress(
     options: CompressOptions,
     *,
     data_dir: Path | None = None,
-    on_step: OnStep = lambda _: None,
+    on_progress: OnProgress = silent,
 ) -> CompressReport:
     """Make a smaller bundle of a trained one.
 
@@ -135,7 +135,7 @@ def compress(
         out: Folder of the new bundle; replaced if it is one.
         options: How small, and how good.
         data_dir: Where data sets lie.
-        on_step: Told what is being done.
+        on_progress: Told what is being done.
 
     Raises:
         UsageError: The network is not a dense one, or `out` holds other things.
@@ -145,35 +145,35 @@ def compress(
     """
     _check_destination(bundle, out)
     with workbench.staging_beside(out) as folder:
-        on_step("reading data")
+        on_progress("reading data")
         model = _Trained.of(bundle, data_dir)
-        bench = workbench.for_bundle(bundle, folder, opset=DEFAULT_OPSET, data=model.splits, on_step=on_step)
+        bench = workbench.for_bundle(bundle, folder, opset=DEFAULT_OPSET, data=model.splits, on_progress=on_progress)
         crop = model.crop()
 
         def smaller(hidden: tuple[int, ...]) -> Mlp:
             return prune(model.module, hidden, crop, model.shown, model.blueprint.normalization)
 
-        hidden = _widest(model, bench, smaller, options, on_step)
+        hidden = _widest(model, bench, smaller, options, on_progress)
         chosen = _recipe(model, hidden, crop, options)
-        fitted, seconds, device = _fitted(model, smaller(hidden), chosen, on_step)
+        fitted, seconds, device = _fitted(model, smaller(hidden), chosen, on_progress)
         blueprint = _calibrated(model, fitted, chosen.model)
-        new = _own_bench(fitted, blueprint, out.name, bundle, model, folder, options, on_step)
+        new = _own_bench(fitted, blueprint, out.name, bundle, model, folder, options, on_progress)
         against = {new.baseline.variant.id: _against(new.baseline, model, bench, options.max_loss)}
         exported = ExportOptions(
             precisions=(Precision.FP32, Precision.INT8), formats=(VariantFormat.QDQ, VariantFormat.PIXEL)
         )
-        passed = pipeline.make(new, exported, on_step)
+        passed = pipeline.make(new, exported, on_progress)
         for one in passed[1:]:
             against[one.variant.id] = _against(one, model, bench, options.max_loss)
-        on_step("measuring both")
-        results = _measure(bench, _both(bundle, bench, passed, against), options, on_step)
+        on_progress("measuring both")
+        results = _measure(bench, _both(bundle, bench, passed, against), options, on_progress)
         _check_reached(results, new.baseline.variant.id, options)
         first = against[new.baseline.variant.id]
         record = _record(model.record, chosen, first.get(_VALIDATION), seconds, device)
         origin = _origin(
             bundle, model, hidden, crop, first[_TEST], _speedups(results, new.baseline.variant.id), results
         )
-        on_step("publishing")
+        on_progress("publishing")
         published = bundles.create(
             out,
             name=out.name,
@@ -182,7 +182,7 @@ def compress(
             items=bundle.items(),
             tools=machine.tool_versions(),
             task=blueprint.task,
-            original=OriginalRecord(kind=ARCHITECTURE, name=blueprint.architecture),
+            original=Provenance(kind=ARCHITECTURE, name=blueprint.architecture),
             weights=models.save_weights(fitted),
             variants=tuple(one.staged for one in passed),
             attachments=records.attachments(training=record, origin=origin),
@@ -271,7 +271,7 @@ def _widest(
     bench: Workbench,
     smaller: Smaller,
     options: CompressOptions,
-    on_step: OnStep,
+    on_progress: OnProgress,
 ) -> tuple[int, ...]:
     """Return the widest hidden layers, in the original's proportions, that are surely fast enough at every batch size.
 
@@ -287,13 +287,13 @@ def _widest(
     while high - low > 1:
         places = sorted({round(place) for place in np.linspace(low, high, min(_AT_ONCE, high - low - 1) + 2)[1:-1]})
         tried = {place: _scaled(hidden, firsts[place]) for place in places}
-        on_step("measuring widths " + ", ".join("-".join(map(str, one)) for one in tried.values()))
+        on_progress("measuring widths " + ", ".join("-".join(map(str, one)) for one in tried.values()))
         measured = [_renamed(bench.baseline.variant, _ORIGINAL, bench.baseline.folder)]
         for place, sizes in tried.items():
             made = _written(smaller(sizes), model.blueprint, bench.source.folder)
             variant = dataclasses.replace(bench.baseline.variant, graph=made.files.graph, data=made.files.data)
             measured.append(_renamed(variant, f"width-{place}", made.files.folder))
-        results = _measure(bench, measured, options, lambda _: None)
+        results = _measure(bench, measured, options, silent)
         for place in places:
             speedups = _speedups(results, f"width-{place}")
             slowest = min((one.low for one in speedups), default=0.0)
@@ -359,7 +359,7 @@ def _recipe(model: _Trained, hidden: tuple[int, ...], crop: int, options: Compre
     )
 
 
-def _fitted(model: _Trained, student: Mlp, chosen: Recipe, on_step: OnStep) -> tuple[nn.Module, float, str]:
+def _fitted(model: _Trained, student: Mlp, chosen: Recipe, on_progress: OnProgress) -> tuple[nn.Module, float, str]:
     """Return the smaller network, fitted to the original's answers, the seconds that took, and where."""
     started = time.perf_counter()
     with world("auto") as here:
@@ -370,7 +370,7 @@ def _fitted(model: _Trained, student: Mlp, chosen: Recipe, on_step: OnStep) -> t
             chosen,
             model.blueprint.normalization,
             world=here,
-            on_step=lambda what, share: on_step(f"{what} ({share:.0%})"),
+            on_progress=lambda what, share=None: on_progress(f"{what} ({share:.0%})"),
         )
         device = f"{here.device.type} {'bfloat16' if chosen.bf16 and here.has_fast_bf16() else 'float32'}"
     return fitted, time.perf_counter() - started, device
@@ -395,7 +395,7 @@ def _own_bench(
     model: _Trained,
     folder: Path,
     options: CompressOptions,
-    on_step: OnStep,
+    on_progress: OnProgress,
 ) -> Workbench:
     """Set up the smaller network, with its own answers to the golden samples."""
     return workbench.of(
@@ -406,7 +406,7 @@ def _own_bench(
         data=model.splits,
         task=blueprint.task,
         max_loss=max(options.max_loss, 1e-9),
-        on_step=on_step,
+        on_progress=on_progress,
     )
 
 
@@ -456,7 +456,9 @@ def _both(
     return found
 
 
-def _measure(bench: Workbench, variants: Sequence[Staged], options: CompressOptions, on_step: OnStep) -> Results:
+def _measure(
+    bench: Workbench, variants: Sequence[Staged], options: CompressOptions, on_progress: OnProgress
+) -> Results:
     return trial.measure(
         _ORIGINAL,
         bench.signature,
@@ -466,7 +468,7 @@ def _measure(bench: Workbench, variants: Sequence[Staged], options: CompressOpti
         points=[{BATCH: size} for size in options.batch_sizes],
         threads=options.threads,
         plan=options.plan,
-        on_step=on_step,
+        on_progress=on_progress,
     )
 
 

@@ -26,7 +26,7 @@ from kit.bundle import Staged
 from kit.bundle.manifest import Needs, Variant
 from kit.choices import Precision, VariantFormat
 from kit.errors import BundleInvalid, GateFailed, KitError
-from kit.metrics import Fidelity, Score, Values, Verdict
+from kit.metrics import Fidelity, FidelityVerdict, Score, Values
 from kit.metrics.fidelity import FLOAT_RTOL, HALF_RTOL, compare, judge_float
 from kit.runtime import graph_file
 from kit.runtime.base import Runner
@@ -103,7 +103,7 @@ class Passed:
     signature: Signature
     fidelity: tuple[Fidelity, ...]
     samples: str
-    verdict: Verdict | None
+    verdict: FidelityVerdict | None
     values: Mapping[str, tuple[Values | None, ...]] = field(repr=False)
     remarks: tuple[str, ...] = ()
 
@@ -317,7 +317,7 @@ def check_numbers(name: str, answers: Sequence[Tensors], what: str) -> None:
                 raise GateFailed(f"{name} gives values of {output!r} that are no numbers, on {what}")
 
 
-def judge(candidate: Candidate, found: Sequence[Fidelity], samples: int, what: str) -> Verdict | None:
+def judge(candidate: Candidate, found: Sequence[Fidelity], samples: int, what: str) -> FidelityVerdict | None:
     """Hold a float variant to the tolerance of its precision; None for a quantized one, which the bars judge.
 
     Raises:

@@ -16,7 +16,7 @@ from exporters.gate import Passed
 from exporters.options import ExportOptions
 from exporters.search import blame
 from exporters.sources.base import Original
-from exporters.workbench import ExportReport, OnStep, Workbench
+from exporters.workbench import ExportReport, Workbench
 from kit import bundle as bundles
 from kit.bundle import Bundle, Items, Staged
 from kit.bundle.manifest import Variant, check_name
@@ -25,6 +25,7 @@ from kit.errors import UsageError
 from kit.metrics import Metric
 from kit.samples import Samples, Splits
 from kit.system import machine
+from kit.system.progress import OnProgress, silent
 from kit.tasks.base import Task
 from kit.tensors import Axis, Signature
 
@@ -41,7 +42,7 @@ def export_bundle(
     data: Splits | None = None,
     data_dir: Path | None = None,
     metric: str | Metric | None = None,
-    on_step: OnStep = lambda _: None,
+    on_progress: OnProgress = silent,
 ) -> ExportReport:
     """Add variants to a bundle of any model.
 
@@ -51,7 +52,7 @@ def export_bundle(
         data: Samples to check and calibrate with; None for those that the bundle was made with, if they are at hand.
         data_dir: Where registered data sets lie.
         metric: What decides, by name or itself; None for the first of its task's metrics that the data allow.
-        on_step: Told what is being done.
+        on_progress: Told what is being done.
 
     Raises:
         UsageError: The bundle is packed, the data do not fit it, or a variant cannot be made of it.
@@ -67,10 +68,10 @@ def export_bundle(
             data_dir=data_dir,
             metric=metric,
             max_loss=options.max_loss,
-            on_step=on_step,
+            on_progress=on_progress,
         )
-        passed = make(bench, options, on_step)
-        on_step("publishing")
+        passed = make(bench, options, on_progress)
+        on_progress("publishing")
         published = bundles.publish(bundle, staged(bundle, passed), tools=machine.tool_versions())
     return ExportReport(bundle=published, passed=passed)
 
@@ -91,7 +92,7 @@ def export(
     raw: Sequence[Any] = (),
     metric: str | Metric | None = None,
     attachments: Mapping[str, bytes] | None = None,
-    on_step: OnStep = lambda _: None,
+    on_progress: OnProgress = silent,
 ) -> ExportReport:
     """Export a model into a bundle of its own.
 
@@ -112,7 +113,7 @@ def export(
         raw: Items as the task's `raw` gives them: the bundle keeps a few with the tensors they must become.
         metric: What decides, by name or itself; None for the first of the task's metrics that the data allow.
         attachments: Other files of the bundle by role.
-        on_step: Told what is being done.
+        on_progress: Told what is being done.
 
     Raises:
         UsageError: The data or the task do not fit the model, or the folder holds other things.
@@ -122,7 +123,7 @@ def export(
 
     name = _checked_name(name or Path(out).name)
     bundles.refuse_foreign(Path(out))
-    on_step("opening the model")
+    on_progress("opening the model")
     original = open_source(
         source,
         name=name,
@@ -144,7 +145,7 @@ def export(
             raw=raw,
             metric=metric,
             attachments=attachments,
-            on_step=on_step,
+            on_progress=on_progress,
         )
     finally:
         original.close()
@@ -162,7 +163,7 @@ def export_original(
     raw: Sequence[Any] = (),
     metric: str | Metric | None = None,
     attachments: Mapping[str, bytes] | None = None,
-    on_step: OnStep = lambda _: None,
+    on_progress: OnProgress = silent,
 ) -> ExportReport:
     """Export a model that is open already; arguments and errors are those of `export`. The caller closes it."""
     options = options or ExportOptions()
@@ -182,10 +183,10 @@ def export_original(
             task=task,
             metric=metric,
             max_loss=options.max_loss,
-            on_step=on_step,
+            on_progress=on_progress,
         )
-        passed = make(bench, options, on_step)
-        on_step("publishing")
+        passed = make(bench, options, on_progress)
+        on_progress("publishing")
         bundle = bundles.create(
             folder,
             name=name,
@@ -208,7 +209,7 @@ def _checked_name(name: str) -> str:
         raise UsageError(str(error), hint="choose another --out or --name") from error
 
 
-def make(bench: Workbench, options: ExportOptions, on_step: OnStep) -> tuple[Passed, ...]:
+def make(bench: Workbench, options: ExportOptions, on_progress: OnProgress) -> tuple[Passed, ...]:
     """Make the candidates that were asked for and pass each through the gate; the baseline, which has passed, stands first."""
     passed = [bench.baseline]
     for recipe in candidates.recipes(options):
@@ -216,10 +217,10 @@ def make(bench: Workbench, options: ExportOptions, on_step: OnStep) -> tuple[Pas
             continue  # it came like this
         exclude = recipe.exclude
         if options.finds_exclusions and recipe.format.precision in _QUANTIZED:
-            exclude = blame.fewest_excluded(recipe, bench, on_step)
-        on_step(f"{recipe.id}: make")
+            exclude = blame.fewest_excluded(recipe, bench, on_progress)
+        on_progress(f"{recipe.id}: make")
         candidate = recipe.make(bench.source, exclude)
-        on_step(f"{recipe.id}: checks")
+        on_progress(f"{recipe.id}: checks")
         passed.append(bench.examine(candidate))
     return tuple(passed)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,11 @@ from kit.bundle.manifest import check_name
 from kit.errors import BundleNotFound, UsageError
 from kit.metrics import Metric
 from kit.samples import Splits
+from kit.system.progress import OnProgress, silent
 from kit.tasks import registry as tasks
 from kit.tasks.base import Task
 from kit.tasks.tensors import PlainTensors, arrays_of
 from kit.tensors import BATCH, Axis, Signature, TensorSpec
-
-OnStep = Callable[[str], None]
 
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
@@ -51,7 +50,7 @@ def export_source(
     data_dir: Path | None = None,
     metric: str | None = None,
     options: ExportOptions | None = None,
-    on_step: OnStep = lambda _: None,
+    on_progress: OnProgress = silent,
 ) -> ExportReport:
     """Make a bundle of a model that somebody named.
 
@@ -69,7 +68,7 @@ def export_source(
         data_dir: Where registered data sets lie.
         metric: Name of what decides.
         options: What to make.
-        on_step: Told what is being done.
+        on_progress: Told what is being done.
 
     Raises:
         BundleNotFound: There is no such source.
@@ -87,7 +86,7 @@ def export_source(
     chosen = _task(task, task_options or {})
     judged = _metric(metric)
     room.check(source, folder, weights=weights, variants=1 + len(options.precisions))
-    on_step("opening the model")
+    on_progress("opening the model")
     original = open_source(
         source,
         name=named,
@@ -109,11 +108,11 @@ def export_source(
             name=named,
             task=chosen or original.task,
             options=options,
-            data=_data(data, knows, original.signature, data_dir=data_dir, on_step=on_step),
+            data=_data(data, knows, original.signature, data_dir=data_dir, on_progress=on_progress),
             golden=golden,
             raw=knows.raw(None, RAW_ITEMS),  # made up by the task: the user's own things stay where they are
             metric=judged,
-            on_step=on_step,
+            on_progress=on_progress,
         )
     finally:
         original.close()
@@ -126,12 +125,12 @@ def export_more(
     data: str | None = None,
     data_dir: Path | None = None,
     metric: str | None = None,
-    on_step: OnStep = lambda _: None,
+    on_progress: OnProgress = silent,
 ) -> ExportReport:
     """Add variants to a bundle, held to data that somebody named; raises what `export_bundle` does."""
     judged = _metric(metric)
-    splits = _data_of(bundle, data, data_dir=data_dir, on_step=on_step)
-    return export_bundle(bundle, options, data=splits, data_dir=data_dir, metric=judged, on_step=on_step)
+    splits = _data_of(bundle, data, data_dir=data_dir, on_progress=on_progress)
+    return export_bundle(bundle, options, data=splits, data_dir=data_dir, metric=judged, on_progress=on_progress)
 
 
 def export_fastest(
@@ -141,12 +140,12 @@ def export_fastest(
     data: str | None = None,
     data_dir: Path | None = None,
     metric: str | None = None,
-    on_step: OnStep = lambda _: None,
+    on_progress: OnProgress = silent,
 ) -> AutoReport:
     """Make all variants of a bundle and choose, held to data that somebody named; raises what `export_auto` does."""
     judged = _metric(metric)
-    splits = _data_of(bundle, data, data_dir=data_dir, on_step=on_step)
-    return export_auto(bundle, options, data=splits, data_dir=data_dir, metric=judged, on_step=on_step)
+    splits = _data_of(bundle, data, data_dir=data_dir, on_progress=on_progress)
+    return export_auto(bundle, options, data=splits, data_dir=data_dir, metric=judged, on_progress=on_progress)
 
 
 def blame_layers(
@@ -156,12 +155,12 @@ def blame_layers(
     data: str | None = None,
     data_dir: Path | None = None,
     metric: str | None = None,
-    on_step: OnStep = lambda _: None,
+    on_progress: OnProgress = silent,
 ) -> Blame:
     """Find out which layers lose what, on data that somebody named; raises what `blame_bundle` does."""
     judged = _metric(metric)
-    splits = _data_of(bundle, data, data_dir=data_dir, on_step=on_step)
-    return blame_bundle(bundle, options, data=splits, data_dir=data_dir, metric=judged, on_step=on_step)
+    splits = _data_of(bundle, data, data_dir=data_dir, on_progress=on_progress)
+    return blame_bundle(bundle, options, data=splits, data_dir=data_dir, metric=judged, on_progress=on_progress)
 
 
 def _signature(inputs: Sequence[TensorSpec], axes: Mapping[str, Axis | None]) -> Signature | None:
@@ -224,17 +223,17 @@ def _metric(name: str | None) -> Metric | None:
 
 
 def _data(
-    name: str | None, task: Task, signature: Signature, *, data_dir: Path | None, on_step: OnStep
+    name: str | None, task: Task, signature: Signature, *, data_dir: Path | None, on_progress: OnProgress
 ) -> Splits | None:
     if name is None:
         return None
-    on_step("reading data")
+    on_progress("reading data")
     return datasets.load(name, task, signature, data_dir=data_dir)
 
 
-def _data_of(bundle: Bundle, name: str | None, *, data_dir: Path | None, on_step: OnStep) -> Splits | None:
+def _data_of(bundle: Bundle, name: str | None, *, data_dir: Path | None, on_progress: OnProgress) -> Splits | None:
     return (
         None
         if name is None
-        else _data(name, tasks.task_of(bundle), bundle.signature, data_dir=data_dir, on_step=on_step)
+        else _data(name, tasks.task_of(bundle), bundle.signature, data_dir=data_dir, on_progress=on_progress)
     )

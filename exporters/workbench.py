@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,10 @@ from kit.errors import GateFailed, KitError, StorageUnavailable
 from kit.metrics import Metric
 from kit.samples import Samples, Splits
 from kit.system import files
+from kit.system.progress import OnProgress, silent
 from kit.tasks.base import Task
 from kit.tensors import Signature, Tensors
 
-OnStep = Callable[[str], None]
 _IN_MEMORY_BYTES = 64 * 2**20  # answers to more than this lie on the disk
 
 
@@ -117,7 +117,7 @@ def for_bundle(
     data_dir: Path | None = None,
     metric: str | Metric | None = None,
     max_loss: float | None = None,
-    on_step: OnStep = lambda _: None,
+    on_progress: OnProgress = silent,
 ) -> Workbench:
     """Set up a bundle: its own golden samples, the data it was made with unless other data are given.
 
@@ -131,7 +131,7 @@ def for_bundle(
         data_dir: Where registered data sets lie.
         metric: What decides; None for the first of its task's metrics that the data allow.
         max_loss: Largest loss of it; None for the metric's own bar.
-        on_step: Told what is being done.
+        on_progress: Told what is being done.
 
     Raises:
         UsageError: The data do not fit the model, or the bundle has neither an original nor a variant.
@@ -142,9 +142,9 @@ def for_bundle(
     from kit import datasets
 
     if data is None:
-        on_step("reading data")
+        on_progress("reading data")
         data = datasets.of(bundle, data_dir=data_dir)
-    on_step("opening the original")
+    on_progress("opening the original")
     original = open_source(bundle)
     baseline = bundle.baseline if isinstance(original, OnnxOriginal) else None
     return of(
@@ -156,7 +156,7 @@ def for_bundle(
         metric=metric,
         max_loss=max_loss,
         first=None if baseline is None else candidates.published(bundle, baseline),
-        on_step=on_step,
+        on_progress=on_progress,
     )
 
 
@@ -171,7 +171,7 @@ def of(
     metric: str | Metric | None = None,
     max_loss: float | None = None,
     first: Candidate | None = None,
-    on_step: OnStep = lambda _: None,
+    on_progress: OnProgress = silent,
 ) -> Workbench:
     """Set up any original: it answers all samples, is written as ONNX, and is closed.
 
@@ -185,7 +185,7 @@ def of(
         metric: What decides; None for the first of the task's metrics that the data allow.
         max_loss: Largest loss of it; None for the metric's own bar.
         first: The baseline, if it is there already; None to write the original as ONNX.
-        on_step: Told what is being done.
+        on_progress: Told what is being done.
 
     Raises:
         UsageError: The data do not fit the signature.
@@ -203,7 +203,7 @@ def of(
             max_loss=max_loss,
             has_targets=data is not None and all(group.targets for group in (*data.validation, *data.test)),
         )
-        on_step("answers of the original")
+        on_progress("answers of the original")
         answered = answers(original, chosen, signature, folder)
         if data is not None:
             data = dataclasses.replace(
@@ -212,14 +212,14 @@ def of(
                 test=answers(original, data.test, signature, folder),
             )
         if first is None:
-            on_step("writing ONNX")
+            on_progress("writing ONNX")
             own = Path(tempfile.mkdtemp(prefix="original-", dir=folder))
             first = candidates.baseline(original.write(own, opset=opset))
     finally:
         original.close()
         return_freed_memory()
     proof = Proof(signature=signature, golden=answered, data=data, bars=bars, golden_bars=golden_bars)
-    on_step(f"{first.id}: checks")
+    on_progress(f"{first.id}: checks")
     passed = examine(first, proof, baseline=None)
     return_freed_memory()
     source = Source(

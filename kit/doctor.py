@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from kit.bundle import Bundle
@@ -14,6 +13,7 @@ from kit.runtime.onnxruntime import compiled_package
 from kit.runtime.providers import ProviderReport
 from kit.system import machine, packages
 from kit.system.machine import Machine
+from kit.system.progress import OnProgress, silent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +74,7 @@ class Trial:
     fix: str = ""
 
 
-def try_model(
-    bundle: Bundle, *, device_id: int = 0, on_step: Callable[[str], None] = lambda _: None
-) -> tuple[Trial, ...]:
+def try_model(bundle: Bundle, *, device_id: int = 0, on_progress: OnProgress = silent) -> tuple[Trial, ...]:
     """Open a model's default variant in every runtime on every provider and ask it once; nothing is raised for what fails."""
     variant, tried = bundle.variant(), []
     for runtime in registry.names():
@@ -85,7 +83,7 @@ def try_model(
             if registry.can_run(runtime, variant, provider) and (
                 provider is Provider.CPU or runtime == registry.DEFAULT
             ):
-                on_step(f"{runtime} on {provider}")
+                on_progress(f"{runtime} on {provider}")
                 tried.append(_try(bundle, runtime, RunnerOptions(provider=provider, device_id=device_id)))
     return tuple(tried)
 

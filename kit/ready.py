@@ -18,7 +18,7 @@ from pathlib import Path
 from kit import bundle as bundles
 from kit.bundle import Bundle
 from kit.bundle.golden import golden_bytes
-from kit.bundle.manifest import SCHEMA_VERSION, FileRef, Golden, Manifest, Needs, Original, Variant
+from kit.bundle.manifest import SCHEMA_VERSION, FileRef, Golden, Manifest, Needs, Provenance, Variant
 from kit.bundle.read import digest
 from kit.errors import BundleInvalid
 from kit.runtime import graph_file, probing
@@ -154,7 +154,7 @@ def open_ready(path: Path) -> ReadyModel:
             for name in ("onnxruntime", "onnxruntime-gpu")
             if (version := packages.version(name)) is not None
         },
-        original=Original(kind="onnx", name=path.name, sha256=refs[0].sha256),
+        original=Provenance(kind="onnx", name=path.name, sha256=refs[0].sha256),
         baseline=VARIANT,
         default=VARIANT,
         variants=(variant,),

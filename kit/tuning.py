@@ -6,8 +6,8 @@
 Variants that answer here as they did when they were published are measured in every runtime on one thread, and the best of them
 again with other session options. What wins is kept (kit.runtime.choice).
 
-The rule. Speed is the geometric mean, over the points, of how many times as fast as the baseline a candidate is: the bundle's
-baseline variant in ONNX Runtime on one thread. A candidate can win that is FASTER at one point or more and SLOWER at none.
+The rule. Speed is the geometric mean, over the points, of how many times as fast as the baseline a contender is: the bundle's
+baseline variant in ONNX Runtime on one thread. A contender can win that is FASTER at one point or more and SLOWER at none.
 Among those within 2 % of the fastest the first in the order they were named wins: the plainest. If none can win the baseline
 stays.
 """
@@ -57,7 +57,7 @@ _PLAINEST = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
+class Contender:
     """Something that could be chosen, and what was found.
 
     Attributes:
@@ -78,8 +78,8 @@ class Candidate:
 class Judgement:
     """Candidates in the order they were named, and who won."""
 
-    candidates: tuple[Candidate, ...]
-    winner: Candidate
+    candidates: tuple[Contender, ...]
+    winner: Contender
     remark: str = ""
 
 
@@ -189,7 +189,7 @@ def tune(
 def _within(on_progress: OnProgress, begin: float, end: float) -> OnProgress:
     """Return a progress that stands for a part of another."""
 
-    def report(what: str, share: float | None, /) -> None:
+    def report(what: str, share: float | None = None, /) -> None:
         on_progress(what, begin if share is None else begin + (end - begin) * share)
 
     return report
@@ -204,7 +204,7 @@ def _point(bundle: Bundle, goal: Goal, sizes: Mapping[str, int]) -> dict[str, in
     return signature.usual_sizes(**wanted)
 
 
-def _right(bundle: Bundle, max_loss: float | None) -> tuple[list[Case], tuple[Candidate, ...]]:
+def _right(bundle: Bundle, max_loss: float | None) -> tuple[list[Case], tuple[Contender, ...]]:
     """Return what does here what was promised when it was published, the baseline first, and why others are out."""
     golden = bundle.golden()
     right, refused = [], []
@@ -214,7 +214,7 @@ def _right(bundle: Bundle, max_loss: float | None) -> tuple[list[Case], tuple[Ca
                 continue
             problem = _lost(variant, max_loss) or _problem(bundle, variant, runtime, golden)
             if problem:
-                refused.append(Candidate(name=f"{variant.id} in {runtime}", reason=f"out: {problem}"))
+                refused.append(Contender(name=f"{variant.id} in {runtime}", reason=f"out: {problem}"))
             else:
                 right.append(Case(variant=variant.id, runtime=runtime))
     if not right or (right[0].variant, right[0].runtime) != (bundle.manifest.baseline, registry.DEFAULT):
@@ -288,8 +288,8 @@ def _measure(
     return bench(bundle, request, on_progress=on_progress)
 
 
-def _shows(case: Case, candidate: Candidate) -> bool:
-    row = candidate.rows[0]
+def _shows(case: Case, contender: Contender) -> bool:
+    row = contender.rows[0]
     return (row.variant, row.runtime, row.session) == (case.variant, case.runtime, case.options.describe_session())
 
 
@@ -297,18 +297,18 @@ def _name(row: Row) -> str:
     return f"{row.variant} in {row.runtime}" + (f", {row.session}" if row.session else "")
 
 
-def _candidate(name: str, rows: tuple[Row, ...]) -> Candidate:
+def _candidate(name: str, rows: tuple[Row, ...]) -> Contender:
     """Say how a case did against the baseline."""
     verdicts = [row.verdict for row in rows]
     found = [one.comparison for one in verdicts if one is not None and one.comparison is not None]
     outcomes = {one.outcome for one in verdicts if one is not None}
     if outcomes == {Outcome.BASELINE}:
-        return Candidate(name=name, rows=rows, reason="the baseline", speed=1.0, can_win=True)
+        return Contender(name=name, rows=rows, reason="the baseline", speed=1.0, can_win=True)
     if len(found) < len(rows):
         reason = next((row.reason for row in rows if row.reason), "not measured long enough")
-        return Candidate(name=name, rows=rows, reason=reason)
+        return Contender(name=name, rows=rows, reason=reason)
     speed = math.exp(sum(math.log(one.speedup) for one in found) / len(found))
-    return Candidate(
+    return Contender(
         name=name,
         rows=rows,
         reason=_reason(rows, speed, outcomes),

@@ -17,7 +17,7 @@ import pytest
 
 from kit import bundle as bundles
 from kit.bundle import Bundle
-from kit.bundle.manifest import Original
+from kit.bundle.manifest import Provenance
 from kit.errors import BundleInvalid, BundleNotFound, CheckFailed, UsageError
 from kit.samples import Samples
 from tests.conftest import ROOT, Kit
@@ -148,7 +148,7 @@ def test_two_writers_at_once_lose_nothing(tiny: Bundle, tmp_path: Path) -> None:
 
 def test_variants_of_a_replaced_model_are_not_published(tiny: Bundle, tmp_path: Path) -> None:
     seen = bundles.open_folder(tiny.folder)
-    create(tiny.folder, tiny, original=Original(kind="module", name="another"), weights=b"new")
+    create(tiny.folder, tiny, original=Provenance(kind="module", name="another"), weights=b"new")
     with pytest.raises(CheckFailed, match="made anew"):
         bundles.publish(seen, [staged(tmp_path / "staging", seen.variant("fp32"), b"old")], tools={})
 

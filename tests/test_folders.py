@@ -100,7 +100,7 @@ def test_pictures_are_turned_as_their_exif_data_say(shapes: Path) -> None:
 
 def test_progress_is_told_from_the_first_file_to_the_last(shapes: Path) -> None:
     told: list[float] = []
-    data.load(str(shapes), on_progress=told.append)
+    data.load(str(shapes), on_share=told.append)
     assert told == sorted(told)
     assert 0 < told[0] < 0.1
     assert told[-1] == pytest.approx(1)

@@ -23,7 +23,7 @@ from kit.bench.measure import Plan
 from kit.bench.results import Status
 from kit.bench.run import Request, bench
 from kit.bundle import Bundle, FileRef
-from kit.bundle.manifest import Original
+from kit.bundle.manifest import Provenance
 from kit.choices import Provider
 from kit.errors import BundleInvalid, Unavailable, UsageError
 from kit.runtime import providers, registry
@@ -226,7 +226,7 @@ def rebuild(bundle):
     bundle = graphs.bundle(graphs.two_by_two(), tmp_path / "two")
     for name in ("adder", "other"):
         weights = FileRef(file="weights-00000000.safetensors", sha256="0" * 64, size_bytes=0)
-        original = Original(kind="architecture", name=name, weights=weights)
+        original = Provenance(kind="architecture", name=name, weights=weights)
         known = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, original=original))
         if name == "adder":
             with registry.open_runner("pytorch", known, known.variant(), RunnerOptions()) as runner:

@@ -71,7 +71,7 @@ def test_ctrl_c_before_there_is_anything_to_keep_is_an_error(dataset: Dataset) -
         raise KeyboardInterrupt
 
     with pytest.raises(InterruptedEarlyError) as caught:
-        train(dataset, SHORT, name="a", listener=Listener(on_step=stop))
+        train(dataset, SHORT, name="a", listener=Listener(on_progress=stop))
     assert caught.value.exit_code == 130
 
 

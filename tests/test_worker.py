@@ -86,7 +86,9 @@ def test_values_and_arrays_go_there_and_back(worker: Worker) -> None:
 def test_state_stays_and_progress_is_told(worker: Worker) -> None:
     told: list[tuple[str, float]] = []
     assert worker.ask("tasks:remember").told == {"calls": 1}
-    assert worker.ask("tasks:remember", on_progress=lambda what, share: told.append((what, share))).told == {"calls": 2}
+    assert worker.ask("tasks:remember", on_progress=lambda what, share=None: told.append((what, share))).told == {
+        "calls": 2
+    }
     assert told == [("counting", 0.0), ("counting", 0.5), ("counting", 1.0)]
 
 

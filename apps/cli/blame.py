@@ -74,7 +74,7 @@ def blame(
         update("starting torch.onnx")
         from exporters.request import blame_layers
 
-        result = blame_layers(found, chosen, data=data, data_dir=data_dir, metric=metric, on_step=update)
+        result = blame_layers(found, chosen, data=data, data_dir=data_dir, metric=metric, on_progress=update)
     if as_json:
         render.print_json(result)
     else:

@@ -86,7 +86,7 @@ def compress(
             epochs=epochs,
             seed=seed,
         )
-        done = run(found, folder, chosen, data_dir=data_dir, on_step=update)
+        done = run(found, folder, chosen, data_dir=data_dir, on_progress=update)
     if as_json:
         render.print_json(
             {"bundle": done.bundle.name, "folder": str(done.bundle.folder), "manifest": done.bundle.manifest}

@@ -39,7 +39,7 @@ def doctor(model: str | None, device_id: int, as_json: bool) -> int:
     tried: tuple[Trial, ...] = ()
     if named is not None:
         with render.progress() as update:
-            tried = try_model(named, device_id=device_id, on_step=update)
+            tried = try_model(named, device_id=device_id, on_progress=update)
     if as_json:
         render.print_json({**encode(found), **({} if named is None else {"model": tried})})
     else:

@@ -290,7 +290,7 @@ def _export_source(source: str, asked: dict[str, Any], *, as_json: bool) -> None
             data_dir=asked["data_dir"],
             metric=asked["metric"],
             options=chosen,
-            on_step=update,
+            on_progress=update,
         )
     _show(report, as_json=as_json)
     golden = report.bundle.manifest.golden
@@ -341,7 +341,7 @@ def run(
         update("starting torch.onnx")
         from exporters import request
 
-        return request.export_more(bundle, chosen, data=data, data_dir=data_dir, metric=metric, on_step=update)
+        return request.export_more(bundle, chosen, data=data, data_dir=data_dir, metric=metric, on_progress=update)
 
 
 def _auto_options(bundle: Bundle, asked: dict[str, Any]) -> AutoOptions:
@@ -368,7 +368,7 @@ def _auto(bundle: Bundle, chosen: AutoOptions, asked: dict[str, Any], *, as_json
         from exporters import request
 
         done = request.export_fastest(
-            bundle, chosen, data=asked["data"], data_dir=asked["data_dir"], metric=asked["metric"], on_step=update
+            bundle, chosen, data=asked["data"], data_dir=asked["data_dir"], metric=asked["metric"], on_progress=update
         )
     if as_json:
         candidates = [{"name": one.name, "reason": one.reason, "speed": one.speed} for one in done.judgement.candidates]

@@ -57,7 +57,7 @@ def quickstart(epochs: int | None, data_dir: Path | None) -> int:
     export_tables.export_table(report)
     render.remark("3/4  verify")
     with render.progress() as update:
-        verification = verify(report.bundle, on_step=update)
+        verification = verify(report.bundle, on_progress=update)
     code = report_verify(verification)
     if code:
         verify_tables.verify_table(verification)

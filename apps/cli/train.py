@@ -148,7 +148,7 @@ def read(dataset: str, *, data_dir: Path | None) -> Dataset:
         what = f"reading {data.short_name(dataset)}"
         update(what, 0.0)
         return data.load(
-            dataset, data_dir=data_dir, download=True, keep=True, on_progress=lambda share: update(what, share)
+            dataset, data_dir=data_dir, download=True, keep=True, on_share=lambda share: update(what, share)
         )
 
 

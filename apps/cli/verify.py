@@ -90,7 +90,7 @@ def _verify(bundle: Bundle, chosen: RunnerOptions, runtimes: tuple[str, ...], *,
     from kit.verify import verify as check
 
     with render.progress() as update:
-        result = check(bundle, options=chosen, runtimes=runtimes, on_step=update)
+        result = check(bundle, options=chosen, runtimes=runtimes, on_progress=update)
     if as_json:
         _print(result)
     else:
@@ -103,7 +103,7 @@ def _check_model(model: Bundle, chosen: RunnerOptions, runtimes: tuple[str, ...]
     from kit.verify import check_model
 
     with render.progress() as update:
-        result = check_model(model, options=chosen, runtimes=runtimes, on_step=update)
+        result = check_model(model, options=chosen, runtimes=runtimes, on_progress=update)
     if as_json:
         _print(result)
     else:

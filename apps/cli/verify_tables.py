@@ -7,7 +7,7 @@ from rich.markup import escape
 from apps.cli import figures
 from apps.cli.render import stdout
 from apps.cli.tables import Rows
-from kit.metrics import Fidelity, Verdict
+from kit.metrics import Fidelity, FidelityVerdict
 from kit.report.format import value
 from kit.tensors import Sizes
 from kit.verify import ModelCheck, PairCheck, Verification
@@ -91,7 +91,7 @@ def _errors(found: Fidelity) -> tuple[str, str, str]:
     return figures.relative(found), figures.cosine(found), figures.share(found.agreement)
 
 
-def _bar(verdict: Verdict) -> tuple[str, str]:
+def _bar(verdict: FidelityVerdict) -> tuple[str, str]:
     return f"{verdict.needed:.2g}", f"{verdict.tolerance:.2g}"
 
 

@@ -196,7 +196,7 @@ def _count(visitor: Visitor, dataset: str, *, again: bool) -> Counted | None:
         with st.empty().container():
             bar = st.progress(0.0, "reading")
             answer = visitor.ask(
-                "counting:count", asked, on_progress=lambda what, share: words.progress(bar, what, share)
+                "counting:count", asked, on_progress=lambda what, share=None: words.progress(bar, what, share)
             )
         bar.empty()
     else:

@@ -25,7 +25,7 @@ _FEW_VALUES = 4
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class Answers:
     """The answers to one question.
 
     Attributes:
@@ -58,7 +58,7 @@ class Found:
         return next((place for place, one in enumerate(self.contestants) if one.variant == default), 0)
 
 
-def show(bundle: Bundle, found: Found, question: Question) -> None:
+def show(bundle: Bundle, found: Answers, question: Question) -> None:
     """Draw the answers."""
     {"classes": _classes, "vectors": _vectors}.get(found.kind, _tensors)(bundle, found, question)
     st.caption(
@@ -69,7 +69,7 @@ def show(bundle: Bundle, found: Found, question: Question) -> None:
         st.caption(words.plain(f"{one.name}: {one.problem}. {one.fix}"))
 
 
-def _classes(bundle: Bundle, found: Found, question: Question) -> None:
+def _classes(bundle: Bundle, found: Answers, question: Question) -> None:
     labels = [found.classes[one["label"]] for one in found.answers]
     shares = np.stack([found.array("probabilities", place)[0] for place in range(len(labels))])
     first = found.first(bundle)
@@ -110,7 +110,7 @@ def _least(bundle: Bundle) -> float:
     return float(value) if isinstance(value, (int, float)) else 0.0
 
 
-def _vectors(bundle: Bundle, found: Found, question: Question) -> None:
+def _vectors(bundle: Bundle, found: Answers, question: Question) -> None:
     first = found.first(bundle)
     vectors = found.array("vectors", first)
     names = [str(one) for one in question.asked.get("raw", [])] or [f"sample {row + 1}" for row in range(len(vectors))]
@@ -142,7 +142,7 @@ def _cosines(some: NDArray[Any], others: NDArray[Any]) -> NDArray[np.float64]:
     return found
 
 
-def _tensors(bundle: Bundle, found: Found, question: Question) -> None:
+def _tensors(bundle: Bundle, found: Answers, question: Question) -> None:
     first = found.first(bundle)
     outputs = found.answers[first]["outputs"]
     records = found.answers[first].get("records") or [{}]
@@ -171,7 +171,7 @@ def _tensors(bundle: Bundle, found: Found, question: Question) -> None:
     words.table(pd.DataFrame(_compared(found)).set_index("variant · runtime"))
 
 
-def _compared(found: Found) -> list[dict[str, str]]:
+def _compared(found: Answers) -> list[dict[str, str]]:
     """Return a row for each contestant and output."""
     rows = []
     for contestant, answer in zip(found.contestants, found.answers, strict=True):
@@ -204,7 +204,7 @@ def _number(text: str) -> str:
         return text
 
 
-def _table(found: Found, columns: dict[str, list[str]]) -> None:
+def _table(found: Answers, columns: dict[str, list[str]]) -> None:
     """Draw a row for each contestant."""
     table = pd.DataFrame(
         {
@@ -217,7 +217,7 @@ def _table(found: Found, columns: dict[str, list[str]]) -> None:
     words.table(table)
 
 
-def seen(bundle: Bundle, found: Found) -> None:
+def seen(bundle: Bundle, found: Answers) -> None:
     """Draw the picture that the model saw, and where it looked, if one of its inputs is a picture."""
     name = picture_of(bundle.signature)
     if name is None or found.kind != "classes" or f"input {name}" not in found.arrays:

@@ -65,5 +65,5 @@ class BenchJob:
         except Exception as error:  # noqa: BLE001 - the border of a thread: nobody else would hear of it
             self.problem = f"a defect of kit: {type(error).__name__}: {error}"
 
-    def _told(self, what: str, share: float | None) -> None:
+    def _told(self, what: str, share: float | None = None) -> None:
         self.what, self.share = what, self.share if share is None else share

@@ -19,7 +19,7 @@ ACCENT, MUTED, ALARM = "#2a6fdb", "#9aa5b1", "#d55e00"
 _ROW = 34
 _FIT_CHARACTERS = 60  # of labels beside each other
 MOST_CLASSES = 12
-"""Drawn of one answer."""
+"""DrawnSample of one answer."""
 
 CELL = "cell"
 """Name of the selection of a confusion matrix."""

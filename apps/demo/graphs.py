@@ -48,7 +48,7 @@ class Node:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Graph:
+class GraphView:
     """A model as it stands in its file, before a runtime fuses anything."""
 
     inputs: tuple[str, ...]
@@ -95,7 +95,7 @@ class Graph:
         return "\n".join([*lines, "}"])
 
 
-def read(model: bytes | Path, *, files: Collection[str] = ()) -> Graph:
+def read(model: bytes | Path, *, files: Collection[str] = ()) -> GraphView:
     """Read an ONNX file; weights beside it are not opened.
 
     Args:
@@ -143,7 +143,7 @@ def read(model: bytes | Path, *, files: Collection[str] = ()) -> Graph:
             )
         )
     given = {one.name for one in loaded.graph.initializer}
-    return Graph(
+    return GraphView(
         inputs=tuple(_value(onnx, one) for one in loaded.graph.input if one.name not in given),
         outputs=tuple(_value(onnx, one) for one in loaded.graph.output),
         nodes=tuple(nodes),

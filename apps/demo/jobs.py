@@ -296,7 +296,7 @@ def _checked(bundle: Bundle, job: Job) -> dict[str, Any]:
     }
 
 
-def _read_graph(bundle: Bundle, variant: Variant) -> graphs.Graph:
+def _read_graph(bundle: Bundle, variant: Variant) -> graphs.GraphView:
     return graphs.read(bundle.check(variant.graph), files=[one.file for one in variant.data])
 
 

@@ -62,7 +62,7 @@ def _check(visitor: Visitor, name: str, data: bytes, file_id: str) -> None:
                 "apps.demo.jobs:check",
                 {"path": path, "into": into},
                 seconds=LIMIT_SECONDS,
-                on_progress=lambda what, share: words.progress(bar, what, share),
+                on_progress=lambda what, share=None: words.progress(bar, what, share),
             )
     except KitError as error:
         bar.empty()

@@ -29,7 +29,7 @@ _MOST_VALUES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawn:
+class DrawnSample:
     """One sample.
 
     Attributes:
@@ -65,7 +65,7 @@ def splits_of(bundle: Bundle, job: Job) -> Splits | None:
     return found
 
 
-def draw(bundle: Bundle, job: Job) -> Drawn:
+def draw(bundle: Bundle, job: Job) -> DrawnSample:
     """Draw a sample: see apps.demo.jobs.sample for what is asked. Golden ones alone are drawn one after the other."""
     number, signature = int(job.asked["number"]), bundle.signature
     splits = None if job.asked.get("golden") else splits_of(bundle, job)
@@ -78,7 +78,7 @@ def draw(bundle: Bundle, job: Job) -> Drawn:
         rows = signature.rows(group.inputs)
         if row < rows:
             one = group.take(signature, slice(row, row + 1)) if signature.batch else group
-            return Drawn(samples=one, source=source, right=_right(one, names_of(bundle)))
+            return DrawnSample(samples=one, source=source, right=_right(one, names_of(bundle)))
         row -= rows
     raise BadInput(f"{bundle.name} has no samples")
 

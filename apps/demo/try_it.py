@@ -8,7 +8,7 @@ from dataclasses import replace
 import streamlit as st
 
 from apps.demo import answers, explain, words
-from apps.demo.answers import Found
+from apps.demo.answers import Answers
 from apps.demo.views import Question, view_of
 from apps.demo.visitor import FIRST_RUNTIMES, Visitor, installed_runtimes
 from kit.bundle import Bundle
@@ -63,18 +63,18 @@ def _runtimes(visitor: Visitor) -> tuple[str, ...]:
     return tuple(name for name in found if name in (chosen or first))
 
 
-def _asked(visitor: Visitor, question: Question, runtimes: tuple[str, ...]) -> Found:
+def _asked(visitor: Visitor, question: Question, runtimes: tuple[str, ...]) -> Answers:
     """Ask all contestants, unless this very question was the last they were asked."""
     key = (visitor.path, visitor.stamp, question.digest, runtimes)
     kept = st.session_state.get("answer")
     if kept is not None and kept[0] == key:
-        found: Found = kept[1]
+        found: Answers = kept[1]
         return found
     with st.spinner("asking", show_time=False) if set(runtimes) - set(FIRST_RUNTIMES) else st.empty():
         everyone = visitor.contestants(runtimes)
         answer = visitor.ask("jobs:predict", question.asked, question.arrays)
     told = answer.told
-    found = Found(
+    found = Answers(
         kind=str(told["kind"]),
         against=str(told["against"]),
         contestants=[everyone[one["number"]] for one in told["answers"]],
@@ -87,7 +87,7 @@ def _asked(visitor: Visitor, question: Question, runtimes: tuple[str, ...]) -> F
     return found
 
 
-def _explained(visitor: Visitor, bundle: Bundle, found: Found) -> Found:
+def _explained(visitor: Visitor, bundle: Bundle, found: Answers) -> Answers:
     """Find where the first contestant looked: at once if that is quick, else when the visitor asks for it."""
     name = explain.picture_of(bundle.signature)
     if found.heat is not None or found.kind != "classes" or name is None:

@@ -277,7 +277,7 @@ def serve(memory_bytes: int) -> None:
     _limit(memory_bytes)
     state: dict[str, Any] = {}
 
-    def progress(what: str, share: float | None, /) -> None:
+    def progress(what: str, share: float | None = None, /) -> None:
         _write(answers, {"kind": "progress", "what": what, "share": share})
 
     while (found := _read(questions)) is not None:

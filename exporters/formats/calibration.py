@@ -27,14 +27,14 @@ _INPUT_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawn:
+class CalibrationDraw:
     """Samples for calibration, and the record of the draw."""
 
     samples: tuple[Samples, ...]
     record: Calibration
 
 
-def draw(source: Source, *, method: CalibrationMethod, samples: int | None, seed: int) -> Drawn:
+def draw(source: Source, *, method: CalibrationMethod, samples: int | None, seed: int) -> CalibrationDraw:
     """Draw calibration samples from the training split.
 
     Raises:
@@ -68,7 +68,7 @@ def draw(source: Source, *, method: CalibrationMethod, samples: int | None, seed
         indices_sha256=hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest(),
         seed=seed,
     )
-    return Drawn(samples=tuple(drawn), record=record)
+    return CalibrationDraw(samples=tuple(drawn), record=record)
 
 
 def batch_rows(model: onnx.ModelProto, signature: Signature, group: Samples) -> tuple[int, int]:

@@ -33,7 +33,7 @@ from onnx import helper
 
 from exporters import staging
 from exporters.formats.base import Source, count, count_weights, excluded_layers, refusal_of_int8
-from exporters.formats.calibration import Drawn, batch_rows, draw
+from exporters.formats.calibration import CalibrationDraw, batch_rows, draw
 from exporters.formats.equalize import equalize
 from exporters.graph.rules import LAYERS, Layer, drop_unused_initializers, initializers, is_plain, layers, strip, uses
 from kit.bundle.manifest import Calibration, Quantization
@@ -86,7 +86,7 @@ class StaticInt8:
         staging.write(made.model, target)
         return made.record
 
-    def quantized(self, source: Source, exclude: tuple[str, ...], drawn: Drawn, target: Path) -> Quantized:
+    def quantized(self, source: Source, exclude: tuple[str, ...], drawn: CalibrationDraw, target: Path) -> Quantized:
         """Return the graph; weights of a large one already lie beside `target`."""
         return quantize_static(
             source.path if source.is_large else source.model,

@@ -20,11 +20,11 @@ from onnx import helper
 
 from exporters import candidates, staging
 from exporters.bars import Bar
-from exporters.candidates import Candidate, Recipe
+from exporters.candidates import Candidate, VariantRecipe
 from exporters.gate import ANSWER_BYTES, answer
 from exporters.graph.rules import Layer, follow, layers
 from exporters.options import ExportOptions
-from exporters.workbench import OnStep, Workbench, for_bundle, staging_beside
+from exporters.workbench import Workbench, for_bundle, staging_beside
 from kit import metrics
 from kit import samples as sampling
 from kit.bundle import Bundle
@@ -32,6 +32,7 @@ from kit.errors import GateFailed, UsageError
 from kit.metrics import Metric, Score, Values
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
 from kit.samples import Samples, Splits
+from kit.system.progress import OnProgress, silent
 from kit.tensors import Tensors
 
 _MOST_SETS = 60
@@ -83,7 +84,7 @@ def blame_bundle(
     data: Splits | None = None,
     data_dir: Path | None = None,
     metric: str | Metric | None = None,
-    on_step: OnStep = lambda _: None,
+    on_progress: OnProgress = silent,
 ) -> Blame:
     """Show what quantizing each layer of a bundle's model does, in the one way that the options name.
 
@@ -101,18 +102,18 @@ def blame_bundle(
             data_dir=data_dir,
             metric=metric,
             max_loss=options.max_loss,
-            on_step=on_step,
+            on_progress=on_progress,
         )
-        return blame(recipe, bench, on_step)
+        return blame(recipe, bench, on_progress)
 
 
-def blame(recipe: Recipe, bench: Workbench, on_step: OnStep = lambda _: None) -> Blame:
+def blame(recipe: VariantRecipe, bench: Workbench, on_progress: OnProgress = silent) -> Blame:
     """Quantize each layer alone, and all others without it.
 
     Args:
         recipe: What to make: int8 or int4, in a format that can leave layers in float.
         bench: The model, and samples if there are any; else its golden samples are looked at.
-        on_step: Told what is being done.
+        on_progress: Told what is being done.
 
     Raises:
         UsageError: There are fewer than two layers to tell apart.
@@ -126,11 +127,11 @@ def blame(recipe: Recipe, bench: Workbench, on_step: OnStep = lambda _: None) ->
         raise UsageError(f"the model has {len(found)} layer(s) to quantize: there is nothing to tell apart")
     trial = _Trial(bench)
     names = [layer.name for layer in found]
-    on_step("all layers")
+    on_progress("all layers")
     whole = trial.of(recipe, unable)
     rows = []
     for layer in found:
-        on_step(layer.name)
+        on_progress(layer.name)
         only = recipe.make(bench.source, (*unable, *(name for name in names if name != layer.name)))
         try:
             alone, own = trial.judged(only), trial.own_sqnr_db(recipe, only, layer)
@@ -152,7 +153,7 @@ def blame(recipe: Recipe, bench: Workbench, on_step: OnStep = lambda _: None) ->
     )
 
 
-def fewest_excluded(recipe: Recipe, bench: Workbench, on_step: OnStep = lambda _: None) -> tuple[str, ...]:
+def fewest_excluded(recipe: VariantRecipe, bench: Workbench, on_progress: OnProgress = silent) -> tuple[str, ...]:
     """Return the smallest set of layers to leave in float for the bars to be met; empty if none need be.
 
     Judged on the validation split, as the gate does, or on the golden samples if there is no data. Of several sets of one size
@@ -169,7 +170,7 @@ def fewest_excluded(recipe: Recipe, bench: Workbench, on_step: OnStep = lambda _
     for size in range(len(names)):
         results: dict[tuple[str, ...], _Result] = {}
         for chosen in itertools.islice(itertools.combinations(order, size), _MOST_SETS):
-            on_step(f"{recipe.id}: without {', '.join(chosen) or 'exceptions'}")
+            on_progress(f"{recipe.id}: without {', '.join(chosen) or 'exceptions'}")
             results[chosen] = trial.of(recipe, _in_order(every, chosen, unable))
         best = min(results, key=lambda chosen: results[chosen].badness)
         if results[best].excess <= 0:
@@ -245,7 +246,7 @@ class _Trial:
             count = sampling.count(self._groups, proof.signature)
             self.samples = f"{count:,} samples of {self._named} {self._key}"
 
-    def of(self, recipe: Recipe, exclude: tuple[str, ...]) -> _Result:
+    def of(self, recipe: VariantRecipe, exclude: tuple[str, ...]) -> _Result:
         """Make a candidate, judge it, and throw it away."""
         candidate = recipe.make(self.bench.source, exclude)
         try:
@@ -275,7 +276,7 @@ class _Trial:
         except (UsageError, ValueError) as error:
             raise GateFailed(f"{bar.metric.name} is {values.whole:.3g} on {self._named} {self._key}") from error
 
-    def own_sqnr_db(self, recipe: Recipe, quantized: Candidate, layer: Layer) -> float:
+    def own_sqnr_db(self, recipe: VariantRecipe, quantized: Candidate, layer: Layer) -> float:
         """Compare what a layer gives to the next one, in float and quantized.
 
         Quantizers join an activation with its layer and leave it to the range of the quantized tensor, which ends at 0 as ReLU

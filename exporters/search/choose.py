@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from exporters import candidates, pipeline
-from exporters.candidates import Recipe
+from exporters.candidates import VariantRecipe
 from exporters.gate import Passed
 from exporters.options import DEFAULT_OPSET, ExportOptions
 from exporters.search import trial
-from exporters.workbench import ExportReport, OnStep, Workbench, for_bundle, staging_beside
+from exporters.workbench import ExportReport, Workbench, for_bundle, staging_beside
 from kit import bundle as bundles
 from kit import tuning
 from kit.bench.measure import Plan
@@ -27,6 +27,7 @@ from kit.metrics import Metric
 from kit.runtime.base import RunnerOptions
 from kit.samples import Splits
 from kit.system import machine
+from kit.system.progress import OnProgress, silent
 from kit.tensors import Signature
 from kit.tuning import Judgement
 
@@ -79,7 +80,7 @@ class AutoOptions:
         sizes = [size for size in _BATCHES if not axis.problem(size)] or [axis.usual]
         return tuple(signature.usual_sizes(**{signature.batch: size}) for size in sizes)
 
-    def recipes(self) -> tuple[Recipe, ...]:
+    def recipes(self) -> tuple[VariantRecipe, ...]:
         """Return everything that can be made, the plainest first."""
         common = ExportOptions(
             precisions=(Precision.FP16, Precision.INT8, Precision.INT4),
@@ -120,7 +121,7 @@ def export_auto(
     data: Splits | None = None,
     data_dir: Path | None = None,
     metric: str | Metric | None = None,
-    on_step: OnStep = lambda _: None,
+    on_progress: OnProgress = silent,
 ) -> AutoReport:
     """Export a bundle of any model in every way there is, and make the fastest right one its default.
 
@@ -138,10 +139,10 @@ def export_auto(
             data_dir=data_dir,
             metric=metric,
             max_loss=options.max_loss,
-            on_step=on_step,
+            on_progress=on_progress,
         )
-        passed, rejected = _make(bench, options, on_step)
-        on_step("measuring")
+        passed, rejected = _make(bench, options, on_progress)
+        on_progress("measuring")
         entries = pipeline.staged(bundle, passed)
         results = trial.measure(
             bundle.name,
@@ -152,10 +153,10 @@ def export_auto(
             points=points,
             threads=options.threads,
             plan=options.plan,
-            on_step=on_step,
+            on_progress=on_progress,
         )
         judgement = tuning.judge(results)
-        on_step("publishing")
+        on_progress("publishing")
         published = bundles.publish(
             bundle,
             entries,
@@ -168,22 +169,22 @@ def export_auto(
 
 
 def _make(
-    bench: Workbench, options: AutoOptions, on_step: OnStep
-) -> tuple[tuple[Passed, ...], tuple[tuning.Candidate, ...]]:
+    bench: Workbench, options: AutoOptions, on_progress: OnProgress
+) -> tuple[tuple[Passed, ...], tuple[tuning.Contender, ...]]:
     """Make what can be made; return what passed the gate, the baseline first, and what did not, with the reason."""
     passed, rejected = [bench.baseline], []
     for recipe in options.recipes():
         if recipe.id == bench.baseline.variant.id:
             continue
         if reason := recipe.format.refusal(bench.source.model):
-            rejected.append(tuning.Candidate(name=recipe.id, reason=f"not for this model: {reason}"))
+            rejected.append(tuning.Contender(name=recipe.id, reason=f"not for this model: {reason}"))
             continue
-        on_step(f"{recipe.id}: make")
+        on_progress(f"{recipe.id}: make")
         try:
             candidate = recipe.make(bench.source, recipe.format.unable(bench.source.model))
-            on_step(f"{recipe.id}: checks")
+            on_progress(f"{recipe.id}: checks")
             passed.append(bench.examine(candidate))
         except (GateFailed, UsageError) as error:
             reason = str(error).removeprefix(f"{recipe.id} ")
-            rejected.append(tuning.Candidate(name=recipe.id, reason=f"rejected: {reason}"))
+            rejected.append(tuning.Contender(name=recipe.id, reason=f"rejected: {reason}"))
     return tuple(passed), tuple(rejected)

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from exporters import staging
-from exporters.workbench import OnStep
 from kit import bundle as bundles
 from kit.bench.measure import Plan
 from kit.bench.request import Request
@@ -19,6 +18,7 @@ from kit.runtime import registry
 from kit.runtime.base import RunnerOptions
 from kit.samples import Samples
 from kit.system import machine
+from kit.system.progress import OnProgress, silent
 from kit.tensors import Signature
 
 
@@ -32,7 +32,7 @@ def measure(
     points: Sequence[Mapping[str, int]],
     threads: int,
     plan: Plan,
-    on_step: OnStep = lambda _: None,
+    on_progress: OnProgress = silent,
 ) -> Results:
     """Measure variants in ONNX Runtime on the CPU, in the same rounds; their files stay where they are.
 
@@ -45,7 +45,7 @@ def measure(
         points: Sizes of the axes, a call of each is measured.
         threads: Threads one operator may use.
         plan: How long.
-        on_step: Told what is being done.
+        on_progress: Told what is being done.
     """
     with tempfile.TemporaryDirectory(prefix="trial-", dir=folder) as place:
         trial = bundles.create(
@@ -67,7 +67,7 @@ def measure(
         return bench(
             trial,
             request,
-            on_progress=lambda what, share: on_step(
+            on_progress=lambda what, share=None: on_progress(
                 f"measuring: {what}" if share is None else f"measuring: {what}, {share:.0%}"
             ),
         )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from exporters.sources.base import EXTERNAL_ABOVE_BYTES, Original
-from kit.bundle.manifest import Original as OriginalRecord
+from kit.bundle.manifest import Provenance
 from kit.errors import BadInput, BundleNotFound, UsageError
 from kit.system import packages
 from kit.tasks.base import Task
@@ -141,7 +141,7 @@ def _open_factory(
     return module.open_module(
         built.module,
         name=name or _bundle_name(source.rpartition(":")[2]),
-        record=OriginalRecord(kind="factory", name=source),
+        record=Provenance(kind="factory", name=source),
         inputs=built.inputs if inputs is None else inputs,
         signature=built.signature if signature is None else signature,
         task=task,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from kit.bundle.manifest import Original as OriginalRecord
+from kit.bundle.manifest import Provenance
 from kit.samples import Samples
 from kit.tasks.base import Task
 from kit.tensors import Signature, Tensors
@@ -28,7 +28,7 @@ class Original(Protocol):
     name: str
     signature: Signature
     task: Task | None
-    record: OriginalRecord
+    record: Provenance
     examples: tuple[Samples, ...] | None
 
     def answer(self, tensors: Tensors) -> Tensors:

@@ -10,7 +10,7 @@ from typing import Any
 from exporters.sources.base import Original
 from exporters.sources.onnx_file import OnnxOriginal
 from kit.bundle import Bundle
-from kit.bundle.manifest import Original as OriginalRecord
+from kit.bundle.manifest import Provenance
 from kit.errors import UsageError
 from kit.tasks import registry
 
@@ -32,7 +32,7 @@ def open_bundle(bundle: Bundle, *, name: str | None = None) -> Original:
         return open_module(
             module,
             name=name or bundle.name,
-            record=record or OriginalRecord(kind="architecture", name=type(module).__name__),
+            record=record or Provenance(kind="architecture", name=type(module).__name__),
             signature=bundle.signature,
             task=task,
         )

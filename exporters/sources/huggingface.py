@@ -21,7 +21,7 @@ from exporters.sources import module as modules
 from exporters.sources.calls import parameters_of
 from exporters.sources.names import bundle_name
 from exporters.sources.torch_export import root_cause, silence
-from kit.bundle.manifest import Original as OriginalRecord
+from kit.bundle.manifest import Provenance
 from kit.errors import BadInput, KitError, UsageError
 from kit.system import files
 from kit.tasks.base import Task
@@ -60,7 +60,7 @@ def open_folder(
     opened = modules.open_module(
         module,
         name=name or bundle_name(folder.resolve().name),
-        record=OriginalRecord(kind="huggingface", name=type(module).__name__, sha256=_sha256(place)),
+        record=Provenance(kind="huggingface", name=type(module).__name__, sha256=_sha256(place)),
         signature=signature,
         axes=axes,
         outputs=["last_hidden_state"] if sentences is not None and sentences.pooling != "none" else None,

@@ -20,7 +20,7 @@ from exporters.graph.rewrite import simplify
 from exporters.options import DEFAULT_OPSET
 from exporters.sources import calls, torch_export
 from exporters.sources.names import bundle_name
-from kit.bundle.manifest import Original as OriginalRecord
+from kit.bundle.manifest import Provenance
 from kit.errors import GateFailed, UsageError
 from kit.runtime.base import BATCH_BYTES
 from kit.samples import Samples, seeded
@@ -41,7 +41,7 @@ class TorchOriginal:
         *,
         name: str,
         signature: Signature,
-        record: OriginalRecord,
+        record: Provenance,
         program: ExportedProgram,
         answer: Answer,
         device: torch.device,
@@ -97,7 +97,7 @@ def open_module(
     module: nn.Module,
     *,
     name: str | None = None,
-    record: OriginalRecord | None = None,
+    record: Provenance | None = None,
     inputs: Any = None,
     signature: Signature | None = None,
     task: Task | None = None,
@@ -157,7 +157,7 @@ def open_module(
     return TorchOriginal(
         name=name or bundle_name(type(module).__name__),
         signature=found,
-        record=record or OriginalRecord(kind="module", name=type(module).__name__),
+        record=record or Provenance(kind="module", name=type(module).__name__),
         program=program,
         answer=answer,
         device=device,
@@ -171,7 +171,7 @@ def open_program(
     program: ExportedProgram,
     *,
     name: str | None = None,
-    record: OriginalRecord | None = None,
+    record: Provenance | None = None,
     signature: Signature | None = None,
     task: Task | None = None,
     axes: Mapping[str, Axis] | None = None,
@@ -206,7 +206,7 @@ def open_program(
     return TorchOriginal(
         name=name or "program",
         signature=found,
-        record=record or OriginalRecord(kind="program", name=name or "program"),
+        record=record or Provenance(kind="program", name=name or "program"),
         program=program,
         answer=answer,
         device=device,

@@ -20,7 +20,7 @@ from exporters.graph.rules import domains_of, strip
 from exporters.options import DEFAULT_OPSET
 from exporters.sources.base import EXTERNAL_ABOVE_BYTES
 from exporters.sources.names import bundle_name
-from kit.bundle.manifest import Original as OriginalRecord
+from kit.bundle.manifest import Provenance
 from kit.choices import VariantFormat
 from kit.errors import BadInput, BundleInvalid, GateFailed, KitError, UsageError
 from kit.runtime import graph_file
@@ -138,10 +138,10 @@ class OnnxOriginal:
             self._forget()
 
 
-def _record(path: Path) -> OriginalRecord:
+def _record(path: Path) -> Provenance:
     found = graph_file.look(path)
     kind = f" (already {found.precision}, {found.format})" if _is_quantized(path) else ""
-    return OriginalRecord(kind="onnx", name=f"{path.name}{kind}", sha256=files.sha256(path))
+    return Provenance(kind="onnx", name=f"{path.name}{kind}", sha256=files.sha256(path))
 
 
 def _is_quantized(path: Path) -> bool:

@@ -11,7 +11,7 @@ import torch
 from exporters.sources import torch_export
 from exporters.sources.module import TorchOriginal, open_program
 from exporters.sources.names import bundle_name
-from kit.bundle.manifest import Original as OriginalRecord
+from kit.bundle.manifest import Provenance
 from kit.errors import BadInput
 from kit.system import files
 from kit.tasks.base import Task
@@ -36,7 +36,7 @@ def open_file(
     return open_program(
         _loaded(path),
         name=name or bundle_name(path.stem),
-        record=OriginalRecord(kind="program", name=path.name, sha256=files.sha256(path)),
+        record=Provenance(kind="program", name=path.name, sha256=files.sha256(path)),
         signature=signature,
         task=task,
         axes=axes,

@@ -59,7 +59,7 @@ class TaskRef:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Original:
+class Provenance:
     """Where the model came from, and what its variants were compared with.
 
     Attributes:
@@ -206,7 +206,7 @@ class Manifest:
     name: str
     signature: Signature
     task: TaskRef | None = None
-    original: Original | None = None
+    original: Provenance | None = None
     golden: Golden
     baseline: str | None = None
     default: str | None = None

@@ -21,7 +21,7 @@ from kit.bundle.manifest import (
     FileRef,
     Golden,
     Manifest,
-    Original,
+    Provenance,
     TaskRef,
     Variant,
 )
@@ -67,7 +67,7 @@ def create(
     golden: Sequence[Samples],
     tools: Mapping[str, str],
     task: TaskPlug | None = None,
-    original: Original | None = None,
+    original: Provenance | None = None,
     weights: bytes | None = None,
     variants: Sequence[Staged] = (),
     items: Items | None = None,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from kit.metrics.fidelity import Fidelity, Verdict
+from kit.metrics.fidelity import Fidelity, FidelityVerdict
 from kit.metrics.metric import Better, Metric, find, names
 from kit.metrics.score import Score, Values, evaluate, score
 
-__all__ = ["Better", "Fidelity", "Metric", "Score", "Values", "Verdict", "evaluate", "find", "names", "score"]
+__all__ = ["Better", "Fidelity", "FidelityVerdict", "Metric", "Score", "Values", "evaluate", "find", "names", "score"]

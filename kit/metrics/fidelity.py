@@ -63,7 +63,7 @@ class Fidelity:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class FidelityVerdict:
     """Whether a fidelity is good enough, the bar it was held to, and the tolerance that would have been needed."""
 
     passed: bool
@@ -152,14 +152,14 @@ def _agreement(
     return float(np.mean(reference.argmax(axis=-1) == candidate.argmax(axis=-1)))
 
 
-def judge(found: Sequence[Fidelity], precision: Precision, published: Sequence[Fidelity]) -> Verdict:
+def judge(found: Sequence[Fidelity], precision: Precision, published: Sequence[Fidelity]) -> FidelityVerdict:
     """Hold a published variant to the bar of its precision: quantized ones to what they did when they were published."""
     if precision is Precision.FP32:
         return judge_float(found, FLOAT_RTOL)
     return judge_float(found, HALF_RTOL) if precision is Precision.FP16 else judge_quantized(found, published)
 
 
-def judge_float(found: Sequence[Fidelity], tolerance: float) -> Verdict:
+def judge_float(found: Sequence[Fidelity], tolerance: float) -> FidelityVerdict:
     """Hold float outputs to a relative error, and outputs of integers to equality but for ties within it."""
     needed, reason = 0.0, ""
     for one in found:
@@ -170,10 +170,10 @@ def judge_float(found: Sequence[Fidelity], tolerance: float) -> Verdict:
         if not relative <= tolerance and not reason:
             reason = f"{one.output}: relative error {relative:.2g} exceeds {tolerance:g}"
         needed = max(needed, relative)
-    return Verdict(passed=not reason, tolerance=tolerance, needed=needed, reason=reason)
+    return FidelityVerdict(passed=not reason, tolerance=tolerance, needed=needed, reason=reason)
 
 
-def judge_quantized(found: Sequence[Fidelity], published: Sequence[Fidelity]) -> Verdict:
+def judge_quantized(found: Sequence[Fidelity], published: Sequence[Fidelity]) -> FidelityVerdict:
     """Hold a quantized variant to what it did when it was published, on the same golden samples."""
     promised = {one.output: one for one in published}
     tolerance = needed = 0.0
@@ -194,4 +194,4 @@ def judge_quantized(found: Sequence[Fidelity], published: Sequence[Fidelity]) ->
         least = (before.agreement or 0.0) - AGREEMENT_SLACK
         if one.agreement is not None and not one.agreement >= least and not reason:
             reason = f"{one.output}: agreement {one.agreement:.2%} is under {least:.2%}"
-    return Verdict(passed=not reason, tolerance=tolerance, needed=needed, reason=reason)
+    return FidelityVerdict(passed=not reason, tolerance=tolerance, needed=needed, reason=reason)

@@ -27,7 +27,7 @@ _RATE = 16000
 
 
 @dataclass(frozen=True)
-class Found:
+class Probed:
     """What was found out.
 
     Attributes:
@@ -51,7 +51,7 @@ class _Run:
     draw: str
 
 
-def search(runner: Runner) -> Found:
+def search(runner: Runner) -> Probed:
     """Run a model on inputs made up for it until it answers, and compare what it answers to others."""
     return _Search(runner).found()
 
@@ -65,14 +65,14 @@ class _Search:
         self._tries = 0
         self._problem = ""
 
-    def found(self) -> Found:
+    def found(self) -> Probed:
         """Return the signature made good, and samples."""
         first = self._first()
         if first is None:
-            return Found(self._signature, problem=self._problem or "its inputs are too large to try")
+            return Probed(self._signature, problem=self._problem or "its inputs are too large to try")
         runs = [first, *self._others(first)]
         signature = self._made_good(runs)
-        return Found(signature, tuple(self._golden(signature, runs)))
+        return Probed(signature, tuple(self._golden(signature, runs)))
 
     def _first(self) -> _Run | None:
         """Return the first call that goes well, with other values if its answers are no finite numbers; None if none does."""

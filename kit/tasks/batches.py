@@ -18,7 +18,7 @@ MOST_BYTES = 2**30
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Labelled:
+class LabelledArrays:
     """Samples of a data set, each for itself, all of one shape.
 
     Attributes:
@@ -55,7 +55,7 @@ def stacked(arrays: Sequence[NDArray[Any]], batch: int | None, rank: int) -> NDA
     return np.stack(arrays, axis=batch)
 
 
-def as_input(spec: TensorSpec, found: Labelled, batch: int | None, rank: int) -> tuple[Samples, ...]:
+def as_input(spec: TensorSpec, found: LabelledArrays, batch: int | None, rank: int) -> tuple[Samples, ...]:
     """Return a data set as samples of an input: one group, or one for each sample without a batch axis."""
     if batch is not None:
         targets = None if found.labels is None else {"labels": found.labels}

@@ -13,7 +13,7 @@ from PIL import Image
 
 from kit.errors import BadInput, DatasetInvalid, PictureInvalid, UsageError
 from kit.samples import drawn_rows
-from kit.tasks.batches import MOST_BYTES, Labelled
+from kit.tasks.batches import MOST_BYTES, LabelledArrays
 from kit.tasks.classification import Classifier
 from kit.tasks.images import SUFFIXES
 from kit.tasks.tensors import arrays_of
@@ -52,7 +52,7 @@ def spread_over(paths: Sequence[Path], most: int) -> list[Path]:
     return list(paths[::step])[:most]
 
 
-def read_folder(folder: Path, classifier: Classifier, values: Values) -> Labelled:
+def read_folder(folder: Path, classifier: Classifier, values: Values) -> LabelledArrays:
     """Read the pictures of a folder: labelled by the names of its subfolders if these are labels, else without labels.
 
     Raises:
@@ -78,7 +78,7 @@ def read_folder(folder: Path, classifier: Classifier, values: Values) -> Labelle
     if not read:
         raise DatasetInvalid(f"no picture in {folder} can be read, such as {unreadable[0].name}")
     labels = [label for label, _ in read if label is not None]
-    return Labelled(
+    return LabelledArrays(
         arrays=[array for _, array in read],
         labels=np.array(labels, np.int64) if labels else None,
         source="; ".join([f"pictures of {folder.resolve().name}", *notes]),
@@ -120,7 +120,7 @@ def _notes(paths: Sequence[Path], why: str) -> list[str]:
     return [f"{len(paths):,} file{'' if len(paths) == 1 else 's'} passed over {why} ({names})"]
 
 
-def read_npz(path: Path, classifier: Classifier, spec: TensorSpec, values: Values) -> Labelled:
+def read_npz(path: Path, classifier: Classifier, spec: TensorSpec, values: Values) -> LabelledArrays:
     """Read pictures, and labels if there are any, from named arrays.
 
     Raises:
@@ -137,7 +137,7 @@ def read_npz(path: Path, classifier: Classifier, spec: TensorSpec, values: Value
     if labels is not None:
         found = [classifier.index(one, f"{path.name}, label {row}") for row, one in enumerate(labels.tolist())]
         indices = np.array(found, np.int64)
-    return Labelled(arrays=arrays, labels=indices, source=path.name)
+    return LabelledArrays(arrays=arrays, labels=indices, source=path.name)
 
 
 def of_npz(path: Path, most: int) -> list[Image.Image]:

@@ -9,7 +9,7 @@ original is compared with its stored answers as well. kit.verify.model proves a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,15 +21,14 @@ from kit.bundle import Bundle
 from kit.bundle.manifest import FileRef, Variant
 from kit.choices import Precision, Provider
 from kit.errors import KitError, PackageMissing, Unavailable, UsageError
-from kit.metrics import Better, Fidelity, Metric, Verdict, fidelity
+from kit.metrics import Better, Fidelity, FidelityVerdict, Metric, fidelity
 from kit.runtime import registry
 from kit.runtime.base import Runner, RunnerOptions, run_in_batches
 from kit.samples import Samples, count
+from kit.system.progress import OnProgress, silent
 from kit.tasks import registry as tasks
 from kit.tasks.base import Task
 from kit.tensors import Tensors
-
-OnStep = Callable[[str], None]
 
 FLOAT_WAY_IN = 1e-6
 """How far a float that a raw item becomes may lie from the stored one; integers must be equal."""
@@ -69,7 +68,7 @@ class WayIn:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure:
+class MetricFigure:
     """What the task's metric says of a variant and of the original on the golden samples, which have targets."""
 
     metric: str
@@ -95,8 +94,8 @@ class VariantCheck:
     provider: Provider
     placement: str = ""
     fidelity: tuple[Fidelity, ...] = ()
-    verdict: Verdict | None = None
-    figure: Figure | None = None
+    verdict: FidelityVerdict | None = None
+    figure: MetricFigure | None = None
     problem: str = ""
     unavailable: bool = False
 
@@ -112,7 +111,7 @@ class OriginalCheck:
 
     name: str
     fidelity: tuple[Fidelity, ...]
-    verdict: Verdict
+    verdict: FidelityVerdict
 
     @property
     def ok(self) -> bool:
@@ -166,7 +165,7 @@ def verify(
     *,
     options: RunnerOptions | None = None,
     runtimes: tuple[str, ...] = (registry.DEFAULT,),
-    on_step: OnStep = lambda _: None,
+    on_progress: OnProgress = silent,
 ) -> Verification:
     """Check files, way in, golden samples and every variant in every runtime; what fails is in the result, not raised.
 
@@ -174,33 +173,33 @@ def verify(
         bundle: Any bundle, opened by kit.ready.find or kit.bundle.find.
         options: How the runtimes open variants.
         runtimes: Names, or `all`.
-        on_step: Told what is being checked.
+        on_progress: Told what is being checked.
 
     Raises:
         UsageError: A runtime that does not exist.
     """
     wanted = registry.chosen(runtimes, bundle)
     options = options or RunnerOptions()
-    on_step("hashes")
+    on_progress("hashes")
     files = tuple(_check_file(bundle, ref) for ref in dict.fromkeys(bundle.manifest.files()))
     intact = {check.file for check in files if check.ok}
     if bundle.manifest.golden.file.file not in intact:
         return Verification(bundle=bundle.name, files=files)
     golden = bundle.golden()
     task, remarks = _task(bundle)
-    on_step("way in")
+    on_progress("way in")
     way_in = _way_in(bundle, task, intact, remarks)
     metric = _metric(task, golden)
     checks = []
     for runtime in wanted:
         for variant in (one for one in bundle.variants if registry.can_run(runtime, one)):
-            on_step(f"{variant.id} in {runtime}")
+            on_progress(f"{variant.id} in {runtime}")
             checks.append(_check_variant(bundle, variant, runtime, golden, metric, options))
     if registry.ALL in runtimes and any(check.ok for check in checks):
         # `all` is what there is: a runtime that is not here, or cannot rebuild the original, is said and is no failure.
         remarks += [f"{check.variant} in {check.runtime}: {check.problem}" for check in checks if check.unavailable]
         checks = [check for check in checks if not check.unavailable]
-    on_step("original")
+    on_progress("original")
     return Verification(
         bundle=bundle.name,
         files=files,
@@ -299,7 +298,7 @@ def _metric(task: Task | None, golden: Sequence[Samples]) -> Metric | None:
     return next((metric for metric in known if metric.needs_targets), None)
 
 
-def _figure(metric: Metric | None, answers: Sequence[Tensors], golden: Sequence[Samples]) -> Figure | None:
+def _figure(metric: Metric | None, answers: Sequence[Tensors], golden: Sequence[Samples]) -> MetricFigure | None:
     if metric is None:
         return None
     try:
@@ -307,7 +306,7 @@ def _figure(metric: Metric | None, answers: Sequence[Tensors], golden: Sequence[
         theirs = metrics.evaluate(metric, [group.expected or {} for group in golden], golden)
     except UsageError:  # the metric is not for these outputs, which fidelity has judged
         return None
-    return Figure(
+    return MetricFigure(
         metric=metric.name,
         value=ours.whole,
         original=theirs.whole,

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from kit.bundle import Bundle
 from kit.choices import Precision, Provider
 from kit.errors import KitError, Unavailable, UsageError
-from kit.metrics import Fidelity, Verdict, fidelity
+from kit.metrics import Fidelity, FidelityVerdict, fidelity
 from kit.runtime import registry
 from kit.runtime.base import Runner, RunnerOptions
 from kit.samples import Samples, check, count
+from kit.system.progress import OnProgress, silent
 from kit.tensors import Signature, Sizes, Tensors, TensorSpec
-from kit.verify.bundle import OnStep, answers_of
+from kit.verify.bundle import answers_of
 
 ROWS_RTOL = 0.1
 """How far a row may move with its neighbours, as a share of the largest value: dynamic quantization finds one range for the
@@ -73,7 +74,7 @@ class RuntimeCheck:
     sizes: tuple[SizeCheck, ...] = ()
     rows_error: float | None = None
     fidelity: tuple[Fidelity, ...] = ()
-    verdict: Verdict | None = None
+    verdict: FidelityVerdict | None = None
     problem: str = ""
     unavailable: bool = False
 
@@ -131,7 +132,7 @@ class PairCheck:
     sizes: tuple[dict[str, int], ...]
     source: str
     fidelity: tuple[Fidelity, ...]
-    verdict: Verdict
+    verdict: FidelityVerdict
     only_here: tuple[str, ...] = ()
     only_there: tuple[str, ...] = ()
 
@@ -146,7 +147,7 @@ def check_model(
     *,
     options: RunnerOptions | None = None,
     runtimes: tuple[str, ...] = (registry.DEFAULT,),
-    on_step: OnStep = lambda _: None,
+    on_progress: OnProgress = silent,
 ) -> ModelCheck:
     """Run a model's default variant at several sizes in every runtime, and see whether its rows depend on each other.
 
@@ -160,7 +161,7 @@ def check_model(
     for runtime in (
         name for name in registry.chosen(runtimes, bundle) if registry.can_run(name, variant, options.provider)
     ):
-        on_step(runtime)
+        on_progress(runtime)
         try:
             with registry.open_runner(runtime, bundle, variant, options) as runner:
                 checks.append(_check_runtime(runner, bundle.signature, runtime, golden, variant.precision))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from exporters.formats.base import Source
-from kit.bundle.manifest import Original as OriginalRecord
+from kit.bundle.manifest import Provenance
 from kit.metrics.fidelity import compare_tensors
 from kit.runtime.base import RunnerOptions
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
@@ -43,7 +43,7 @@ class OnnxOriginal:
         examples: tuple[Samples, ...] | None = None,
     ) -> None:
         self.name, self.signature, self.task, self.examples = name, signature, task, examples
-        self.record = OriginalRecord(kind="onnx", name=f"{name}.onnx")
+        self.record = Provenance(kind="onnx", name=f"{name}.onnx")
         self._source = source
         model = source if isinstance(source, Path) else source.SerializeToString()
         self._runner = OnnxRuntimeRunner(model, RunnerOptions(optimization="off"), binds=False)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from apps.demo.views import arrays, pictures, rows, texts
-from apps.demo.views.base import Question, Source, View
+from apps.demo.views.base import Asking, Question, View
 from kit.bundle import Bundle
 
-__all__ = ["Question", "Source", "View", "view_of"]
+__all__ = ["Asking", "Question", "View", "view_of"]
 
 _VIEWS: dict[str, Callable[[Bundle], View]] = {
     "image-classification": pictures.view,

@@ -7,7 +7,7 @@ import pandas as pd
 import streamlit as st
 
 from apps.demo import words
-from apps.demo.views.base import Question, Source, View, next_draw
+from apps.demo.views.base import Asking, Question, View, next_draw
 from apps.demo.visitor import Visitor
 from kit.bundle import Bundle
 from kit.errors import KitError
@@ -21,8 +21,8 @@ def view(bundle: Bundle) -> View:  # noqa: ARG001 - all models have the same one
     """Return the view of a model without a task that people's things go through."""
     return View(
         sources={
-            "Golden samples": Source(take=golden, invitation="There are no golden samples to ask about."),
-            "File": Source(take=uploaded, invitation="Choose an .npz that holds an array for each input, by its name."),
+            "Golden samples": Asking(take=golden, invitation="There are no golden samples to ask about."),
+            "File": Asking(take=uploaded, invitation="Choose an .npz that holds an array for each input, by its name."),
         }
     )
 

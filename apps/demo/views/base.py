@@ -44,7 +44,7 @@ Take = Callable[[Visitor, Bundle], Question | None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class Asking:
     """One way to ask.
 
     Attributes:
@@ -65,7 +65,7 @@ class View:
         example: An item as Python source, for the lines that run the model; empty if its task has no items.
     """
 
-    sources: dict[str, Source]
+    sources: dict[str, Asking]
     example: str = ""
 
 

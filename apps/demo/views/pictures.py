@@ -8,7 +8,7 @@ import streamlit as st
 from apps.demo import canvas, words
 from apps.demo.explain import CHANNELS, picture_of
 from apps.demo.views import arrays
-from apps.demo.views.base import Question, Source, View, next_draw
+from apps.demo.views.base import Asking, Question, View, next_draw
 from apps.demo.visitor import Visitor, pixels_of
 from kit.bundle import Bundle
 from kit.errors import KitError
@@ -21,16 +21,16 @@ def view(bundle: Bundle) -> View:
     if picture_of(bundle.signature) is None:
         return arrays.view(bundle)
     sources = {
-        "Draw": Source(
+        "Draw": Asking(
             take=_drawn, invitation="Draw with the mouse or a finger. The answer comes when you lift the pen."
         ),
-        "File": Source(
+        "File": Asking(
             take=_uploaded, invitation="Choose a picture: PNG or JPEG, any size, dark on light or light on dark."
         ),
-        "Camera": Source(
+        "Camera": Asking(
             take=_photographed, invitation="Take a photograph of one thing alone, filling much of the picture."
         ),
-        "Random": Source(take=_random, invitation="There is no picture to draw from."),
+        "Random": Asking(take=_random, invitation="There is no picture to draw from."),
     }
     if not is_grey(bundle):
         del sources["Draw"]

@@ -9,7 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from apps.demo.views import arrays
-from apps.demo.views.base import Question, Source, View, examples
+from apps.demo.views.base import Asking, Question, View, examples
 from apps.demo.visitor import Visitor
 from kit.bundle import Bundle
 
@@ -20,8 +20,8 @@ def view(bundle: Bundle) -> View:
         return arrays.view(bundle)
     return View(
         sources={
-            "Row": Source(take=_row, invitation="Fill in the row."),
-            "Random": Source(take=arrays.random, invitation="There is no sample to draw from."),
+            "Row": Asking(take=_row, invitation="Fill in the row."),
+            "Random": Asking(take=arrays.random, invitation="There is no sample to draw from."),
         }
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 import streamlit as st
 
 from apps.demo.views import arrays
-from apps.demo.views.base import Question, Source, View, examples
+from apps.demo.views.base import Asking, Question, View, examples
 from apps.demo.visitor import Visitor
 from kit.bundle import Bundle
 
@@ -22,8 +22,8 @@ def view(bundle: Bundle) -> View:  # noqa: ARG001 - all models of this task have
     """Return the view of a model that reads one text at a time."""
     return View(
         sources={
-            "Write": Source(take=_one, invitation="Write a text, or choose an example."),
-            "Random": Source(take=arrays.random, invitation="There is no sample to draw from."),
+            "Write": Asking(take=_one, invitation="Write a text, or choose an example."),
+            "Random": Asking(take=arrays.random, invitation="There is no sample to draw from."),
         },
         example='"a sentence"',
     )
@@ -33,8 +33,8 @@ def view_of_many(bundle: Bundle) -> View:  # noqa: ARG001
     """Return the view of a model that turns texts into vectors, which are compared with each other."""
     return View(
         sources={
-            "Write": Source(take=_many, invitation="Write some texts, one on each line."),
-            "Random": Source(take=arrays.random, invitation="There is no sample to draw from."),
+            "Write": Asking(take=_many, invitation="Write some texts, one on each line."),
+            "Random": Asking(take=arrays.random, invitation="There is no sample to draw from."),
         },
         example='"a sentence"',
     )

@@ -20,7 +20,7 @@ def load(
     data_dir: Path | None = None,
     download: bool = False,
     keep: bool = False,
-    on_progress: Callable[[float], None] = lambda _: None,
+    on_share: Callable[[float], None] = lambda _: None,
 ) -> Dataset:
     """Read a data set, downloading it first if allowed and needed.
 
@@ -29,7 +29,7 @@ def load(
         data_dir: Where data sets lie; for a folder that a bundle records, also that folder itself.
         download: Fetch what is not here.
         keep: Keep the pixels of a folder of images, so that the name recorded for it finds them again.
-        on_progress: Told the share of a folder of images that is read, 0 to 1.
+        on_share: Told the share of a folder of images that is read, 0 to 1.
 
     Raises:
         UsageError: Unknown name.
@@ -38,9 +38,9 @@ def load(
         PackageMissing: `digits` without scikit-learn, or a download without torchvision.
     """
     if folder.is_recorded(name):
-        return folder.load_recorded(name, data_dir, on_progress=on_progress)
+        return folder.load_recorded(name, data_dir, on_share=on_share)
     if name not in DATASETS:
-        return folder.load(folder.locate(name, data_dir or default_dir()), keep=keep, on_progress=on_progress)
+        return folder.load(folder.locate(name, data_dir or default_dir()), keep=keep, on_share=on_share)
     known = info(name)
     if not known.folder:
         return digits.read(known)

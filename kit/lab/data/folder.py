@@ -41,8 +41,6 @@ _NAME = re.compile(re.escape(PREFIX) + r"(?P<stem>[A-Za-z0-9][A-Za-z0-9._-]*)@(?
 _LEAST_STD = 0.01  # images of one grey are no reason to divide by nothing
 _HASHING_SHARE = 0.1  # of the time that reading takes, where nothing is kept
 
-OnProgress = Callable[[float], None]
-
 
 def kept_dir() -> Path:
     """Return where the pixels of folders are kept; what lies there may be deleted at any time."""
@@ -80,23 +78,23 @@ def locate(name: str, data_dir: Path) -> Path:
     )
 
 
-def load(folder: Path, *, keep: bool = False, on_progress: OnProgress = lambda _: None) -> Dataset:
+def load(folder: Path, *, keep: bool = False, on_share: Callable[[float], None] = lambda _: None) -> Dataset:
     """Read a folder of images.
 
     Args:
         folder: Laid out as listing.py says.
         keep: Keep the pixels, for `load_recorded`.
-        on_progress: Told the share that is done, 0 to 1.
+        on_share: Told the share that is done, 0 to 1.
 
     Raises:
         DatasetInvalid: It is laid out otherwise, or holds images that cannot be read, which are named.
     """
-    found = listing.read(folder, on_progress=lambda share: on_progress(_HASHING_SHARE * share))
+    found = listing.read(folder, on_share=lambda share: on_share(_HASHING_SHARE * share))
     # what decides the pixels belongs to the name, as the contents do
     name = f"{PREFIX}{stem(str(folder))}@{_short(found.sha256(), PIPELINE, str(SHAPE))}"
     dataset = _kept(name)
     if dataset is None:
-        pixels = _decode(folder, found.pictures, lambda share: on_progress(_HASHING_SHARE + 0.9 * share))
+        pixels = _decode(folder, found.pictures, lambda share: on_share(_HASHING_SHARE + 0.9 * share))
         labels = np.array([one.label for one in found.pictures], np.int64)
         test = np.array([bool(one.test) for one in found.pictures])
         train, held_out = (Split(pixels[chosen], labels[chosen]) for chosen in (~test, test))
@@ -109,13 +107,13 @@ def load(folder: Path, *, keep: bool = False, on_progress: OnProgress = lambda _
     return Dataset(info=dataset.info, train=dataset.train, test=dataset.test, notes=tuple(notes))
 
 
-def load_recorded(name: str, data_dir: Path | None, *, on_progress: OnProgress = lambda _: None) -> Dataset:
+def load_recorded(name: str, data_dir: Path | None, *, on_share: Callable[[float], None] = lambda _: None) -> Dataset:
     """Read the images that a bundle names: those of the folder given, or the kept ones.
 
     Args:
         name: As the bundle records it.
         data_dir: The folder itself, or the one it lies in; None for what was kept.
-        on_progress: Told the share that is done, 0 to 1.
+        on_share: Told the share that is done, 0 to 1.
 
     Raises:
         DatasetUnavailable: They are not on this machine, as far as kit knows.
@@ -131,7 +129,7 @@ def load_recorded(name: str, data_dir: Path | None, *, on_progress: OnProgress =
             f"the images that {name!r} stands for are not on this machine",
             hint="say where they are: --data-dir FOLDER, with a subfolder of images for each class",
         )
-    found = load(given, on_progress=on_progress)
+    found = load(given, on_share=on_share)
     if _hash(found.name) != _hash(name):
         raise DatasetInvalid(
             f"{given} does not hold the images of {name!r}: it is another folder, or files were added, removed or altered",
@@ -174,7 +172,7 @@ def _hash(name: str) -> str:
     return name.rpartition("@")[2]
 
 
-def _decode(folder: Path, pictures: tuple[Picture, ...], on_progress: OnProgress) -> NDArray[np.uint8]:
+def _decode(folder: Path, pictures: tuple[Picture, ...], on_share: Callable[[float], None]) -> NDArray[np.uint8]:
     """Run every image through the pipeline, or name those that cannot be."""
     pixels = np.zeros((len(pictures), *SHAPE), np.uint8)
     problems: list[tuple[Path, str]] = []
@@ -183,7 +181,7 @@ def _decode(folder: Path, pictures: tuple[Picture, ...], on_progress: OnProgress
             pixels[number] = to_pixels(one.path, pipeline=PIPELINE, shape=SHAPE)
         except PictureInvalid as error:
             problems.append((one.path, str(error).removeprefix(str(one.path)).strip()))
-        on_progress((number + 1) / len(pictures))
+        on_share((number + 1) / len(pictures))
     listing.refuse(folder, problems)
     return pixels
 

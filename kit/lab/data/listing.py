@@ -62,18 +62,18 @@ def holds_classes(folder: Path, *, nested: bool = True) -> bool:
         return False
 
 
-def read(folder: Path, *, on_progress: Callable[[float], None] = lambda _: None) -> Listing:
+def read(folder: Path, *, on_share: Callable[[float], None] = lambda _: None) -> Listing:
     """List a folder and hash its files.
 
     Args:
         folder: Holds a subfolder for each class, or train/ and test/ that do.
-        on_progress: Told the share that is done, 0 to 1.
+        on_share: Told the share that is done, 0 to 1.
 
     Raises:
         DatasetInvalid: No classes or only one, too few images in one, or files that cannot be read.
     """
     labels, found, notes = _list(folder)
-    pictures = _hashed(found, on_progress)
+    pictures = _hashed(found, on_share)
     if any(one.test is None for one in pictures):
         pictures = _split_by_content(pictures)
     _check_training(folder, labels, pictures)
@@ -183,7 +183,7 @@ def _check_counts(root: Path, labels: tuple[str, ...], pictures: list[Picture]) 
         )
 
 
-def _hashed(pictures: list[Picture], on_progress: Callable[[float], None]) -> list[Picture]:
+def _hashed(pictures: list[Picture], on_share: Callable[[float], None]) -> list[Picture]:
     """Return the pictures with their digests."""
     found = []
     for done, one in enumerate(pictures):
@@ -193,7 +193,7 @@ def _hashed(pictures: list[Picture], on_progress: Callable[[float], None]) -> li
         except OSError as error:  # named with those that cannot be decoded, all at once
             digest = f"unreadable {error.strerror} {one.path.name}"
         found.append(Picture(one.path, one.label, one.test, digest))
-        on_progress((done + 1) / len(pictures))
+        on_share((done + 1) / len(pictures))
     return found
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 
@@ -14,11 +12,10 @@ from kit.lab.training.batches import Taught, draw_views
 from kit.lab.training.recipe import Recipe
 from kit.lab.training.trainer import Trainer, predict
 from kit.lab.training.world import World
+from kit.system.progress import OnProgress, silent
 
 _SEEN = 10_000
 """Images that are looked at to begin where the network is."""
-
-OnStep = Callable[[str, float], None]
 
 
 def distill(
@@ -29,7 +26,7 @@ def distill(
     normalization: Normalization,
     *,
     world: World | None = None,
-    on_step: OnStep = lambda _what, _share: None,
+    on_progress: OnProgress = silent,
 ) -> nn.Module:
     """Return the student, fitted, in evaluation mode.
 
@@ -40,7 +37,7 @@ def distill(
         recipe: With its teaching; its `model` is not looked at.
         normalization: Of raw pixels.
         world: Where; this process alone, on the CPU, without it.
-        on_step: Told what is being done, and its share.
+        on_progress: Told what is being done, and its share.
     """
     world = world or World(device=torch.device("cpu"))
     torch.manual_seed(recipe.seed)
@@ -50,7 +47,7 @@ def distill(
         return predict(teacher, images, normalization, world, bf16=recipe.bf16)
 
     views, calm = draw_views(
-        pixels, recipe, read, world, lambda done, total: on_step("distorting and reading views", done / total)
+        pixels, recipe, read, world, lambda done, total: on_progress("distorting and reading views", done / total)
     )
     batches = Taught(views, calm, recipe, world, images=len(pixels))
     module: nn.Module = student
@@ -59,7 +56,7 @@ def distill(
     trainer = Trainer(module, recipe, batches, normalization, world)
     for number in range(1, recipe.epochs + 1):
         loss = trainer.epoch(number)
-        on_step(f"epoch {number} of {recipe.epochs}, loss {loss:.4f}", number / recipe.epochs)
+        on_progress(f"epoch {number} of {recipe.epochs}, loss {loss:.4f}", number / recipe.epochs)
     return models.folded(trainer.fitted).cpu().eval()
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from kit import bundle
 from kit.bundle import Bundle
-from kit.bundle.manifest import Original
+from kit.bundle.manifest import Provenance
 from kit.errors import BundleInvalid
 from kit.lab import models, records
 from kit.lab.blueprint import ARCHITECTURE, Blueprint
@@ -55,7 +55,7 @@ def save(
         task=result.blueprint.task,
         golden=(golden,),
         tools=machine.tool_versions(),
-        original=Original(kind=ARCHITECTURE, name=result.blueprint.architecture),
+        original=Provenance(kind=ARCHITECTURE, name=result.blueprint.architecture),
         weights=models.save_weights(result.module),
         attachments=records.attachments(training=result.record),
     )
