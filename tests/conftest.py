@@ -15,14 +15,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from filelock import FileLock
 
 import apps.cli
-from kit.bundle import Bundle, open_folder, pack
+from kit.bundle import Bundle, create, open_folder, pack
+from kit.bundle.manifest import Provenance
 from kit.choices import Precision, Provider, QuantizationScheme
 from kit.lab import data
 from kit.runtime import providers
+from kit.samples import Samples
 from kit.tasks.image import ImageClassification
 
 ROOT = Path(__file__).parent.parent
@@ -119,13 +122,22 @@ def _tiny(once: Once, tiny_task: ImageClassification) -> Path:
         from kit.lab import models
 
         torch.manual_seed(1)
-        exporters.export(
-            models.build("mlp-8", shape=(16,), outputs=3),
+        signature = tiny_task.signature(shape=(4, 4))
+        module = models.build("mlp-8", shape=(16,), outputs=3).eval()
+        pixels = np.random.default_rng(0).integers(0, 256, (256, 4, 4), dtype=np.uint8)
+        with torch.inference_mode():
+            logits = module((torch.tensor(pixels) / 255 - 0.4) / 0.2).numpy()
+        bundle = create(
+            folder / "tiny",
             name="tiny",
+            signature=signature,
             task=tiny_task,
-            signature=tiny_task.signature(shape=(4, 4)),
-            out=folder / "tiny",
+            golden=[Samples(inputs={"pixels": pixels}, expected={"logits": logits}, source="seeded noise")],
+            tools={},
+            original=Provenance(kind="architecture", name="mlp-8"),
+            weights=models.save_weights(module),
         )
+        exporters.export_bundle(bundle, exporters.ExportOptions())
 
     return once("tiny", make) / "tiny"
 

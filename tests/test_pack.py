@@ -294,7 +294,12 @@ def test_list_shows_packed_files_and_unpacks_none(kit_inside: Kit, tiny: Bundle,
     path = bundles.pack(tiny, tmp_path / "artifacts")
     (tmp_path / "artifacts" / "broken.kit").write_text("nothing")
     rows = {row["name"]: row for row in json.loads(kit_inside("list", "--json").stdout)}
-    assert rows[path.name] == {"name": path.name, "file": f"artifacts/{path.name}", "variants": ["fp32"]}
+    assert rows[path.name] == {
+        "name": path.name,
+        "file": f"artifacts/{path.name}",
+        "task": "image-classification@1",
+        "variants": ["fp32"],
+    }
     assert "no packed bundle" in rows["broken.kit"]["broken"]
     assert kit_inside("list").returncode == 0
     assert not cache.exists()

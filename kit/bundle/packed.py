@@ -170,15 +170,20 @@ def copy_member(packed: Packed, file: BinaryIO, ref: FileRef, target: BinaryIO |
         BundleInvalid: It was altered; what was copied is not to be used.
     """
     digest = hashlib.sha256()
-    with _reading(packed.origin), zipfile.ZipFile(file) as archive, archive.open(ref.file) as member:
-        while chunk := member.read(_CHUNK_BYTES):
-            digest.update(chunk)
-            if target is not None:
-                target.write(chunk)
+    for chunk in _chunks(packed, file, ref):
+        digest.update(chunk)
+        if target is not None:
+            target.write(chunk)  # what goes wrong here is not the packed file's fault
     if digest.hexdigest() != ref.sha256:
         raise BundleInvalid(
             f"{packed.origin} was altered: {ref.file} has another sha256 than its manifest", hint=_AGAIN
         )
+
+
+def _chunks(packed: Packed, file: BinaryIO, ref: FileRef) -> Iterator[bytes]:
+    with _reading(packed.origin), zipfile.ZipFile(file) as archive, archive.open(ref.file) as member:
+        while chunk := member.read(_CHUNK_BYTES):
+            yield chunk
 
 
 def unpack_into(packed: Packed, file: BinaryIO, folder: Path) -> None:
