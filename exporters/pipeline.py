@@ -18,7 +18,7 @@ from exporters.search import blame
 from exporters.sources.base import Original
 from exporters.workbench import ExportReport, Workbench
 from kit import bundle as bundles
-from kit.bundle import Bundle, Items, Staged
+from kit.bundle import Bundle, Staged
 from kit.bundle.manifest import Variant, check_name
 from kit.choices import Precision
 from kit.errors import UsageError
@@ -27,12 +27,12 @@ from kit.samples import Samples, Splits
 from kit.system import machine
 from kit.system.progress import OnProgress, silent
 from kit.tasks.base import Task
+from kit.tasks.proof import items_of
 from kit.tensors import Axis, Signature
 
 __all__ = ["ExportOptions", "ExportReport", "export", "export_bundle", "make"]
 
 _QUANTIZED = frozenset({Precision.INT8, Precision.INT4})
-_MOST_ITEMS = 3
 
 
 def export_bundle(
@@ -172,7 +172,7 @@ def export_original(
     bundles.refuse_foreign(folder)
     if task is not None:
         task.check(original.signature)
-    items = _items(task, raw)
+    items = items_of(task, raw)
     with workbench.staging_beside(folder) as staging:
         bench = workbench.of(
             original,
@@ -241,11 +241,3 @@ def _scored(before: Variant, now: Variant) -> Variant:
     fresh = {(score.metric, score.dataset, score.split) for score in now.scores}
     kept = tuple(one for one in before.scores if (one.metric, one.dataset, one.split) not in fresh)
     return dataclasses.replace(before, scores=(*kept, *now.scores))
-
-
-def _items(task: Task | None, raw: Sequence[Any]) -> Items | None:
-    """Return raw items with the tensors that each of them becomes alone; None if there are none."""
-    if task is None or not raw:
-        return None
-    chosen = list(raw[:_MOST_ITEMS])
-    return Items(raw=chosen, tensors=tuple(dict(task.encode([task.item(one)])) for one in chosen))

@@ -78,8 +78,9 @@ def info(bundle: str | None, as_json: bool) -> None:
 def upgrade(bundle: str | None) -> None:
     """Rewrite the manifest of a BUNDLE that an earlier kit made; its models and samples stay as they are.
 
-    Every command reads earlier manifests without this. A manifest that was rewritten can no longer be read by the kit that
-    made it.
+    A bundle whose task has a way in, such as pictures, gets the proof of it if it has none: raw items, and the tensors they
+    become here. Every command reads earlier manifests without this. A manifest that was rewritten can no longer be read by
+    the kit that made it.
 
     \b
     Example:
@@ -88,11 +89,19 @@ def upgrade(bundle: str | None) -> None:
     from apps.cli import render
     from kit import bundle as bundles
     from kit.bundle.manifest import MANIFEST, SCHEMA_VERSION
+    from kit.errors import PackageMissing
+    from kit.tasks.proof import items_of
+    from kit.tasks.registry import task_of
 
     found = bundles.find(bundle)
+    bundles.refuse_packed(found)
+    try:
+        items = None if found.manifest.golden.items else items_of(task_of(found))
+    except PackageMissing:  # tensors need no task
+        items = None
     path = found.folder / MANIFEST
     before = path.read_bytes()
-    done = bundles.upgrade(found)
+    done = bundles.upgrade(found, items=items)
     if path.read_bytes() == before:
         render.remark(f"{done.name} had the newest manifest already, version {SCHEMA_VERSION}.")
         return

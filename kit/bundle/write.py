@@ -179,8 +179,12 @@ def attach(bundle: Bundle, role: str, data: bytes) -> Bundle:
         return _commit(bundle.folder, dataclasses.replace(current.manifest, attachments=attachments), inline=inline)
 
 
-def upgrade(bundle: Bundle) -> Bundle:
+def upgrade(bundle: Bundle, *, items: Items | None = None) -> Bundle:
     """Write a bundle's manifest in the newest version; its models and samples stay as they are.
+
+    Args:
+        bundle: Of any version.
+        items: The proof of its way in, for one that has none.
 
     Raises:
         UsageError: It was opened from a packed file.
@@ -189,9 +193,12 @@ def upgrade(bundle: Bundle) -> Bundle:
     refuse_packed(bundle)
     with _storage(bundle.folder), _locked(bundle.folder):
         current = open_folder(bundle.folder)
-        groups = current.golden()
+        groups, golden = current.golden(), current.manifest.golden
+        proof = golden.items
+        if proof is None and items is not None:
+            proof = _add(bundle.folder, "items", ".npz", items_bytes(items))
         golden = dataclasses.replace(
-            current.manifest.golden, samples=count(groups, current.signature), source=groups[0].source
+            golden, samples=count(groups, current.signature), source=_sources(groups), items=proof
         )
         return _commit(bundle.folder, dataclasses.replace(current.manifest, golden=golden), inline=current.inline)
 
@@ -303,9 +310,13 @@ def _golden(folder: Path, groups: Sequence[Samples], signature: Signature, items
     return Golden(
         file=_add(folder, "golden", ".npz", golden_bytes(groups)),
         samples=count(groups, signature),
-        source="; ".join(dict.fromkeys(group.source for group in groups if group.source)),
+        source=_sources(groups),
         items=None if items is None else _add(folder, "items", ".npz", items_bytes(items)),
     )
+
+
+def _sources(groups: Sequence[Samples]) -> str:
+    return "; ".join(dict.fromkeys(group.source for group in groups if group.source))
 
 
 def _task_ref(folder: Path, task: TaskPlug | None) -> TaskRef | None:

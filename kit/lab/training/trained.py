@@ -21,6 +21,7 @@ from kit.lab.training.trainer import predict
 from kit.lab.training.world import World
 from kit.samples import Samples
 from kit.system import machine
+from kit.tasks.proof import items_of
 
 
 def save(
@@ -48,11 +49,14 @@ def save(
         targets={"labels": pixels.labels},
         source=licence,
     )
+    task, signature = result.blueprint.task, result.blueprint.signature
+    task.check(signature)
     return bundle.create(
         folder,
         name=result.name,
-        signature=result.blueprint.signature,
-        task=result.blueprint.task,
+        signature=signature,
+        task=task,
+        items=items_of(task),
         golden=(golden,),
         tools=machine.tool_versions(),
         original=Provenance(kind=ARCHITECTURE, name=result.blueprint.architecture),
