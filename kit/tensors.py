@@ -260,13 +260,21 @@ class Signature:
         return {name: along(array, self._place(specs.get(name)), rows) for name, array in tensors.items()}
 
     def split(self, tensors: Tensors, most_rows: int) -> Iterator[dict[str, NDArray[Any]]]:
-        """Give inputs in pieces of `most_rows` samples or fewer, none copied; whole if there is no batch axis."""
+        """Give inputs in pieces of `most_rows` samples or fewer, none copied; whole if there is no batch axis.
+
+        The pieces are of about one size, each a multiple of what the batch axis asks for, so that all of them are allowed if
+        the whole is.
+        """
         count = self.rows(tensors)
         if self.batch is None or count <= most_rows:
             yield dict(tensors)
             return
-        for start in range(0, count, most_rows):
-            yield self.take(tensors, slice(start, start + most_rows))
+        unit = self.axes[self.batch].multiple_of
+        units = math.ceil(count / unit)
+        pieces = math.ceil(units / max(most_rows // unit, 1))
+        ends = [min(unit * (units * number // pieces), count) for number in range(1, pieces + 1)]
+        for start, end in zip([0, *ends[:-1]], ends, strict=True):
+            yield self.take(tensors, slice(start, end))
 
     def join(self, pieces: Sequence[Tensors]) -> dict[str, NDArray[Any]]:
         """Return the outputs of pieces as those of the whole.
@@ -282,15 +290,22 @@ class Signature:
             place = self._place(specs[name])
             if place is None:
                 raise UsageError(f"the output {name!r} has no axis {self.batch!r}: run smaller inputs one by one")
-            joined[name] = np.concatenate([piece[name] for piece in pieces], axis=place)
+            try:
+                joined[name] = np.concatenate([piece[name] for piece in pieces], axis=place)
+            except ValueError as error:
+                raise UsageError(
+                    f"the size of {name!r} depends on the values: the answers to pieces cannot be joined",
+                    hint="run smaller inputs one by one",
+                ) from error
         return joined
 
     def rows_within(self, most_bytes: int, sizes: Sizes) -> int:
-        """Return how many samples of these sizes fit into so many bytes, 1 at least."""
+        """Return how many samples of these sizes fit into so many bytes: as few as the batch axis allows at least."""
         if self.batch is None:
             return 1
-        one = self.nbytes({**sizes, self.batch: 1})
-        return max(1, most_bytes // max(one, 1))
+        axis = self.axes[self.batch]
+        rows = most_bytes // max(self.nbytes({**sizes, self.batch: 1}), 1)
+        return max(1, axis.least, rows // axis.multiple_of * axis.multiple_of, axis.multiple_of)
 
     def _place(self, spec: TensorSpec | None) -> int | None:
         """Return which axis of a tensor is the batch; tensors that are no input or output have it first."""
@@ -317,7 +332,7 @@ def _as_array(value: Any, spec: TensorSpec) -> NDArray[Any]:
         array = np.asarray(value)
         if array.dtype != spec.dtype and array.dtype.kind in "biuf":
             cast = array.astype(spec.dtype)
-            if array.dtype.kind == "f" or np.array_equal(cast, array):
+            if cast.dtype.kind == "f" or np.array_equal(cast, array):  # 1.7 is no id
                 array = cast
     except (ValueError, TypeError) as error:
         raise UsageError(f"{spec.name} must be {spec.describe()}: {error}") from error

@@ -2,9 +2,10 @@
 
     python scripts/memory.py [--sizes 0.5 100 500 3000] [--folder FOLDER] [--json memory.json]
 
-Each step runs in a process of its own, and its peak is what that process held at most, less what the same process holds when
-it has imported what it needs. The model is a stack of dense layers with random weights; the factor is the peak over the
-bytes of its weights. The folder needs about four times the largest model in free space, and is emptied afterwards.
+Each step runs in a process of its own. Its peak is what that process held at most, less what the same process holds for a
+model of next to nothing, which is measured first: packages that are imported on the way, buffers that are always there. The
+model is a stack of dense layers with random weights; the factor is the peak over the bytes of its weights. Mapped files
+count as far as they were read. The folder needs about four times the largest model in free space, and is emptied afterwards.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 SIZES_MB = (0.5, 100.0, 500.0, 3000.0)
+LEAST_MB = 0.01  # of the model that is next to nothing
 LAYERS = 6
 BATCH = 2
 
@@ -89,14 +91,15 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "kit-memory")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    rows = [row for size in arguments.sizes for row in measured(size, arguments.folder)]
+    empty = {row["step"]: row.get("peak", 0) for row in measured(LEAST_MB, arguments.folder, {})}
+    rows = [row for size in arguments.sizes for row in measured(size, arguments.folder, empty)]
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
     print("\n".join(table(rows)))
 
 
-def measured(size_mb: float, folder: Path) -> list[dict[str, Any]]:
-    """Run all steps for a model of a size, one process after the other."""
+def measured(size_mb: float, folder: Path, empty: dict[str, int]) -> list[dict[str, Any]]:
+    """Run all steps for a model of a size, one process after the other; `empty` has the peaks of a model without weights."""
     width = max(8, round(math.sqrt(size_mb * 1e6 / 4 / LAYERS)))
     weights = 4 * LAYERS * (width * width + width)
     shutil.rmtree(folder, ignore_errors=True)
@@ -118,7 +121,7 @@ def measured(size_mb: float, folder: Path) -> list[dict[str, Any]]:
             }
             if line:
                 found = json.loads(line.removeprefix("MEASURED"))
-                above = found["peak"] - found["before"]
+                above = max(found["peak"] - empty.get(step, found["before"]), 0)
                 row |= {**found, "above": above, "factor": above / weights}
             else:
                 row["error"] = (done.stderr.strip().splitlines() or ["no output"])[-1]

@@ -71,7 +71,7 @@ def test_ctrl_c_before_there_is_anything_to_keep_is_an_error(dataset: Dataset) -
         raise KeyboardInterrupt
 
     with pytest.raises(InterruptedEarlyError) as caught:
-        train(dataset, SHORT, name="a", listener=Listener(on_progress=stop))
+        train(dataset, SHORT, name="a", listener=Listener(on_step=stop))
     assert caught.value.exit_code == 130
 
 
@@ -202,10 +202,10 @@ def test_what_a_model_was_trained_on_whole_is_not_called_validation(dataset: Dat
     assert splits.validation_name == "train"
 
 
-def test_another_bundle_has_neither_module_nor_data_of_the_labs(tiny: Bundle) -> None:
-    assert plugs.rebuild(tiny) is None
-    assert datasets.of(tiny) is None
-    assert training_record(tiny) is None
+def test_another_bundle_has_neither_module_nor_data_of_the_labs(duo: Bundle) -> None:
+    assert plugs.rebuild(duo) is None
+    assert datasets.of(duo) is None
+    assert training_record(duo) is None
 
 
 def test_records_of_earlier_versions_are_read(dataset: Dataset, tmp_path: Path) -> None:

@@ -43,7 +43,8 @@ class Fidelity:
         rms_error: Root of the mean squared difference.
         cosine: Of all values together; None for outputs that hold no real numbers, or are all zero.
         agreement: Share of samples with the same highest value, for outputs of two axes or more; the share of equal values for
-            outputs of integers and truth values.
+            outputs of integers and truth values. What is no number agrees with nothing.
+        is_exact: The output holds integers or truth values.
     """
 
     output: str
@@ -53,6 +54,7 @@ class Fidelity:
     max_rel_error: float | None = None
     cosine: float | None = None
     agreement: float | None = None
+    is_exact: bool = False
 
     def __post_init__(self) -> None:
         """Refuse figures that are no numbers: with them, anything would pass."""
@@ -91,33 +93,47 @@ def compare_tensors(expected: Tensors, answers: Tensors) -> tuple[Fidelity, ...]
     return compare([Samples(inputs={}, expected=expected)], [answers])
 
 
-_Pair = tuple[NDArray[np.float64], NDArray[np.float64], bool]
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """A reference and a candidate as float64; what does not count is 0 in both.
+
+    Attributes:
+        counts: Which values count; None if all do.
+        is_exact: They are integers or truth values.
+    """
+
+    reference: NDArray[np.float64]
+    candidate: NDArray[np.float64]
+    counts: NDArray[np.bool_] | None
+    is_exact: bool
 
 
 def _pair(name: str, group: Samples, outputs: Tensors) -> _Pair:
-    """Return the reference and the candidate as float64, padding set to 0 in both."""
     assert group.expected is not None  # whoever compares has asked the original
     reference, candidate = group.expected[name], outputs[name]
-    exact = reference.dtype.kind != "f"
+    is_exact = reference.dtype.kind != "f"
+    ones = reference.astype(np.float64)
     if reference.shape != candidate.shape:
-        return reference.astype(np.float64), np.full(reference.shape, np.nan), exact
+        return _Pair(ones, np.full(reference.shape, np.nan), None, is_exact)
+    others = candidate.astype(np.float64)
     weights: Mapping[str, NDArray[np.generic]] = group.weights or {}
-    ones, others = reference.astype(np.float64), candidate.astype(np.float64)
-    if name in weights:
-        counts = np.broadcast_to(weights[name], reference.shape) != 0
-        ones, others = np.where(counts, ones, 0.0), np.where(counts, others, 0.0)
-    return ones, others, exact
+    if name not in weights:
+        return _Pair(ones, others, None, is_exact)
+    counts: NDArray[np.bool_] = np.broadcast_to(weights[name], reference.shape) != 0
+    return _Pair(np.where(counts, ones, 0.0), np.where(counts, others, 0.0), counts, is_exact)
 
 
 def _compare(name: str, pairs: Sequence[_Pair]) -> Fidelity:
-    largest = squares = above = one_square = other_square = product = 0.0
-    size = rows = 0
-    agreeing = 0.0
-    for reference, candidate, exact in pairs:
+    largest = squares = above = one_square = other_square = product = agreeing = 0.0
+    size = rows = places = 0
+    for pair in pairs:
+        reference, candidate = pair.reference, pair.candidate
         with np.errstate(invalid="ignore"):
-            difference = np.abs(candidate - reference)
-        same = (reference == candidate) | (np.isnan(reference) & np.isnan(candidate))  # infinities may be equal
-        difference = np.where(same, 0.0, np.where(np.isfinite(difference), difference, np.inf))
+            difference: NDArray[np.float64] = np.abs(candidate - reference)
+        same = np.asarray(
+            (reference == candidate) | (np.isnan(reference) & np.isnan(candidate))
+        )  # infinities may be equal
+        difference = np.asarray(np.where(same, 0.0, np.where(np.isfinite(difference), difference, np.inf)))
         finite = np.isfinite(reference) & np.isfinite(candidate)
         one, other = np.where(finite, reference, 0.0), np.where(finite, candidate, 0.0)
         largest = max(largest, float(np.abs(one).max(initial=0.0)))
@@ -126,30 +142,37 @@ def _compare(name: str, pairs: Sequence[_Pair]) -> Fidelity:
         one_square += float((one**2).sum())
         other_square += float((other**2).sum())
         product += float((one * other).sum())
-        size += difference.size
-        count = len(reference) if reference.ndim else 1
-        rows += count
-        agreeing += count * _agreement(reference, candidate, same, exact=exact)
-    is_exact = pairs[0][2]
-    ranks = pairs[0][0].ndim
+        size += difference.size if pair.counts is None else int(pair.counts.sum())
+        rows += len(reference) if reference.ndim else 1
+        agreed, of = _agreeing(pair, same)
+        agreeing, places = agreeing + agreed, places + of
+    first = pairs[0]
     scale = math.sqrt(one_square) * math.sqrt(other_square)
+    both_zero = one_square == 0 and other_square == 0
+    cosine = max(-1.0, min(1.0, product / scale)) if scale > 0 else 0.0  # one of them is nothing, the other is not
+    has_classes = first.reference.ndim >= 2 and first.reference.shape[-1] > 1
     return Fidelity(
         output=name,
         samples=max(rows, 1),
         max_abs_error=above,
         max_rel_error=above / max(largest, 1e-12),
         rms_error=math.sqrt(squares / max(size, 1)),
-        cosine=None if is_exact or scale == 0 else max(-1.0, min(1.0, product / scale)),
-        agreement=agreeing / max(rows, 1) if is_exact or (ranks >= 2 and pairs[0][0].shape[-1] > 1) else None,
+        cosine=None if first.is_exact or both_zero else cosine,
+        agreement=agreeing / max(places, 1) if first.is_exact or has_classes else None,
+        is_exact=first.is_exact,
     )
 
 
-def _agreement(
-    reference: NDArray[np.float64], candidate: NDArray[np.float64], same: NDArray[np.bool_], *, exact: bool
-) -> float:
-    if exact or reference.ndim < 2 or reference.size == 0:
-        return float(same.mean()) if same.size else 1.0
-    return float(np.mean(reference.argmax(axis=-1) == candidate.argmax(axis=-1)))
+def _agreeing(pair: _Pair, same: NDArray[np.bool_]) -> tuple[float, int]:
+    """Return how many places agree, and of how many: values of integers, else rows by their highest value."""
+    reference, candidate = pair.reference, pair.candidate
+    if pair.is_exact or reference.ndim < 2 or reference.size == 0:
+        counts = np.ones(same.shape, bool) if pair.counts is None else pair.counts
+        return float((same & counts).sum()), int(counts.sum())
+    agrees = np.asarray(reference.argmax(axis=-1) == candidate.argmax(axis=-1))
+    agrees &= ~(np.isnan(candidate).any(axis=-1) & ~same.all(axis=-1))
+    counts = np.ones(agrees.shape, bool) if pair.counts is None else pair.counts.any(axis=-1)
+    return float((agrees & counts).sum()), int(counts.sum())
 
 
 def judge(found: Sequence[Fidelity], precision: Precision, published: Sequence[Fidelity]) -> FidelityVerdict:
@@ -164,8 +187,7 @@ def judge_float(found: Sequence[Fidelity], tolerance: float) -> FidelityVerdict:
     needed, reason = 0.0, ""
     for one in found:
         relative = math.inf if one.max_rel_error is None else one.max_rel_error
-        is_exact = one.cosine is None and one.agreement is not None and one.max_abs_error > 0
-        if is_exact and one.agreement is not None and one.agreement >= 1 - AGREEMENT_SLACK:
+        if one.is_exact and math.isfinite(relative) and (one.agreement or 0.0) >= 1 - AGREEMENT_SLACK:
             continue  # an index whose scores tie within the tolerance
         if not relative <= tolerance and not reason:
             reason = f"{one.output}: relative error {relative:.2g} exceeds {tolerance:g}"

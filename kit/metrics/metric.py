@@ -49,6 +49,8 @@ class Metric:
         needs_targets: Whether it compares with right answers, and not with the original's.
         allowed_loss: Default bar: how much of it a variant may lose against the baseline.
         summary: Of the values for each sample; the mean, unless the metric is a root or a ratio of means.
+        is_built_in: Its function gets the samples along the first axis, wherever the model has them.
+        over_groups: In place of `function`, for a metric that has to see all groups of samples at once.
     """
 
     name: str
@@ -58,6 +60,8 @@ class Metric:
     needs_targets: bool = True
     allowed_loss: float = 0.01
     summary: Callable[[NDArray[np.float64]], float] = lambda values: float(values.mean())
+    is_built_in: bool = False
+    over_groups: Callable[[Sequence[Tensors], Sequence[Samples]], NDArray[np.float64]] | None = None
 
 
 _BUILT_IN: dict[str, Metric] = {}
@@ -67,7 +71,7 @@ def metric(name: str, **about: Any) -> Callable[[Function], Function]:
     """Register a built-in metric."""
 
     def register(function: Function) -> Function:
-        _BUILT_IN[name] = Metric(name=name, function=function, **about)
+        _BUILT_IN[name] = Metric(name=name, function=function, is_built_in=True, **about)
         return function
 
     return register
@@ -95,14 +99,19 @@ def find(name: str) -> Metric:
             hint=f"choose one of: {', '.join(_BUILT_IN)}; or your own: package.module:function",
         )
     function = imported(module, attribute)
-    return Metric(
-        name=name,
-        function=function,
-        better=Better(getattr(function, "better", Better.HIGHER)),
-        unit=str(getattr(function, "unit", "")),
-        needs_targets=bool(getattr(function, "needs_targets", True)),
-        allowed_loss=float(getattr(function, "allowed_loss", 0.01)),
-    )
+    try:
+        return Metric(
+            name=name,
+            function=function,
+            better=Better(getattr(function, "better", Better.HIGHER)),
+            unit=str(getattr(function, "unit", "")),
+            needs_targets=bool(getattr(function, "needs_targets", True)),
+            allowed_loss=float(getattr(function, "allowed_loss", 0.01)),
+        )
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"the attributes of the metric {name} are not right: {error}", hint='such as better = "lower", unit = "mm"'
+        ) from error
 
 
 def imported(module: str, attribute: str) -> Any:
@@ -126,122 +135,6 @@ def imported(module: str, attribute: str) -> Any:
         raise UsageError(f"{module} has no {attribute!r}", hint="write it as package.module:function") from error
     except Exception as error:  # a user's module may raise anything
         raise UsageError(f"{module} fails while it is imported: {type(error).__name__}: {error}") from error
-
-
-def scores_of(outputs: Tensors) -> NDArray[Any]:
-    """Return the scores for classes: `logits`, or the first float output of two axes or more.
-
-    Raises:
-        UsageError: There is none.
-    """
-    floats = [array for array in outputs.values() if array.dtype.kind == "f" and array.ndim >= 2]
-    if "logits" in outputs or floats:
-        return outputs.get("logits", floats[0] if floats else outputs["logits"])
-    raise UsageError("no output holds scores for classes", hint="choose another metric: --metric NAME")
-
-
-def _labels(samples: Samples) -> NDArray[Any]:
-    targets = samples.targets or {}
-    if not targets:
-        raise UsageError("top-1 needs labels", hint="give labelled data: --data FILE")
-    return targets.get("labels", next(iter(targets.values())))
-
-
-def _expected(samples: Samples) -> Tensors:
-    if samples.expected is None:
-        raise UsageError("the original's answers are not known for these samples")
-    return samples.expected
-
-
-@metric("top-1", unit="%", allowed_loss=0.003)
-def top1(outputs: Tensors, samples: Samples) -> NDArray[Any]:
-    """Whether the highest score is the label's, for each sample; unknown labels (-1) count as wrong."""
-    right: NDArray[Any] = scores_of(outputs).argmax(axis=-1) == _labels(samples)
-    return right if right.ndim == 1 else right.reshape(len(right), -1).mean(axis=1)
-
-
-@metric("agreement", unit="%", needs_targets=False, allowed_loss=0.05)
-def agreement(outputs: Tensors, samples: Samples) -> NDArray[Any]:
-    """Whether the highest score is the one of the original's answer, for each sample."""
-    same: NDArray[Any] = scores_of(outputs).argmax(axis=-1) == scores_of(_expected(samples)).argmax(axis=-1)
-    return same if same.ndim == 1 else same.reshape(len(same), -1).mean(axis=1)
-
-
-@metric("cosine", needs_targets=False, allowed_loss=0.02)
-def cosine(outputs: Tensors, samples: Samples) -> NDArray[np.float64]:
-    """Cosine of each sample's answer to the original's, the lowest of all float outputs."""
-    pairs = _pairs(outputs, samples)
-    lowest: NDArray[np.float64] = np.minimum.reduce([_cosines(ours, theirs) for ours, theirs in pairs])
-    return lowest
-
-
-@metric("max-error", better=Better.LOWER, needs_targets=False, allowed_loss=0.01)
-def max_error(outputs: Tensors, samples: Samples) -> NDArray[np.float64]:
-    """Largest absolute difference to the original's answer in each sample, over all float outputs."""
-    pairs = _pairs(outputs, samples)
-    largest = [np.abs(_flat(ours) - _flat(theirs)).max(axis=1, initial=0.0) for ours, theirs in pairs]
-    error: NDArray[np.float64] = np.maximum.reduce(largest)
-    return error
-
-
-@metric("rmse", better=Better.LOWER, summary=lambda values: float(np.sqrt(values.mean())), needs_targets=False)
-def rmse(outputs: Tensors, samples: Samples) -> NDArray[np.float64]:
-    """Squared error of each sample against its target, or the original's answer; the score is the root of their mean."""
-    ours, theirs = _against_targets(outputs, samples)
-    error: NDArray[np.float64] = ((_flat(ours) - _flat(theirs)) ** 2).mean(axis=1)
-    return error
-
-
-@metric("r2", needs_targets=False, allowed_loss=0.05)
-def r2(outputs: Tensors, samples: Samples) -> NDArray[np.float64]:
-    """Share of the variance that is explained (coefficient of determination), as each sample contributes to it."""
-    ours, theirs = _against_targets(outputs, samples)
-    exact = _flat(theirs)
-    spread = float(((exact - exact.mean(axis=0)) ** 2).mean())
-    error: NDArray[np.float64] = ((_flat(ours) - exact) ** 2).mean(axis=1)
-    explained: NDArray[np.float64] = 1.0 - error / spread if spread > 0 else np.where(error > 0, -np.inf, 1.0)
-    return explained
-
-
-def _against_targets(outputs: Tensors, samples: Samples) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return an output and what it should be: the target of the same name, the only target, else the original's answer."""
-    targets = samples.targets or {}
-    for name, array in outputs.items():
-        if name in targets:
-            return array, targets[name]
-    name, ours = next((name, array) for name, array in outputs.items() if array.dtype.kind == "f")
-    theirs = next(iter(targets.values())) if targets else _expected(samples)[name]
-    if ours.size != theirs.size:
-        raise UsageError(
-            f"the output {name!r} has the shape {ours.shape}, its target {theirs.shape}",
-            hint="choose another metric, such as --metric top-1 for labels",
-        )
-    return ours, theirs.reshape(ours.shape)
-
-
-def _pairs(outputs: Tensors, samples: Samples) -> list[tuple[NDArray[Any], NDArray[Any]]]:
-    expected = _expected(samples)
-    weights = samples.weights or {}
-    pairs = []
-    for name, array in outputs.items():
-        if array.dtype.kind != "f" or name not in expected:
-            continue
-        weight = np.broadcast_to(weights[name], array.shape) if name in weights else 1
-        pairs.append((array * weight, expected[name] * weight))
-    if not pairs:
-        raise UsageError("no output holds real numbers to compare", hint="choose another metric: --metric NAME")
-    return pairs
-
-
-def _flat(array: NDArray[Any]) -> NDArray[np.float64]:
-    return array.astype(np.float64).reshape(len(array), -1) if array.ndim else array.astype(np.float64).reshape(1, 1)
-
-
-def _cosines(ours: NDArray[Any], theirs: NDArray[Any]) -> NDArray[np.float64]:
-    one, other = _flat(ours), _flat(theirs)
-    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    both_zero = (np.abs(one).max(axis=1, initial=0) == 0) & (np.abs(other).max(axis=1, initial=0) == 0)
-    return np.where(both_zero, 1.0, (one * other).sum(axis=1) / np.maximum(lengths, 1e-300))
 
 
 def default(*, has_targets: bool, names_wanted: Sequence[str]) -> Metric:

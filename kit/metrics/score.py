@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +15,7 @@ from kit.errors import UsageError
 from kit.metrics.intervals import loss_of_counts, mean_of_pairs
 from kit.metrics.metric import Better, Metric
 from kit.samples import Samples
-from kit.tensors import Tensors
+from kit.tensors import Signature, Tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,32 +89,105 @@ class Values:
     is_binary: bool = False
 
 
-def evaluate(metric: Metric, answers: Sequence[Tensors], groups: Sequence[Samples]) -> Values:
+def evaluate(
+    metric: Metric,
+    answers: Sequence[Tensors],
+    groups: Sequence[Samples],
+    *,
+    signature: Signature | None = None,
+    output: str | None = None,
+) -> Values:
     """Apply a metric to the outputs of every group of samples.
+
+    Args:
+        metric: What to measure.
+        answers: Outputs of each group.
+        groups: Samples with targets or the original's answers.
+        signature: Where the batch axis of each tensor stands; None: first, everywhere.
+        output: The only output that a built-in metric looks at, such as the scores that a task reads; None for all.
 
     Raises:
         UsageError: It cannot be applied to them, or gives neither a float nor a value for each sample.
     """
-    results = []
-    for outputs, samples in zip(answers, groups, strict=True):
-        try:
-            results.append(metric.function(outputs, samples))
-        except (UsageError, MemoryError):
-            raise
-        except Exception as error:  # a user's metric may raise anything
-            raise UsageError(f"the metric {metric.name} failed: {type(error).__name__}: {error}") from error
-    arrays = [np.asarray(result) for result in results]
+    rows = [_rows(group, signature) for group in groups]
+    if metric.is_built_in:
+        pairs = [_samples_first(one, group, signature, output) for one, group in zip(answers, groups, strict=True)]
+        answers, groups = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    if metric.over_groups is not None:
+        each = metric.over_groups(answers, groups)
+        return Values(each, metric.summary(each), len(each))
+    arrays = [np.asarray(_applied(metric, *pair)) for pair in zip(answers, groups, strict=True)]
     if all(array.ndim == 1 for array in arrays):
-        each = np.concatenate(arrays)
-        is_binary = all(array.dtype == bool for array in arrays)
-        each = each.astype(np.float64)
-        return Values(each, metric.summary(each), len(each), is_binary)
+        return _of_each(metric, arrays, rows)
     if len(arrays) == 1 and arrays[0].ndim == 0:
-        return Values(None, float(arrays[0]), max(len(next(iter(groups[0].inputs.values()))), 1))
+        return Values(None, float(arrays[0]), max(rows[0], 1))
     raise UsageError(
         f"the metric {metric.name} gives one value for several groups of samples, which kit cannot join",
         hint="return one value for each sample, or give samples of one size",
     )
+
+
+def _applied(metric: Metric, outputs: Tensors, samples: Samples) -> Any:
+    try:
+        return metric.function(outputs, samples)
+    except (UsageError, MemoryError):
+        raise
+    except Exception as error:  # a user's metric may raise anything
+        raise UsageError(f"the metric {metric.name} failed: {type(error).__name__}: {error}") from error
+
+
+def _of_each(metric: Metric, arrays: Sequence[NDArray[Any]], rows: Sequence[int]) -> Values:
+    wrong = next(((len(array), count) for array, count in zip(arrays, rows, strict=True) if len(array) != count), None)
+    if wrong is not None:
+        raise UsageError(
+            f"the metric {metric.name} gives {wrong[0]} values for {wrong[1]} samples",
+            hint="return one value for each sample, or one float for all of them",
+        )
+    is_binary = all(array.dtype == bool for array in arrays)
+    each = np.concatenate(arrays).astype(np.float64)
+    return Values(each, metric.summary(each), len(each), is_binary)
+
+
+def _rows(group: Samples, signature: Signature | None) -> int:
+    """Return how many samples a group holds."""
+    if signature is not None:
+        return signature.rows(group.inputs)
+    sized = (*group.inputs.values(), *(group.expected or {}).values(), *(group.targets or {}).values())
+    return next((len(array) for array in sized if array.ndim), 1)
+
+
+def _samples_first(
+    outputs: Tensors, group: Samples, signature: Signature | None, output: str | None
+) -> tuple[Tensors, Samples]:
+    """Return outputs, answers and weights with the samples along the first axis; what belongs to the whole call is left out."""
+    places = {name: _place(name, signature) for name in outputs if output in {None, name}}
+
+    def moved(tensors: Tensors | None) -> dict[str, NDArray[Any]] | None:
+        if tensors is None:
+            return None
+        named = {name: place for name, place in places.items() if name in tensors and place is not None}
+        return {
+            name: tensors[name][np.newaxis] if place < 0 else np.moveaxis(tensors[name], place, 0)
+            for name, place in named.items()
+        }
+
+    targets = group.targets
+    if targets is not None and signature is not None and signature.batch is None:
+        targets = {
+            name: array if array.ndim and len(array) == 1 else array[np.newaxis] for name, array in targets.items()
+        }
+    placed = dataclasses.replace(group, expected=moved(group.expected), weights=moved(group.weights), targets=targets)
+    return moved(outputs) or {}, placed
+
+
+def _place(name: str, signature: Signature | None) -> int | None:
+    """Return the batch axis of an output; -1 if the whole call is one sample, None if it belongs to no sample."""
+    if signature is None:
+        return 0
+    if signature.batch is None:
+        return -1
+    shape = signature.output(name).shape
+    return shape.index(signature.batch) if signature.batch in shape else None
 
 
 def score(metric: Metric, values: Values, *, dataset: str, split: str, baseline: Values | None = None) -> Score:
@@ -123,6 +198,10 @@ def score(metric: Metric, values: Values, *, dataset: str, split: str, baseline:
     """
     if not math.isfinite(values.whole):
         raise UsageError(f"the metric {metric.name} is {values.whole} on {dataset} {split}")
+    if metric.unit == "%" and not 0 <= values.whole <= 1:
+        raise UsageError(
+            f"the metric {metric.name} has the unit % and is {values.whole:g}", hint="return shares from 0 to 1"
+        )
     worse = improved = None
     low = high = None
     if baseline is not None and values.each is not None and baseline.each is not None:
@@ -132,8 +211,6 @@ def score(metric: Metric, values: Values, *, dataset: str, split: str, baseline:
         else:
             sign = 1.0 if metric.better is Better.HIGHER else -1.0
             low, high = _interval_of(metric, sign, baseline.each, values.each)
-    elif baseline is None and values.is_binary:
-        worse = improved = None
     return Score(
         metric=metric.name,
         dataset=dataset,

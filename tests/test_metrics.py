@@ -1,0 +1,210 @@
+"""Metrics and fidelity: right values, whatever the layout, and no comparison that is blind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kit import metrics
+from kit.choices import Precision
+from kit.errors import UsageError
+from kit.metrics import fidelity
+from kit.samples import Samples
+from kit.tensors import Signature, TensorSpec
+
+SCORES = np.array([[2.0, 1.0], [3.0, 0.0], [0.0, 5.0], [4.0, 1.0]], np.float32)
+
+
+def value(name: str, outputs: dict[str, Any], **given: Any) -> metrics.Values:
+    context = {key: given.pop(key) for key in ("signature", "output") if key in given}
+    rows = len(next(iter(outputs.values())))
+    samples = Samples(inputs=given.pop("inputs", {"x": np.zeros(rows)}), **given)
+    return metrics.evaluate(metrics.find(name), [outputs], [samples], **context)
+
+
+def like(*outputs: TensorSpec, batch: str | None = "batch", inputs: tuple[int | str, ...] = ("batch",)) -> Signature:
+    return Signature(inputs=(TensorSpec(name="x", dtype="float64", shape=inputs),), outputs=outputs, batch=batch)
+
+
+def spec(name: str, *shape: int | str) -> TensorSpec:
+    return TensorSpec(name=name, dtype="float32", shape=shape)
+
+
+def test_labels_of_any_shape_that_means_the_same_give_the_same_score() -> None:
+    right = np.array([0, 0, 1, 0])
+    for labels in (right, right[:, np.newaxis], right.astype(np.int32)):
+        assert value("top-1", {"logits": SCORES}, targets={"labels": labels}).each.tolist() == [1, 1, 1, 1]
+    with pytest.raises(UsageError, match=r"labels have the shape \[4, 2\]"):
+        value("top-1", {"logits": SCORES}, targets={"labels": np.zeros((4, 2))})
+
+
+def test_scores_that_are_no_numbers_are_wrong() -> None:
+    spoilt = SCORES.copy()
+    spoilt[:2] = np.nan
+    assert value("top-1", {"logits": spoilt}, targets={"labels": np.array([0, 0, 1, 0])}).whole == 0.5
+    assert value("agreement", {"logits": spoilt}, expected={"logits": SCORES}).whole == 0.5
+    assert value("agreement", {"logits": spoilt}, expected={"logits": spoilt}).whole == 0.5
+
+
+def test_the_output_that_the_task_reads_is_the_one_that_counts() -> None:
+    outputs = {"features": -SCORES, "scores": SCORES}
+    labels = {"labels": np.array([0, 0, 1, 0])}
+    assert value("top-1", outputs, targets=labels, output="scores").whole == 1.0
+    assert value("top-1", {"features": -SCORES, "logits": SCORES}, targets=labels).whole == 1.0
+
+
+def test_pictures_of_labels_have_their_classes_along_the_channels() -> None:
+    rng = np.random.default_rng(0)
+    maps = rng.standard_normal((2, 3, 4, 5)).astype(np.float32)
+    labels = maps.argmax(axis=1)
+    assert value("top-1", {"out": maps}, targets={"labels": labels}).whole == 1.0
+    assert value("agreement", {"out": maps}, expected={"out": maps * 2}).whole == 1.0
+    labels[0, 0, 0] = (labels[0, 0, 0] + 1) % 3
+    assert value("top-1", {"out": maps}, targets={"labels": labels}).each.tolist() == [0.95, 1.0]
+
+
+def test_a_batch_that_is_not_first_does_not_mix_samples_up() -> None:
+    rng = np.random.default_rng(0)
+    answers = rng.standard_normal((7, 4)).astype(np.float32)  # [sequence, batch]
+    given = like(spec("y", "sequence", "batch"))
+    exact = value("r2", {"y": answers}, expected={"y": answers}, signature=given, inputs={"x": np.zeros(4)})
+    assert exact.each.tolist() == [1.0] * 4
+    off = answers.copy()
+    off[:, 2] += 1.0
+    errors = value("max-error", {"y": off}, expected={"y": answers}, signature=given, inputs={"x": np.zeros(4)})
+    assert errors.each.tolist() == pytest.approx([0, 0, 1, 0])
+
+
+def test_what_belongs_to_the_whole_call_is_no_sample() -> None:
+    given = like(spec("y", "batch", 2), spec("state", 3, 5))
+    outputs = {"y": SCORES, "state": np.zeros((3, 5), np.float32)}
+    found = value("cosine", outputs, expected=outputs, signature=given, inputs={"x": np.zeros(4)})
+    assert found.each.tolist() == pytest.approx([1.0] * 4)
+    alone = like(spec("y", 4, 2), batch=None, inputs=(4,))
+    whole = value("cosine", {"y": SCORES}, expected={"y": SCORES}, signature=alone, inputs={"x": np.zeros(4)})
+    assert whole.each.tolist() == pytest.approx([1.0])
+
+
+def test_r2_sees_answers_that_hardly_vary_in_all_groups_together() -> None:
+    exact = [np.array([[1.0]]), np.array([[2.0]]), np.array([[3.0]])]
+    groups = [Samples(inputs={"x": np.zeros(1)}, expected={"y": one}) for one in exact]
+    metric = metrics.find("r2")
+    assert metrics.evaluate(metric, [{"y": one} for one in exact], groups).whole == 1.0
+    constant = metrics.evaluate(metric, [{"y": np.array([[2.0]])}] * 3, groups)
+    assert constant.whole == pytest.approx(0.0)
+    with pytest.raises(UsageError, match="do not vary"):
+        metrics.evaluate(metric, [{"y": exact[0]}], groups[:1])
+
+
+def test_r2_is_the_mean_over_columns_as_scikit_learn_has_it() -> None:
+    from sklearn.metrics import r2_score
+
+    rng = np.random.default_rng(0)
+    theirs = rng.standard_normal((50, 3)) * [1.0, 100.0, 0.01]
+    ours = theirs + rng.standard_normal((50, 3)) * 0.3
+    found = value("r2", {"y": ours}, targets={"y": theirs})
+    assert found.whole == pytest.approx(r2_score(theirs, ours))
+    assert value("rmse", {"y": ours}, targets={"y": theirs}).whole == pytest.approx(
+        np.sqrt(((ours - theirs) ** 2).mean())
+    )
+
+
+def test_targets_are_never_broadcast_nor_guessed() -> None:
+    with pytest.raises(UsageError, match="its target"):
+        value("rmse", {"y": np.zeros((4, 3))}, targets={"y": np.zeros((4, 1))})
+    with pytest.raises(UsageError, match="the targets are called index, y2"):
+        value("rmse", {"y": np.zeros((4, 1))}, targets={"index": np.arange(4), "y2": np.zeros(4)})
+    two = value("rmse", {"a": np.ones((4, 1)), "b": np.zeros((4, 1))}, targets={"a": np.zeros(4), "b": np.zeros(4)})
+    assert two.each.tolist() == [0.5] * 4, "every output that has a target counts"
+
+
+def test_padding_counts_nowhere() -> None:
+    theirs = np.array([[[1.0, 0.0], [0.0, 1.0]]], np.float32)
+    ours = theirs.copy()
+    ours[0, 1] = [np.nan, 7.0]
+    weights = {"y": np.array([[[1], [0]]], np.uint8)}
+    for name, perfect in (("cosine", 1.0), ("max-error", 0.0), ("rmse", 0.0), ("agreement", 1.0)):
+        assert value(name, {"y": ours}, expected={"y": theirs}, weights=weights).whole == perfect, name
+    (found,) = fidelity.compare(
+        [Samples(inputs={"x": np.zeros(1)}, expected={"y": theirs}, weights=weights)], [{"y": ours}]
+    )
+    assert (found.max_abs_error, found.agreement) == (0.0, 1.0)
+    wrong = theirs.copy()
+    wrong[0, 0] = [0.0, 1.0]
+    (found,) = fidelity.compare(
+        [Samples(inputs={"x": np.zeros(1)}, expected={"y": theirs}, weights=weights)], [{"y": wrong}]
+    )
+    assert found.agreement == 0.0
+    assert found.rms_error == pytest.approx(1.0)
+
+
+def test_a_users_metric_gives_a_value_for_each_sample_or_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine_of_metrics.py").write_text(
+        "import numpy as np\n"
+        "def classes(outputs, samples): return np.zeros(2)\n"
+        "def percent(outputs, samples): return np.full(4, 97.5)\n"
+        "percent.unit = '%'\n"
+        "def odd(outputs, samples): return 1.0\n"
+        "odd.better = 'up'\n"
+        "def whole(outputs, samples): return 0.5\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UsageError, match="gives 2 values for 4 samples"):
+        value("mine_of_metrics:classes", {"y": SCORES})
+    found = value("mine_of_metrics:percent", {"y": SCORES})
+    with pytest.raises(UsageError, match=r"has the unit % and is 97\.5"):
+        metrics.score(metrics.find("mine_of_metrics:percent"), found, dataset="d", split="test")
+    with pytest.raises(UsageError, match="attributes of the metric mine_of_metrics:odd"):
+        metrics.find("mine_of_metrics:odd")
+    one = value("mine_of_metrics:whole", {"y": SCORES}, inputs={"sr": np.array(16000), "x": np.zeros(4)})
+    assert (one.whole, one.samples) == (0.5, 4)
+
+
+DEAD = {
+    "all zero": np.zeros_like(SCORES),
+    "no numbers": np.full_like(SCORES, np.nan),
+    "infinite": np.full_like(SCORES, np.inf),
+    "another shape": SCORES[:1],
+}
+
+
+@pytest.mark.parametrize("what", DEAD)
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16])
+def test_dead_answers_are_refused_even_if_one_class_always_wins(what: str, precision: Precision) -> None:
+    reference = np.abs(SCORES) * [[2.0, 0.1]]
+    assert (reference.argmax(axis=1)[[0, 1, 3]] == 0).all()
+    for expected in (reference, np.array([[2.0, 1.0], [3.0, 0.0]] * 2)):
+        found = fidelity.compare([Samples(inputs={}, expected={"y": expected})], [{"y": DEAD[what]}])
+        assert not fidelity.judge(found, precision, ()).passed
+        quantized = fidelity.judge(
+            found, Precision.INT8, fidelity.compare_tensors({"y": expected}, {"y": expected * 0.99})
+        )
+        assert not quantized.passed
+
+
+def test_an_index_may_differ_where_its_scores_tie_and_no_further() -> None:
+    expected = {"index": np.arange(200)}
+    one_off = {"index": np.where(np.arange(200) == 7, 8, np.arange(200))}
+    assert fidelity.judge_float(fidelity.compare_tensors(expected, one_off), 1e-4).passed
+    assert not fidelity.judge_float(fidelity.compare_tensors(expected, {"index": np.zeros(200, int)}), 1e-4).passed
+    assert not fidelity.judge_float(fidelity.compare_tensors(expected, {"index": np.arange(3)}), 1e-4).passed
+
+
+def test_lists_of_fractions_are_no_ids_and_pieces_fit_the_axis() -> None:
+    from kit.tensors import Axis
+
+    given = Signature(
+        inputs=(TensorSpec(name="ids", dtype="int64", shape=("batch",)),),
+        outputs=(spec("y", "batch"),),
+        axes={"batch": Axis(least=4, multiple_of=4)},
+    )
+    with pytest.raises(UsageError, match="ids must be int64"):
+        given.arrays({"ids": [1.7, 2.9, 3.0, 4.0]})
+    assert given.arrays({"ids": [1, 2, 3, 4]})["ids"].dtype == np.int64
+    sizes = [len(piece["ids"]) for piece in given.split({"ids": np.arange(52)}, 16)]
+    assert sum(sizes) == 52
+    assert all(size % 4 == 0 and 4 <= size <= 16 for size in sizes)
+    assert given.rows_within(1, {}) == 4
