@@ -169,10 +169,10 @@ def _agreeing(pair: _Pair, same: NDArray[np.bool_]) -> tuple[float, int]:
     if pair.is_exact or reference.ndim < 2 or reference.size == 0:
         counts = np.ones(same.shape, bool) if pair.counts is None else pair.counts
         return float((same & counts).sum()), int(counts.sum())
-    agrees = np.asarray(reference.argmax(axis=-1) == candidate.argmax(axis=-1))
-    agrees &= ~(np.isnan(candidate).any(axis=-1) & ~same.all(axis=-1))
-    counts = np.ones(agrees.shape, bool) if pair.counts is None else pair.counts.any(axis=-1)
-    return float((agrees & counts).sum()), int(counts.sum())
+    is_number = ~np.isnan(candidate).any(axis=-1) | same.all(axis=-1)
+    agrees = np.asarray((reference.argmax(axis=-1) == candidate.argmax(axis=-1)) & is_number)
+    counted = np.ones(agrees.shape, bool) if pair.counts is None else np.asarray(pair.counts.any(axis=-1))
+    return float((agrees & counted).sum()), int(counted.sum())
 
 
 def judge(found: Sequence[Fidelity], precision: Precision, published: Sequence[Fidelity]) -> FidelityVerdict:
