@@ -50,7 +50,7 @@ class Site:
             viewport={"width": width, "height": height}, reduced_motion="reduce", has_touch=width < 500
         )
         page = context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(30_000)
         page.on("request", lambda request: self.asked.append(request.url))
         page.on("console", lambda said: self.console.append(said.text) if said.type == "error" else None)
         page.on("pageerror", lambda error: self.console.append(str(error)))
