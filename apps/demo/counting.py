@@ -29,7 +29,7 @@ from kit.runtime.base import BATCH_BYTES, Runner, RunnerOptions
 from kit.samples import Samples
 from kit.samples import count as count_samples
 from kit.system import files, serial
-from kit.tasks.base import Task
+from kit.tasks.base import Task, scored_output
 from kit.tasks.classification import Classes
 from kit.tensors import Tensors
 
@@ -112,7 +112,13 @@ def _counted(bundle: Bundle, groups: Sequence[Samples], name: str, job: Job) -> 
         scores[variant.id] = []
         for metric in wanted:
             try:
-                values = metrics.evaluate(metric, asked.outputs, groups)
+                values = metrics.evaluate(
+                    metric,
+                    asked.outputs,
+                    groups,
+                    signature=bundle.signature,
+                    output=scored_output(task, bundle.signature),
+                )
                 scored = metrics.score(
                     metric, values, dataset=name or "golden samples", split="test", baseline=before.get(metric.name)
                 )

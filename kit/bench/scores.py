@@ -16,14 +16,15 @@ import numpy as np
 
 from kit import datasets, metrics
 from kit.bundle import Bundle, Variant
-from kit.errors import KitError, PackageMissing, UsageError
+from kit.errors import KitError, UsageError
 from kit.metrics import Metric, Score, Values
 from kit.runtime import registry
 from kit.runtime.base import Runner, RunnerOptions, run_in_batches
 from kit.samples import Samples, count
 from kit.system.progress import OnProgress
+from kit.tasks.base import Task, scored_output
 from kit.tasks.registry import task_of
-from kit.tensors import Tensors
+from kit.tensors import Signature, Tensors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -100,12 +101,18 @@ def _metrics(bundle: Bundle, variant: Variant) -> list[Metric]:
 
 
 def _of_task(bundle: Bundle) -> list[str]:
+    task = _known_task(bundle)
+    return [] if task is None else list(task.metrics)[:1]
+
+
+def _known_task(bundle: Bundle) -> Task | None:
+    """Return what the bundle's items are; None if nothing here knows that, which speed can be measured without."""
     if bundle.manifest.task is None:
-        return []
+        return None
     try:
-        return list(task_of(bundle).metrics)[:1]
-    except PackageMissing:  # speed can be measured without knowing what the outputs mean
-        return []
+        return task_of(bundle)
+    except KitError:
+        return None
 
 
 def _data(subject: Subject, metric: Metric | None, data_dir: Path | None) -> _Data | None:
@@ -141,11 +148,13 @@ def _counted(one: OpenCase, wanted: Sequence[Metric], data: _Data, *, is_asked: 
         answers = _answers(one.runner, data.groups)
     except KitError as error:
         return one.failed(error)
-    is_baseline = one.case.variant == one.subject.bundle.manifest.baseline
+    bundle = one.subject.bundle
+    is_baseline = one.case.variant == bundle.manifest.baseline
+    looks_at = (bundle.signature, scored_output(_known_task(bundle), bundle.signature))
     counted: list[tuple[Score, Values]] = []
     for metric in wanted:
         try:
-            counted.append(_score(metric, answers, data, is_baseline=is_baseline))
+            counted.append(_score(metric, answers, data, *looks_at, is_baseline=is_baseline))
         except UsageError:  # the manifest's metric does not fit this data: its own score stays
             if is_asked:
                 raise
@@ -154,17 +163,25 @@ def _counted(one: OpenCase, wanted: Sequence[Metric], data: _Data, *, is_asked: 
     return one.changed(scores=tuple(score for score, _ in counted), score_source=LIVE, right=_packed(counted[0][1]))
 
 
-def _score(metric: Metric, answers: Sequence[Tensors], data: _Data, *, is_baseline: bool) -> tuple[Score, Values]:
+def _score(
+    metric: Metric,
+    answers: Sequence[Tensors],
+    data: _Data,
+    signature: Signature,
+    output: str | None,
+    *,
+    is_baseline: bool,
+) -> tuple[Score, Values]:
     groups = data.groups
     if data.baseline is not None:  # without the original's answers, the baseline's stand for them
         groups = tuple(
             group if group.expected is not None else dataclasses.replace(group, expected=dict(expected))
             for group, expected in zip(groups, data.baseline, strict=True)
         )
-    values = metrics.evaluate(metric, answers, groups)
+    values = metrics.evaluate(metric, answers, groups, signature=signature, output=output)
     before = None
     if data.baseline is not None and not is_baseline:
-        before = metrics.evaluate(metric, data.baseline, groups)
+        before = metrics.evaluate(metric, data.baseline, groups, signature=signature, output=output)
     return metrics.score(metric, values, dataset=data.dataset, split=data.split, baseline=before), values
 
 

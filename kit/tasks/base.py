@@ -163,3 +163,12 @@ class Task(Protocol):
 
     def snippet(self, path: str) -> str:
         """Return the lines of Python that run a variant with ONNX Runtime alone; empty if there is no short way."""
+
+
+def scored_output(task: Task | None, signature: Signature) -> str | None:
+    """Return the output that a task reads, which its metrics are to look at; None for all of them.
+
+    A task says so by an attribute `output`.
+    """
+    name = getattr(task, "output", None)
+    return name if isinstance(name, str) and name in {spec.name for spec in signature.outputs} else None

@@ -27,8 +27,8 @@ from kit.runtime.base import Runner, RunnerOptions, run_in_batches
 from kit.samples import Samples, count
 from kit.system.progress import OnProgress, silent
 from kit.tasks import registry as tasks
-from kit.tasks.base import Task
-from kit.tensors import Tensors
+from kit.tasks.base import Task, scored_output
+from kit.tensors import Signature, Tensors
 
 FLOAT_WAY_IN = 1e-6
 """How far a float that a raw item becomes may lie from the stored one; integers must be equal."""
@@ -189,12 +189,12 @@ def verify(
     task, remarks = _task(bundle)
     on_progress("way in")
     way_in = _way_in(bundle, task, intact, remarks)
-    metric = _metric(task, golden)
+    metric, output = _metric(task, golden), scored_output(task, bundle.signature)
     checks = []
     for runtime in wanted:
         for variant in (one for one in bundle.variants if registry.can_run(runtime, one)):
             on_progress(f"{variant.id} in {runtime}")
-            checks.append(_check_variant(bundle, variant, runtime, golden, metric, options))
+            checks.append(_check_variant(bundle, variant, runtime, golden, metric, output, options))
     if registry.ALL in runtimes and any(check.ok for check in checks):
         # `all` is what there is: a runtime that is not here, or cannot rebuild the original, is said and is no failure.
         remarks += [f"{check.variant} in {check.runtime}: {check.problem}" for check in checks if check.unavailable]
@@ -298,12 +298,20 @@ def _metric(task: Task | None, golden: Sequence[Samples]) -> Metric | None:
     return next((metric for metric in known if metric.needs_targets), None)
 
 
-def _figure(metric: Metric | None, answers: Sequence[Tensors], golden: Sequence[Samples]) -> MetricFigure | None:
+def _figure(
+    metric: Metric | None,
+    answers: Sequence[Tensors],
+    golden: Sequence[Samples],
+    signature: Signature,
+    output: str | None,
+) -> MetricFigure | None:
     if metric is None:
         return None
     try:
-        ours = metrics.evaluate(metric, answers, golden)
-        theirs = metrics.evaluate(metric, [group.expected or {} for group in golden], golden)
+        ours, theirs = (
+            metrics.evaluate(metric, one, golden, signature=signature, output=output)
+            for one in (answers, [group.expected or {} for group in golden])
+        )
     except UsageError:  # the metric is not for these outputs, which fidelity has judged
         return None
     return MetricFigure(
@@ -322,6 +330,7 @@ def _check_variant(
     runtime: str,
     golden: Sequence[Samples],
     metric: Metric | None,
+    output: str | None,
     options: RunnerOptions,
 ) -> VariantCheck:
     try:
@@ -346,7 +355,7 @@ def _check_variant(
         placement=placement,
         fidelity=found,
         verdict=verdict,
-        figure=_figure(metric, answers, golden),
+        figure=_figure(metric, answers, golden, bundle.signature, output),
         problem=verdict.reason,
     )
 
