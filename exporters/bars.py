@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kit import metrics
 from kit.errors import GateFailed, UsageError
@@ -37,19 +39,29 @@ class Bar:
     max_loss: float
     output: str | None = None
 
-    def values(self, groups: Sequence[Samples], answers: Sequence[Tensors]) -> Values | None:
+    def values(self, groups: Sequence[Samples], answers: Sequence[Tensors], signature: Signature) -> Values | None:
         """Apply the metric; None if it says nothing of these samples: there are no right answers, or none of them differ.
+
+        Args:
+            groups: With the original's answers.
+            answers: A group each.
+            signature: Of the model, which says along which axis the samples lie.
 
         Raises:
             UsageError: It cannot be applied.
         """
         if self.metric.needs_targets and any(not group.targets for group in groups):
             return None
-        if self.output is not None:
-            groups, answers = _only(self.output, groups, answers)
-            if self.metric.name == "r2" and not _vary(groups, self.output):
-                return None
-        return metrics.evaluate(self.metric, answers, groups)
+        output, is_r2 = self.output, self.metric.name == "r2"
+        if output is None and is_r2 and not any(group.targets for group in groups):
+            output = next((spec.name for spec in signature.outputs if spec.is_float), None)
+        if output is None:
+            return metrics.evaluate(self.metric, answers, groups)
+        parts = [_Part.of(output, group, given, signature) for group, given in zip(groups, answers, strict=True)]
+        if not is_r2:
+            made = [_one(output, part.exact, part.given, part.weights) for part in parts]
+            return metrics.evaluate(self.metric, [given for _, given in made], [group for group, _ in made])
+        return _explained(self.metric, output, parts)
 
     def allowed(self, score: Score) -> float:
         """Return the largest loss that is allowed on a split: one sample in any case, if that is a small share of it."""
@@ -105,32 +117,73 @@ def _allowed(metric: Metric, max_loss: float | None, *, is_named: bool) -> float
     return max_loss if is_named else max(max_loss, metric.allowed_loss)
 
 
-def _only(output: str, groups: Sequence[Samples], answers: Sequence[Tensors]) -> tuple[list[Samples], list[Tensors]]:
-    """Return samples and answers as if there were one output; single samples of one size become one group."""
-    expected = [(group.expected or {})[output] for group in groups]
-    given = [outputs[output] for outputs in answers]
-    weights = [(group.weights or {}).get(output) for group in groups]
-    if len(groups) > 1 and all(array.shape == expected[0].shape for array in expected) and weights[0] is None:
-        join = np.concatenate if expected[0].ndim and expected[0].shape[0] > 1 else _stack
-        expected, given, weights = [join(expected)], [join(given)], [None]
-    made = [
-        Samples(inputs={}, expected={output: one}, weights=None if weight is None else {output: weight})
-        for one, weight in zip(expected, weights, strict=True)
-    ]
-    return made, [{output: one} for one in given]
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """The answers of a group at one output, samples along the first axis; weights are broadcast to them."""
+
+    exact: NDArray[Any]
+    given: NDArray[Any]
+    weights: NDArray[Any] | None
+
+    @classmethod
+    def of(cls, output: str, group: Samples, answers: Tensors, signature: Signature) -> _Part:
+        spec = signature.output(output)
+        place = spec.shape.index(signature.batch) if signature.batch in spec.shape else None
+        exact, given = (group.expected or {})[output], answers[output]
+        if exact.shape != given.shape:
+            raise UsageError(f"the output {output!r} is {list(given.shape)}, where the original's is {list(exact.shape)}")
+        weights = (group.weights or {}).get(output)
+        spread = None if weights is None else np.broadcast_to(weights, exact.shape)
+        return cls(_rows_first(exact, place), _rows_first(given, place), None if spread is None else _rows_first(spread, place))
 
 
-def _stack(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate([array.reshape(1, -1) for array in arrays])
+def _rows_first(array: NDArray[Any], place: int | None) -> NDArray[Any]:
+    """Return an array with its samples along the first axis; what has no axis of samples is one sample."""
+    return array[np.newaxis] if place is None else np.moveaxis(array, place, 0)
 
 
-def _vary(groups: Sequence[Samples], output: str) -> bool:
-    """Whether the original's answers differ from sample to sample in every group; else there is no variance to explain."""
-    for group in groups:
-        exact = (group.expected or {})[output]
-        if exact.ndim == 0 or len(exact) < 2 or bool((exact == exact[:1]).all()):
-            return False
-    return True
+def _one(
+    output: str, exact: NDArray[Any], given: NDArray[Any], weights: NDArray[Any] | None = None
+) -> tuple[Samples, Tensors]:
+    """Return answers as if there were one output."""
+    group = Samples(inputs={}, expected={output: exact}, weights=None if weights is None else {output: weights})
+    return group, {output: given}
+
+
+def _explained(metric: Metric, output: str, parts: Sequence[_Part]) -> Values | None:
+    """Apply r2 to all groups together; None if the original's answers are all the same.
+
+    One sample alone has no variance, however many stand in other groups. Samples of one shape are compared with the mean of each
+    value; of several shapes, or if they are all the same sample, single vectors or values are.
+    """
+    samples = sum(len(part.exact) for part in parts)
+    if len({part.exact.shape[1:] for part in parts}) == 1 and all(part.weights is None for part in parts):
+        exact, given = (np.concatenate([getattr(part, side) for part in parts]) for side in ("exact", "given"))
+        if _varies(exact):
+            group, answers = _one(output, exact, given)
+            return metrics.evaluate(metric, [answers], [group])
+    width = {part.exact.shape[-1] if part.exact.ndim > 2 else 1 for part in parts}
+    columns = width.pop() if len(width) == 1 else 1
+    kept = [_counted(part, columns) for part in parts]
+    exact, given = np.concatenate([one for one, _ in kept]), np.concatenate([other for _, other in kept])
+    if not _varies(exact):
+        return None
+    group, answers = _one(output, exact, given)
+    found = metrics.evaluate(metric, [answers], [group])
+    return Values(None, found.whole, samples)  # values of one sample are not independent: they give no interval
+
+
+def _counted(part: _Part, columns: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return answers as rows of so many values, without padding."""
+    exact, given = part.exact.reshape(-1, columns), part.given.reshape(-1, columns)
+    if part.weights is None:
+        return exact, given
+    counts = (part.weights.reshape(-1, columns) != 0).all(axis=1)
+    return exact[counts], given[counts]
+
+
+def _varies(rows: NDArray[Any]) -> bool:
+    return len(rows) > 1 and not bool((rows == rows[:1]).all())
 
 
 def hold(

@@ -159,7 +159,7 @@ def _measured(
             if verdict is None and not proof.golden_bars:
                 _hold_to_equality(candidate.id, by_split[key], samples)
         hint = _NOISE_HINT if any(group.source == SEEDED for group in groups) else _SPLIT_HINT
-        values[key] = tuple(bar.values(groups, answers) for bar in bars)
+        values[key] = tuple(bar.values(groups, answers, signature) for bar in bars)
         before = None if baseline is None else baseline.values.get(key)
         for place, (bar, found) in enumerate(zip(bars, values[key], strict=True)):
             base = None if before is None else before[place]

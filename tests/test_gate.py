@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from exporters import candidates, workbench
+from exporters import candidates, request, workbench
 from exporters.bars import Bar, bars_for, hold, power
 from exporters.candidates import Candidate
 from exporters.formats.base import Source
@@ -338,3 +338,43 @@ def test_a_failed_gate_leaves_nothing_behind(tmp_path: Path) -> None:
         with pytest.raises(GateFailed):
             export(model, signature, folder, INT8, data=splits(signature, train))
     assert list(tmp_path.iterdir()) == []
+
+
+REGRESSION = """
+import torch
+from torch import nn
+
+def build(spoilt=0.0):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 1))
+    with torch.no_grad():
+        module[0].bias[0] = spoilt  # the only layer's activations share their steps with it
+        module[1].weight[:, 0] = 0.0
+        module[1].bias[:] = 5.0
+    return module.eval(), (torch.ones(1, 8),)
+
+def blind():
+    return build(1e6)
+"""
+
+
+@pytest.mark.parametrize("task", [None, "table"])
+def test_one_row_of_examples_does_not_blind_the_gate_for_answers_that_do_not_vary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = f"regressions_{task}"
+    (tmp_path / f"{name}.py").write_text(REGRESSION)
+    about = {
+        "options": ExportOptions(precisions=("int8",), quantization="dynamic"),
+        "task": task,
+        "task_options": {"columns": tuple("abcdefgh")} if task else {},
+    }
+    with pytest.raises(GateFailed, match=r"int8-dynamic has r2( of 'output')? -?0\.\d+ on golden samples") as caught:
+        request.export_source(f"{name}:blind", out=tmp_path / "blind", **about)
+    assert "loses 1" in str(caught.value)
+    assert not (tmp_path / "blind").exists()
+    report = request.export_source(f"{name}:build", out=tmp_path / "good", **about)
+    assert [len(group.inputs[next(iter(group.inputs))]) for group in report.bundle.golden()][0] == 1
+    scores = {score.metric: score.value for score in report.bundle.variant("int8-dynamic").scores}
+    assert scores["r2"] > 0.97
