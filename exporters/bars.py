@@ -131,10 +131,14 @@ class _Part:
         place = spec.shape.index(signature.batch) if signature.batch in spec.shape else None
         exact, given = (group.expected or {})[output], answers[output]
         if exact.shape != given.shape:
-            raise UsageError(f"the output {output!r} is {list(given.shape)}, where the original's is {list(exact.shape)}")
+            raise UsageError(
+                f"the output {output!r} is {list(given.shape)}, where the original's is {list(exact.shape)}"
+            )
         weights = (group.weights or {}).get(output)
         spread = None if weights is None else np.broadcast_to(weights, exact.shape)
-        return cls(_rows_first(exact, place), _rows_first(given, place), None if spread is None else _rows_first(spread, place))
+        return cls(
+            _rows_first(exact, place), _rows_first(given, place), None if spread is None else _rows_first(spread, place)
+        )
 
 
 def _rows_first(array: NDArray[Any], place: int | None) -> NDArray[Any]:
@@ -153,8 +157,8 @@ def _one(
 def _explained(metric: Metric, output: str, parts: Sequence[_Part]) -> Values | None:
     """Apply r2 to all groups together; None if the original's answers are all the same.
 
-    One sample alone has no variance, however many stand in other groups. Samples of one shape are compared with the mean of each
-    value; of several shapes, or if they are all the same sample, single vectors or values are.
+    One sample alone has no variance, however many stand in other groups. Samples of one shape are compared with the mean of
+    each value; of several shapes, or if they are all the same sample, single vectors or values are.
     """
     samples = sum(len(part.exact) for part in parts)
     if len({part.exact.shape[1:] for part in parts}) == 1 and all(part.weights is None for part in parts):
