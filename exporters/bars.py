@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from kit import metrics
 from kit.errors import GateFailed, UsageError
@@ -52,16 +49,20 @@ class Bar:
         """
         if self.metric.needs_targets and any(not group.targets for group in groups):
             return None
-        output, is_r2 = self.output, self.metric.name == "r2"
-        if output is None and is_r2 and not any(group.targets for group in groups):
-            output = next((spec.name for spec in signature.outputs if spec.is_float), None)
-        if output is None:
-            return metrics.evaluate(self.metric, answers, groups)
-        parts = [_Part.of(output, group, given, signature) for group, given in zip(groups, answers, strict=True)]
-        if not is_r2:
-            made = [_one(output, part.exact, part.given, part.weights) for part in parts]
-            return metrics.evaluate(self.metric, [given for _, given in made], [group for group, _ in made])
-        return _explained(self.metric, output, parts)
+        if self.output is not None:
+            groups = [dataclasses.replace(group, targets=None) for group in groups]
+        if not any(group.targets for group in groups) and not _has_rows(signature, self.output):
+            signature = dataclasses.replace(signature, batch=None)  # the answer to a call is one sample
+        if self.metric.name == "r2" and not any(group.targets for group in groups):
+            own = [group.expected or {} for group in groups]
+            try:
+                self._applied(own, groups, signature)
+            except UsageError:  # the original's answers are all the same, in all groups together
+                return None
+        return self._applied(answers, groups, signature)
+
+    def _applied(self, answers: Sequence[Tensors], groups: Sequence[Samples], signature: Signature) -> Values:
+        return metrics.evaluate(self.metric, answers, groups, signature=signature, output=self.output)
 
     def allowed(self, score: Score) -> float:
         """Return the largest loss that is allowed on a split: one sample in any case, if that is a small share of it."""
@@ -111,83 +112,16 @@ def _bars(signature: Signature, metric: Metric | None, max_loss: float | None, *
     return tuple(bars)
 
 
+def _has_rows(signature: Signature, output: str | None) -> bool:
+    """Whether an output, or any of real numbers, has an axis of samples."""
+    specs = [spec for spec in signature.outputs if spec.is_float] if output is None else [signature.output(output)]
+    return any(signature.batch in spec.shape for spec in specs)
+
+
 def _allowed(metric: Metric, max_loss: float | None, *, is_named: bool) -> float:
     if max_loss is None:
         return metric.allowed_loss
     return max_loss if is_named else max(max_loss, metric.allowed_loss)
-
-
-@dataclass(frozen=True, eq=False)
-class _Part:
-    """The answers of a group at one output, samples along the first axis; weights are broadcast to them."""
-
-    exact: NDArray[Any]
-    given: NDArray[Any]
-    weights: NDArray[Any] | None
-
-    @classmethod
-    def of(cls, output: str, group: Samples, answers: Tensors, signature: Signature) -> _Part:
-        spec = signature.output(output)
-        place = spec.shape.index(signature.batch) if signature.batch in spec.shape else None
-        exact, given = (group.expected or {})[output], answers[output]
-        if exact.shape != given.shape:
-            raise UsageError(
-                f"the output {output!r} is {list(given.shape)}, where the original's is {list(exact.shape)}"
-            )
-        weights = (group.weights or {}).get(output)
-        spread = None if weights is None else np.broadcast_to(weights, exact.shape)
-        return cls(
-            _rows_first(exact, place), _rows_first(given, place), None if spread is None else _rows_first(spread, place)
-        )
-
-
-def _rows_first(array: NDArray[Any], place: int | None) -> NDArray[Any]:
-    """Return an array with its samples along the first axis; what has no axis of samples is one sample."""
-    return array[np.newaxis] if place is None else np.moveaxis(array, place, 0)
-
-
-def _one(
-    output: str, exact: NDArray[Any], given: NDArray[Any], weights: NDArray[Any] | None = None
-) -> tuple[Samples, Tensors]:
-    """Return answers as if there were one output."""
-    group = Samples(inputs={}, expected={output: exact}, weights=None if weights is None else {output: weights})
-    return group, {output: given}
-
-
-def _explained(metric: Metric, output: str, parts: Sequence[_Part]) -> Values | None:
-    """Apply r2 to all groups together; None if the original's answers are all the same.
-
-    One sample alone has no variance, however many stand in other groups. Samples of one shape are compared with the mean of
-    each value; of several shapes, or if they are all the same sample, single vectors or values are.
-    """
-    samples = sum(len(part.exact) for part in parts)
-    if len({part.exact.shape[1:] for part in parts}) == 1 and all(part.weights is None for part in parts):
-        exact, given = (np.concatenate([getattr(part, side) for part in parts]) for side in ("exact", "given"))
-        if _varies(exact):
-            group, answers = _one(output, exact, given)
-            return metrics.evaluate(metric, [answers], [group])
-    width = {part.exact.shape[-1] if part.exact.ndim > 2 else 1 for part in parts}
-    columns = width.pop() if len(width) == 1 else 1
-    kept = [_counted(part, columns) for part in parts]
-    exact, given = np.concatenate([one for one, _ in kept]), np.concatenate([other for _, other in kept])
-    if not _varies(exact):
-        return None
-    group, answers = _one(output, exact, given)
-    found = metrics.evaluate(metric, [answers], [group])
-    return Values(None, found.whole, samples)  # values of one sample are not independent: they give no interval
-
-
-def _counted(part: _Part, columns: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return answers as rows of so many values, without padding."""
-    exact, given = part.exact.reshape(-1, columns), part.given.reshape(-1, columns)
-    if part.weights is None:
-        return exact, given
-    counts = (part.weights.reshape(-1, columns) != 0).all(axis=1)
-    return exact[counts], given[counts]
-
-
-def _varies(rows: NDArray[Any]) -> bool:
-    return len(rows) > 1 and not bool((rows == rows[:1]).all())
 
 
 def hold(

@@ -50,7 +50,9 @@ _NOISE_HINT = (
 _SPLIT_HINT = (
     "nothing was published; allow more with --max-loss, or try another --precision, --format or --quantization"
 )
-_ORIGINAL_HINT = "nothing was published; this machine computes the quantized file otherwise with ONNX Runtime's optimizations than without"
+_ORIGINAL_HINT = (
+    "nothing was published; ONNX Runtime computes the file otherwise here with its optimizations than without them"
+)
 
 
 @dataclass(frozen=True, kw_only=True)

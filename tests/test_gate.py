@@ -436,3 +436,21 @@ def test_a_baseline_that_came_quantized_is_held_to_its_original(tmp_path: Path) 
     assert all(score.baseline is None for score in passed.variant.scores)
     with pytest.raises(GateFailed, match="int8-qdq has r2 of 'y'"):
         workbench.of(Altered(quantized, signature, made[1]), tmp_path, opset=20)
+
+
+def test_an_output_of_the_whole_call_is_one_sample_to_the_gate(tmp_path: Path) -> None:
+    signature = dataclasses.replace(
+        vectors(8, 3),
+        outputs=(
+            TensorSpec(name="y", dtype="float32", shape=("batch", 3)),
+            TensorSpec(name="sizes", dtype="float32", shape=(3,)),
+        ),
+    )
+    weight = np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "layer.weight"], ["y"], name="layer"),
+        helper.make_node("ReduceMax", ["layer.weight", "first"], ["sizes"], keepdims=0),
+    ]
+    model = graph(nodes, {"layer.weight": weight, "first": np.array([0])}, signature)
+    _, int8 = export(model, signature, tmp_path, INT8, data=splits(signature, noise(signature, 200)))
+    assert {one.output for one in int8.fidelity} == {"y", "sizes"}
