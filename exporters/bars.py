@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from kit import metrics
 from kit.errors import GateFailed, UsageError
@@ -37,8 +36,13 @@ class Bar:
     max_loss: float
     output: str | None = None
 
-    def values(self, groups: Sequence[Samples], answers: Sequence[Tensors]) -> Values | None:
+    def values(self, groups: Sequence[Samples], answers: Sequence[Tensors], signature: Signature) -> Values | None:
         """Apply the metric; None if it says nothing of these samples: there are no right answers, or none of them differ.
+
+        Args:
+            groups: With the original's answers.
+            answers: A group each.
+            signature: Of the model, which says along which axis the samples lie.
 
         Raises:
             UsageError: It cannot be applied.
@@ -46,10 +50,19 @@ class Bar:
         if self.metric.needs_targets and any(not group.targets for group in groups):
             return None
         if self.output is not None:
-            groups, answers = _only(self.output, groups, answers)
-            if self.metric.name == "r2" and not _vary(groups, self.output):
+            groups = [dataclasses.replace(group, targets=None) for group in groups]
+        if not any(group.targets for group in groups) and not _has_rows(signature, self.output):
+            signature = dataclasses.replace(signature, batch=None)  # the answer to a call is one sample
+        if self.metric.name == "r2" and not any(group.targets for group in groups):
+            own = [group.expected or {} for group in groups]
+            try:
+                self._applied(own, groups, signature)
+            except UsageError:  # the original's answers are all the same, in all groups together
                 return None
-        return metrics.evaluate(self.metric, answers, groups)
+        return self._applied(answers, groups, signature)
+
+    def _applied(self, answers: Sequence[Tensors], groups: Sequence[Samples], signature: Signature) -> Values:
+        return metrics.evaluate(self.metric, answers, groups, signature=signature, output=self.output)
 
     def allowed(self, score: Score) -> float:
         """Return the largest loss that is allowed on a split: one sample in any case, if that is a small share of it."""
@@ -99,38 +112,16 @@ def _bars(signature: Signature, metric: Metric | None, max_loss: float | None, *
     return tuple(bars)
 
 
+def _has_rows(signature: Signature, output: str | None) -> bool:
+    """Whether an output, or any of real numbers, has an axis of samples."""
+    specs = [spec for spec in signature.outputs if spec.is_float] if output is None else [signature.output(output)]
+    return any(signature.batch in spec.shape for spec in specs)
+
+
 def _allowed(metric: Metric, max_loss: float | None, *, is_named: bool) -> float:
     if max_loss is None:
         return metric.allowed_loss
     return max_loss if is_named else max(max_loss, metric.allowed_loss)
-
-
-def _only(output: str, groups: Sequence[Samples], answers: Sequence[Tensors]) -> tuple[list[Samples], list[Tensors]]:
-    """Return samples and answers as if there were one output; single samples of one size become one group."""
-    expected = [(group.expected or {})[output] for group in groups]
-    given = [outputs[output] for outputs in answers]
-    weights = [(group.weights or {}).get(output) for group in groups]
-    if len(groups) > 1 and all(array.shape == expected[0].shape for array in expected) and weights[0] is None:
-        join = np.concatenate if expected[0].ndim and expected[0].shape[0] > 1 else _stack
-        expected, given, weights = [join(expected)], [join(given)], [None]
-    made = [
-        Samples(inputs={}, expected={output: one}, weights=None if weight is None else {output: weight})
-        for one, weight in zip(expected, weights, strict=True)
-    ]
-    return made, [{output: one} for one in given]
-
-
-def _stack(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate([array.reshape(1, -1) for array in arrays])
-
-
-def _vary(groups: Sequence[Samples], output: str) -> bool:
-    """Whether the original's answers differ from sample to sample in every group; else there is no variance to explain."""
-    for group in groups:
-        exact = (group.expected or {})[output]
-        if exact.ndim == 0 or len(exact) < 2 or bool((exact == exact[:1]).all()):
-            return False
-    return True
 
 
 def hold(

@@ -114,7 +114,8 @@ def test_bars_that_no_exclusion_meets_are_said(tmp_path: Path) -> None:
     bench = workbench_of(model, signature, tmp_path)
     never = Bar(metric=metrics.find("max-error"), max_loss=1e-9)
     proof = dataclasses.replace(bench.proof, bars=(never,))
-    values = {"validation": (never.values(bench.proof.data.validation, [bench.proof.data.validation[0].expected]),)}
+    held = bench.proof.data.validation
+    values = {"validation": (never.values(held, [held[0].expected], signature),)}
     bench = dataclasses.replace(bench, proof=proof, baseline=dataclasses.replace(bench.baseline, values=values))
     (recipe,) = candidates.recipes(ExportOptions(**DYNAMIC))
     with pytest.raises(GateFailed, match="even with all layers but one"):

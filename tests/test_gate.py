@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from exporters import candidates, workbench
+from exporters import candidates, request, workbench
 from exporters.bars import Bar, bars_for, hold, power
 from exporters.candidates import Candidate
 from exporters.formats.base import Source
@@ -23,7 +24,7 @@ from kit.metrics import Values
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
 from kit.samples import Samples, Splits
 from kit.tensors import Axis, Signature, TensorSpec
-from tests.helpers.originals import OnnxOriginal, dense, graph, noise, vectors
+from tests.helpers.originals import OnnxOriginal, dense, graph, noise, source_of, vectors
 
 INT8 = ExportOptions(precisions=("int8",))
 
@@ -338,3 +339,118 @@ def test_a_failed_gate_leaves_nothing_behind(tmp_path: Path) -> None:
         with pytest.raises(GateFailed):
             export(model, signature, folder, INT8, data=splits(signature, train))
     assert list(tmp_path.iterdir()) == []
+
+
+REGRESSION = """
+import torch
+from torch import nn
+
+def build(spoilt=0.0):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 1))
+    with torch.no_grad():
+        module[0].bias[0] = spoilt  # the only layer's activations share their steps with it
+        module[1].weight[:, 0] = 0.0
+        module[1].bias[:] = 5.0
+    return module.eval(), (torch.ones(1, 8),)
+
+def blind():
+    return build(1e6)
+"""
+
+
+@pytest.mark.parametrize("task", [None, "table"])
+def test_one_row_of_examples_does_not_blind_the_gate_for_answers_that_do_not_vary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = f"regressions_{task}"
+    (tmp_path / f"{name}.py").write_text(REGRESSION)
+    about = {
+        "options": ExportOptions(precisions=("int8",), quantization="dynamic"),
+        "task": task,
+        "task_options": {"columns": tuple("abcdefgh")} if task else {},
+    }
+    with pytest.raises(GateFailed, match=r"int8-dynamic has r2( of 'output')? -?0\.\d+ on golden samples") as caught:
+        request.export_source(f"{name}:blind", out=tmp_path / "blind", **about)
+    assert "loses 1" in str(caught.value)
+    assert not (tmp_path / "blind").exists()
+    report = request.export_source(f"{name}:build", out=tmp_path / "good", **about)
+    assert report.bundle.signature.rows(report.bundle.golden()[0].inputs) == 1
+    scores = {score.metric: score.value for score in report.bundle.variant("int8-dynamic").scores}
+    assert scores["r2"] > 0.97
+
+
+def test_integers_beside_real_numbers_are_held_to_the_originals(tmp_path: Path) -> None:
+    """The place of the highest of two values that nearly tie says nothing of the values, and is what people read."""
+    signature = dataclasses.replace(
+        vectors(8, 2),
+        outputs=(
+            TensorSpec(name="y", dtype="float32", shape=("batch", 2)),
+            TensorSpec(name="best", dtype="int64", shape=("batch", 1)),
+        ),
+    )
+    rng = np.random.default_rng(0)
+    for twin, passes in ((1e-3, False), (1.0, True)):
+        one = rng.standard_normal((8, 1)).astype(np.float32)
+        weight = np.concatenate([one, one + twin * rng.standard_normal((8, 1)).astype(np.float32)], axis=1)
+        nodes = [
+            helper.make_node("MatMul", ["x", "layer.weight"], ["y"], name="layer"),
+            helper.make_node("ArgMax", ["y"], ["best"], axis=1, name="best"),
+        ]
+        model = graph(nodes, {"layer.weight": weight}, signature)
+        about = {"data": splits(signature, noise(signature, 200))}
+        if passes:
+            _, int8 = export(model, signature, tmp_path, INT8, **about)
+            assert {one.output: one.agreement for one in int8.fidelity}["best"] > 0.95
+        else:
+            with pytest.raises(GateFailed, match="'best' is the original's in"):
+                export(model, signature, tmp_path, INT8, **about)
+
+
+class Altered(OnnxOriginal):
+    """An original that writes another file than the one that answers."""
+
+    def __init__(self, model: onnx.ModelProto, signature: Signature, written: Path) -> None:
+        super().__init__(model, signature)
+        self._written = written
+
+    def write(self, folder: Path, *, opset: int) -> Path:
+        del opset
+        return Path(shutil.copyfile(self._written, folder / "model.onnx"))
+
+
+def test_a_baseline_that_came_quantized_is_held_to_its_original(tmp_path: Path) -> None:
+    (recipe,) = candidates.recipes(INT8)
+    made = []
+    for seed in (0, 1):
+        model, signature = dense((8, 64, 3), seed=seed)
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        made.append(recipe.make(source_of(folder, model, signature)).files.path)
+    quantized = onnx.load(made[0])
+    (passed,) = make(
+        workbench.of(Altered(quantized, signature, made[0]), tmp_path, opset=20), ExportOptions(), lambda _: None
+    )
+    assert passed.variant.id == "int8-qdq"
+    assert all(score.baseline is None for score in passed.variant.scores)
+    with pytest.raises(GateFailed, match="int8-qdq has r2 of 'y'"):
+        workbench.of(Altered(quantized, signature, made[1]), tmp_path, opset=20)
+
+
+def test_an_output_of_the_whole_call_is_one_sample_to_the_gate(tmp_path: Path) -> None:
+    signature = dataclasses.replace(
+        vectors(8, 3),
+        outputs=(
+            TensorSpec(name="y", dtype="float32", shape=("batch", 3)),
+            TensorSpec(name="sizes", dtype="float32", shape=(3,)),
+        ),
+    )
+    weight = np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "layer.weight"], ["y"], name="layer"),
+        helper.make_node("ReduceMax", ["layer.weight", "first"], ["sizes"], keepdims=0),
+    ]
+    model = graph(nodes, {"layer.weight": weight, "first": np.array([0])}, signature)
+    _, int8 = export(model, signature, tmp_path, INT8, data=splits(signature, noise(signature, 200)))
+    assert {one.output for one in int8.fidelity} == {"y", "sizes"}

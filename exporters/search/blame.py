@@ -268,7 +268,7 @@ class _Trial:
         return _Result(_sqnr_db(self._groups, answers), scores, max(excesses, default=0.0))
 
     def _score(self, bar: Bar, base: Values | None, answers: Sequence[Tensors]) -> Score | None:
-        values = bar.values(self._groups, answers)
+        values = bar.values(self._groups, answers, self.bench.signature)
         if values is None or base is None:
             return None
         try:
