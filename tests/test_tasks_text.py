@@ -238,3 +238,10 @@ def test_half_precision_scores_become_ordinary_probabilities(tokenizer: Path) ->
 
 def test_the_snippet_runs_as_it_stands(tokenizer: Path) -> None:
     compile(classifier(tokenizer, signature(LOGITS)).snippet("model.onnx"), "snippet", "exec")
+
+
+def test_the_command_line_sees_what_a_task_of_texts_takes() -> None:
+    import inspect
+
+    for kind in (TextClassification, TextEmbedding):
+        assert {"tokenizer", "max_tokens", "pad"} <= set(inspect.signature(kind).parameters), kind

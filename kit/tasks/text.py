@@ -307,7 +307,10 @@ class TextClassification(_Texts):
         temperature: Divides the logits before softmax.
         abstain_below: Probability under which an answer is "unsure"; None for never.
         scores: What the model gives: `logits` or `probabilities`.
-        **texts: Of the way in: tokenizer, max_tokens, pad_multiple_of, pad.
+        tokenizer: Path of a tokenizer.json.
+        max_tokens: Longer texts are cut; the model's own bound holds in any case.
+        pad_multiple_of: Lengths are filled up to a multiple of this.
+        pad: Token to fill up with; None for the tokenizer's own, or the first usual one that it has.
     """
 
     name = "text-classification@1"
@@ -317,12 +320,15 @@ class TextClassification(_Texts):
         self,
         *,
         labels: Sequence[str],
+        tokenizer: Path,
+        max_tokens: int = 512,
+        pad_multiple_of: int = 1,
+        pad: str | None = None,
         temperature: float = 1.0,
         abstain_below: float | None = None,
         scores: str = SCORES[0],
-        **texts: Any,
     ) -> None:
-        super().__init__(**texts)
+        super().__init__(tokenizer=tokenizer, max_tokens=max_tokens, pad_multiple_of=pad_multiple_of, pad=pad)
         self._classifier = Classifier(labels, temperature=temperature, abstain_below=abstain_below, scores=scores)
         self.labels = self._classifier.labels
         self.temperature = temperature
@@ -354,7 +360,10 @@ class TextEmbedding(_Texts):
             last token, `none` if the graph gives one vector for each text itself.
         normalize: Scale each vector to length 1.
         output: Name of the output to take; None for the first that fits.
-        **texts: Of the way in: tokenizer, max_tokens, pad_multiple_of, pad.
+        tokenizer: Path of a tokenizer.json.
+        max_tokens: Longer texts are cut; the model's own bound holds in any case.
+        pad_multiple_of: Lengths are filled up to a multiple of this.
+        pad: Token to fill up with; None for the tokenizer's own, or the first usual one that it has.
     """
 
     name = "text-embedding@1"
@@ -362,9 +371,17 @@ class TextEmbedding(_Texts):
     _RANKS: ClassVar[dict[bool, int]] = {True: 2, False: 3}
 
     def __init__(
-        self, *, pooling: str = "mean", normalize: bool = False, output: str | None = None, **texts: Any
+        self,
+        *,
+        tokenizer: Path,
+        max_tokens: int = 512,
+        pad_multiple_of: int = 1,
+        pad: str | None = None,
+        pooling: str = "mean",
+        normalize: bool = False,
+        output: str | None = None,
     ) -> None:
-        super().__init__(**texts)
+        super().__init__(tokenizer=tokenizer, max_tokens=max_tokens, pad_multiple_of=pad_multiple_of, pad=pad)
         if pooling not in POOLINGS:
             raise ValueError(f"unknown pooling {pooling!r}; there are {', '.join(POOLINGS)}")
         self.pooling = pooling
