@@ -377,8 +377,21 @@ def main() -> None:
         rows.append(_in_own_process(number, asked.cache, asked.budget))
         print(_row(rows[-1]), flush=True)
     if asked.write:
+        rows = _with_earlier(rows)
         (DOCS / "models.json").write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
         (DOCS / "models.md").write_text(page(rows))
+
+
+def _with_earlier(rows: Sequence[Found]) -> list[Found]:
+    """Return the rows with those of the last table that were not measured now, in the order of MODELS."""
+    path = DOCS / "models.json"
+    earlier = [_found(one) for one in json.loads(path.read_text())] if path.is_file() else []
+    known = {row.name: row for row in (*earlier, *rows)}
+    return [known[model.name] for model in MODELS if model.name in known]
+
+
+def _found(plain: dict[str, Any]) -> Found:
+    return Found(**{**plain, "steps": {name: Step(**step) for name, step in plain["steps"].items()}})
 
 
 def _in_own_process(number: int, cache: Path, budget: str) -> Found:
@@ -387,8 +400,7 @@ def _in_own_process(number: int, cache: Path, budget: str) -> Found:
     model = MODELS[number]
     if done.returncode:
         return Found(name=model.name, kind=model.kind, remark=_sentence(done.stderr))
-    plain = json.loads(done.stdout.strip().splitlines()[-1])
-    return Found(**{**plain, "steps": {name: Step(**step) for name, step in plain["steps"].items()}})
+    return _found(json.loads(done.stdout.strip().splitlines()[-1]))
 
 
 def of(model: Model, cache: Path, budget: str) -> Found:
@@ -402,10 +414,10 @@ def of(model: Model, cache: Path, budget: str) -> Found:
         return dataclasses.replace(found, remark=problem)
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         bundle, results = Path(folder) / slug, Path(folder) / "bench.json"
-        more = [word for precision in model.precisions for word in ("--precision", precision)]
-        floats = ("--precision", "fp32") if more else ()
+        options = model.options(place)
         lines = {
-            "export": ["export", model.source(place), "--out", str(bundle), *floats, *more, *model.options(place)],
+            "export": ["export", model.source(place), "--out", str(bundle), *options],
+            **{one: ["export", str(bundle), "--precision", one, *_of_data(options)] for one in model.precisions},
             "verify": ["verify", str(bundle)],
             "bench": [
                 *("bench", str(bundle), "--provider", "cpu", "--runtime", "onnxruntime"),
@@ -413,15 +425,29 @@ def of(model: Model, cache: Path, budget: str) -> Found:
             ],
         }
         steps: dict[str, Step] = {}
+        refused: dict[str, str] = {}
         for name, line in lines.items():
             steps[name] = run([KIT, *line], place)
             found = dataclasses.replace(found, steps=dict(steps))
+            if steps[name].problem and name in model.precisions:
+                refused[name] = f"refused by the gate: {steps[name].problem}"
+                continue
             if steps[name].problem:
                 return dataclasses.replace(found, remark=f"{name}: {steps[name].problem}")
-            if name == "export":
+            if name in {"export", *model.precisions}:
                 found = _of_manifest(found, bundle)
+            found = dataclasses.replace(found, variants={**found.variants, **refused})
         found = dataclasses.replace(found, bench=_of_results(results, bundle))
         return dataclasses.replace(found, remark=model.check(place, bundle)) if model.check else found
+
+
+def _of_data(options: Sequence[str]) -> list[str]:
+    """Return those of an export's options that more variants of the bundle need."""
+    kept = []
+    for name in ("--data", "--metric"):
+        if name in options:
+            kept += [name, options[options.index(name) + 1]]
+    return kept
 
 
 def _installed(packages: Sequence[str], folder: Path) -> str:
