@@ -25,7 +25,7 @@ from exporters.sizes import check_sizes
 from kit.bundle import Staged
 from kit.bundle.manifest import Needs, Variant
 from kit.choices import Precision, VariantFormat
-from kit.errors import BundleInvalid, GateFailed, KitError
+from kit.errors import BundleInvalid, GateFailed, KitError, UsageError
 from kit.metrics import Fidelity, FidelityVerdict, Score, Values
 from kit.metrics.fidelity import FLOAT_RTOL, HALF_RTOL, compare, judge_float
 from kit.runtime import graph_file
@@ -267,12 +267,16 @@ def _rows_rtol(candidate: Candidate) -> float:
 def answer(runner: Runner, groups: Sequence[Samples], signature: Signature) -> list[Tensors]:
     """Run every group of samples, in batches bounded by bytes if its outputs can be joined."""
     joins = all(signature.batch in spec.shape and not spec.varies for spec in signature.outputs)
-    found: list[Tensors] = []
-    for group in groups:
-        rows = signature.rows_within(ANSWER_BYTES, signature.check(group.inputs))
-        pieces = signature.split(group.inputs, rows) if joins else [group.inputs]
-        found.append(signature.join([runner.run(piece) for piece in pieces]))
-    return found
+    return [_joined(runner, group, signature) if joins else runner.run(group.inputs) for group in groups]
+
+
+def _joined(runner: Runner, group: Samples, signature: Signature) -> Tensors:
+    rows = signature.rows_within(ANSWER_BYTES, signature.check(group.inputs))
+    pieces = [runner.run(piece) for piece in signature.split(group.inputs, rows)]
+    try:
+        return signature.join(pieces)
+    except UsageError:  # the size of an output depends on the values, and was not seen to
+        return runner.run(group.inputs)
 
 
 def check_file(candidate: Candidate, signature: Signature) -> Needs:

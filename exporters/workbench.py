@@ -254,10 +254,24 @@ def answers(original: Original, groups: Sequence[Samples], signature: Signature,
 
 
 def _answered(original: Original, group: Samples, signature: Signature, folder: Path) -> dict[str, NDArray[Any]]:
-    sizes = signature.check(group.inputs)
     joins = all(signature.batch in spec.shape and not spec.varies for spec in signature.outputs)
-    rows = signature.rows_within(ANSWER_BYTES, sizes) if joins else max(signature.rows(group.inputs), 1)
-    total = signature.rows(group.inputs)
+    kept = _in_pieces(original, group, signature, folder) if joins else None
+    if kept is None:
+        outputs = _ask(original, group.inputs, signature.check(group.inputs))
+        _check_answers(outputs, signature)
+        kept = {name: np.array(array) for name, array in outputs.items()}
+    check_numbers("the original", [kept], group.source or "the samples")
+    return kept
+
+
+def _in_pieces(
+    original: Original, group: Samples, signature: Signature, folder: Path
+) -> dict[str, NDArray[Any]] | None:
+    """Return answers that were made in pieces bounded by bytes; None if all is one piece, or the sizes of pieces differ."""
+    sizes, total = signature.check(group.inputs), signature.rows(group.inputs)
+    rows = signature.rows_within(ANSWER_BYTES, sizes)
+    if total <= rows:
+        return None
     kept: dict[str, NDArray[Any]] = {}
     done = 0
     for piece in signature.split(group.inputs, rows):
@@ -265,15 +279,13 @@ def _answered(original: Original, group: Samples, signature: Signature, folder: 
         count = signature.rows(piece)
         _check_answers(outputs, signature)
         if not kept:
-            if count == total:
-                kept = {name: np.array(array) for name, array in outputs.items()}
-                break
             kept = {spec.name: _room(spec.name, outputs, signature, total, folder) for spec in signature.outputs}
         for spec in signature.outputs:
-            place = spec.shape.index(signature.batch or "")
-            kept[spec.name][(*[slice(None)] * place, slice(done, done + count))] = outputs[spec.name]
+            place = (*[slice(None)] * spec.shape.index(signature.batch or ""), slice(done, done + count))
+            if kept[spec.name][place].shape != outputs[spec.name].shape:
+                return None  # it depends on the values, as nobody can tell before
+            kept[spec.name][place] = outputs[spec.name]
         done += count
-    check_numbers("the original", [kept], group.source or "the samples")
     return kept
 
 

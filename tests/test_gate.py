@@ -15,7 +15,7 @@ from exporters import candidates, request, workbench
 from exporters.bars import Bar, bars_for, hold, power
 from exporters.candidates import Candidate
 from exporters.formats.base import Source
-from exporters.gate import Passed, check_border, check_file
+from exporters.gate import Passed, answer, check_border, check_file
 from exporters.options import ExportOptions
 from exporters.pipeline import make
 from kit import metrics
@@ -454,3 +454,28 @@ def test_an_output_of_the_whole_call_is_one_sample_to_the_gate(tmp_path: Path) -
     model = graph(nodes, {"layer.weight": weight, "first": np.array([0])}, signature)
     _, int8 = export(model, signature, tmp_path, INT8, data=splits(signature, noise(signature, 200)))
     assert {one.output for one in int8.fidelity} == {"y", "sizes"}
+
+
+def test_answers_to_pieces_that_cannot_be_joined_are_made_whole(tmp_path: Path) -> None:
+    """The columns in which any sample of a call is above 0: as many as the values ask for, and more than one piece."""
+    columns = 2**16
+    signature = Signature(
+        inputs=(TensorSpec(name="x", dtype="float32", shape=("batch", columns)),),
+        outputs=(TensorSpec(name="y", dtype="float32", shape=("batch", "found")),),
+    )
+    nodes = [
+        helper.make_node("ReduceMax", ["x", "first"], ["highest"], keepdims=0),
+        helper.make_node("Greater", ["highest", "zero"], ["above"]),
+        helper.make_node("Compress", ["x", "above"], ["y"], axis=1),
+    ]
+    model = graph(nodes, {"first": np.array([0]), "zero": np.zeros((), np.float32)}, signature)
+    x = np.full((40, columns), -1, np.float32)
+    x[:, 0] = 1 + np.arange(40)
+    x[-1, :3] = 1
+    (passed,) = export(model, signature, tmp_path, ExportOptions(), golden=(Samples(inputs={"x": x}),))
+    assert passed.signature.output("y").varies
+    (golden,) = workbench.answers(OnnxOriginal(model, signature), [Samples(inputs={"x": x})], signature, tmp_path)
+    assert golden.expected is not None
+    assert np.array_equal(golden.expected["y"], x[:, :3])
+    with OnnxRuntimeRunner(model.SerializeToString()) as runner:
+        assert np.array_equal(answer(runner, [golden], signature)[0]["y"], x[:, :3])
