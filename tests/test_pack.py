@@ -351,3 +351,9 @@ def test_no_room_anywhere_is_one_clear_error(packed: Path, monkeypatch: pytest.M
     monkeypatch.setattr(reading, "unpack_into", full)
     with pytest.raises(StorageUnavailable, match="No space left"):
         bundles.find(packed)
+
+
+def test_other_files_that_are_zips_are_no_packed_bundles(packed: Path) -> None:
+    for suffix in (".pt2", ".npz"):
+        assert not bundles.is_bundle(str(shutil.copy(packed, packed.with_suffix(suffix))))
+    assert bundles.is_bundle(str(shutil.copy(packed, packed.with_suffix(".zip"))))

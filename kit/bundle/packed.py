@@ -39,6 +39,7 @@ SUFFIX = ".kit"
 MAX_BYTES = 64 * 10**9
 """Of the whole file."""
 MAX_MEMBERS = 256
+_OTHER_ZIPS = frozenset({".pt2", ".npz", ".pt", ".pth", ".whl"})  # which begin as a packed bundle does
 
 _MAGIC = b"PK\x03\x04"
 _LOCAL_BYTES = 30
@@ -97,6 +98,8 @@ def looks_packed(path: Path) -> bool:
             return False
         if path.suffix.lower() == SUFFIX:
             return True
+        if path.suffix.lower() in _OTHER_ZIPS:
+            return False
         with path.open("rb") as file:
             return file.read(len(_MAGIC)) == _MAGIC
     except OSError:
