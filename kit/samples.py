@@ -83,7 +83,7 @@ def check(groups: Sequence[Samples], signature: Signature, *, name: str = "sampl
     """Raise UsageError unless every group fits the signature, its targets have a row for each sample, and there are some."""
     for group in groups:
         try:
-            signature.check(group.inputs)
+            signature.sizes(group.inputs)
         except UsageError as error:
             raise UsageError(f"{name}: {error}", hint=error.hint) from error
         for target, values in (group.targets or {}).items():
@@ -100,7 +100,7 @@ def nearest(groups: Sequence[Samples], signature: Signature, sizes: Sizes) -> Sa
     """Return the group whose sizes are nearest, by ratio; the batch counts for nothing, for samples can be repeated."""
 
     def distance(group: Samples) -> float:
-        own = signature.check(group.inputs)
+        own = signature.sizes(group.inputs)
         others = (axis for axis in own if axis != signature.batch)
         return sum(abs(math.log(max(sizes[axis], 1) / max(own[axis], 1))) for axis in others)
 
@@ -110,7 +110,7 @@ def nearest(groups: Sequence[Samples], signature: Signature, sizes: Sizes) -> Sa
 def batches(groups: Sequence[Samples], signature: Signature, most_bytes: int) -> Iterator[dict[str, NDArray[Any]]]:
     """Give the inputs of all groups in pieces of so many bytes, outputs included."""
     for group in groups:
-        rows = signature.rows_within(most_bytes, signature.check(group.inputs))
+        rows = signature.rows_within(most_bytes, signature.sizes(group.inputs))
         yield from signature.split(group.inputs, rows)
 
 

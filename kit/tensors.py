@@ -213,10 +213,21 @@ class Signature:
         Raises:
             UsageError: A tensor is missing, unknown, or has another dtype, rank or size than the model takes.
         """
+        return self._checked(tensors, self.axes)
+
+    def sizes(self, tensors: Tensors) -> dict[str, int]:
+        """Return the sizes of the axes of samples, however many they are: the batch axis bounds a call, not a data set.
+
+        Raises:
+            UsageError: As for `check`.
+        """
+        return self._checked(tensors, {**self.axes, **({} if self.batch is None else {self.batch: Axis(least=0)})})
+
+    def _checked(self, tensors: Tensors, axes: Mapping[str, Axis]) -> dict[str, int]:
         self._check_names(tensors)
         sizes: dict[str, int] = {}
         for spec in self.inputs:
-            self._check_one(spec, tensors[spec.name], sizes)
+            self._check_one(spec, tensors[spec.name], sizes, axes)
         return sizes
 
     def _check_names(self, tensors: Mapping[str, Any]) -> None:
@@ -228,7 +239,9 @@ class Signature:
                 problem, hint="the model takes " + ", ".join(f"{k}: {v}" for k, v in self.described().items())
             )
 
-    def _check_one(self, spec: TensorSpec, array: NDArray[Any], sizes: dict[str, int]) -> None:
+    def _check_one(
+        self, spec: TensorSpec, array: NDArray[Any], sizes: dict[str, int], axes: Mapping[str, Axis]
+    ) -> None:
         if array.dtype != spec.dtype or array.ndim != len(spec.shape):
             raise UsageError(
                 f"{spec.name} must be {spec.describe()}, found {array.dtype} {list(array.shape)}",
@@ -242,7 +255,7 @@ class Signature:
                     )
             elif sizes.setdefault(wanted, size) != size:
                 raise UsageError(f"{spec.name} has {size} along {wanted!r} where another input has {sizes[wanted]}")
-            elif problem := self.axes[wanted].problem(size):
+            elif problem := axes[wanted].problem(size):
                 raise UsageError(
                     f"{spec.name}: along {wanted!r} {problem}", hint=f"{wanted} is {self.axes[wanted].describe()}"
                 )
@@ -305,6 +318,7 @@ class Signature:
             return 1
         axis = self.axes[self.batch]
         rows = most_bytes // max(self.nbytes({**sizes, self.batch: 1}), 1)
+        rows = rows if axis.most is None else min(rows, axis.most)
         return max(1, axis.least, rows // axis.multiple_of * axis.multiple_of, axis.multiple_of)
 
     def _place(self, spec: TensorSpec | None) -> int | None:

@@ -208,3 +208,19 @@ def test_lists_of_fractions_are_no_ids_and_pieces_fit_the_axis() -> None:
     assert sum(sizes) == 52
     assert all(size % 4 == 0 and 4 <= size <= 16 for size in sizes)
     assert given.rows_within(1, {}) == 4
+
+
+def test_the_bound_of_a_batch_is_a_bound_of_a_call_and_not_of_a_data_set() -> None:
+    from kit import samples as sampling
+    from kit.tensors import Axis
+
+    given = Signature(
+        inputs=(TensorSpec(name="x", dtype="float32", shape=("batch", 2)),),
+        outputs=(spec("y", "batch", 1),),
+        axes={"batch": Axis(most=64)},
+    )
+    many = Samples(inputs={"x": np.zeros((200, 2), np.float32)})
+    sampling.check([many], given)
+    assert [len(piece["x"]) for piece in sampling.batches([many], given, 2**30)] == [50, 50, 50, 50]
+    with pytest.raises(UsageError, match="200 is more than 64"):
+        given.check(many.inputs)

@@ -168,7 +168,7 @@ def _ask(
 
 
 def _pieces(runner: Runner, inputs: Tensors) -> Iterator[dict[str, NDArray[Any]]]:
-    rows = runner.signature.rows_within(BATCH_BYTES // 8, runner.signature.check(inputs))
+    rows = runner.signature.rows_within(BATCH_BYTES // 8, runner.signature.sizes(inputs))
     yield from runner.signature.split(inputs, rows)
 
 

@@ -63,7 +63,7 @@ class TorchOriginal:
         """Compute the outputs, in pieces bounded by bytes."""
         if self._answer is None:
             raise UsageError("this model was closed")
-        rows = self.signature.rows_within(BATCH_BYTES, self.signature.check(tensors))
+        rows = self.signature.rows_within(BATCH_BYTES, self.signature.sizes(tensors))
         return self.signature.join([self._piece(piece) for piece in self.signature.split(tensors, rows)])
 
     def _piece(self, tensors: Tensors) -> dict[str, NDArray[Any]]:

@@ -72,7 +72,7 @@ def check_golden(groups: Sequence[Samples], signature: Signature) -> None:
     samples.check(groups, signature, name="golden samples")
     for group in groups:
         expected = group.expected or {}
-        sizes = signature.check(group.inputs)
+        sizes = signature.sizes(group.inputs)
         for spec in signature.outputs:
             if spec.name not in expected:
                 raise UsageError(f"golden samples lack answers for the output {spec.name!r}")

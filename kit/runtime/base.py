@@ -381,7 +381,7 @@ BATCH_BYTES = 64 * 2**20
 def run_in_batches(runner: Runner, tensors: Tensors, *, most_bytes: int = BATCH_BYTES) -> dict[str, NDArray[Any]]:
     """Run inputs along the batch axis in pieces bounded by bytes, and join the outputs."""
     signature = runner.signature
-    rows = signature.rows_within(most_bytes, signature.check(tensors))
+    rows = signature.rows_within(most_bytes, signature.sizes(tensors))
     return signature.join([runner.run(piece) for piece in signature.split(tensors, rows)])
 
 

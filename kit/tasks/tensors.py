@@ -175,7 +175,7 @@ def samples_of(arrays: Mapping[str, NDArray[Any]], signature: Signature, name: s
         )
     inputs = {one: arrays[one] for one in names}
     try:
-        signature.check(inputs)
+        signature.sizes(inputs)
     except UsageError as error:
         raise DatasetInvalid(f"{name}: {error}", hint=error.hint) from error
     targets = {one.removeprefix(_TARGET): array for one, array in arrays.items() if one not in names}

@@ -207,7 +207,7 @@ def verify(
         original=_original(bundle, golden, intact),
         variants=tuple(checks),
         samples=count(golden, bundle.signature),
-        sizes=tuple(bundle.signature.check(group.inputs) for group in golden),
+        sizes=tuple(bundle.signature.sizes(group.inputs) for group in golden),
         golden_source=bundle.manifest.golden.source or golden[0].source,
         reference=reference_name(bundle),
         remarks=tuple(remarks),
