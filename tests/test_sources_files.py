@@ -381,6 +381,20 @@ def test_a_folder_of_sentence_transformers_pools_and_normalises_as_it_says(tmp_p
         open_source(folder)
 
 
+def test_a_folder_of_sentence_transformers_is_its_network_whatever_head_it_was_trained_with(tmp_path: Path) -> None:
+    folder = bert(tmp_path / "st", "BertForMaskedLM")
+    (folder / "modules.json").write_text(json.dumps([{"idx": 0, "path": "", "type": "x.Transformer"}]))
+    original = open_source(folder)
+    assert original.signature.outputs[0].described == "float32 [batch, sequence, 16]"
+
+
+def test_a_folder_that_lacks_weights_of_its_model_is_refused(tmp_path: Path) -> None:
+    folder = bert(tmp_path / "bert", "BertModel")
+    edit(folder / "config.json", architectures=["BertForSequenceClassification"])
+    with pytest.raises(UsageError, match="lacks weights that its model needs, such as classifier"):
+        open_source(folder)
+
+
 def test_a_folder_that_classifies_pictures_normalises_them_in_the_graph(tmp_path: Path) -> None:
     config = transformers.ViTConfig(image_size=8, patch_size=4, num_labels=3, **TINY)
     transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "vit")

@@ -55,7 +55,7 @@ def open_folder(
     place = sentences.folder if sentences is not None else folder
     config = _json(place / _CONFIG)
     _check(place, config)
-    module = _loaded(place, config)
+    module = _loaded(place, config, is_encoder=sentences is not None)
     signature, fixed = _signature(module, config, place)
     opened = modules.open_module(
         module,
@@ -104,15 +104,17 @@ def _check(folder: Path, config: Mapping[str, Any]) -> None:
         raise BadInput(f"{folder.name} has no {_WEIGHTS}", hint="copy the whole folder, weights included")
 
 
-def _loaded(folder: Path, config: Mapping[str, Any]) -> nn.Module:
+def _loaded(folder: Path, config: Mapping[str, Any], *, is_encoder: bool) -> nn.Module:
+    """Load the module that the config names; of a sentence transformer the network alone, whatever head it was trained with."""
     with _offline():
         import transformers
 
-        kind = _class_of(transformers, config)
+        kind = transformers.AutoModel if is_encoder else _class_of(transformers, config)
         wanted = "auto" if config.get("torch_dtype", config.get("dtype")) in {"float16", "float64"} else torch.float32
         try:
-            found: nn.Module = kind.from_pretrained(
+            found, loading = kind.from_pretrained(
                 str(folder),
+                output_loading_info=True,
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
@@ -124,7 +126,24 @@ def _loaded(folder: Path, config: Mapping[str, Any]) -> nn.Module:
                 f"transformers {transformers.__version__} cannot open {folder.name}: {root_cause(error)}",
                 hint="try it in Python: Auto...from_pretrained(FOLDER, local_files_only=True)",
             ) from error
-    return found.eval()
+    _check_weights(folder, loading, is_encoder=is_encoder)
+    module: nn.Module = found.eval()
+    return module
+
+
+def _check_weights(folder: Path, loading: Mapping[str, Any], *, is_encoder: bool) -> None:
+    """Refuse weights that the folder lacks: transformers draws them at random."""
+    missing = sorted(map(str, loading.get("missing_keys") or ()))
+    if is_encoder:  # only the tokens' vectors are read
+        missing = [name for name in missing if "pooler" not in name]
+    wrong = sorted(str(one[0] if isinstance(one, tuple) else one) for one in loading.get("mismatched_keys") or ())
+    if missing or wrong:
+        lacking = missing or wrong
+        raise BadInput(
+            f"{folder.name} lacks weights that its model needs, such as {lacking[0]} ({len(lacking)} in all): "
+            "they would be drawn at random",
+            hint="name the architecture that the weights are of in config.json, or save the whole model again",
+        )
 
 
 def _class_of(transformers: Any, config: Mapping[str, Any]) -> Any:

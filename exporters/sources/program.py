@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from kit.errors import BadInput
 from kit.system import files
 from kit.tasks.base import Task
 from kit.tensors import Axis, Signature
+
+_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 def open_file(
@@ -45,10 +49,24 @@ def open_file(
 
 def _loaded(path: Path) -> Any:
     try:
-        with torch_export.silence():
+        with torch_export.silence(), _no_pickles():
             return torch.export.load(str(path))
     except Exception as error:  # torch raises whatever its own readers do
         raise BadInput(
             f"torch {torch.__version__.partition('+')[0]} cannot read {path.name}: {torch_export.root_cause(error)}",
             hint="save it with this version: torch.export.save(program, 'model.pt2')",
         ) from error
+
+
+@contextlib.contextmanager
+def _no_pickles() -> Iterator[None]:
+    """Hold torch to weights: its reader of programs unpickles some entries otherwise, and a pickle may hold code."""
+    before = os.environ.get(_WEIGHTS_ONLY)
+    os.environ[_WEIGHTS_ONLY] = "1"  # torch.load heeds it, whatever its caller asks for
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_WEIGHTS_ONLY]
+        else:
+            os.environ[_WEIGHTS_ONLY] = before
