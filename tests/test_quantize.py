@@ -20,6 +20,7 @@ from exporters.formats import int8, pixel
 from exporters.formats.base import Source, quantized_as
 from exporters.formats.calibration import batch_rows, draw
 from exporters.formats.equalize import equalize
+from exporters.formats.float16 import halved
 from exporters.graph.rules import layers
 from kit.bundle import Bundle, find
 from kit.bundle.manifest import Calibration
@@ -556,4 +557,4 @@ def test_large_weights_become_fp16_in_pieces(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert peak < weight.nbytes / 2
     loaded = {one.name: numpy_helper.to_array(one) for one in onnx.load(made.files.path).graph.initializer}
-    assert np.array_equal(loaded["layers.1.weight"], weight.astype(np.float16))
+    assert np.array_equal(loaded["layers.1.weight"], halved(weight))
