@@ -179,6 +179,10 @@ def _measured(
             scores.append(score)
             if remark := power(bar, score):
                 remarks.append(remark)
+        if key != _GOLDEN and _saw_all_of(candidate, proof, groups):
+            remarks.append(
+                f"{dataset} {key} is what its ranges were made of, for want of other samples: give more data to be sure"
+            )
     variant = Variant(
         id=candidate.id,
         precision=candidate.precision,
@@ -199,6 +203,19 @@ def _measured(
         verdict=verdict,
         values=values,
         remarks=tuple(dict.fromkeys(remarks)),
+    )
+
+
+def _saw_all_of(candidate: Candidate, proof: Proof, groups: Sequence[Samples]) -> bool:
+    """Whether a candidate was calibrated with the very samples that it is scored on."""
+    is_calibrated = candidate.quantization is not None and candidate.quantization.calibration is not None
+    train = proof.data.train if proof.data is not None else None
+    if not is_calibrated or train is None or len(train) != len(groups):
+        return False
+    return all(
+        np.array_equal(one.inputs[name], other.inputs[name])
+        for one, other in zip(train, groups, strict=True)
+        for name in one.inputs
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from exporters import room
+from exporters import room, workbench
 from exporters.options import ExportOptions
 from exporters.pipeline import ExportReport, export_bundle, export_original
 from exporters.search.blame import Blame, blame_bundle
@@ -19,8 +19,8 @@ from exporters.search.choose import AutoOptions, AutoReport, export_auto
 from kit import bundle as bundles
 from kit import datasets, metrics
 from kit.bundle import Bundle
-from kit.bundle.manifest import check_name
-from kit.errors import BundleNotFound, UsageError
+from kit.bundle.manifest import Provenance, check_name
+from kit.errors import BundleInvalid, BundleNotFound, UsageError
 from kit.metrics import Metric
 from kit.samples import Splits
 from kit.system.progress import OnProgress, silent
@@ -72,7 +72,7 @@ def export_source(
 
     Raises:
         BundleNotFound: There is no such source.
-        UsageError: Something does not fit the model.
+        UsageError: Something does not fit the model, or the folder that nobody named holds the bundle of another one.
         StorageUnavailable, MemoryShort: There is no room for it.
         GateFailed: A check said no; nothing was written.
     """
@@ -97,6 +97,8 @@ def export_source(
         weights=weights,
     )
     try:
+        if out is None:
+            _refuse_another(folder, original.record)
         if BATCH in (axes or {}) and (axes or {})[BATCH] is None:
             original.signature = dataclasses.replace(original.signature, batch=None)
         knows = chosen or original.task or PlainTensors()
@@ -193,6 +195,30 @@ def _refuse_unknown(source: str) -> None:
         )
 
 
+def _refuse_another(folder: Path, record: Provenance) -> None:
+    """Refuse to replace the bundle of another model that nobody named: every exporter calls its file model.onnx."""
+    try:
+        before = bundles.find(folder).manifest.original if bundles.is_bundle(str(folder)) else record
+    except BundleInvalid:
+        return  # a damaged one is made anew
+    if before is None or (before.kind, before.name, before.sha256) != (record.kind, record.name, record.sha256):
+        what = "another model" if before is None else f"the {before.kind} {before.name}"
+        same = before is not None and (before.kind, before.name) == (record.kind, record.name)
+        raise UsageError(
+            f"{folder} is a bundle of {what}{', of another content' if same else ''}",
+            hint=f"choose another --name, or replace it: --out {folder}",
+        )
+
+
+def remark_on_task(bundle: Bundle) -> str:
+    """Say that nobody here knows a bundle's task, so that plain tensors stand for it; empty if somebody does."""
+    ref = bundle.manifest.task
+    if ref is None or workbench.knows_task(bundle):
+        return ""
+    package = f" (install {ref.package})" if ref.package else ""
+    return f"No installed package knows the task {ref.name}{package}: its model is taken as one of plain tensors."
+
+
 def _name(source: str, name: str | None) -> str:
     """Return a bundle's name for a source: the given one, else a file's, a folder's or a function's."""
     if name is None:
@@ -235,5 +261,5 @@ def _data_of(bundle: Bundle, name: str | None, *, data_dir: Path | None, on_prog
     return (
         None
         if name is None
-        else _data(name, tasks.task_of(bundle), bundle.signature, data_dir=data_dir, on_progress=on_progress)
+        else _data(name, workbench.task_of(bundle), bundle.signature, data_dir=data_dir, on_progress=on_progress)
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -70,6 +71,10 @@ def is_large(model: onnx.ModelProto) -> bool:
     return any(uses_external_data(tensor) for tensor in tensors_of(model))
 
 
+def _bytes_of(values: NDArray[Any]) -> memoryview:
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+
+
 class DataWriter:
     """A file of weights that grows constant by constant.
 
@@ -83,17 +88,24 @@ class DataWriter:
 
     def add(self, tensor: onnx.TensorProto, values: NDArray[Any] | None = None) -> None:
         """Write a constant's values, or its own, into the file, and let it name their place there."""
-        data = tensor.raw_data if values is None else np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+        self._write(tensor, [tensor.raw_data if values is None else _bytes_of(values)])
+
+    def add_pieces(self, tensor: onnx.TensorProto, pieces: Iterable[NDArray[Any]]) -> None:
+        """Write a constant's values as `add` does, one piece behind the other."""
+        self._write(tensor, map(_bytes_of, pieces))
+
+    def _write(self, tensor: onnx.TensorProto, parts: Iterable[bytes | memoryview]) -> None:
         if self._file is None:
             self._file = self._path.open("wb")
         offset = self._file.tell()
         self._file.write(b"\0" * (-offset % _ALIGNED))
         offset = self._file.tell()
-        self._file.write(data)
+        self._file.writelines(parts)
+        length = self._file.tell() - offset
         for name in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "external_data"):
             tensor.ClearField(name)
         tensor.data_location = onnx.TensorProto.EXTERNAL
-        for key, value in (("location", self._path.name), ("offset", str(offset)), ("length", str(len(data)))):
+        for key, value in (("location", self._path.name), ("offset", str(offset)), ("length", str(length))):
             entry = tensor.external_data.add()
             entry.key, entry.value = key, value
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import math
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,16 +27,19 @@ from exporters.candidates import Candidate
 from exporters.formats.base import Source
 from exporters.gate import ANSWER_BYTES, Passed, Proof, check_numbers, examine
 from exporters.golden import golden_of
+from exporters.options import DEFAULT_OPSET
 from exporters.sources.base import Original
 from kit import samples as sampling
 from kit.bench.meters import return_freed_memory
 from kit.bundle import Bundle
-from kit.errors import GateFailed, KitError, StorageUnavailable
+from kit.errors import GateFailed, KitError, PackageMissing, StorageUnavailable, UsageError
 from kit.metrics import Metric
 from kit.samples import Samples, Splits
 from kit.system import files
 from kit.system.progress import OnProgress, silent
+from kit.tasks import registry
 from kit.tasks.base import Task
+from kit.tasks.tensors import PlainTensors
 from kit.tensors import Signature, Tensors
 
 _IN_MEMORY_BYTES = 64 * 2**20  # answers to more than this lie on the disk
@@ -100,12 +105,33 @@ def staging_beside(folder: Path) -> Iterator[Path]:
     while not above.exists():
         above = above.parent
     try:
-        with tempfile.TemporaryDirectory(prefix=files.PARTIAL, dir=above, ignore_cleanup_errors=True) as name:
-            yield Path(name)
+        made = tempfile.TemporaryDirectory(prefix=files.PARTIAL, dir=above, ignore_cleanup_errors=True)
     except OSError as error:
-        raise StorageUnavailable(
-            f"cannot write beside {folder}: {error.strerror or error}", hint="free some space, or choose another --out"
-        ) from error
+        raise _unwritable(folder, error) from error
+    with made as name:
+        try:
+            yield Path(name)
+        except OSError as error:
+            if not _is_of_writing(error, Path(name)):
+                raise
+            raise _unwritable(folder, error) from error
+
+
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+def _is_of_writing(error: OSError, folder: Path) -> bool:
+    """Whether a disk is full, or a file in the folder was meant; anything else is a fault of what ran meanwhile."""
+    if error.errno in _NO_ROOM:
+        return True
+    named = [name for name in (error.filename, error.filename2) if isinstance(name, str | bytes | os.PathLike)]
+    return any(Path(os.fsdecode(name)).is_relative_to(folder) for name in named)
+
+
+def _unwritable(folder: Path, error: OSError) -> StorageUnavailable:
+    return StorageUnavailable(
+        f"cannot write beside {folder}: {error.strerror or error}", hint="free some space, or choose another --out"
+    )
 
 
 def for_bundle(
@@ -134,7 +160,8 @@ def for_bundle(
         on_progress: Told what is being done.
 
     Raises:
-        UsageError: The data do not fit the model, or the bundle has neither an original nor a variant.
+        UsageError: The data do not fit the model, the bundle has neither an original nor a variant, or its graph is of another
+            operator set than the one that was asked for.
         GateFailed: The original cannot be exported.
     """
     from exporters.sources import open_source
@@ -145,8 +172,14 @@ def for_bundle(
         on_progress("reading data")
         data = datasets.of(bundle, data_dir=data_dir)
     on_progress("opening the original")
-    original = open_source(bundle)
+    original = open_source(_with_known_task(bundle))
     baseline = bundle.baseline if isinstance(original, OnnxOriginal) else None
+    if baseline is not None and opset not in {DEFAULT_OPSET, baseline.needs.opset}:
+        original.close()
+        raise UsageError(
+            f"{bundle.name} is made of its own graph, whose operator set is {baseline.needs.opset}, and not {opset}",
+            hint="leave --opset out, or export the model itself with it",
+        )
     return of(
         original,
         folder,
@@ -158,6 +191,33 @@ def for_bundle(
         first=None if baseline is None else candidates.published(bundle, baseline),
         on_progress=on_progress,
     )
+
+
+def task_of(bundle: Bundle) -> Task:
+    """Return a bundle's task, or plain tensors if no installed package knows it: variants can be made without it.
+
+    Raises:
+        BundleInvalid: Its options or files are not what this version takes.
+    """
+    try:
+        return registry.task_of(bundle)
+    except PackageMissing:
+        plain = PlainTensors()
+        plain.check(bundle.signature)
+        return plain
+
+
+def knows_task(bundle: Bundle) -> bool:
+    """Whether an installed package knows a bundle's task, or it names none."""
+    ref = bundle.manifest.task
+    return ref is None or ref.name.partition("@")[0] == registry.PLAIN or not isinstance(task_of(bundle), PlainTensors)
+
+
+def _with_known_task(bundle: Bundle) -> Bundle:
+    """Return a bundle whose task can be opened: as it is, or as one of plain tensors. Its manifest on the disk stays."""
+    if knows_task(bundle):
+        return bundle
+    return dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, task=None))
 
 
 def of(

@@ -14,8 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from exporters.pipeline import export_original
 from kit.bundle import Bundle
+from kit.tensors import Signature, TensorSpec
+from tests import graphs
 from tests.conftest import Kit, Once
+from tests.helpers.originals import OnnxOriginal, graph
 
 
 @pytest.fixture
@@ -194,3 +198,26 @@ def test_what_cannot_be_asked_is_one_message(
     assert found.returncode == code, found.stderr
     assert words in found.stderr
     assert "Traceback" not in found.stderr
+
+
+def test_answers_are_joined_along_the_batch_wherever_it_stands_and_stacked_without_one(
+    kit_inside: Kit, tmp_path: Path
+) -> None:
+    for name, shape, batch, wanted in (("rows", (3, "batch"), "batch", (3, 9)), ("alone", (5,), None, (3, 5))):
+        signature = Signature(
+            inputs=(TensorSpec(name="x", dtype="float32", shape=shape),),
+            outputs=(TensorSpec(name="y", dtype="float32", shape=shape),),
+            batch=batch,
+        )
+        model = graph([graphs.node("Relu", "x", "y")], {}, signature)
+        export_original(OnnxOriginal(model, signature), out=tmp_path / name)
+        sizes = [size if isinstance(size, int) else 3 for size in shape]
+        each = [np.random.default_rng(seed).random(sizes, np.float32) for seed in range(3)]
+        for number, x in enumerate(each):
+            np.savez(tmp_path / f"{number}.npz", x=x)
+        found = kit_inside("predict", str(tmp_path / name), "0.npz", "1.npz", "2.npz", "-o", "answers.npz")
+        assert found.returncode == 0, found.stderr
+        expected = np.concatenate(each, axis=1) if name == "rows" else np.stack(each)
+        with np.load(tmp_path / "answers.npz") as answers:
+            assert answers["y"].shape == wanted
+            assert np.array_equal(answers["y"], expected)

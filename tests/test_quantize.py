@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from exporters.formats import int8, pixel
 from exporters.formats.base import Source, quantized_as
 from exporters.formats.calibration import batch_rows, draw
 from exporters.formats.equalize import equalize
+from exporters.formats.float16 import halved
 from exporters.graph.rules import layers
 from kit.bundle import Bundle, find
 from kit.bundle.manifest import Calibration
@@ -33,6 +35,7 @@ from kit.runtime.onnxruntime import OnnxRuntimeRunner
 from kit.samples import Samples
 from kit.tensors import Signature, TensorSpec
 from kit.verify import verify
+from tests import graphs
 from tests.helpers.originals import convolution, dense, graph, noise, rms, run, source_of, vectors
 
 CALIBRATION = Calibration(
@@ -539,3 +542,19 @@ def test_options_that_make_nothing_are_refused() -> None:
     ):
         with pytest.raises(UsageError):
             ExportOptions(**wrong)
+
+
+def test_large_weights_become_fp16_in_pieces(tmp_path: Path) -> None:
+    model, signature = dense((2048, 4096, 1))
+    weight = numpy_helper.to_array(model.graph.initializer[0])
+    path = graphs.save_beside(model, tmp_path / "fp32.onnx")
+    source = Source(path=path, folder=tmp_path, signature=signature)
+    (recipe,) = candidates.recipes(ExportOptions(precisions=("fp16",)))
+    recipe.make(source).discard()  # imports the converter
+    tracemalloc.start()
+    made = recipe.make(source)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < weight.nbytes / 2
+    loaded = {one.name: numpy_helper.to_array(one) for one in onnx.load(made.files.path).graph.initializer}
+    assert np.array_equal(loaded["layers.1.weight"], halved(weight))

@@ -72,9 +72,12 @@ def blame(
         files.check_writable(output)
     with render.progress() as update:
         update("starting torch.onnx")
-        from exporters.request import blame_layers
+        from exporters.request import blame_layers, remark_on_task
 
+        unknown = remark_on_task(found)
         result = blame_layers(found, chosen, data=data, data_dir=data_dir, metric=metric, on_progress=update)
+    if unknown:
+        render.remark(unknown)
     if as_json:
         render.print_json(result)
     else:

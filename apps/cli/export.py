@@ -196,6 +196,7 @@ def export(ctx: click.Context, /, bundle: str | None, as_json: bool, **asked: An
             raise click.UsageError(
                 f"{options.flag_of(ctx, given)} changes nothing for a bundle, which knows it: give the model it was made of"
             )
+        asked["names_opset"] = ctx.get_parameter_source("opset") is ParameterSource.COMMANDLINE
         _export_bundle(bundle, asked, is_auto=is_auto, as_json=as_json)
         return
     if is_auto:
@@ -258,12 +259,32 @@ def _export_bundle(name: str | None, asked: dict[str, Any], *, is_auto: bool, as
 
     found = find(name)
     bundles.refuse_packed(found)
+    _refuse_opset(found, asked)
     if is_auto:
         _auto(found, _auto_options(found, asked), asked, as_json=as_json)
     else:
         report = run(found, _options(asked), data=asked["data"], data_dir=asked["data_dir"], metric=asked["metric"])
         _show(report, as_json=as_json)
+    _say_unknown_task(found)
     _next(name or found.name)
+
+
+def _refuse_opset(bundle: Bundle, asked: dict[str, Any]) -> None:
+    """Refuse another operator set for variants that are made of the bundle's graph."""
+    original, baseline = bundle.manifest.original, bundle.baseline
+    is_rebuilt = original is not None and original.kind == "architecture"
+    if asked["names_opset"] and not is_rebuilt and baseline is not None and baseline.needs.opset != asked["opset"]:
+        raise click.UsageError(
+            f"--opset changes nothing for {bundle.name}, whose graph has {baseline.needs.opset}: export its model with it"
+        )
+
+
+def _say_unknown_task(bundle: Bundle) -> None:
+    from apps.cli import render
+    from exporters import request
+
+    if said := request.remark_on_task(bundle):
+        render.remark(said)
 
 
 def _export_source(source: str, asked: dict[str, Any], *, as_json: bool) -> None:
@@ -382,6 +403,9 @@ def _auto(bundle: Bundle, chosen: AutoOptions, asked: dict[str, Any], *, as_json
 def _show(report: ExportReport, *, as_json: bool) -> None:
     from apps.cli import export_tables, render
 
+    for one in report.passed:
+        for said in one.remarks:
+            render.remark(f"{one.variant.id}: {said}")
     if as_json:
         render.print_json(_as_json(report))
     else:

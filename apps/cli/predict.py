@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from kit.engine import Engine
     from kit.tasks.base import Prediction
+    from kit.tensors import Signature
 
 _STDIN = "-"
 _READY = ".onnx"
@@ -96,7 +97,7 @@ def predict(
         answers = _answers(engine, _items(engine, sources, texts), keep)
         failed = _show(answers, forms[0] if forms else "none" if output else "")
         if output is not None and kept:
-            _write(output, kept)
+            _write(output, kept, engine.signature)
     return BadInput.exit_code if failed else 0
 
 
@@ -293,7 +294,30 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _write(path: Path, predictions: Sequence[Prediction]) -> None:
+def _rows_at(name: str, prediction: Prediction, signature: Signature) -> int | None:
+    """Return along which axis of an answer its rows lie; None if it belongs to the whole call.
+
+    An output as the model gave it has them where the signature says; what a task makes of it begins with them.
+    """
+    if prediction.arrays()[name] is not prediction.outputs.get(name):
+        return 0
+    shape = signature.output(name).shape
+    return shape.index(signature.batch) if signature.batch in shape else None
+
+
+def _joined(parts: Sequence[NDArray[Any]], rows: int | None) -> NDArray[Any] | None:
+    """Return the answers to several items as one array, stacked if they have no rows of their own; None if sizes differ."""
+    import numpy as np
+
+    if len(parts) == 1:
+        return parts[0]
+    sizes = {part.shape if rows is None else (*part.shape[:rows], *part.shape[rows + 1 :]) for part in parts}
+    if len(sizes) > 1:
+        return None
+    return np.stack(parts) if rows is None else np.concatenate(parts, axis=rows)
+
+
+def _write(path: Path, predictions: Sequence[Prediction], signature: Signature) -> None:
     """Write answers as arrays: those of all items in one if their shapes allow it, else `NAME.0`, `NAME.1`, ..."""
     import io
 
@@ -305,12 +329,8 @@ def _write(path: Path, predictions: Sequence[Prediction]) -> None:
     each = [prediction.arrays() for prediction in predictions]
     for name in each[0]:
         parts = [one[name] for one in each]
-        if len(parts) == 1:
-            arrays[name] = parts[0]
-        elif parts[0].ndim and len({part.shape[1:] for part in parts}) == 1:
-            arrays[name] = np.concatenate(parts)
-        else:
-            arrays |= {f"{name}.{place}": part for place, part in enumerate(parts)}
+        joined = _joined(parts, _rows_at(name, predictions[0], signature))
+        arrays |= {name: joined} if joined is not None else {f"{name}.{place}": one for place, one in enumerate(parts)}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     files.write(path, buffer.getvalue())

@@ -6,7 +6,7 @@ Weights beside the graph are converted one by one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,8 @@ from kit.choices import Precision, VariantFormat
 from kit.errors import GateFailed
 
 _LEAST, _MOST = 5.96e-08, 65504.0  # of float16, subnormal and finite: what the converter takes for its own weights
+
+_PIECE = 2**18  # values
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Float16:
                 half = converted.graph.initializer.add()
                 half.name, half.data_type = tensor.name, onnx.TensorProto.FLOAT16
                 half.dims.extend(tensor.dims)
-                data.add(half, halved(array_of(tensor, source.path.parent)))
+                data.add_pieces(half, _halved_in_pieces(array_of(tensor, source.path.parent)))
         staging.write(converted, target)
 
 
@@ -118,6 +120,12 @@ def halved(values: NDArray[np.float32]) -> NDArray[np.float16]:
     clipped = np.where((size > 0) & (size < _LEAST), np.copysign(np.float32(_LEAST), values), clipped)
     halves: NDArray[np.float16] = clipped.astype(np.float16)
     return halves
+
+
+def _halved_in_pieces(values: NDArray[np.float32]) -> Iterator[NDArray[np.float16]]:
+    """Give float32 as float16 in pieces of bearable size: each takes several times as much while it is converted."""
+    flat = values.reshape(-1)
+    return (halved(flat[start : start + _PIECE]) for start in range(0, flat.size, _PIECE))
 
 
 def _sort(model: onnx.ModelProto) -> None:
