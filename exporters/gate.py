@@ -288,7 +288,7 @@ def answer(runner: Runner, groups: Sequence[Samples], signature: Signature) -> l
 
 
 def _joined(runner: Runner, group: Samples, signature: Signature) -> Tensors:
-    rows = signature.rows_within(ANSWER_BYTES, signature.check(group.inputs))
+    rows = signature.rows_within(ANSWER_BYTES, signature.sizes(group.inputs))
     pieces = [runner.run(piece) for piece in signature.split(group.inputs, rows)]
     try:
         return signature.join(pieces)

@@ -75,7 +75,7 @@ def _some(groups: Sequence[Samples], signature: Signature, source: str) -> list[
     found: list[Samples] = []
     left = MOST_BYTES
     for group in groups:
-        sizes = signature.check(group.inputs)
+        sizes = signature.sizes(group.inputs)
         one = signature.nbytes({**sizes, signature.batch: 1} if signature.batch is not None else sizes)
         if found and one > left:
             continue

@@ -48,7 +48,7 @@ def check_sizes(
         GateFailed: A size does not run, gives another shape or dtype, or samples depend on each other.
     """
     supply = golden[0]
-    usual = signature.check(supply.inputs)
+    usual = signature.sizes(supply.inputs)
     if signature.batch is not None:
         usual[signature.batch] = _tried(signature.axes[signature.batch], usual[signature.batch], batch=True)[0]
     varying = _varying(runner, signature, supply, usual, graph)

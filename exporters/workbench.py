@@ -317,7 +317,7 @@ def _answered(original: Original, group: Samples, signature: Signature, folder: 
     joins = all(signature.batch in spec.shape and not spec.varies for spec in signature.outputs)
     kept = _in_pieces(original, group, signature, folder) if joins else None
     if kept is None:
-        outputs = _ask(original, group.inputs, signature.check(group.inputs))
+        outputs = _ask(original, group.inputs, signature.sizes(group.inputs))
         _check_answers(outputs, signature)
         kept = {name: np.array(array) for name, array in outputs.items()}
     check_numbers("the original", [kept], group.source or "the samples")
@@ -328,7 +328,7 @@ def _in_pieces(
     original: Original, group: Samples, signature: Signature, folder: Path
 ) -> dict[str, NDArray[Any]] | None:
     """Return answers that were made in pieces bounded by bytes; None if all is one piece, or the sizes of pieces differ."""
-    sizes, total = signature.check(group.inputs), signature.rows(group.inputs)
+    sizes, total = signature.sizes(group.inputs), signature.rows(group.inputs)
     rows = signature.rows_within(ANSWER_BYTES, sizes)
     if total <= rows:
         return None

@@ -14,7 +14,7 @@ from exporters.graph import files, names
 from exporters.graph.files import Graph
 from exporters.graph.prologue import put_on
 from exporters.graph.rewrite import flatten, fold, move_in, simplify, unscale, untranspose
-from exporters.graph.rules import follow, strip
+from exporters.graph.rules import follow, least_onnxruntime, opset_of, strip
 from kit.errors import UsageError
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
 from kit.tasks.base import Prologue
@@ -291,3 +291,13 @@ def test_a_small_graph_keeps_its_bytes_when_it_is_placed(tmp_path: Path) -> None
     graph, data = files.place(path, "fp32", tmp_path)
     assert data == ()
     assert (tmp_path / graph.file).read_bytes() == content
+
+
+def test_an_older_graph_needs_no_newer_runtime() -> None:
+    model = raw_graph().model
+    model.ir_version, model.opset_import[0].version = 4, 11
+    assert (opset_of(model), least_onnxruntime(model)) == (11, "1.14")
+    model.ir_version, model.opset_import[0].version = 10, 21
+    assert least_onnxruntime(model) == "1.18"
+    del model.opset_import[:]
+    assert opset_of(model) == 1

@@ -385,13 +385,15 @@ def test_a_folder_of_sentence_transformers_is_its_network_whatever_head_it_was_t
     folder = bert(tmp_path / "st", "BertForMaskedLM")
     (folder / "modules.json").write_text(json.dumps([{"idx": 0, "path": "", "type": "x.Transformer"}]))
     original = open_source(folder)
-    assert original.signature.outputs[0].described == "float32 [batch, sequence, 16]"
+    assert [(spec.name, spec.shape) for spec in original.signature.outputs] == [
+        ("last_hidden_state", ("batch", "sequence", 16))
+    ]
 
 
 def test_a_folder_that_lacks_weights_of_its_model_is_refused(tmp_path: Path) -> None:
     folder = bert(tmp_path / "bert", "BertModel")
     edit(folder / "config.json", architectures=["BertForSequenceClassification"])
-    with pytest.raises(UsageError, match="lacks weights that its model needs, such as classifier"):
+    with pytest.raises(BadInput, match="lacks weights that its model needs, such as classifier"):
         open_source(folder)
 
 
@@ -415,6 +417,18 @@ def test_a_folder_that_classifies_pictures_normalises_them_in_the_graph(tmp_path
     assert not {"Mul", "Add"} & {node.op_type for node in read(path).model.graph.node[:3]}
     with OnnxRuntimeRunner(path, signature=original.signature) as runner:
         assert np.allclose(runner.run(inputs)["logits"], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"do_flip_channel_order": True}, {"rescale_offset": True}, {"do_resize": False}, {"resample": 5}]
+)
+def test_pictures_prepared_in_ways_that_kit_lacks_are_plain_tensors(changes: dict[str, Any], tmp_path: Path) -> None:
+    config = transformers.ViTConfig(image_size=8, patch_size=4, num_labels=3, **TINY)
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    (tmp_path / "vit" / "preprocessor_config.json").write_text(json.dumps({"size": 8, **changes}))
+    original = open_source(tmp_path / "vit")
+    assert original.task is None
+    assert original.signature.described() == {"pixel_values": "float32 [batch, 3, 8, 8]"}
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "wav2vec2"])

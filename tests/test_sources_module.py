@@ -431,7 +431,7 @@ def test_answers_are_computed_in_pieces_bounded_by_bytes() -> None:
     original = open_source(Watched(2**18, 1), signature=rows_of(2**18, 1))
     sizes.clear()
     assert original.answer({"x": np.zeros((150, 2**18), np.float32)})["y"].shape == (150, 1)
-    assert max(sizes) == 63
+    assert max(sizes) <= 63  # 64 MB of inputs
     assert sum(sizes) == 150
 
 

@@ -139,6 +139,8 @@ def test_texts_come_from_files_and_from_the_command_line(tokenizer: Path, tmp_pa
 def test_what_a_model_cannot_take_is_said(tokenizer: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="2 labels do not fit the output logits: float32"):
         classifier(tokenizer, signature(TensorSpec(name="logits", dtype="float32", shape=("batch", 5))))
+    with pytest.raises(UsageError, match="2 labels do not fit"):  # one score of each text is none of a class
+        classifier(tokenizer, signature(TensorSpec(name="logits", dtype="float32", shape=("batch",))))
     with pytest.raises(UsageError, match="the model takes audio"):
         classifier(tokenizer, signature(LOGITS, names=("audio",)))
     with pytest.raises(UsageError, match="cannot read a text from int"):

@@ -75,7 +75,7 @@ def batch_rows(model: onnx.ModelProto, signature: Signature, group: Samples) -> 
     """Return how many samples of a group to run at a time, and the bytes that one of them takes inside the model."""
     if signature.batch is None:
         return 1, 0
-    sizes = {**signature.check(group.inputs), signature.batch: 1}
+    sizes = {**signature.sizes(group.inputs), signature.batch: 1}
     inside = _bytes_inside(model, signature, sizes)
     given = signature.nbytes(sizes)
     rows = min(_MOST_ROWS, _BATCH_BYTES // max(inside, 1), _INPUT_BYTES // max(given, 1))

@@ -84,8 +84,8 @@ def initializers(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
 
 
 def opset_of(model: onnx.ModelProto) -> int:
-    """Return the version of ONNX's own operator set."""
-    return next(int(entry.version) for entry in model.opset_import if entry.domain in {"", "ai.onnx"})
+    """Return the version of ONNX's own operator set; 1 if a graph names none, as the specification has it."""
+    return next((int(entry.version) for entry in model.opset_import if entry.domain in {"", "ai.onnx"}), 1)
 
 
 def domains_of(model: onnx.ModelProto) -> tuple[str, ...]:
@@ -94,8 +94,11 @@ def domains_of(model: onnx.ModelProto) -> tuple[str, ...]:
 
 
 def least_onnxruntime(model: onnx.ModelProto) -> str:
-    """Return the oldest ONNX Runtime that reads the model."""
-    versions = (_RUNTIME_FOR_OPSET.get(opset_of(model), "1.31"), _RUNTIME_FOR_IR.get(int(model.ir_version), "1.31"))
+    """Return the oldest ONNX Runtime that kit knows to read the model; older graphs need no older one."""
+    versions = (
+        _RUNTIME_FOR_OPSET.get(max(opset_of(model), min(_RUNTIME_FOR_OPSET)), "1.31"),
+        _RUNTIME_FOR_IR.get(max(int(model.ir_version), min(_RUNTIME_FOR_IR)), "1.31"),
+    )
     return max(versions, key=lambda version: tuple(int(part) for part in version.split(".")))
 
 

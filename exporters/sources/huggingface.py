@@ -39,6 +39,8 @@ _POOLINGS = {
     "pooling_mode_max_tokens": "max",
     "pooling_mode_lasttoken": "last",
 }
+_PREPARES = frozenset({"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"})
+"""Steps of an image processor that kit's pipelines know."""
 _INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
@@ -126,6 +128,8 @@ def _loaded(folder: Path, config: Mapping[str, Any], *, is_encoder: bool) -> nn.
                 f"transformers {transformers.__version__} cannot open {folder.name}: {root_cause(error)}",
                 hint="try it in Python: Auto...from_pretrained(FOLDER, local_files_only=True)",
             ) from error
+    if is_encoder and any("pooler" in str(name) for name in loading.get("missing_keys") or ()):
+        found.pooler = None  # its output would be that of weights drawn at random
     _check_weights(folder, loading, is_encoder=is_encoder)
     module: nn.Module = found.eval()
     return module
@@ -405,7 +409,11 @@ def _pictures(found: Mapping[str, Any], config: Mapping[str, Any], signature: Si
     labels = _labels(config, signature)
     channels = signature.inputs[0].shape[1]
     factor = float(found.get("rescale_factor", 1 / 255)) if found.get("do_rescale", True) else 1.0
-    if len(labels) < 2 or not isinstance(channels, int):
+    others = {key for key, wanted in found.items() if key.startswith("do_") and wanted} - _PREPARES
+    resample = found.get("resample")
+    interpolation = _INTERPOLATIONS.get(2 if resample is None else int(resample))
+    is_known = not others and not found.get("rescale_offset") and found.get("do_resize", True) and interpolation
+    if len(labels) < 2 or not isinstance(channels, int) or not is_known:
         return None
     mean = (
         tuple(map(float, found["image_mean"])) if found.get("do_normalize", True) and "image_mean" in found else (0.0,)
@@ -420,7 +428,7 @@ def _pictures(found: Mapping[str, Any], config: Mapping[str, Any], signature: Si
         mean=tuple(one * scale for one in mean),
         std=tuple(one * scale for one in std),
         resize=_resize(found),
-        interpolation=_INTERPOLATIONS.get(int(found.get("resample", 2)), "bilinear"),
+        interpolation=interpolation or "",
     )
 
 

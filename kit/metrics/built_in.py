@@ -99,13 +99,13 @@ def _r2(pairs: Sequence[_Pair]) -> NDArray[np.float64] | None:
     if len({pair.theirs.shape[1] for pair in pairs}) == 1:
         ours, theirs = (np.concatenate([getattr(pair, name) for pair in pairs]) for name in ("ours", "theirs"))
         spread = theirs.var(axis=0)
-        varies = spread > 0
+        varies = (theirs != theirs[:1]).any(axis=0)  # the variance of equal numbers is not always 0
         if not varies.any():
             return None
         explained: NDArray[np.float64] = 1.0 - ((ours - theirs)[:, varies] ** 2 / spread[varies]).mean(axis=1)
         return explained
     whole = np.concatenate([pair.theirs.ravel() for pair in pairs])  # of several lengths: one spread for all values
-    if not whole.var() > 0:
+    if not (whole != whole[:1]).any():
         return None
     pooled: NDArray[np.float64] = 1.0 - np.concatenate([pair.errors() for pair in pairs]) / float(whole.var())
     return pooled

@@ -123,7 +123,7 @@ class Classifier:
         Raises:
             UsageError: There is none.
         """
-        fitting = [spec for spec in signature.outputs if self._fits(spec)]
+        fitting = [spec for spec in signature.outputs if self._fits(spec, signature.batch)]
         if not fitting:
             found = ", ".join(f"{spec.name}: {spec.describe()}" for spec in signature.outputs)
             raise UsageError(
@@ -134,9 +134,10 @@ class Classifier:
         preferred = [spec for spec in fitting if spec.name in SCORES]
         self.output = (preferred or fitting)[0].name
 
-    def _fits(self, spec: TensorSpec) -> bool:
+    def _fits(self, spec: TensorSpec, batch: str | None) -> bool:
         rank, size = len(spec.shape), spec.shape[-1] if spec.shape else 0
-        return spec.is_float and rank in {1, 2} and (isinstance(size, str) or size == len(self.labels))
+        is_one_each = isinstance(size, str) and size != batch
+        return spec.is_float and rank in {1, 2} and (is_one_each or size == len(self.labels))
 
     def decode(self, outputs: Tensors, inputs: Tensors) -> Classes:
         """Return the classes that outputs stand for."""
