@@ -101,7 +101,7 @@ def test_r2_sees_answers_that_hardly_vary_in_all_groups_together() -> None:
 
 def test_r2_leaves_out_a_column_whose_numbers_are_all_equal() -> None:
     theirs = np.column_stack([np.full(3, 0.1), [1.0, 2.0, 3.0]])  # the variance of the first is 1.9e-34
-    ours = theirs + [1e-6, 0.0]
+    ours = theirs + np.array([1e-6, 0.0])
     assert value("r2", {"y": ours}, targets={"y": theirs}).whole == 1.0
 
 
