@@ -320,7 +320,7 @@ MODELS = (
         name="wav2vec 2.0 base",
         kind="factory",
         source=factory("wav2vec2"),
-        options=given("--input", "input_values=float32[batch,samples]", "--axis", "samples=400..480000:16000,24000"),
+        options=given("--input", "input_values=float32[batch,samples]", "--axis", "samples=720..480000:16000,24000"),
     ),
     Model(
         name="LSTM with state",
