@@ -12,6 +12,7 @@ from exporters.sources.onnx_file import OnnxOriginal
 from kit.bundle import Bundle
 from kit.bundle.manifest import Provenance
 from kit.errors import UsageError
+from kit.system.packages import load_plug, plugged
 from kit.tasks import registry
 
 GROUP = "kit.architectures"
@@ -53,7 +54,9 @@ def open_bundle(bundle: Bundle, *, name: str | None = None) -> Original:
 def _rebuilt(bundle: Bundle) -> Any:
     """Return the bundle's module as the first plug has it that knows it."""
     for entry in metadata.entry_points(group=GROUP):
-        module = entry.load()(bundle)
+        rebuild = load_plug(entry)
+        with plugged(entry):
+            module = rebuild(bundle)
         if module is not None:
             return module
     return None
