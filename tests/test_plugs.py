@@ -80,7 +80,7 @@ def test_a_broken_runtime_costs_a_bench_its_own_rows(bundle: Bundle, register: R
     assert statuses["broken"] is not Status.OK
 
 
-def test_broken_data_sets_leave_the_others_readable(bundle: Bundle, register: Registered, tmp_path: Path) -> None:
+def test_broken_data_sets_leave_the_others_readable(bundle: Bundle, register: Registered) -> None:
     before = datasets.names()
     register("kit.datasets", "broken_plug")
     assert datasets.names() == before
@@ -95,9 +95,7 @@ def test_an_unknown_data_set_is_a_slip_if_every_plug_works(bundle: Bundle) -> No
         datasets.load("digits-of-nobody", PlainTensors(), bundle.signature)
 
 
-def test_a_broken_architecture_is_told_and_verify_goes_on(
-    digits: Bundle, register: Registered, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_broken_architecture_is_told_and_verify_goes_on(digits: Bundle, register: Registered) -> None:
     register("kit.architectures", "broken_plug:rebuild")
     original = digits.manifest.original
     assert original is not None
