@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from exporters.sources.base import Original
@@ -42,9 +41,8 @@ def open_bundle(bundle: Bundle, *, name: str | None = None) -> Original:
             f"{bundle.name} holds weights and no graph, and no installed package knows its architecture",
             hint="install the package that made it, or name the model it was made of",
         )
-    path = Path(bundle.check(bundle.baseline.graph))
-    for data in bundle.baseline.data:
-        bundle.check(data)
+    bundle.model(bundle.baseline)  # checks it, and that no weights lie in files of nobody's
+    path = bundle.check(bundle.baseline.graph)
     found = OnnxOriginal(path, name=name or bundle.name, task=task, axes=bundle.signature.axes)
     found.signature = dataclasses.replace(bundle.signature)
     found.record = record or found.record

@@ -23,9 +23,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from kit.bundle import graph_file
 from kit.choices import Provider
 from kit.errors import BundleInvalid, KitError, PackageMissing, ProviderUnavailable, Unavailable, UsageError
-from kit.runtime import graph_file, io_binding, libraries, ort_errors, signatures
+from kit.runtime import io_binding, libraries, ort_errors, signatures
 from kit.runtime.base import (
     BaseRunner,
     Binding,
@@ -94,8 +95,7 @@ class OnnxRuntimeRunner(BaseRunner):
         self.runtime = "onnxruntime" if binds else "onnxruntime-plain"
         self.provider = self._options.provider
         self.fallback_reason = self.fallback_fix = ""
-        if isinstance(model, Path):
-            graph_file.weights_beside(model)
+        graph_file.refuse_external(model)
         self._session: Any = self._open(model)
         self.placement = _placement(self._session)
         self._check_placement()
