@@ -204,7 +204,7 @@ def test_a_task_that_nobody_knows_leaves_everything_else_running(duo: Bundle) ->
     ],
 )
 def test_integers_must_be_equal_and_floats_nearly(made: Mapping[str, Any], words: str | None) -> None:
-    stored = {"a": np.array([1, 2], np.int64), "b": np.array([0.5], np.float32)}
+    stored: dict[str, Any] = {"a": np.array([1, 2], np.int64), "b": np.array([0.5], np.float32)}
     found = differences(stored, made)
     assert found == [] if words is None else words in found[0]
 
