@@ -82,6 +82,8 @@ def load_plug(entry: metadata.EntryPoint) -> Any:
 def plugged(entry: metadata.EntryPoint, problem: str = "failed") -> Iterator[None]:
     """Turn what a plug of another package raises into Unavailable with the package's name; kit's own errors stay.
 
+    If it lacks one of kit's optional packages, that one is named, with the line that installs it.
+
     Args:
         entry: Where the plug was registered.
         problem: What it did, for the message.
@@ -91,6 +93,8 @@ def plugged(entry: metadata.EntryPoint, problem: str = "failed") -> Iterator[Non
     except KitError:
         raise
     except Exception as error:  # a plug may raise anything
+        if isinstance(error, ModuleNotFoundError) and "." not in (error.name or "") and (missing := explain(error)):
+            raise missing from error  # one of kit's own optional packages
         package = entry.dist.name if entry.dist else entry.value
         raise Unavailable(
             f"the plug {entry.name!r} ({entry.group}) of the package {package} {problem}: "
