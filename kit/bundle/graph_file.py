@@ -120,20 +120,25 @@ def weights_beside(path: Path) -> tuple[Path, ...]:
             raise BundleInvalid(
                 f"{path.name} has weights in {name}, which is not beside it", hint="copy both into one folder"
             )
-        refuse_link(place)
+        refuse_link(place, names=None)
         found.append(place)
     return tuple(found)
 
 
-def refuse_link(path: Path) -> None:
-    """Raise BundleInvalid unless a path is a file of its own: no link, no device, and no second name elsewhere."""
+def refuse_link(path: Path, *, names: int | None = 1) -> None:
+    """Raise BundleInvalid unless a path is a file of its own: no link, no device, and no second name elsewhere.
+
+    Args:
+        path: Of the file.
+        names: How many the file may have at most; None: any number.
+    """
     try:
         found = path.lstat()
     except OSError as error:
         raise BundleInvalid(f"{path} cannot be read: {error.strerror or error}") from error
     if not stat.S_ISREG(found.st_mode):
         raise BundleInvalid(f"{path} is no ordinary file: a link could lead anywhere", hint="copy the file itself")
-    if found.st_nlink > 1:
+    if names is not None and found.st_nlink > names:
         raise BundleInvalid(
             f"{path} has {found.st_nlink} names: weights could be changed under another one",
             hint="copy the file itself",
