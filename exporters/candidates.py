@@ -20,11 +20,10 @@ from exporters.formats.int8 import DynamicInt8, StaticInt8
 from exporters.formats.pixel import Pixel
 from exporters.options import ExportOptions
 from exporters.staging import Settled
-from kit.bundle import Bundle
+from kit.bundle import Bundle, graph_file
 from kit.bundle.manifest import Quantization, Variant
 from kit.choices import CalibrationMethod, Precision, QuantizationScheme, VariantFormat
 from kit.errors import UsageError
-from kit.runtime import graph_file
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,13 +22,12 @@ from exporters.bars import Bar, hold, power
 from exporters.candidates import Candidate
 from exporters.graph.rules import domains_of, least_onnxruntime, opset_of
 from exporters.sizes import check_sizes
-from kit.bundle import Staged
+from kit.bundle import Staged, graph_file
 from kit.bundle.manifest import Needs, Variant
 from kit.choices import Precision, VariantFormat
 from kit.errors import BundleInvalid, GateFailed, KitError, UsageError
 from kit.metrics import Fidelity, FidelityVerdict, Score, Values
 from kit.metrics.fidelity import FLOAT_RTOL, HALF_RTOL, compare, judge_float
-from kit.runtime import graph_file
 from kit.runtime.base import Runner
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
 from kit.samples import SEEDED, Samples, Splits, count

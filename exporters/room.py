@@ -6,8 +6,8 @@ from pathlib import Path
 
 import psutil
 
+from kit.bundle import graph_file
 from kit.errors import MemoryShort
-from kit.runtime import graph_file
 from kit.system import files
 
 _HELD = 1.5

@@ -14,6 +14,7 @@ mine = "my_package.data"
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,8 +26,9 @@ import numpy as np
 
 from kit import samples
 from kit.bundle import Bundle
-from kit.errors import DatasetInvalid, DatasetUnavailable, PackageMissing, UsageError
+from kit.errors import DatasetInvalid, Unavailable, UsageError
 from kit.samples import Samples, Splits
+from kit.system.packages import load_plug, plugged
 from kit.tasks.base import Task
 from kit.tensors import Signature
 
@@ -65,8 +67,8 @@ class Plug(Protocol):
 
 
 def names() -> tuple[str, ...]:
-    """Return the registered data sets."""
-    return tuple(dict.fromkeys(name for plug in _plugs() for name in plug.names()))
+    """Return the registered data sets; a package whose plug does not work has none."""
+    return tuple(dict.fromkeys(name for plug in _plugs() for name in plug.names))
 
 
 def of(bundle: Bundle, *, data_dir: Path | None = None) -> Splits | None:
@@ -79,7 +81,12 @@ def of(bundle: Bundle, *, data_dir: Path | None = None) -> Splits | None:
     Raises:
         DatasetInvalid: They are here, and corrupt or altered.
     """
-    return next((found for plug in _plugs() if (found := plug.of(bundle, data_dir=data_dir)) is not None), None)
+    for plug in _plugs():
+        with contextlib.suppress(Unavailable), plugged(plug.entry):  # another plug may know it
+            found = plug.plug.of(bundle, data_dir=data_dir)
+            if found is not None:
+                return found
+    return None
 
 
 def load(name: str, task: Task, signature: Signature, *, data_dir: Path | None = None) -> Splits:
@@ -98,12 +105,20 @@ def load(name: str, task: Task, signature: Signature, *, data_dir: Path | None =
     Raises:
         UsageError: There is no such set and no such path, or the model does not take its samples.
         DatasetUnavailable: A registered set that is not on this machine.
+        Unavailable: The package that registers it failed; or there is no such path, and a package does not say what it has.
         DatasetInvalid: Files that are corrupt, or hold something else.
     """
-    for plug in _plugs():
-        if name in plug.names():
-            return plug.load(name, task, signature, data_dir=data_dir)
-    path = _located(name, data_dir)
+    broken: list[Unavailable] = []
+    for plug in _plugs(broken):
+        if name in plug.names:
+            with plugged(plug.entry):
+                return plug.plug.load(name, task, signature, data_dir=data_dir)
+    try:
+        path = _located(name, data_dir)
+    except UsageError:
+        if broken:  # the name may be one of its own
+            raise broken[0] from None
+        raise
     parts = _parts(path)
     if not parts:
         return _split(path.resolve().name, _read(path, task, signature), signature)
@@ -118,18 +133,36 @@ def at_hand(name: str, task: Task, signature: Signature, *, data_dir: Path | Non
     A name that means nothing here, such as one of data that only the exporter had, is no error either.
     """
     for plug in _plugs():
-        if name in plug.names():
+        if name in plug.names:
             try:
-                return plug.load(name, task, signature, data_dir=data_dir)
-            except (DatasetUnavailable, PackageMissing, UsageError):
+                with plugged(plug.entry):
+                    return plug.plug.load(name, task, signature, data_dir=data_dir)
+            except (Unavailable, UsageError):
                 return None
     return None
 
 
-def _plugs() -> Iterator[Plug]:
+@dataclass(frozen=True)
+class _Loaded:
+    """A plug that works so far."""
+
+    entry: metadata.EntryPoint
+    plug: Plug
+    names: tuple[str, ...]
+
+
+def _plugs(broken: list[Unavailable] | None = None) -> Iterator[_Loaded]:
+    """Give the plugs that load; the others are left out, and told in `broken`."""
     for entry in sorted(metadata.entry_points(group=GROUP)):
-        plug: Plug = entry.load()
-        yield plug
+        try:
+            plug: Plug = load_plug(entry)
+            with plugged(entry):
+                known = tuple(plug.names())
+        except Unavailable as error:
+            if broken is not None:
+                broken.append(error)
+            continue
+        yield _Loaded(entry, plug, known)
 
 
 def _located(name: str, data_dir: Path | None) -> Path:

@@ -21,7 +21,7 @@ from kit.bundle import Bundle, Variant
 from kit.choices import Provider
 from kit.errors import Unavailable, UsageError
 from kit.runtime import registry
-from kit.runtime.base import Binding, Placement, Runner, RunnerOptions, run_in_batches
+from kit.runtime.base import Binding, Placement, Runner, RunnerOptions, joins, run_in_batches
 from kit.runtime.choice import Choice, choice_for
 from kit.tasks.base import Opened, Prediction
 from kit.tasks.registry import task_of
@@ -51,7 +51,7 @@ class Engine:
         self.signature: Signature = bundle.signature
         inputs = self.signature.inputs
         self._only, self._rank = (inputs[0].name, len(inputs[0].shape)) if len(inputs) == 1 else ("", -1)
-        self._joins = all(self.signature.batch in spec.shape for spec in self.signature.outputs)
+        self._joins = joins(self.signature)
 
     @property
     def bundle(self) -> Bundle:
@@ -182,7 +182,10 @@ class Engine:
             return self._runner.run(tensors)
         if total == 0 and tensors.keys() == {spec.name for spec in self.signature.inputs}:
             return self._of_nothing(tensors)
-        return run_in_batches(self._runner, tensors) if self._joins else self._runner.run(tensors)
+        if not self._joins:
+            return self._runner.run(tensors)
+        self.signature.check(tensors)  # pieces would be taken of any number of samples
+        return run_in_batches(self._runner, tensors)
 
     def _of_nothing(self, tensors: Tensors) -> dict[str, NDArray[Any]]:
         """Answer a batch of no samples: what one sample of zeros gives, without it."""

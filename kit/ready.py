@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kit import bundle as bundles
-from kit.bundle import Bundle
+from kit.bundle import Bundle, graph_file
 from kit.bundle.golden import golden_bytes
 from kit.bundle.manifest import SCHEMA_VERSION, FileRef, Golden, Manifest, Needs, Provenance, Variant
 from kit.bundle.read import digest
 from kit.errors import BundleInvalid
-from kit.runtime import graph_file, probing
+from kit.runtime import probing
 from kit.runtime.base import RunnerOptions
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
 from kit.samples import Samples
@@ -88,11 +88,7 @@ class ReadyModel(Bundle):
 
     def model(self, variant: Variant) -> bytes | Path:
         """Return the graph's bytes; or its path if it is large, or weights lie beside it."""
-        if variant.graph.size_bytes <= _BYTES_UP_TO:
-            return super().model(variant)
-        for ref in variant.data:
-            self.check(ref)
-        return self.check(variant.graph)
+        return self._model(variant, by_path=bool(variant.data) or variant.graph.size_bytes > _BYTES_UP_TO)
 
     def check(self, ref: FileRef, *, anew: bool = False) -> Path:
         """Return the path of a file, checked; the golden samples lie in memory and stand for the model's own."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -304,3 +305,56 @@ def test_an_attachment_is_replaced_and_read_back(tiny: Bundle) -> None:
     assert bundles.open_folder(tiny.folder).attachment("card") == b"two"
     assert len(list(tiny.folder.glob("card-*.md"))) == 1
     assert bundle.attachment("training") is None
+
+
+class Kept:
+    """A task with one file, under a role that may be no name of a file."""
+
+    name = "kept@1"
+
+    def __init__(self, role: str, path: Path) -> None:
+        self.files = {role: path}
+
+    def options(self) -> dict[str, Any]:
+        return {}
+
+
+def test_a_figure_that_is_not_finite_is_refused_and_the_bundle_stays(digits: Bundle, tmp_path: Path) -> None:
+    before = {path.name: path.read_bytes() for path in digits.folder.iterdir()}
+    variant = digits.variant("int8-qdq")
+    (fidelity, *others) = variant.fidelity
+    broken = dataclasses.replace(variant, fidelity=(dataclasses.replace(fidelity, max_abs_error=float("inf")), *others))
+    with pytest.raises(UsageError, match="finite number"):
+        bundles.publish(digits, [staged(tmp_path / "staged", broken, b"other bytes")], tools={})
+    assert {path.name: path.read_bytes() for path in digits.folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("role", ["label map", "a/b", "../up"])
+def test_a_role_that_is_no_name_of_a_file_is_refused_and_nothing_is_written(
+    digits: Bundle, tmp_path: Path, role: str
+) -> None:
+    (tmp_path / "labels.txt").write_text("cat")
+    place = tmp_path / "made" / "new"
+    with pytest.raises(UsageError, match="not a plain file name"):
+        bundles.create(
+            place,
+            name="new",
+            signature=digits.signature,
+            golden=digits.golden(),
+            tools={},
+            task=Kept(role, tmp_path / "labels.txt"),
+        )
+    assert not place.exists()
+    with pytest.raises(UsageError, match="not a plain file name"):
+        bundles.attach(digits, role, b"{}")
+    assert bundles.find(digits.folder).manifest == digits.manifest
+
+
+def test_options_that_are_no_json_are_refused(digits: Bundle, tmp_path: Path) -> None:
+    task = Kept("labels", tmp_path / "labels.txt")
+    (tmp_path / "labels.txt").write_text("cat")
+    task.options = lambda: {"mean": np.float32(1)}  # type: ignore[method-assign]
+    with pytest.raises(UsageError, match="not JSON serializable"):
+        bundles.create(
+            tmp_path / "new", name="new", signature=digits.signature, golden=digits.golden(), tools={}, task=task
+        )

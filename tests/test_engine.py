@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 import kit
 from kit import engine as engines
 from kit.bundle import Bundle
 from kit.bundle.manifest import TaskRef
+from kit.choices import Provider
 from kit.engine import Engine, open_engine
+from kit.errors import UsageError
+from kit.runtime.base import BaseRunner, Placement, run_in_batches
 from kit.tasks.classification import probabilities
+from kit.tensors import Axis, Signature, Tensors, TensorSpec
+from tests import graphs
 
 
 def _with_options(bundle: Bundle, **options: object) -> Bundle:
@@ -179,3 +186,65 @@ def test_unknown_names_are_errors_with_the_choices(tiny: Bundle) -> None:
     with pytest.raises(kit.UsageError) as caught:
         kit.load(tiny.folder, runtime="abacus")
     assert "openvino" in caught.value.hint
+
+
+class Recording(BaseRunner):
+    """Doubles its input, and keeps how many samples each call had."""
+
+    runtime, provider, placement = "recording", Provider.CPU, Placement({"cpu": 1})
+
+    def __init__(self, axis: Axis, *, varies: bool = False) -> None:
+        self.signature = Signature(
+            inputs=(TensorSpec(name="x", dtype="float32", shape=(2, "batch")),),
+            outputs=(TensorSpec(name="y", dtype="float32", shape=("batch", "found"), varies=varies),),
+            axes={"batch": axis},
+        )
+        self.varies = varies
+        self.calls: list[int] = []
+
+    def run(self, tensors: Tensors) -> dict[str, NDArray[Any]]:
+        """Give as many columns as samples, if the size depends on the values."""
+        self.calls.append(self.signature.check(tensors)["batch"])
+        doubled = 2 * tensors["x"].T
+        return {"y": np.repeat(doubled, self.calls[-1] if self.varies else 1, axis=1)}
+
+    def close(self) -> None:
+        """Hold nothing."""
+
+
+@pytest.mark.parametrize(
+    ("axis", "samples", "calls"),
+    [
+        (Axis(), 7, [3, 3, 1]),
+        (Axis(least=4), 7, [4, 4]),
+        (Axis(multiple_of=4), 8, [4, 4]),
+        (Axis(multiple_of=4), 9, [4, 4, 4]),
+        (Axis(least=6, multiple_of=4), 8, [8]),
+        (Axis(most=2), 5, [2, 2, 1]),
+        (Axis(least=2, most=2), 5, [2, 2, 2]),
+    ],
+)
+def test_pieces_are_of_sizes_that_the_batch_axis_allows(axis: Axis, samples: int, calls: list[int]) -> None:
+    runner = Recording(axis)
+    x = np.arange(2 * samples, dtype=np.float32).reshape(2, samples)
+    found = run_in_batches(runner, {"x": x}, most_bytes=3 * 12)  # three samples
+    assert np.array_equal(found["y"], 2 * x.T)
+    assert runner.calls == calls
+
+
+def test_answers_whose_size_depends_on_the_values_are_of_one_call() -> None:
+    runner = Recording(Axis(), varies=True)
+    x = np.ones((2, 5), np.float32)
+    assert run_in_batches(runner, {"x": x}, most_bytes=24)["y"].shape == (5, 10)
+    assert runner.calls == [5]
+
+
+def test_large_inputs_of_a_size_that_the_batch_lacks_are_refused_as_small_ones_are(tmp_path: Path) -> None:
+    bundle = graphs.bundle(graphs.two_by_two(), tmp_path / "two")
+    signature = dataclasses.replace(bundle.signature, axes={"batch": Axis(most=8)})
+    bundle = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, signature=signature))
+    with open_engine(bundle) as engine:
+        for rows in (9, 200_000):
+            x = np.zeros((rows, 3), np.float32)
+            with pytest.raises(UsageError, match="more than 8"):
+                engine.run({"a": x, "b": x})

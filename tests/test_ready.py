@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 import kit
 from kit import ready
+from kit.bundle import graph_file
 from kit.bundle.golden import golden_from_bytes
 from kit.choices import Precision, Provider, VariantFormat
 from kit.doctor import try_model
 from kit.errors import BundleInvalid, BundleNotFound
 from kit.ready import ReadyModel
-from kit.runtime import graph_file, registry
+from kit.runtime import registry
 from kit.runtime.base import RunnerOptions
 from kit.samples import SEEDED
 from tests import graphs

@@ -28,10 +28,11 @@ from kit.choices import Provider
 from kit.errors import BundleInvalid, Unavailable, UsageError
 from kit.runtime import providers, registry
 from kit.runtime.base import RunnerOptions
+from kit.runtime.onnxruntime import OnnxRuntimeRunner
 from kit.runtime.openvino import OpenVinoRunner
 from kit.runtime.pytorch import PyTorchRunner, answers
 from kit.runtime.reference import ReferenceRunner
-from kit.tensors import Signature, TensorSpec
+from kit.tensors import Axis, Signature, TensorSpec
 from kit.verify import verify
 from tests import graphs
 from tests.conftest import Kit
@@ -379,3 +380,49 @@ def open_zeros(bundle, variant, options):
     found = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
     assert {row["runtime"] for row in json.loads(found.stdout)["rows"]} == {"zeros"}
+
+
+def _raises(error: Exception) -> Callable[[torch.Tensor], torch.Tensor]:
+    def forward(_: torch.Tensor) -> torch.Tensor:
+        raise error
+
+    return forward
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        AssertionError("x is wrong"),
+        AttributeError("no attribute 'x is wrong'"),
+        NotImplementedError("x is wrong"),
+        ZeroDivisionError("x is wrong"),
+        LookupError("x is wrong"),
+    ],
+)
+def test_whatever_a_module_raises_is_told_as_the_models_defect(error: Exception) -> None:
+    signature = Signature(
+        inputs=(TensorSpec(name="x", dtype="float32", shape=("batch",)),),
+        outputs=(TensorSpec(name="y", dtype="float32", shape=("batch",)),),
+    )
+    with (
+        PyTorchRunner(Returns(_raises(error)), signature) as runner,
+        pytest.raises(BundleInvalid, match="x is wrong"),
+    ):
+        runner.run({"x": np.zeros(1, np.float32)})
+
+
+@pytest.mark.parametrize("binds", [True, False])
+def test_every_call_is_held_to_the_signature_if_nothing_is_bound(binds: bool) -> None:
+    signature = Signature(
+        inputs=(TensorSpec(name="x", dtype="float32", shape=("n", 3)),),
+        outputs=(TensorSpec(name="places", dtype="int64", shape=(2, "found"), varies=True),),
+        axes={"n": Axis(most=2)},
+        batch=None,
+    )
+    with OnnxRuntimeRunner(graphs.nonzero().SerializeToString(), signature=signature, binds=binds) as runner:
+        for _ in range(3):
+            assert runner.run({"x": np.ones((1, 3), np.float32)})["places"].shape == (2, 3)
+            with pytest.raises(UsageError, match="3 is more than 2"):
+                runner.run({"x": np.ones((3, 3), np.float32)})
+            with pytest.raises(UsageError, match="no input"):
+                runner.run({"x": np.ones((1, 3), np.float32), "more": np.ones(1, np.float32)})

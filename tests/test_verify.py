@@ -27,6 +27,7 @@ from kit.tensors import Axis, Signature, Tensors, TensorSpec
 from kit.verify import check_model, compare_models, verify
 from kit.verify.bundle import differences
 from kit.verify.model import points
+from tests import graphs
 from tests.helpers.bundles import overwrite, staged
 from tests.helpers.onnx_files import scores
 from tests.helpers.plugs import install
@@ -203,7 +204,7 @@ def test_a_task_that_nobody_knows_leaves_everything_else_running(duo: Bundle) ->
     ],
 )
 def test_integers_must_be_equal_and_floats_nearly(made: Mapping[str, Any], words: str | None) -> None:
-    stored = {"a": np.array([1, 2], np.int64), "b": np.array([0.5], np.float32)}
+    stored: dict[str, Any] = {"a": np.array([1, 2], np.int64), "b": np.array([0.5], np.float32)}
     found = differences(stored, made)
     assert found == [] if words is None else words in found[0]
 
@@ -226,6 +227,57 @@ def test_rows_that_depend_on_each_other_are_found_even_where_a_signature_calls_t
     assert not result.ok
     assert result.runtimes[0].rows_error is not None
     assert result.runtimes[0].rows_error > 0.1
+
+
+def ready_of(nodes: list[onnx.NodeProto], dtype: str, folder: Path) -> ready.ReadyModel:
+    """A ready model of `x [batch, 3]` that a signature says is independent along its batch, whatever it does."""
+    model = graphs.make(nodes, [("x", "float32", ["batch", 3])], [("y", dtype, ["batch", 3])])
+    path = folder / "model.onnx"
+    onnx.save(model, path)
+    found = ready.find(path)
+    assert isinstance(found, ready.ReadyModel)
+    claimed = dataclasses.replace(found.manifest, signature=dataclasses.replace(found.signature, batch="batch"))
+    return dataclasses.replace(found, manifest=claimed)
+
+
+def test_rows_that_are_no_numbers_in_company_and_are_alone_depend_on_it(tmp_path: Path) -> None:
+    """sqrt(1 - rows) is 0 for a row alone, and no number for several."""
+    nodes = [
+        graphs.node("Shape", "x", "rows", start=0, end=1),
+        graphs.node("Cast", "rows", "count", to=onnx.TensorProto.FLOAT),
+        graphs.node("Constant", "", "one", value_float=1.0),
+        graphs.node("Sub", "one count", "left"),
+        graphs.node("Sqrt", "left", "root"),
+        graphs.node("Add", "x root", "y"),
+    ]
+    model = ready_of(nodes, "float32", tmp_path)
+    alone = seeded(model.signature, sizes={"batch": 1})
+    model = dataclasses.replace(model, samples=(dataclasses.replace(alone, expected={"y": alone.inputs["x"]}),))
+    (checked,) = check_model(model).runtimes
+    assert checked.rows_error == np.inf
+    assert not checked.ok
+    for one in checked.sizes:
+        assert one.not_a_number == (("y",) if one.sizes["batch"] > 1 else ())
+        assert one.ok == (one.sizes["batch"] == 1)
+
+
+def test_rows_of_integers_are_held_to_be_independent_too(tmp_path: Path) -> None:
+    nodes = [
+        graphs.node("Shape", "x", "rows", start=0, end=1),
+        graphs.node("Cast", "x", "whole", to=onnx.TensorProto.INT64),
+        graphs.node("Add", "whole rows", "y"),
+    ]
+    (checked,) = check_model(ready_of(nodes, "int64", tmp_path)).runtimes
+    assert checked.rows_error == 1.0
+    assert not checked.ok
+
+
+def test_values_without_weight_do_not_count_between_two_models(tmp_path: Path) -> None:
+    one, other = ready.find(scores(tmp_path / "one.onnx")), ready.find(scores(tmp_path / "other.onnx", seed=1))
+    inputs = {"ids": np.ones((2, 3), np.int64), "mask": np.array([[0, 0, 0], [1, 1, 1]], np.int64)}
+    padded = Samples(inputs=inputs, weights={"scores": np.array([[1], [0]], np.float32)})
+    assert compare_models(one, other, samples=[padded]).ok
+    assert not compare_models(one, other, samples=[dataclasses.replace(padded, weights=None)]).ok
 
 
 def test_a_model_of_one_size_is_run_at_that(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def model_table(result: ModelCheck) -> None:
         broken = sorted({name for size in one.sizes for name in size.not_a_number})
         if broken:
             console.print(
-                f"[yellow]{one.runtime}: noise makes values of {escape(', '.join(broken))} that are no numbers[/]",
+                f"[yellow]{one.runtime}: values of {escape(', '.join(broken))} are no numbers, and the original's are[/]",
                 soft_wrap=True,
             )
     rows_said = "" if result.batch else " It has no batch axis, or its rows depend on each other: one call, one answer."
@@ -170,16 +170,16 @@ def _ran_at(one: RuntimeCheck) -> str:
     """Return the sizes of each axis that it ran at: `batch 1, 2, 3; sequence 16, 32`."""
     sizes: dict[str, set[int]] = {}
     for size in one.sizes:
-        if size.ok:
+        if not size.problem:
             for name, number in size.sizes.items():
                 sizes.setdefault(name, set()).add(number)
     ran = "; ".join(f"{name} {', '.join(map(str, sorted(numbers)))}" for name, numbers in sizes.items())
-    return ran or ("its fixed size" if any(size.ok for size in one.sizes) else "none")
+    return ran or ("its fixed size" if any(not size.problem for size in one.sizes) else "none")
 
 
 def _did_not_run(one: RuntimeCheck) -> str:
     """Return at which sizes it did not run, by axis, and why at the first of them: empty if it ran at all of them."""
-    failed = [size for size in one.sizes if not size.ok]
+    failed = [size for size in one.sizes if size.problem]
     if not failed:
         return ""
     usual = one.sizes[0].sizes

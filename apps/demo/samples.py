@@ -17,6 +17,7 @@ from kit import datasets, ready
 from kit.bundle import Bundle
 from kit.errors import BadInput, PackageMissing
 from kit.samples import Samples, Splits, count
+from kit.system.npz import open_npz
 from kit.tasks.base import Task
 from kit.tasks.registry import task_of
 from kit.tasks.tensors import PlainTensors, samples_of
@@ -119,11 +120,7 @@ def from_file(data: bytes, signature: Signature) -> dict[str, NDArray[Any]]:
     """
     hint = "save one: numpy.savez(FILE, " + ", ".join(f"{spec.name}=..." for spec in signature.inputs) + ")"
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            total = sum(info.file_size for info in archive.infolist())
-        if total > MOST_BYTES:
-            raise BadInput(f"the arrays take {total:,} bytes, more than the {MOST_BYTES:,} that are allowed", hint=hint)
-        with np.load(io.BytesIO(data), allow_pickle=False) as held:
+        with open_npz(io.BytesIO(data), most_bytes=MOST_BYTES) as held:
             arrays = {name: held[name] for name in held.files}
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise BadInput(f"the file holds no named arrays: {error}", hint=hint) from error

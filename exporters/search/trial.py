@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -74,8 +75,12 @@ def measure(
 
 
 def _linked(staged: Staged, folder: Path) -> Staged:
-    """Return a variant whose files may be moved: the same files under second names."""
+    """Return a variant whose files may be moved: its graph under a second name, and copies of its weights.
+
+    A bundle takes no weights that could be changed under another name.
+    """
     own = Path(tempfile.mkdtemp(dir=folder))
-    for ref in staged.variant.files():
-        staging.link(staged.folder / ref.file, own / ref.file)
+    staging.link(staged.folder / staged.variant.graph.file, own / staged.variant.graph.file)
+    for ref in staged.variant.data:
+        shutil.copyfile(staged.folder / ref.file, own / ref.file)
     return Staged(variant=staged.variant, folder=own)

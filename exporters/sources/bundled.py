@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from exporters.sources.base import Original
@@ -12,6 +11,7 @@ from exporters.sources.onnx_file import OnnxOriginal
 from kit.bundle import Bundle
 from kit.bundle.manifest import Provenance
 from kit.errors import UsageError
+from kit.system.packages import load_plug, plugged
 from kit.tasks import registry
 
 GROUP = "kit.architectures"
@@ -41,9 +41,8 @@ def open_bundle(bundle: Bundle, *, name: str | None = None) -> Original:
             f"{bundle.name} holds weights and no graph, and no installed package knows its architecture",
             hint="install the package that made it, or name the model it was made of",
         )
-    path = Path(bundle.check(bundle.baseline.graph))
-    for data in bundle.baseline.data:
-        bundle.check(data)
+    bundle.model(bundle.baseline)  # checks it, and that no weights lie in files of nobody's
+    path = bundle.check(bundle.baseline.graph)
     found = OnnxOriginal(path, name=name or bundle.name, task=task, axes=bundle.signature.axes)
     found.signature = dataclasses.replace(bundle.signature)
     found.record = record or found.record
@@ -53,7 +52,9 @@ def open_bundle(bundle: Bundle, *, name: str | None = None) -> Original:
 def _rebuilt(bundle: Bundle) -> Any:
     """Return the bundle's module as the first plug has it that knows it."""
     for entry in metadata.entry_points(group=GROUP):
-        module = entry.load()(bundle)
+        rebuild = load_plug(entry)
+        with plugged(entry):
+            module = rebuild(bundle)
         if module is not None:
             return module
     return None

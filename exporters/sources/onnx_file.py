@@ -20,10 +20,10 @@ from exporters.graph.rules import domains_of, strip
 from exporters.options import DEFAULT_OPSET
 from exporters.sources.base import EXTERNAL_ABOVE_BYTES
 from exporters.sources.names import bundle_name
+from kit.bundle import graph_file
 from kit.bundle.manifest import Provenance
 from kit.choices import VariantFormat
 from kit.errors import BadInput, BundleInvalid, GateFailed, KitError, UsageError
-from kit.runtime import graph_file
 from kit.runtime.base import RunnerOptions, run_in_batches
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
 from kit.samples import Samples, seeded

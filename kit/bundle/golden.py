@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from kit import samples
 from kit.errors import BundleInvalid, UsageError
 from kit.samples import Samples
-from kit.tensors import Signature, Tensors
+from kit.system.npz import open_npz
+from kit.tensors import Signature, Sizes, Tensors
 
 MOST_BYTES = 2**30
 """Of all arrays in one file, unpacked: a small file must not become more than this in memory."""
@@ -68,23 +69,48 @@ def golden_from_bytes(data: bytes, signature: Signature) -> tuple[Samples, ...]:
 
 
 def check_golden(groups: Sequence[Samples], signature: Signature) -> None:
-    """Raise UsageError unless golden samples fit the signature, inputs and answers."""
+    """Raise UsageError unless golden samples fit the signature: inputs, answers and weights."""
     samples.check(groups, signature, name="golden samples")
     for group in groups:
         expected = group.expected or {}
         sizes = signature.sizes(group.inputs)
-        for spec in signature.outputs:
-            if spec.name not in expected:
-                raise UsageError(f"golden samples lack answers for the output {spec.name!r}")
-            array = expected[spec.name]
-            wanted = [sizes.get(size) if isinstance(size, str) else size for size in spec.shape]
-            fits = len(wanted) == array.ndim and all(
-                one in {None, size} for one, size in zip(wanted, array.shape, strict=True)
+        _check_answers(expected, sizes, signature)
+        _check_weights(group.weights or {}, expected)
+
+
+def _check_answers(expected: Tensors, sizes: Sizes, signature: Signature) -> None:
+    for spec in signature.outputs:
+        if spec.name not in expected:
+            raise UsageError(f"golden samples lack answers for the output {spec.name!r}")
+        array = expected[spec.name]
+        wanted = [sizes.get(size) if isinstance(size, str) else size for size in spec.shape]
+        fits = len(wanted) == array.ndim and all(
+            one in {None, size} for one, size in zip(wanted, array.shape, strict=True)
+        )
+        if not (fits or spec.varies) or str(array.dtype) != spec.dtype:
+            raise UsageError(
+                f"golden samples have {array.dtype} {list(array.shape)} for {spec.name}: {spec.describe()}"
             )
-            if not (fits or spec.varies) or str(array.dtype) != spec.dtype:
-                raise UsageError(
-                    f"golden samples have {array.dtype} {list(array.shape)} for {spec.name}: {spec.describe()}"
-                )
+
+
+def _check_weights(weights: Tensors, expected: Tensors) -> None:
+    for name, array in weights.items():
+        if name not in expected:
+            raise UsageError(f"golden samples have weights for {name!r}, which is no output")
+        shape = expected[name].shape
+        try:
+            fits = np.broadcast_shapes(array.shape, shape) == shape
+        except ValueError:
+            fits = False
+        if not fits or array.dtype.kind not in "biuf":
+            raise UsageError(
+                f"golden samples have the weights {array.dtype} {list(array.shape)} for {name}, an output of {list(shape)}",
+                hint="weights are numbers, each axis as long as that of the output, or 1",
+            )
+        if not np.isfinite(array).all() or (array < 0).any():
+            raise UsageError(f"golden samples have weights for {name} that are negative or no numbers")
+        if expected[name].size and not array.any():
+            raise UsageError(f"golden samples have no weight in {name}: none of its answers would count")
 
 
 def items_bytes(items: Items) -> bytes:
@@ -126,11 +152,7 @@ def _npz(meta: str, arrays: Mapping[str, NDArray[Any]]) -> bytes:
 
 def _arrays(data: bytes) -> Any:
     """Open an npz whose arrays are of a bearable size."""
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        total = sum(info.file_size for info in archive.infolist())
-    if total > MOST_BYTES:
-        raise ValueError(f"its arrays would take {total:,} bytes, more than the {MOST_BYTES:,} that are allowed")
-    return np.load(io.BytesIO(data), allow_pickle=False)
+    return open_npz(io.BytesIO(data), most_bytes=MOST_BYTES)
 
 
 def _meta(arrays: Any) -> Any:

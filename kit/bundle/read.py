@@ -13,6 +13,7 @@ from typing import Any
 
 import platformdirs
 
+from kit.bundle import graph_file
 from kit.bundle.golden import Items, golden_from_bytes, items_from_bytes
 from kit.bundle.manifest import MANIFEST, SCHEMA_VERSION, FileRef, Manifest, Variant
 from kit.bundle.migrations import Migrated, migrated
@@ -108,13 +109,25 @@ class Bundle:
         """Return what a runtime opens: the graph's bytes, or its path if weights lie beside it. All is checked.
 
         Raises:
-            BundleInvalid: A file is missing or was altered.
+            BundleInvalid: A file is missing or was altered, or the graph has weights in files that the manifest does not name.
         """
-        if not variant.data:
-            return self.read(variant.graph)
+        return self._model(variant, by_path=bool(variant.data))
+
+    def _model(self, variant: Variant, *, by_path: bool) -> bytes | Path:
+        """Return a variant's graph, checked, and that all its weights are: a runtime reads whatever file the graph names."""
+        model = self.check(variant.graph) if by_path else self.read(variant.graph)
+        used, named = set(graph_file.external_of(model)), {ref.file for ref in variant.data}
+        if used != named:
+            one = min(used ^ named)
+            said = (
+                "the graph has weights in, and the manifest does not name" if one in used else "the graph does not use"
+            )
+            raise BundleInvalid(
+                f"variant {variant.id!r} of {self.name!r}: {said} {one!r}", hint=self._restore_hint(variant.graph)
+            )
         for ref in variant.data:
-            self.check(ref)
-        return self.check(variant.graph)
+            graph_file.refuse_link(self.check(ref))
+        return model
 
     def path(self, ref: FileRef) -> Path:
         """Return the path of a file of this bundle.

@@ -26,8 +26,8 @@ from kit.bundle.manifest import (
     Variant,
 )
 from kit.bundle.packed import Packed, looks_packed, unpack_into
-from kit.bundle.read import Bundle, open_folder
-from kit.errors import CheckFailed, StorageUnavailable, UsageError
+from kit.bundle.read import Bundle, manifest_from_bytes, open_folder
+from kit.errors import BundleInvalid, CheckFailed, StorageUnavailable, UsageError
 from kit.samples import Samples, count
 from kit.system import files, packages, serial
 from kit.tensors import Signature
@@ -100,24 +100,23 @@ def create(
     refuse_foreign(folder)
     first = variants[0].variant.id if variants else None
     with _storage(folder), _locked(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        new = _New()
         if original is not None and weights is not None:
-            ref = _add(folder, "weights", ".safetensors", weights)
-            original = dataclasses.replace(original, weights=ref)
+            original = dataclasses.replace(original, weights=new.add("weights", ".safetensors", weights))
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             name=name,
             signature=signature,
-            task=_task_ref(folder, task),
+            task=_task_ref(new, task),
             original=original,
-            golden=_golden(folder, golden, signature, items),
+            golden=_golden(new, golden, signature, items),
             tools=dict(tools),
-            variants=tuple(_install(folder, staged) for staged in variants),
+            variants=tuple(new.install(staged) for staged in variants),
             baseline=baseline or first,
             default=default or first,
-            attachments={role: _attach(folder, role, data) for role, data in (attachments or {}).items()},
+            attachments={role: new.attach(role, data) for role, data in (attachments or {}).items()},
         )
-        return _commit(folder, manifest)
+        return _commit(folder, manifest, new)
 
 
 def publish(
@@ -150,9 +149,10 @@ def publish(
                 f"bundle {bundle.name!r} was made anew meanwhile; nothing was published",
                 hint=f"kit export {bundle.name}",
             )
+        new = _New()
         merged = {variant.id: variant for variant in current.variants if variant.id not in withdrawn}
         for staged in variants:
-            merged[staged.variant.id] = _install(bundle.folder, staged)
+            merged[staged.variant.id] = new.install(staged)
         first = next(iter(merged), None)
         manifest = dataclasses.replace(
             current.manifest,
@@ -161,7 +161,7 @@ def publish(
             baseline=_if_there(current.manifest.baseline, merged) or first,
             tools={**current.manifest.tools, **tools},
         )
-        return _commit(bundle.folder, manifest, inline=current.inline)
+        return _commit(bundle.folder, manifest, new, inline=current.inline)
 
 
 def attach(bundle: Bundle, role: str, data: bytes) -> Bundle:
@@ -174,9 +174,12 @@ def attach(bundle: Bundle, role: str, data: bytes) -> Bundle:
     refuse_packed(bundle)
     with _storage(bundle.folder), _locked(bundle.folder):
         current = open_folder(bundle.folder)
-        attachments = {**current.manifest.attachments, role: _attach(bundle.folder, role, data)}
+        new = _New()
+        attachments = {**current.manifest.attachments, role: new.attach(role, data)}
         inline = {one: held for one, held in current.inline.items() if one != role}
-        return _commit(bundle.folder, dataclasses.replace(current.manifest, attachments=attachments), inline=inline)
+        return _commit(
+            bundle.folder, dataclasses.replace(current.manifest, attachments=attachments), new, inline=inline
+        )
 
 
 def upgrade(bundle: Bundle, *, items: Items | None = None) -> Bundle:
@@ -194,13 +197,13 @@ def upgrade(bundle: Bundle, *, items: Items | None = None) -> Bundle:
     with _storage(bundle.folder), _locked(bundle.folder):
         current = open_folder(bundle.folder)
         groups, golden = current.golden(), current.manifest.golden
-        proof = golden.items
+        proof, new = golden.items, _New()
         if proof is None and items is not None:
-            proof = _add(bundle.folder, "items", ".npz", items_bytes(items))
+            proof = new.add("items", ".npz", items_bytes(items))
         golden = dataclasses.replace(
             golden, samples=count(groups, current.signature), source=_sources(groups), items=proof
         )
-        return _commit(bundle.folder, dataclasses.replace(current.manifest, golden=golden), inline=current.inline)
+        return _commit(bundle.folder, dataclasses.replace(current.manifest, golden=golden), new, inline=current.inline)
 
 
 def refuse_unwritable(bundle: Bundle) -> None:
@@ -287,31 +290,46 @@ def _if_there(wanted: str | None, variants: Mapping[str, Variant]) -> str | None
     return wanted if wanted in variants else None
 
 
-def _install(folder: Path, staged: Staged) -> Variant:
-    """Move a variant's files into the bundle; one that is there already stays."""
-    for ref in staged.variant.files():
-        source = staged.folder / ref.file
-        if source.resolve() != (folder / ref.file).resolve():
-            files.install(source, folder / ref.file, read_only=True)
-    return staged.variant
+class _New:
+    """Files that are to be written once the manifest that names them is found good."""
+
+    def __init__(self) -> None:
+        self._data: dict[str, bytes] = {}
+        self._staged: list[Staged] = []
+
+    def add(self, stem: str, suffix: str, data: bytes) -> FileRef:
+        """Keep a file's bytes, and return its name."""
+        ref = file_ref(data, stem, suffix)
+        self._data[ref.file] = data
+        return ref
+
+    def attach(self, role: str, data: bytes) -> FileRef:
+        """Keep an attachment's bytes, and return its name."""
+        return self.add(role, _ATTACHED.get(role, ".json"), data)
+
+    def install(self, staged: Staged) -> Variant:
+        """Keep where a variant's files wait."""
+        self._staged.append(staged)
+        return staged.variant
+
+    def write(self, folder: Path) -> None:
+        """Write what was kept, and move what waits; a file of a variant that is there already stays. Raises OSError."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in self._data.items():
+            files.replace(folder / name, data, read_only=True)
+        for staged in self._staged:
+            for ref in staged.variant.files():
+                source = staged.folder / ref.file
+                if source.resolve() != (folder / ref.file).resolve():
+                    files.install(source, folder / ref.file, read_only=True)
 
 
-def _add(folder: Path, stem: str, suffix: str, data: bytes) -> FileRef:
-    ref = file_ref(data, stem, suffix)
-    files.replace(folder / ref.file, data, read_only=True)
-    return ref
-
-
-def _attach(folder: Path, role: str, data: bytes) -> FileRef:
-    return _add(folder, role, _ATTACHED.get(role, ".json"), data)
-
-
-def _golden(folder: Path, groups: Sequence[Samples], signature: Signature, items: Items | None) -> Golden:
+def _golden(new: _New, groups: Sequence[Samples], signature: Signature, items: Items | None) -> Golden:
     return Golden(
-        file=_add(folder, "golden", ".npz", golden_bytes(groups)),
+        file=new.add("golden", ".npz", golden_bytes(groups)),
         samples=count(groups, signature),
         source=_sources(groups),
-        items=None if items is None else _add(folder, "items", ".npz", items_bytes(items)),
+        items=None if items is None else new.add("items", ".npz", items_bytes(items)),
     )
 
 
@@ -319,10 +337,10 @@ def _sources(groups: Sequence[Samples]) -> str:
     return "; ".join(dict.fromkeys(group.source for group in groups if group.source))
 
 
-def _task_ref(folder: Path, task: TaskPlug | None) -> TaskRef | None:
+def _task_ref(new: _New, task: TaskPlug | None) -> TaskRef | None:
     if task is None:
         return None
-    named = {role: _add(folder, role, path.suffix, path.read_bytes()) for role, path in task.files.items()}
+    named = {role: new.add(role, path.suffix, path.read_bytes()) for role, path in task.files.items()}
     return TaskRef(name=task.name, options=task.options(), files=named, package=_package_of(task.name))
 
 
@@ -332,14 +350,31 @@ def _package_of(task: str) -> str:
     return next((entry.dist.name for entry in entries if entry.dist), "")
 
 
-def _commit(folder: Path, manifest: Manifest, *, inline: Mapping[str, bytes] | None = None) -> Bundle:
-    added = {role: _attach(folder, role, data) for role, data in (inline or {}).items()}
+def _commit(folder: Path, manifest: Manifest, new: _New, *, inline: Mapping[str, bytes] | None = None) -> Bundle:
+    """Write new files and the manifest that names them; nothing at all if that manifest could not be read again."""
+    added = {role: new.attach(role, data) for role, data in (inline or {}).items()}
     manifest = dataclasses.replace(
         manifest, schema_version=SCHEMA_VERSION, attachments={**manifest.attachments, **added}
     )
-    files.replace(folder / MANIFEST, _readable(serial.encode(manifest, brief=True)).encode())
+    text = _checked(folder / MANIFEST, manifest)
+    new.write(folder)
+    files.replace(folder / MANIFEST, text)
     _collect(folder, manifest)
     return Bundle(folder, manifest)
+
+
+def _checked(path: Path, manifest: Manifest) -> bytes:
+    """Return a manifest as it is written, read once on trial.
+
+    Raises:
+        UsageError: It could not be opened again: a figure is not finite, a name is no file's, an option is no JSON.
+    """
+    try:
+        text = _readable(serial.encode(manifest, brief=True)).encode()
+        manifest_from_bytes(text, path, hint="")
+    except (BundleInvalid, TypeError, ValueError) as error:
+        raise UsageError(f"the bundle could not be opened again, so nothing was written: {error}") from error
+    return text
 
 
 def _readable(plain: dict[str, Any]) -> str:

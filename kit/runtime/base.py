@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from kit.choices import Provider
 from kit.errors import Unavailable, UsageError
-from kit.tensors import Signature, Sizes, Tensors
+from kit.tensors import Axis, Signature, Sizes, Tensors
 
 _THREADS_A_CPU = 4
 _FEW_THREADS = 16
@@ -379,10 +380,48 @@ BATCH_BYTES = 64 * 2**20
 
 
 def run_in_batches(runner: Runner, tensors: Tensors, *, most_bytes: int = BATCH_BYTES) -> dict[str, NDArray[Any]]:
-    """Run inputs along the batch axis in pieces bounded by bytes, and join the outputs."""
+    """Run inputs along the batch axis in pieces bounded by bytes, and join the outputs.
+
+    There may be more samples than the batch axis allows in one call, or fewer: the pieces are of sizes that it allows, the last
+    one filled up with copies of its last sample, whose answers are dropped. A model whose answers cannot be joined runs whole.
+
+    Raises:
+        UsageError: An input is missing, unknown, or has another dtype, rank or size than the model takes.
+    """
     signature = runner.signature
-    rows = signature.rows_within(most_bytes, signature.sizes(tensors))
-    return signature.join([runner.run(piece) for piece in signature.split(tensors, rows)])
+    batch = signature.batch
+    if batch is None or not joins(signature):
+        return runner.run(tensors)
+    sizes = signature.sizes(tensors)
+    axis, count = signature.axes[batch], signature.rows(tensors)
+    if count == 0:
+        return runner.run(tensors)
+    most = axis.most if axis.most is not None else count + axis.least + axis.multiple_of
+    largest = max(most // axis.multiple_of * axis.multiple_of, 1)
+    rows = min(_up_to_unit(signature.rows_within(most_bytes, sizes), axis), largest)
+    pieces = math.ceil(count / rows)
+    rows = _up_to_unit(math.ceil(count / pieces), axis)
+    found = []
+    for start in range(0, count, rows):
+        piece = signature.take(tensors, slice(start, start + rows))
+        own = min(rows, count - start)
+        wanted = _up_to_unit(own, axis)
+        if wanted > own:
+            last = np.minimum(np.arange(wanted), own - 1)
+            found.append(signature.take(runner.run(signature.take(piece, last)), slice(own)))
+        else:
+            found.append(runner.run(piece))
+    return signature.join(found)
+
+
+def joins(signature: Signature) -> bool:
+    """Whether the answers to pieces of a batch can be joined: every output has the batch axis, and a size that is known."""
+    return all(signature.batch in spec.shape and not spec.varies for spec in signature.outputs)
+
+
+def _up_to_unit(rows: int, axis: Axis) -> int:
+    """Return the smallest size that an axis allows and that so many rows fit into, its largest left aside."""
+    return math.ceil(max(rows, axis.least) / axis.multiple_of) * axis.multiple_of
 
 
 def copied(outputs: Any, names: Sequence[str]) -> dict[str, NDArray[Any]]:

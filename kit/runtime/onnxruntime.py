@@ -23,9 +23,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from kit.bundle import graph_file
 from kit.choices import Provider
 from kit.errors import BundleInvalid, KitError, PackageMissing, ProviderUnavailable, Unavailable, UsageError
-from kit.runtime import graph_file, io_binding, libraries, ort_errors, signatures
+from kit.runtime import io_binding, libraries, ort_errors, signatures
 from kit.runtime.base import (
     BaseRunner,
     Binding,
@@ -94,8 +95,7 @@ class OnnxRuntimeRunner(BaseRunner):
         self.runtime = "onnxruntime" if binds else "onnxruntime-plain"
         self.provider = self._options.provider
         self.fallback_reason = self.fallback_fix = ""
-        if isinstance(model, Path):
-            graph_file.weights_beside(model)
+        graph_file.refuse_external(model)
         self._session: Any = self._open(model)
         self.placement = _placement(self._session)
         self._check_placement()
@@ -110,6 +110,7 @@ class OnnxRuntimeRunner(BaseRunner):
         self._bindings = RecentBindings(_MOST_BINDINGS)
         self._last: OneToOne | None = None  # the binding that ran last, of a model with one input and one output
         self._graphs = itertools.count()
+        self._seen: list[tuple[tuple[int, ...], np.dtype[Any]]] = []  # of the inputs that ran last, without a binding
 
     def run(self, tensors: Tensors) -> dict[str, NDArray[Any]]:
         """Compute all outputs, by name, for inputs that fit the signature; the arrays are the caller's to keep.
@@ -131,7 +132,7 @@ class OnnxRuntimeRunner(BaseRunner):
                     return {self._output: last.run_fitting(array).copy()}
                 except KitError:
                     return self._unbound(tensors)
-        return self._run_plainly(tensors) if not self._binds and self._is_checked else self._run_bound(tensors)
+        return self._run_bound(tensors) if self._binds or not self._is_checked else self._run_checked(tensors)
 
     def bind(self, sizes: Sizes) -> Binding:
         """Return buffers for inputs of these sizes, on the device where the model runs; an axis left out has its usual size."""
@@ -175,6 +176,18 @@ class OnnxRuntimeRunner(BaseRunner):
             return copied(bound.run(*arrays), self._outputs)
         except KitError:
             return self._unbound(tensors)
+
+    def _run_checked(self, tensors: Tensors) -> dict[str, NDArray[Any]]:
+        """Run what is not bound; inputs of the shapes and dtypes of the call before are known to fit."""
+        try:
+            seen = [(tensors[name].shape, tensors[name].dtype) for name in self._names]
+        except (KeyError, AttributeError):
+            self.signature.check(tensors)
+            raise
+        if seen != self._seen or len(tensors) != len(seen):
+            self.signature.check(tensors)
+            self._seen = seen
+        return self._run_plainly(tensors)
 
     def _run_first(self, tensors: Tensors, shapes: Shapes) -> dict[str, NDArray[Any]]:
         """Run inputs of shapes that are not bound, checked, and bind them if they are small."""

@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from kit.bundle import graph_file
 from kit.choices import Provider
 from kit.errors import BundleInvalid, KitError, MemoryShort, UsageError
 from kit.runtime.base import (
@@ -46,6 +47,7 @@ class OpenVinoRunner(BaseRunner):
     def __init__(self, model: bytes | Path, options: RunnerOptions, *, signature: Signature) -> None:
         import openvino
 
+        graph_file.refuse_external(model)
         self.signature = signature
         self._core: Any = openvino.Core()
         self._settings = {

@@ -142,7 +142,9 @@ class PyTorchRunner(BaseRunner):
             torch.set_float32_matmul_precision("high" if self._options.tf32 else "highest")
         try:
             found = self._module(*tensors)
-        except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
+        except KitError:
+            raise
+        except Exception as error:  # the module may raise anything
             raise self._failure(error) from error
         return tuple(
             one.to(_dtype(spec.dtype))
@@ -151,8 +153,9 @@ class PyTorchRunner(BaseRunner):
 
     def _failure(self, error: Exception) -> KitError:
         lines = str(error).strip().splitlines()
-        message = f"PyTorch could not run on {self.provider}: {lines[0] if lines else type(error).__name__}"
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        kind_of = "" if isinstance(error, RuntimeError) or not lines else f"{type(error).__name__}: "
+        message = f"PyTorch could not run on {self.provider}: {kind_of}{lines[0] if lines else type(error).__name__}"
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
             kind = MemoryShort if self.provider is Provider.CPU else ProviderUnavailable
             return kind(message, hint="use smaller inputs, or fewer in one call")
         return (BundleInvalid if self.provider is Provider.CPU else ProviderUnavailable)(message)

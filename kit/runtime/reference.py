@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from threadpoolctl import threadpool_limits
 
+from kit.bundle import graph_file
 from kit.choices import Provider
 from kit.errors import BundleInvalid, MemoryShort, UsageError
 from kit.runtime.base import BaseRunner, Placement, RunnerOptions
@@ -36,6 +37,7 @@ class ReferenceRunner(BaseRunner):
     provider = Provider.CPU
 
     def __init__(self, model: bytes | Path, options: RunnerOptions, *, signature: Signature) -> None:
+        graph_file.refuse_external(model)
         try:
             loaded = onnx.load(model) if isinstance(model, Path) else onnx.load_from_string(model)
         except (DecodeError, OSError, onnx.checker.ValidationError) as error:

@@ -22,7 +22,7 @@ from kit.choices import Precision, Provider, VariantFormat
 from kit.errors import PackageMissing, Unavailable, UsageError
 from kit.runtime.base import Runner, RunnerOptions
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
-from kit.system.packages import explain
+from kit.system.packages import explain, load_plug, plugged
 
 GROUP = "kit.runtimes"
 ARCHITECTURES = "kit.architectures"
@@ -69,17 +69,27 @@ def rebuilt(bundle: Bundle) -> Any:
     Its forward takes the inputs of the signature in order.
 
     Raises:
-        Unavailable: No installed package knows its architecture, or the bundle has no weights.
+        Unavailable: No installed package knows its architecture, or the bundle has no weights, or a package failed at it.
         BundleInvalid: The weights were altered.
     """
-    original = bundle.manifest.original
+    original, problems = bundle.manifest.original, []
     if original is not None and original.weights is not None:
         for entry in sorted(metadata.entry_points(group=ARCHITECTURES)):
-            module = entry.load()(bundle)
+            try:
+                rebuild = load_plug(entry)
+                with plugged(entry):
+                    module = rebuild(bundle)
+            except Unavailable as error:  # another package may know it
+                problems.append(error)
+                continue
             if module is not None:
                 return module
     name = f"{original.kind} {original.name!r}" if original else "the original"
-    raise Unavailable(f"kit cannot rebuild {name} for PyTorch", hint="use the runtime onnxruntime")
+    told = "".join(f"; {problem}" for problem in problems)
+    raise Unavailable(
+        f"kit cannot rebuild {name} for PyTorch{told}",
+        hint=next((one.hint for one in problems if one.hint), "use the runtime onnxruntime"),
+    )
 
 
 def _openvino(bundle: Bundle, variant: Variant, options: RunnerOptions) -> Runner:
@@ -150,8 +160,14 @@ def is_here(name: str) -> bool:
 
 
 def can_run(name: str, variant: Variant, provider: Provider = Provider.CPU) -> bool:
-    """Whether a runtime takes variants of this format at all; PyTorch has the float weights, in fp16 on a GPU alone."""
-    formats = _plug(name)[1]
+    """Whether a runtime takes variants of this format at all; PyTorch has the float weights, in fp16 on a GPU alone.
+
+    One of another package that does not load is taken to: `open_runner` then says what is wrong with it.
+    """
+    try:
+        formats = _BUILT_IN[name][1] if name in _BUILT_IN else getattr(load_plug(_entry(name)), "formats", None)
+    except Unavailable:
+        return True
     if name in _PYTORCH and variant.precision is not Precision.FP32 and provider is Provider.CPU:
         return False
     return formats is None or variant.format in formats
@@ -164,8 +180,13 @@ def open_runner(name: str, bundle: Bundle, variant: Variant, options: RunnerOpti
         Unavailable: The runtime or its provider cannot run here.
         BundleInvalid: It does not accept the model, or a file was altered.
     """
+    if name not in _BUILT_IN:
+        entry = _entry(name)
+        opened: Open = load_plug(entry)
+        with plugged(entry):
+            return opened(bundle, variant, options)
     try:
-        return _plug(name)[0](bundle, variant, options)
+        return _BUILT_IN[name][0](bundle, variant, options)
     except ModuleNotFoundError as error:
         missing = explain(error) or PackageMissing(f"the runtime {name!r} needs {error.name}, which is not installed")
         raise missing from error
@@ -173,9 +194,6 @@ def open_runner(name: str, bundle: Bundle, variant: Variant, options: RunnerOpti
         raise Unavailable(f"the runtime {name!r} does not load: {error}", hint="install its package again") from error
 
 
-def _plug(name: str) -> tuple[Open, frozenset[VariantFormat] | None]:
-    if name in _BUILT_IN:
-        return _BUILT_IN[name]
-    (entry,) = metadata.entry_points(group=GROUP, name=name)
-    opened: Open = entry.load()
-    return opened, getattr(opened, "formats", None)
+def _entry(name: str) -> metadata.EntryPoint:
+    """Return the entry point of a runtime; the first by its value, if several packages register the name."""
+    return min(metadata.entry_points(group=GROUP, name=name), key=lambda entry: entry.value)

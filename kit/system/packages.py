@@ -5,12 +5,15 @@ The requirements come from kit's own installed metadata, so a version range is w
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import re
+from collections.abc import Iterator
 from importlib import metadata
 from types import ModuleType
+from typing import Any
 
-from kit.errors import PackageMissing
+from kit.errors import KitError, PackageMissing, Unavailable
 
 DISTRIBUTION = "kit-deploy"
 
@@ -62,6 +65,41 @@ def needed(module: str, *, distribution: str, purpose: str, extra: str, beside: 
         raise PackageMissing(
             f"{purpose} needs {distribution}, which is not installed",
             hint=f"{install_line(distribution, *beside)}   (it is part of kit's extra `{extra}`)",
+        ) from error
+
+
+def load_plug(entry: metadata.EntryPoint) -> Any:
+    """Return what an installed package registers under an entry point.
+
+    Raises:
+        Unavailable: It does not load, whatever the package raises; the message names the package.
+    """
+    with plugged(entry, "does not load"):
+        return entry.load()
+
+
+@contextlib.contextmanager
+def plugged(entry: metadata.EntryPoint, problem: str = "failed") -> Iterator[None]:
+    """Turn what a plug of another package raises into Unavailable with the package's name; kit's own errors stay.
+
+    If it lacks one of kit's optional packages, that one is named, with the line that installs it.
+
+    Args:
+        entry: Where the plug was registered.
+        problem: What it did, for the message.
+    """
+    try:
+        yield
+    except KitError:
+        raise
+    except Exception as error:  # a plug may raise anything
+        if isinstance(error, ModuleNotFoundError) and "." not in (error.name or "") and (missing := explain(error)):
+            raise missing from error  # one of kit's own optional packages
+        package = entry.dist.name if entry.dist else entry.value
+        raise Unavailable(
+            f"the plug {entry.name!r} ({entry.group}) of the package {package} {problem}: "
+            f"{type(error).__name__}: {error}",
+            hint=f"mend or uninstall the package {package}",
         ) from error
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from kit.errors import BadInput, DatasetInvalid, UsageError
 from kit.samples import Samples
+from kit.system.npz import open_npz
 from kit.tasks.base import Prediction, Prologue
 from kit.tensors import Signature, Tensors
 
@@ -128,7 +129,7 @@ def arrays_of(path: Path, signature: Signature | None = None) -> dict[str, NDArr
             raise BadInput(
                 f"{path} holds one array without a name", hint="save named arrays: numpy.savez(FILE, NAME=array)"
             )
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
+        with path.open("rb") as file, open_npz(file) as held:
             return {name: held[name] for name in held.files}
     except FileNotFoundError as error:
         raise BadInput(f"there is no file {str(path)!r}", hint="give named arrays: a .npz or .json file") from error

@@ -6,6 +6,7 @@ compare_models(kit.ready.find("model.onnx"), kit.ready.find("other.onnx"))
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ class SizeCheck:
 
     Attributes:
         is_usual: Whether these are the sizes that the model itself, or the user, names: it must run at them.
-        not_a_number: Outputs with values that are no numbers, which noise as input may cause.
+        not_a_number: Outputs with values that are no numbers, where the original gives none to the same inputs.
     """
 
     runtime: str
@@ -53,8 +54,8 @@ class SizeCheck:
 
     @property
     def ok(self) -> bool:
-        """Whether it ran."""
-        return not self.problem
+        """Whether it ran, and gave numbers wherever the original does."""
+        return not self.problem and not self.not_a_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +63,8 @@ class RuntimeCheck:
     """A model in a runtime.
 
     Attributes:
-        rows_error: How far rows move with their neighbours, as a share of the largest value; None if there is no batch axis,
-            or it does not run with several rows.
+        rows_error: How far rows move with their neighbours, as a share of the largest value; of integers, the share of values
+            that differ; infinite if numbers become none. None if there is no batch axis, or it does not run with several rows.
         fidelity: Against ONNX Runtime's answers on the CPU with optimizations off.
         problem: Why it did not open here.
     """
@@ -218,10 +219,11 @@ def compare_models(
     with registry.open_runner(runtime, against, against.variant(), options) as runner:
         right = [_only(one, common) for one in answers_of(runner, groups)]
     with registry.open_runner(runtime, bundle, bundle.variant(), options) as runner:
-        answers = [
-            {renamed.get(name, name): array for name, array in one.items()} for one in answers_of(runner, groups)
-        ]
-    held = [Samples(inputs=group.inputs, expected=one) for group, one in zip(groups, right, strict=True)]
+        answers = [_called(one, renamed) for one in answers_of(runner, groups)]
+    held = [
+        dataclasses.replace(group, expected=one, weights=_called(group.weights, renamed) or None)
+        for group, one in zip(groups, right, strict=True)
+    ]
     found = fidelity.compare(held, answers)
     shared = {spec.name for spec in common}
     return PairCheck(
@@ -285,8 +287,13 @@ def _run_at(
     except KitError as error:
         return SizeCheck(runtime=runtime, sizes=sizes, is_usual=is_usual, problem=str(error).splitlines()[0])
     problem = next(filter(None, (_wrong(spec, outputs[spec.name], sizes) for spec in signature.outputs)), "")
-    broken = tuple(name for name, array in outputs.items() if array.dtype.kind == "f" and np.isnan(array).any())
+    expected = samples.expected or {}
+    broken = tuple(name for name, array in outputs.items() if _has_nan(array) and not _has_nan(expected.get(name)))
     return SizeCheck(runtime=runtime, sizes=sizes, is_usual=is_usual, problem=problem, not_a_number=broken)
+
+
+def _has_nan(array: NDArray[Any] | None) -> bool:
+    return array is not None and array.dtype.kind == "f" and bool(np.isnan(array).any())
 
 
 def _wrong(spec: TensorSpec, array: NDArray[Any], sizes: Sizes) -> str:
@@ -300,7 +307,9 @@ def _wrong(spec: TensorSpec, array: NDArray[Any], sizes: Sizes) -> str:
 
 def _rows_error(runner: Runner, signature: Signature, samples: Samples, sizes: Iterable[SizeCheck]) -> float | None:
     """Return how far rows of a batch move away from the same rows run alone, as a share of the largest value."""
-    several = [one.sizes for one in sizes if one.ok and signature.batch and one.sizes.get(signature.batch, 1) > 1]
+    several = [
+        one.sizes for one in sizes if not one.problem and signature.batch and one.sizes.get(signature.batch, 1) > 1
+    ]
     if not several or not any(signature.batch in spec.shape for spec in signature.outputs):
         return None
     point = max(several, key=lambda one: one[str(signature.batch)])
@@ -310,16 +319,21 @@ def _rows_error(runner: Runner, signature: Signature, samples: Samples, sizes: I
         alone = signature.join([runner.run(piece) for piece in signature.split(inputs, 1)])
     except UsageError:  # an output belongs to the whole call: there are no rows to compare
         return None
-    specs = [spec for spec in signature.outputs if not spec.varies and spec.is_float]
+    specs = [spec for spec in signature.outputs if not spec.varies]
     return max((_moved(whole[spec.name], alone[spec.name]) for spec in specs), default=None)
 
 
 def _moved(whole: NDArray[Any], alone: NDArray[Any]) -> float:
     if whole.shape != alone.shape:
         return math.inf
-    finite = np.isfinite(whole) & np.isfinite(alone)
-    scale = float(np.abs(np.where(finite, alone, 0)).max(initial=0.0))
-    moved = float(np.abs(np.where(finite, whole - alone, 0)).max(initial=0.0))
+    if whole.dtype.kind != "f":
+        return float(np.mean(whole != alone)) if whole.size else 0.0
+    finite = np.isfinite(alone)
+    if not np.array_equal(whole[~finite], alone[~finite], equal_nan=True) or not np.isfinite(whole[finite]).all():
+        return math.inf
+    right = alone[finite].astype(np.float64)
+    scale = float(np.abs(right).max(initial=0.0))
+    moved = float(np.abs(whole[finite] - right).max(initial=0.0))
     return moved / max(scale, 1e-12)
 
 
@@ -362,6 +376,11 @@ def _fixed(ours: Signature, theirs: Signature) -> dict[str, int]:
         (mine, his) for spec in ours.inputs for mine, his in zip(spec.shape, theirs.input(spec.name).shape, strict=True)
     )
     return {mine: his for mine, his in pairs if isinstance(mine, str) and isinstance(his, int)}
+
+
+def _called(tensors: Tensors | None, names: Mapping[str, str]) -> dict[str, NDArray[Any]]:
+    """Return tensors of outputs by the names that the other model has for them."""
+    return {names.get(name, name): array for name, array in (tensors or {}).items()}
 
 
 def _only(answers: Tensors, specs: Sequence[TensorSpec]) -> Mapping[str, NDArray[Any]]:

@@ -19,6 +19,8 @@ from kit.choices import Precision, VariantFormat
 from kit.errors import BundleInvalid
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._ -]*")
+_LOCATION = b"location"
+_BROKEN = (ValueError, IndexError, TypeError)
 _DEEPEST = 32
 _MOST = 2**63
 _BYTES = 2  # protobuf's wire type of what has a length
@@ -66,8 +68,38 @@ def look(path: Path) -> GraphFile:
             return _looked(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
     except OSError as error:
         raise BundleInvalid(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, IndexError, TypeError) as error:  # an empty file cannot be mapped
+    except _BROKEN as error:  # an empty file cannot be mapped
         raise BundleInvalid(f"{path} is no ONNX file") from error
+
+
+def external_of(model: bytes | Path) -> tuple[str, ...]:
+    """Return the files that hold a graph's weights, as it names them; none of bytes that are no ONNX file.
+
+    Raises:
+        BundleInvalid: A path that cannot be read or holds no ONNX file; bytes that seem to name files and are broken.
+    """
+    if isinstance(model, Path):
+        return look(model).external
+    if _LOCATION not in model:  # no tensor can name a file: most models, at the speed of memory
+        return ()
+    try:
+        return _looked(memoryview(model)).external
+    except _BROKEN as error:
+        raise BundleInvalid("the graph is no ONNX file, or names files for its weights where none can be") from error
+
+
+def refuse_external(model: bytes | Path) -> None:
+    """Raise BundleInvalid for a graph in memory whose weights lie in files: a runtime would look in the current folder.
+
+    Those of a path must lie beside it.
+    """
+    if isinstance(model, Path):
+        weights_beside(model)
+    elif names := external_of(model):
+        raise BundleInvalid(
+            f"the graph has weights in {names[0]!r}, and nothing says where that lies",
+            hint="open the model by its path",
+        )
 
 
 def weights_beside(path: Path) -> tuple[Path, ...]:
@@ -84,16 +116,33 @@ def weights_beside(path: Path) -> tuple[Path, ...]:
                 hint="save the model again with its weights beside it",
             )
         place = path.parent / name
-        try:
-            mode = place.lstat().st_mode
-        except OSError as error:
+        if not place.exists() and not place.is_symlink():
             raise BundleInvalid(
                 f"{path.name} has weights in {name}, which is not beside it", hint="copy both into one folder"
-            ) from error
-        if not stat.S_ISREG(mode):
-            raise BundleInvalid(f"{place} is no ordinary file: a link could lead anywhere", hint="copy the file itself")
+            )
+        refuse_link(place, names=None)
         found.append(place)
     return tuple(found)
+
+
+def refuse_link(path: Path, *, names: int | None = 1) -> None:
+    """Raise BundleInvalid unless a path is a file of its own: no link, no device, and no second name elsewhere.
+
+    Args:
+        path: Of the file.
+        names: How many the file may have at most; None: any number.
+    """
+    try:
+        found = path.lstat()
+    except OSError as error:
+        raise BundleInvalid(f"{path} cannot be read: {error.strerror or error}") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise BundleInvalid(f"{path} is no ordinary file: a link could lead anywhere", hint="copy the file itself")
+    if names is not None and found.st_nlink > names:
+        raise BundleInvalid(
+            f"{path} has {found.st_nlink} names: weights could be changed under another one",
+            hint="copy the file itself",
+        )
 
 
 class _Seen:
@@ -116,10 +165,8 @@ def _looked(data: memoryview) -> GraphFile:
         elif field == 8:
             parts = dict(_fields(value))
             opsets[_text(parts.get(1, b""))] = parts.get(2, 0)
-        elif field == 25:  # functions of the model's own
-            for inner, node in _fields(value):
-                if inner == 7:
-                    _node(node, seen, 0)
+        elif field in {20, 25}:
+            _beside_the_graph(field, value, seen)
     if not ir_version or not isinstance(ir_version, int):
         raise ValueError("there is no version")
     own = {"", "ai.onnx"}
@@ -134,6 +181,15 @@ def _looked(data: memoryview) -> GraphFile:
     )
 
 
+def _beside_the_graph(field: int, data: memoryview, seen: _Seen) -> None:
+    """Walk the two graphs of training, which no runtime runs, or the nodes of a function of the model's own."""
+    for inner, value in _fields(data):
+        if field == 20 and inner in {1, 2}:
+            _graph(value, seen, 0)
+        elif field == 25 and inner == 7:
+            _node(value, seen, 0)
+
+
 def _graph(data: memoryview, seen: _Seen, depth: int) -> None:
     if depth > _DEEPEST:
         raise ValueError("graphs in graphs without end")
@@ -143,9 +199,13 @@ def _graph(data: memoryview, seen: _Seen, depth: int) -> None:
         elif field == 5:
             _tensor(value, seen)
         elif field == 15:  # sparse: values and indices
-            for _, part in _fields(value):
-                if isinstance(part, memoryview):
-                    _tensor(part, seen)
+            _sparse(value, seen)
+
+
+def _sparse(data: memoryview, seen: _Seen) -> None:
+    for field, part in _fields(data):
+        if field in {1, 2}:
+            _tensor(part, seen)
 
 
 def _node(data: memoryview, seen: _Seen, depth: int) -> None:
@@ -160,6 +220,8 @@ def _node(data: memoryview, seen: _Seen, depth: int) -> None:
                     _tensor(part, seen)
                 elif inner in {6, 11}:
                     _graph(part, seen, depth + 1)
+                elif inner in {22, 23}:
+                    _sparse(part, seen)
 
 
 def _tensor(data: memoryview, seen: _Seen) -> None:
@@ -184,6 +246,8 @@ def _fields(data: memoryview) -> Iterator[tuple[int, Any]]:
     while place < end:
         key, place = _varint(data, place)
         kind = key & 7
+        if key >> 32:  # readers of other makers drop the upper bits, and see another field
+            raise ValueError("no protobuf")
         if kind == 0:
             value, place = _varint(data, place)
             yield key >> 3, value
@@ -214,4 +278,6 @@ def _varint(data: memoryview, place: int) -> tuple[int, int]:
 
 
 def _text(data: Any) -> str:
+    if not isinstance(data, memoryview | bytes):  # of a number, bytes() makes so many zeros
+        raise TypeError("a number for text")
     return bytes(data).decode()
