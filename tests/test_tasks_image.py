@@ -369,7 +369,7 @@ def test_a_model_without_a_batch_takes_one_picture() -> None:
         own.encode([photograph(), photograph()])
 
 
-@pytest.mark.parametrize(("shape", "count"), [((28, 28, 1), 2), ((1, 28, 28), 2), ((28, 28, 3), 2), ((28, 28, 2), 0)])
+@pytest.mark.parametrize(("shape", "count"), [((28, 28, 1), 2), ((1, 28, 28), 2), ((28, 28, 3), 2), ((28, 28, 5), 0)])
 def test_arrays_of_any_layout_become_raw_pictures(tmp_path: Path, shape: tuple[int, ...], count: int) -> None:
     np.savez(tmp_path / "a.npz", images=np.zeros((2, *shape), np.uint8))
     own = ImageClassification(labels=LABELS)

@@ -152,7 +152,7 @@ def of_npz(path: Path, most: int) -> list[Image.Image]:
             plain = plain.transpose(1, 2, 0)
         try:
             made.append(Image.fromarray(np.ascontiguousarray(plain)))
-        except (TypeError, ValueError):  # two channels, for instance
+        except (TypeError, ValueError):  # five channels, for instance
             return []
     return made
 

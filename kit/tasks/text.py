@@ -450,7 +450,8 @@ class TextEmbedding(_Texts):
         length = ids.shape[1]
         is_text = ids != self._pad_id
         ends = np.where(is_text.any(axis=1), length - is_text[:, ::-1].argmax(axis=1), 0)
-        return np.arange(length) < np.minimum(ends + self._own_end, length)[:, np.newaxis]
+        mask: NDArray[np.bool_] = np.arange(length) < np.minimum(ends + self._own_end, length)[:, np.newaxis]
+        return mask
 
     def _pooled(self, tokens: NDArray[np.float32], inputs: Tensors) -> NDArray[np.float32]:
         if self.pooling == "none":
