@@ -9,9 +9,11 @@ import os
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from kit.bench import cases
 from kit.bench.measure import LEAST_ROUNDS, Plan
 from kit.bench.meters import PeakMemory, physical_gpu
 from kit.bench.request import Request
@@ -20,6 +22,7 @@ from kit.bench.run import bench
 from kit.bench.scenarios import Load, Scenario
 from kit.bench.stats import Outcome
 from kit.bundle import Bundle
+from kit.bundle.manifest import TaskRef
 from kit.choices import Provider
 from kit.errors import BadInput, StorageUnavailable, UsageError
 from kit.runtime.base import RunnerOptions
@@ -272,3 +275,39 @@ def test_a_results_file_says_what_it_lacks(tmp_path: Path) -> None:
     with pytest.raises(BadInput) as caught:
         load(tmp_path / "missing.json")
     assert "kit bench" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "ref", [TaskRef(name="image-classification@9"), TaskRef(name="image-classification@1", options={"magic": 1})]
+)
+def test_a_task_that_does_not_open_costs_the_scores_alone(digits: Bundle, ref: TaskRef) -> None:
+    variants = tuple(dataclasses.replace(one, scores=()) for one in digits.variants)
+    manifest = dataclasses.replace(digits.manifest, task=ref, variants=variants)
+    asked = Request(providers=CPU, variants=("fp32",), points=batch(1), plan=QUICK)
+    found = bench(dataclasses.replace(digits, manifest=manifest), asked)
+    (row,) = found.rows
+    assert (row.status, row.scores) == (Status.OK, ())
+    assert row.latency is not None
+    (remark,) = [one for one in found.remarks() if "no scores were counted" in one]
+    assert ref.name in remark or "image-classification@9" in remark
+
+
+def test_the_baseline_keeps_its_figures_if_there_is_no_room_for_its_twin(
+    tiny: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked_for: list[int] = []
+    last = 10**9
+
+    def memory() -> SimpleNamespace:
+        asked_for.append(1)
+        return SimpleNamespace(available=0 if len(asked_for) == last else 2**40)
+
+    monkeypatch.setattr(cases, "psutil", SimpleNamespace(virtual_memory=memory))
+    request = Request(providers=CPU, variants=("fp32",), points=batch(1), plan=QUICK)
+    assert bench(tiny, request).controls[0].comparison is not None
+    last = len(asked_for)  # the twin is the last to ask
+    asked_for.clear()
+    found = bench(tiny, request)
+    assert len(asked_for) == last
+    assert [(row.status, row.latency is not None) for row in found.rows] == [(Status.OK, True)]
+    assert [one.comparison for one in found.controls] == [None]

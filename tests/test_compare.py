@@ -121,7 +121,11 @@ def test_a_metric_without_interval_is_compared_by_its_value(run: Results) -> Non
     assert compare(before, after, Limits(loss=0.05)).changes[0].scores[0].margin is None
     assert not compare(before, after, Limits(loss=0.2)).lost
     other = scored(run, value=0.10, dataset="another", **whole)
-    assert compare(before, other, Limits()).changes[0].scores == (), "other samples say nothing"
+    found = compare(before, other, Limits())
+    assert found.incomplete
+    assert not found.lost, "other samples say nothing"
+    (change,) = found.changes[0].scores
+    assert change.missing == "mine:map: on 400 samples of another test, in the older run on 400 samples of d test"
 
 
 def test_the_sign_test_is_exact() -> None:
@@ -211,3 +215,20 @@ def test_exit_codes_of_the_command(kit_inside: Kit, run: Results, tmp_path: Path
     assert forgotten.returncode == 2
     assert "did you mean 5%" in forgotten.stderr
     assert json.loads(kit_inside("compare", "base.json", "slow.json", "--json").stdout)["lost"] is True
+
+
+def test_a_metric_that_the_newer_run_lacks_is_no_silent_success(run: Results, tmp_path: Path, kit_inside: Kit) -> None:
+    gone = dataclasses.replace(run, rows=tuple(dataclasses.replace(row, scores=(), right="") for row in run.rows))
+    found = compare(run, gone, Limits())
+    (change, _) = found.changes
+    assert not change.missing
+    first = change.scores[0]
+    assert (first.new, first.loss, first.missing) == (None, None, "top-1: not in the newer run")
+    assert found.incomplete
+    assert not found.lost
+    assert not compare(gone, run, Limits()).incomplete, "a metric more is no loss"
+    run.save(tmp_path / "base.json")
+    gone.save(tmp_path / "new.json")
+    said = kit_inside("compare", "base.json", "new.json")
+    assert said.returncode == 3
+    assert "not in the newer run" in " ".join(said.stdout.split())

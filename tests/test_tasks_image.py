@@ -367,3 +367,18 @@ def test_a_model_without_a_batch_takes_one_picture() -> None:
     own.check(dataclasses.replace(signature((1, 3, 8, 8)), axes={"unused": Axis()}))
     with pytest.raises(UsageError, match="one item in a call"):
         own.encode([photograph(), photograph()])
+
+
+@pytest.mark.parametrize(("shape", "count"), [((28, 28, 1), 2), ((1, 28, 28), 2), ((28, 28, 3), 2), ((28, 28, 5), 0)])
+def test_arrays_of_any_layout_become_raw_pictures(tmp_path: Path, shape: tuple[int, ...], count: int) -> None:
+    np.savez(tmp_path / "a.npz", images=np.zeros((2, *shape), np.uint8))
+    own = ImageClassification(labels=LABELS)
+    own.signature((28, 28))
+    assert len(own.raw(tmp_path / "a.npz", 5)) == count
+
+
+def test_the_output_with_the_scores_is_named() -> None:
+    own = task()
+    assert own.output == ""
+    own.signature((3, 8, 8))
+    assert own.output == "logits"

@@ -165,3 +165,20 @@ def test_an_array_without_a_name_says_how_to_save_it(plain: PlainTensors, tmp_pa
     with pytest.raises(BadInput) as caught:
         list(plain.read(str(tmp_path / "a.npy")))
     assert "numpy.savez" in caught.value.hint
+
+
+class Clumsy(PlainTensors):
+    """A task whose code fails when it sees a model."""
+
+    name = "clumsy@1"
+
+    def check(self, signature: Signature) -> None:
+        raise RuntimeError(f"out of luck with {len(signature.inputs)}")
+
+
+def test_a_plug_whose_code_fails_is_named_with_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugs.install(
+        tmp_path / "site", monkeypatch, group=registry.GROUP, name="clumsy", target=f"{__name__}:{Clumsy.__name__}"
+    )
+    with pytest.raises(BundleInvalid, match=r"clumsy@1 of the package plug-clumsy does not open: RuntimeError: out of"):
+        registry.open_task(TaskRef(name="clumsy@1", package="plug-clumsy"), {}, SIGNATURE)

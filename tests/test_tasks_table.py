@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from kit.bundle.manifest import TaskRef
-from kit.errors import BadInput, DatasetInvalid, UsageError
+from kit.errors import BadInput, BundleInvalid, DatasetInvalid, UsageError
+from kit.tasks.base import scored_output
 from kit.tasks.registry import open_task
 from kit.tasks.table import Table
 from kit.tensors import Signature, TensorSpec
@@ -200,3 +203,93 @@ def test_probabilities_and_doubt_of_a_classifier_come_from_its_options() -> None
     (record,) = answer.records()
     assert (record["label"], record["probability"], record["unsure"]) == ("malignant", 0.75, True)
     assert task.options()["scores"] == "probabilities"
+
+
+def scored(*shapes: tuple[int | str, ...], batch: str | None = "batch") -> Signature:
+    return Signature(
+        inputs=(TensorSpec(name="features", dtype="float32", shape=(batch or 1, 1)),),
+        outputs=tuple(
+            TensorSpec(name=f"p{number}", dtype="float32", shape=shape) for number, shape in enumerate(shapes)
+        ),
+        batch=batch,
+    )
+
+
+@pytest.mark.parametrize("shape", [("batch",), (2, "batch"), ("batch", "batch"), (2,), (1, 2), ()])
+def test_the_samples_of_a_batch_are_no_scores(shape: tuple[int | str, ...]) -> None:
+    with pytest.raises(UsageError, match="2 labels do not fit the output p0"):
+        Table(columns=("x",), labels=("no", "yes")).check(scored(shape))
+
+
+@pytest.mark.parametrize("shape", [(2,), (1, 2), ("rows", 2)])
+def test_without_a_batch_the_scores_of_the_only_sample_may_stand_alone(shape: tuple[int | str, ...]) -> None:
+    task = Table(columns=("x",), labels=("no", "yes"))
+    task.check(scored(shape, batch=None))
+    scores = np.array([0.0, 3.0], np.float32).reshape((-1, 2)[-len(shape) :])
+    assert task.decode({"p0": scores}, {}).records()[0]["label"] == "yes"
+
+
+def test_a_task_names_the_output_that_it_reads() -> None:
+    task = Table(columns=("x",), labels=("no", "yes"))
+    task.check(scored(("batch",), ("batch", 2)))
+    assert task.output == scored_output(task, scored(("batch",), ("batch", 2))) == "p1"
+    numbers = Table(columns=("x",))
+    numbers.check(scored((2, "batch"), ("batch", 2)))
+    assert numbers.output == "p1"
+
+
+def test_more_scores_than_labels_are_said() -> None:
+    task = Table(columns=("x",), labels=("no", "yes"))
+    task.check(scored(("batch", "classes")))
+    with pytest.raises(BundleInvalid, match="3 scores in p0, and its task has 2 labels"):
+        task.decode({"p0": np.array([[0, 1, 2]], np.float32)}, {})
+
+
+@pytest.mark.parametrize("given", [9007199254740993, "9007199254740993", np.int64(9007199254740993)])
+def test_large_ids_are_exact(given: object) -> None:
+    task = Table(columns=("user", "age"))
+    task.check(
+        Signature(
+            inputs=(
+                TensorSpec(name="user", dtype="int64", shape=("batch",)),
+                TensorSpec(name="age", dtype="float32", shape=("batch", 1)),
+            ),
+            outputs=MATRIX.outputs,
+        )
+    )
+    tensors = task.encode([{"user": given, "age": "1.5"}, {"user": "5.0", "age": 2}])
+    assert tensors["user"].tolist() == [9007199254740993, 5]
+    assert tensors["age"].tolist() == [[1.5], [2.0]]
+    with pytest.raises(BadInput, match="row 1: user is 9223372036854775808, not a whole number"):
+        task.encode([[2**63, 1]])
+    with pytest.raises(BadInput, match="row 1: user is no number"):
+        task.encode([[10**400, 1]])
+
+
+def test_a_column_may_be_a_scalar_of_a_model_without_a_batch() -> None:
+    given = Signature(
+        inputs=(TensorSpec(name="age", dtype="float32", shape=()), TensorSpec(name="town", dtype="int64", shape=())),
+        outputs=(TensorSpec(name="score", dtype="float32", shape=()),),
+        batch=None,
+    )
+    task = Table(columns=("age", "town"))
+    task.check(given)
+    tensors = task.encode([[59, 4]])
+    assert {name: array.shape for name, array in tensors.items()} == {"age": (), "town": ()}
+    assert given.arrays(tensors)["town"] == 4
+
+
+@pytest.mark.parametrize("shape", [(2, "batch"), ("batch", "batch"), ("columns", "batch")])
+def test_rows_along_another_axis_than_the_first_are_refused(shape: tuple[int | str, ...]) -> None:
+    given = Signature(
+        inputs=(TensorSpec(name="features", dtype="float32", shape=shape),), outputs=MATRIX.outputs, batch="batch"
+    )
+    with pytest.raises(UsageError, match="do not fit the inputs features"):
+        Table(columns=("age", "smoker")).check(given)
+
+
+@pytest.mark.parametrize("content", [b'a,b\n1,"2\n', b"a,b\n\xff,2\n"])
+def test_a_stdin_that_is_no_table_is_bad_input(content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
+    with pytest.raises(BadInput, match="stdin cannot be read"):
+        list(regression().read("-"))

@@ -247,3 +247,62 @@ def test_the_command_line_sees_what_a_task_of_texts_takes() -> None:
 
     for kind in (TextClassification, TextEmbedding):
         assert {"tokenizer", "max_tokens", "pad"} <= set(inspect.signature(kind).parameters), kind
+
+
+def test_texts_along_another_axis_than_the_first_are_refused(tokenizer: Path) -> None:
+    for shape in (("sequence", "batch"), ("batch", "batch"), (1, "sequence")):
+        ids = TensorSpec(name="input_ids", dtype="int64", shape=shape)
+        mask = TensorSpec(name="attention_mask", dtype="int64", shape=("batch", "sequence"))
+        given = Signature(inputs=(ids, mask), outputs=(LOGITS, TOKENS))
+        with pytest.raises(UsageError, match="the model takes input_ids"):
+            classifier(tokenizer, given)
+    sideways = TensorSpec(name="tokens", dtype="float32", shape=("sequence", "batch", 3))
+    with pytest.raises(UsageError, match="needs an output of 3 axes"):
+        TextEmbedding(tokenizer=tokenizer).check(signature(sideways))
+
+
+def test_a_missing_text_names_its_row(tokenizer: Path, tmp_path: Path) -> None:
+    path = tmp_path / "films.jsonl"
+    path.write_text('{"text": "dull"}\n{"text": null}\n')
+    task = classifier(tokenizer, signature(LOGITS))
+    with pytest.raises(BadInput, match=r"films\.jsonl, row 2: the text is missing"):
+        list(task.read(str(path)))
+    with pytest.raises(DatasetInvalid, match=r"films\.jsonl, row 2: the text is missing"):
+        task.samples(path, signature(LOGITS))
+    with pytest.raises(BadInput, match="row 2"):
+        task.raw(path, 2)
+
+
+@pytest.mark.parametrize("length", [5, "sequence"])
+def test_a_token_equal_to_the_padding_is_part_of_a_vector_if_it_stands_in_the_text(
+    tmp_path: Path, length: int | str
+) -> None:
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1, "<end>": 2}, unk_token="b"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    made.post_processor = tokenizers.processors.TemplateProcessing(single="$A <end>", special_tokens=[("<end>", 2)])
+    made.save(str(tmp_path / "tokenizer.json"))
+    task = TextEmbedding(tokenizer=tmp_path / "tokenizer.json", pad="<end>")
+    ids = TensorSpec(name="input_ids", dtype="int64", shape=("batch", length))
+    tokens = TensorSpec(name="tokens", dtype="float32", shape=("batch", length, 1))
+    task.check(Signature(inputs=(ids,), outputs=(tokens,)))
+    given = task.encode(["a <end> b"])
+    assert given["input_ids"].tolist() == [[0, 2, 1, 2, 2][: 5 if length == 5 else 4]]
+    values = np.array([[[1], [2], [3], [6], [100]]], np.float32)[:, : given["input_ids"].shape[1]]
+    assert task.decode({"tokens": values}, given).vectors.tolist() == [[3.0]]
+
+
+def test_padding_counts_for_nothing_at_a_fixed_length_either(tokenizer: Path, tmp_path: Path) -> None:
+    given = Signature(
+        inputs=(TensorSpec(name="input_ids", dtype="int64", shape=("batch", 5)),),
+        outputs=(
+            LOGITS,
+            TensorSpec(name="tokens", dtype="float32", shape=("batch", 5, 3)),
+            TensorSpec(name="topics", dtype="float32", shape=("batch", 5)),
+        ),
+    )
+    path = tmp_path / "films.txt"
+    path.write_text("dull\na nice film\n")
+    (group,) = classifier(tokenizer, given).samples(path, given)
+    assert {name: array.tolist() for name, array in (group.weights or {}).items()} == {
+        "tokens": [[[1], [1], [1], [0], [0]], [[1]] * 5]
+    }

@@ -26,8 +26,9 @@ from kit.bench.run import bench
 from kit.bench.stats import Comparison, Outcome
 from kit.bundle import Bundle, open_folder, publish
 from kit.bundle.manifest import Quantization
-from kit.choices import Goal, Provider
+from kit.choices import Goal, Precision, Provider
 from kit.errors import BadInput, BundleInvalid, CheckFailed, UsageError
+from kit.metrics import Better, Score
 from kit.runtime import choice as tuned
 from kit.runtime.base import RunnerOptions
 from kit.runtime.choice import Choice
@@ -332,3 +333,22 @@ def test_auto_leaves_out_what_loses_too_much(digits: Bundle, tmp_path: Path, mon
     (reason,) = [one.reason for one in done.judgement.candidates if one.name == "int4"]
     assert reason.startswith("rejected: ")
     assert done.judgement.winner.name != "int4"
+
+
+def test_a_ready_quantized_model_is_held_to_its_own_answers(digits: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "model_int8.onnx").write_bytes(digits.read(digits.variant("int8-qdq").graph))
+    model = ready.find(tmp_path / "model_int8.onnx")
+    assert model.variant().fidelity == ()
+    assert model.variant().precision is Precision.INT8
+    done = tuning.tune(model, most_threads=1, plan=FAST)
+    assert done.choice.variant == "model"
+
+
+def test_points_of_a_metric_that_is_no_share_are_refused(duo: Bundle, tmp_path: Path, kit_inside: Kit) -> None:
+    score = Score(metric="rmse", dataset="d", split="test", samples=4, value=1.0, better=Better.LOWER, unit="mm")
+    first = dataclasses.replace(duo.variants[0], scores=(score,))
+    scored = publish(duo, [staged(tmp_path, first, duo.read(first.graph), name=first.id)], tools={})
+    said = kit_inside("tune", str(scored.folder), "--max-drop", "1")
+    assert said.returncode == 2
+    assert "rmse is none, and its unit is mm" in said.stderr
+    assert "--max-loss" in said.stderr

@@ -67,8 +67,8 @@ def compare(
 ) -> int:
     """Compare two results files of kit bench, BASE the older and NEW the newer one.
 
-    Exit code 1 only for a significant loss of speed or of a score beyond what is allowed, 3 if a row of BASE has none in NEW
-    to be compared with.
+    Exit code 1 only for a significant loss of speed or of a score beyond what is allowed, 3 if a row of BASE, or a metric of
+    it, has none in NEW to be compared with.
 
     \b
     Example:
@@ -92,7 +92,7 @@ def compare(
         render.remark("Lost: more than noise and more than allowed.")
         return 1
     if found.incomplete:
-        render.remark("Nothing measured was lost, but some rows could not be compared.")
+        render.remark("Nothing measured was lost, but some rows or metrics could not be compared.")
         return 3
     render.remark("Nothing was lost beyond what is allowed.")
     return 0
@@ -128,7 +128,8 @@ def _cells(change: Change, metrics: Sequence[str], *, names_runtime: bool) -> li
 
     speed, flips = change.speed, change.flips
     lost = [word for word, is_lost in (("SLOWER", change.slower), ("LESS RIGHT", change.worse)) if is_lost]
-    words = " and ".join(lost) or change.missing or str(change.outcome or NONE)
+    missing = [one.missing for one in change.scores if one.missing]
+    words = " and ".join(lost) or change.missing or "; ".join([str(change.outcome or NONE), *missing])
     return [
         change.variant,
         change.runtime if names_runtime else "",
@@ -145,10 +146,10 @@ def _cells(change: Change, metrics: Sequence[str], *, names_runtime: bool) -> li
 
 def _score(change: Change, metric: str) -> str:
     """Return `98.45 % -> 98.40 %`, or one value if nothing changed."""
-    from kit.report.format import value
+    from kit.report.format import NONE, value
 
     one = next((one for one in change.scores if one.metric == metric), None)
     if one is None:
         return ""
-    before, now = value(one.base, one.unit), value(one.new, one.unit)
+    before, now = value(one.base, one.unit), NONE if one.new is None else value(one.new, one.unit)
     return before if before == now else f"{before} → {now}"

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from apps.cli import options
 from apps.cli.points import AxisSize, in_flags
 from kit.choices import Goal
 from kit.errors import UsageError
+
+if TYPE_CHECKING:
+    from kit.bundle import Bundle
 
 
 @click.command(epilog=options.MODEL_HELP)
@@ -98,6 +103,8 @@ def tune(
 
     if max_drop is not None and max_loss is not None:
         raise UsageError("--max-drop and --max-loss are two words for one bar", hint="give one of them")
+    if max_drop is not None:
+        _refuse_points(found)
     batch = batches(found.signature, [batch_size])[0] if batch_size else {}
     with in_flags(), render.progress(1.0) as update:
         done = tuning.tune(
@@ -117,3 +124,17 @@ def tune(
         *([(f"kit predict {name} INPUT", "with what was chosen")] if found.manifest.task else []),
         (f"kit tune {name} --forget", "to go back to the bundle's default"),
     )
+
+
+def _refuse_points(bundle: Bundle) -> None:
+    """Refuse points of a metric that is no share: they would be taken for a hundredth of its unit."""
+    from kit.bench.scores import published
+
+    scores = [next(iter(published(variant)), None) for variant in bundle.variants]
+    other = next((one for one in scores if one is not None and one.unit != "%"), None)
+    if other is not None:
+        unit = f", and its unit is {other.unit}" if other.unit else ""
+        raise UsageError(
+            f"--max-drop is in points of a share such as top-1; {other.metric} is none{unit}",
+            hint="give --max-loss, in the metric's unit",
+        )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,21 +81,23 @@ class ScoreChange:
         metric: Name.
         unit: Of base, new and loss; `%` for shares of 1.
         base: Value in the older run.
-        new: Value in the newer one.
-        loss: What was lost; negative for a gain.
+        new: Value in the newer one; None if it has none on these samples.
+        loss: What was lost; negative for a gain; None if that is not known.
         margin: How far the loss may be off, half of a 95 % interval; None if that is not known.
         flips: Samples that changed, if the metric is right or wrong and both runs counted it.
         worse: A significant loss beyond the limit; of a metric without interval, any loss beyond it.
+        missing: Why there is no newer value.
     """
 
     metric: str
     unit: str
     base: float
-    new: float
-    loss: float
+    new: float | None
+    loss: float | None
     margin: float | None
     flips: Flips | None
     worse: bool
+    missing: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +109,7 @@ class Change:
         at: What they are called in the older run.
         speed: Newer against older: above 1 is faster. None if one of them has no latency.
         outcome: In words, without the limit.
-        scores: Metrics that both runs have on the same samples.
+        scores: Metrics of the older run, each with the newer run's on the same samples.
         slower: A significant loss of speed beyond the limit.
         missing: Why there is no speed: the newer run did not measure it, or not in a way that can be compared.
     """
@@ -150,8 +153,8 @@ class Regression:
 
     @property
     def incomplete(self) -> bool:
-        """Whether the newer run lacks a row of the older one."""
-        return any(change.missing for change in self.changes)
+        """Whether the newer run lacks a row of the older one, or a metric of a row."""
+        return any(change.missing or any(one.missing for one in change.scores) for change in self.changes)
 
 
 def compare(
@@ -255,7 +258,7 @@ def _problem(row: Row, other: Row | None) -> str:
 
 
 def _scores(base: Row, new: Row | None, limits: Limits) -> tuple[ScoreChange, ...]:
-    """Compare the metrics that both runs have on the same samples."""
+    """Compare the metrics of the older run with the newer one's on the same samples."""
     if new is None:
         return ()
     found = {(one.metric, one.dataset, one.split, one.samples): one for one in new.scores}
@@ -263,11 +266,35 @@ def _scores(base: Row, new: Row | None, limits: Limits) -> tuple[ScoreChange, ..
     for before in base.scores:
         now = found.get((before.metric, before.dataset, before.split, before.samples))
         if now is None:
+            changes.append(_without(before, [one for one in new.scores if one.metric == before.metric]))
             continue
         is_first = before is base.score and now is new.score
         flips = _flips(base, new, before.samples) if is_first else None
         changes.append(_change(before, now, flips, limits.allowed(now)))
     return tuple(changes)
+
+
+def _without(before: Score, others: Sequence[Score]) -> ScoreChange:
+    """Return a metric that the newer run does not have on the same samples."""
+    missing = f"{before.metric}: not in the newer run"
+    if others:
+        on = ", ".join(_samples(one) for one in others)
+        missing = f"{before.metric}: on {on}, in the older run on {_samples(before)}"
+    return ScoreChange(
+        metric=before.metric,
+        unit=before.unit,
+        base=before.value,
+        new=None,
+        loss=None,
+        margin=None,
+        flips=None,
+        worse=False,
+        missing=missing,
+    )
+
+
+def _samples(score: Score) -> str:
+    return f"{score.samples:,} samples of {score.dataset} {score.split}"
 
 
 def _change(before: Score, now: Score, flips: Flips | None, allowed: float) -> ScoreChange:

@@ -52,6 +52,22 @@ class _Data:
     baseline: tuple[Tensors, ...] | None
 
 
+@dataclass(frozen=True)
+class Counted:
+    """Cases with their scores, and what was not counted and why."""
+
+    cases: list[OpenCase]
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A bundle's task, or why it does not open; a bundle without a task has neither."""
+
+    task: Task | None = None
+    problem: str = ""
+
+
 def count_scores(
     subject: Subject,
     opened: Sequence[OpenCase],
@@ -60,8 +76,10 @@ def count_scores(
     metric: Metric | None = None,
     data_dir: Path | None = None,
     time_is_up: Callable[[], bool] = lambda: False,
-) -> list[OpenCase]:
+) -> Counted:
     """Replace the manifest's scores by some counted now, if labelled data is at hand and there is time.
+
+    A task that does not open is a remark: tensors can be measured without it, and only a metric that was asked for is counted.
 
     Args:
         subject: What is measured.
@@ -75,44 +93,42 @@ def count_scores(
         UsageError: There is no data for a metric that was asked for, or it cannot be applied.
     """
     bundle = subject.bundle
-    wanted = {one.id: [metric] if metric else _metrics(bundle, one) for one in bundle.variants}
-    if time_is_up() or not any(wanted.values()) or not any(one.runner for one in opened):
-        return list(opened)
+    known = _known_task(bundle)
+    remarks = (f"no scores were counted, for {known.problem}",) if known.problem and metric is None else ()
+    wanted = {one.id: [metric] if metric else _metrics(bundle, one, known.task) for one in bundle.variants}
+    if remarks or time_is_up() or not any(wanted.values()) or not any(one.runner for one in opened):
+        return Counted(list(opened), remarks)
     data = _data(subject, metric, data_dir)
     if data is None:
-        return list(opened)
+        return Counted(list(opened))
     on_progress(f"{_names(wanted)} on {count(data.groups, bundle.signature):,} samples", 0.0)
     data = dataclasses.replace(data, baseline=_baseline_answers(bundle, data.groups))
-    return [
-        one if time_is_up() else _counted(one, wanted[one.case.variant], data, is_asked=metric is not None)
+    output = scored_output(known.task, bundle.signature)
+    cases = [
+        one if time_is_up() else _counted(one, wanted[one.case.variant], data, output, is_asked=metric is not None)
         for one in opened
     ]
+    return Counted(cases)
 
 
 def _names(wanted: dict[str, list[Metric]]) -> str:
     return ", ".join(dict.fromkeys(one.name for every in wanted.values() for one in every))
 
 
-def _metrics(bundle: Bundle, variant: Variant) -> list[Metric]:
+def _metrics(bundle: Bundle, variant: Variant, task: Task | None) -> list[Metric]:
     """Return the built-in metrics of a variant's scores, else of the baseline's, else the first that suits the task."""
     scored = published(variant) or (published(bundle.baseline) if bundle.baseline else ())
-    names = [one.metric for one in scored] or _of_task(bundle)
+    names = [one.metric for one in scored] or ([] if task is None else list(task.metrics)[:1])
     return [metrics.find(name) for name in dict.fromkeys(names) if name in metrics.names()]
 
 
-def _of_task(bundle: Bundle) -> list[str]:
-    task = _known_task(bundle)
-    return [] if task is None else list(task.metrics)[:1]
-
-
-def _known_task(bundle: Bundle) -> Task | None:
-    """Return what the bundle's items are; None if nothing here knows that, which speed can be measured without."""
+def _known_task(bundle: Bundle) -> _Known:
     if bundle.manifest.task is None:
-        return None
+        return _Known()
     try:
-        return task_of(bundle)
-    except KitError:
-        return None
+        return _Known(task_of(bundle))
+    except KitError as error:
+        return _Known(problem=str(error))
 
 
 def _data(subject: Subject, metric: Metric | None, data_dir: Path | None) -> _Data | None:
@@ -141,7 +157,7 @@ def _answers(runner: Runner, groups: Sequence[Samples]) -> tuple[Tensors, ...]:
     return tuple(run_in_batches(runner, group.inputs) for group in groups)
 
 
-def _counted(one: OpenCase, wanted: Sequence[Metric], data: _Data, *, is_asked: bool) -> OpenCase:
+def _counted(one: OpenCase, wanted: Sequence[Metric], data: _Data, output: str | None, *, is_asked: bool) -> OpenCase:
     if one.runner is None:
         return one
     try:
@@ -150,11 +166,10 @@ def _counted(one: OpenCase, wanted: Sequence[Metric], data: _Data, *, is_asked: 
         return one.failed(error)
     bundle = one.subject.bundle
     is_baseline = one.case.variant == bundle.manifest.baseline
-    looks_at = (bundle.signature, scored_output(_known_task(bundle), bundle.signature))
     counted: list[tuple[Score, Values]] = []
     for metric in wanted:
         try:
-            counted.append(_score(metric, answers, data, *looks_at, is_baseline=is_baseline))
+            counted.append(_score(metric, answers, data, bundle.signature, output, is_baseline=is_baseline))
         except UsageError:  # the manifest's metric does not fit this data: its own score stays
             if is_asked:
                 raise

@@ -94,8 +94,9 @@ def run(
     clock = _Clock(deadline)
     with contextlib.ExitStack() as stack:
         opened = open_all(prepared, stack, time_is_up=clock.is_past(_OPENING_SHARE))
+        remarks: tuple[str, ...] = ()
         if request.counts_scores:
-            opened = count_scores(
+            counted = count_scores(
                 subject,
                 opened,
                 on_progress,
@@ -103,6 +104,7 @@ def run(
                 data_dir=request.data_dir,
                 time_is_up=clock.is_past(_SCORES_SHARE),
             )
+            opened, remarks = counted.cases, counted.remarks
         on_progress("first calls", 0.0)
         left_out: tuple[str, ...] = ()
         if request.sweep is not None:
@@ -131,7 +133,7 @@ def run(
                 until = time.perf_counter_ns() + int(clock.left() * 1e9 * share)
             cases = [one.at(point.sizes, label) for one in point.cases]
             groups.append(_group(cases, point.sizes, setting, until, report))
-    return Warm(tuple(groups), left_out)
+    return Warm(tuple(groups), (*remarks, *left_out))
 
 
 def _setting(subject: Subject, request: Request, prepared: Sequence[OpenCase]) -> _Setting:
@@ -306,8 +308,11 @@ def _group(
         running = [index for index, one in enumerate(cases) if one.runner is not None]
         base = judging.baseline_index(cases)
         if base is not None:
-            queries.append(Queries(cases[base], sizes, setting.load, own=True))
-            stack.callback(queries[-1].close)
+            try:
+                queries.append(Queries(cases[base], sizes, setting.load, own=True))
+                stack.callback(queries[-1].close)
+            except KitError:  # no room for a twin: the control then has nothing to compare
+                pass
         slow = [one.case.row.ran_on not in {None, Provider.CPU} for one in queries]
         meters = [energy_meter(one.case.row.ran_on or Provider.CPU, one.case.case.options.device_id) for one in queries]
         timings = measure(
@@ -339,7 +344,8 @@ def _group(
         row = _loaded(one, setting).changed(latency=latency, energy_uj=energy).row
         measured.append(Timing(row, one.name, timings[place]))
     if base is not None and places[base] not in failures:
-        twin_timings = timings[-1] if len(running) not in failures else None
+        has_twin = len(timings) > len(running) and len(running) not in failures
+        twin_timings = timings[-1] if has_twin else None
         return Group(tuple(measured), measured[base], twin_timings)
     return Group(tuple(measured), next((one for one in measured if one.timings is not None), None), None)
 

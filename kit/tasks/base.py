@@ -101,6 +101,9 @@ class Task(Protocol):
         name: With its version, such as `image-classification@1`: bundles outlive code.
         files: What it needs beside its options, such as a tokenizer, by role.
         metrics: Names of metrics that suit it, the best first: the first that the data allow is the default bar.
+
+    A task that reads one output of several names it by an optional attribute or property `output`, which `check` finds:
+    metrics then look at this output alone (`scored_output`).
     """
 
     name: str

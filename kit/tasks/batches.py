@@ -37,6 +37,20 @@ def batch_rank(spec: TensorSpec, signature: Signature) -> tuple[int | None, int]
     return (spec.shape.index(signature.batch) if signature.batch in spec.shape else None), len(spec.shape)
 
 
+def has_rows_first(spec: TensorSpec, signature: Signature) -> bool:
+    """Whether the samples lie along the first axis of a tensor: the batch axis, or an axis of size 1 for the only sample."""
+    if not spec.shape:
+        return False
+    first = spec.shape[0]
+    if first == signature.batch:
+        return True
+    if isinstance(first, int):
+        return first == 1 and signature.batch is None
+    if first not in signature.dynamic:  # exporters call the batch of an output as they like
+        return True
+    return signature.batch is None and any(one.shape[0] == first for one in signature.inputs if one.shape)
+
+
 def stacked(arrays: Sequence[NDArray[Any]], batch: int | None, rank: int) -> NDArray[Any]:
     """Stack samples along the batch axis; without one, the only sample with as many axes as the input has.
 

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kit.errors import DatasetInvalid, UsageError
+from kit.errors import BundleInvalid, DatasetInvalid, UsageError
 from kit.tasks.base import Prediction
+from kit.tasks.batches import has_rows_first
 from kit.tensors import Signature, Tensors, TensorSpec
 
 METRICS = ("top-1", "agreement")
@@ -88,6 +89,9 @@ class Classifier:
         abstain_below: Probability under which an answer counts as unsure; None for never.
         scores: One of SCORES.
 
+    Attributes:
+        output: Name of the output that holds the scores; empty before `check`.
+
     Raises:
         ValueError: Labels that are blank or stand twice, a temperature that cannot divide, or another kind of scores.
     """
@@ -123,27 +127,40 @@ class Classifier:
         Raises:
             UsageError: There is none.
         """
-        fitting = [spec for spec in signature.outputs if self._fits(spec, signature.batch)]
+        fitting = [spec for spec in signature.outputs if self._fits(spec, signature)]
         if not fitting:
             found = ", ".join(f"{spec.name}: {spec.describe()}" for spec in signature.outputs)
             raise UsageError(
                 f"{len(self.labels)} labels do not fit the output {found}; classification needs a float output "
-                f"[batch, {len(self.labels)}], a score for each label",
+                f"[{signature.batch or 1}, {len(self.labels)}], a score for each label",
                 hint="give as many labels as the model has classes",
             )
         preferred = [spec for spec in fitting if spec.name in SCORES]
         self.output = (preferred or fitting)[0].name
 
-    def _fits(self, spec: TensorSpec, batch: str | None) -> bool:
-        rank, size = len(spec.shape), spec.shape[-1] if spec.shape else 0
-        is_one_each = isinstance(size, str) and size != batch
-        return spec.is_float and rank in {1, 2} and (is_one_each or size == len(self.labels))
+    def _fits(self, spec: TensorSpec, signature: Signature) -> bool:
+        """Whether the last axis can be the scores, and the one before it, if any, the samples."""
+        if not spec.is_float or len(spec.shape) not in {1, 2}:
+            return False
+        rows_fit = signature.batch is None if len(spec.shape) == 1 else has_rows_first(spec, signature)
+        size = spec.shape[-1]
+        can_be_scores = size != signature.batch if isinstance(size, str) else size == len(self.labels)
+        return rows_fit and can_be_scores
 
     def decode(self, outputs: Tensors, inputs: Tensors) -> Classes:
-        """Return the classes that outputs stand for."""
+        """Return the classes that outputs stand for.
+
+        Raises:
+            BundleInvalid: There is another number of scores than of labels.
+        """
         scores = outputs[self.output]
         if scores.ndim == 1:
             scores = scores[np.newaxis]
+        if scores.shape[1] != len(self.labels):
+            raise BundleInvalid(
+                f"the model gives {scores.shape[1]} scores in {self.output}, and its task has {len(self.labels)} labels",
+                hint="export it again with as many labels as the model has classes",
+            )
         if scores.dtype is not _FLOAT32:  # comparing dtypes by == takes 0.1 us
             scores = scores.astype(np.float32, copy=False)
         return Classes(

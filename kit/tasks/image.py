@@ -124,6 +124,11 @@ class ImageClassification:
         return shown
 
     @property
+    def output(self) -> str:
+        """Name of the output that holds the scores; empty before `check`."""
+        return self._classifier.output
+
+    @property
     def prologue(self) -> Prologue | None:
         """(x / 255 - mean) / std for raw values x; None if `encode` or the model does it."""
         if not self.normalize_in_graph or not self.mean:

@@ -145,10 +145,15 @@ def of_npz(path: Path, most: int) -> list[Image.Image]:
     images, _ = _arrays(path, "")
     made = []
     for image in images[: most if images.dtype == np.uint8 else 0]:
-        plain = image[0] if image.ndim == 3 and len(image) == 1 else image
+        plain = image
+        if plain.ndim == 3 and 1 in {plain.shape[0], plain.shape[-1]}:
+            plain = plain[0] if plain.shape[0] == 1 else plain[..., 0]
         if plain.ndim == 3 and plain.shape[0] in {3, 4} and plain.shape[-1] not in {3, 4}:
-            plain = np.ascontiguousarray(plain.transpose(1, 2, 0))
-        made.append(Image.fromarray(plain))
+            plain = plain.transpose(1, 2, 0)
+        try:
+            made.append(Image.fromarray(np.ascontiguousarray(plain)))
+        except (TypeError, ValueError):  # five channels, for instance
+            return []
     return made
 
 

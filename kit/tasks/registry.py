@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kit.bundle import Bundle
 from kit.bundle.manifest import TaskRef
-from kit.errors import BundleInvalid, PackageMissing, UsageError
+from kit.errors import BundleInvalid, KitError, PackageMissing, UsageError
 from kit.tasks.base import Task
 from kit.tensors import Signature
 
@@ -71,7 +71,7 @@ def open_task(ref: TaskRef, files: Mapping[str, Path], signature: Signature) -> 
 
     Raises:
         PackageMissing: No installed package registers it; the message names the package that did when the bundle was made.
-        BundleInvalid: Its version or options are not what this kit takes, or the model does not fit it.
+        BundleInvalid: Its version or options are not what this kit takes, the model does not fit it, or its code fails.
     """
     try:
         kind = find(ref.name)
@@ -88,9 +88,17 @@ def open_task(ref: TaskRef, files: Mapping[str, Path], signature: Signature) -> 
         task.check(signature)
     except UsageError as error:
         raise BundleInvalid(f"the bundle does not fit its task {ref.name}: {error}", hint=error.hint) from error
+    except KitError:
+        raise
     except (TypeError, ValueError, KeyError) as error:
         raise BundleInvalid(
             f"the task {ref.name} does not take these options: {error}", hint="the bundle may need a newer kit"
+        ) from error
+    except Exception as error:  # the code of a plug may raise anything
+        of_package = f" of the package {ref.package}" if ref.package else ""
+        raise BundleInvalid(
+            f"the task {ref.name}{of_package} does not open: {type(error).__name__}: {error}",
+            hint="without it, tensors work: Engine.run",
         ) from error
     return task
 

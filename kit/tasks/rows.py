@@ -24,7 +24,10 @@ def rows_of(source: Path | str) -> Iterator[dict[str, Any]]:
         BadInput: There is no such file, or it is not what its suffix says.
     """
     if str(source) == STDIN:
-        yield from _of_text(sys.stdin.read())
+        try:
+            yield from _of_text(sys.stdin.read().removeprefix("\ufeff"))
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise BadInput(f"stdin cannot be read: {error}", hint="give UTF-8: CSV or JSON lines") from error
         return
     path = Path(source)
     suffix = path.suffix.lower()

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from kit.errors import BadInput, DatasetInvalid, UsageError
 from kit.samples import Samples
 from kit.tasks.base import Prediction, Prologue
+from kit.tasks.batches import has_rows_first
 from kit.tasks.classification import METRICS, SCORES, Classifier
 from kit.tasks.rows import rows_of
 from kit.tensors import Signature, Tensors, TensorSpec
@@ -103,6 +104,11 @@ class Table:
         self._has_batch = True
         self._columns_of: dict[str, tuple[str, ...]] = {}
 
+    @property
+    def output(self) -> str:
+        """Name of the output that holds the scores or the numbers; empty before `check`."""
+        return self._output
+
     @classmethod
     def open(cls, name: str, options: Mapping[str, Any], files: Mapping[str, Path], signature: Signature) -> Self:  # noqa: ARG003 - `check` reads the signature
         """Make it of what a manifest holds."""
@@ -127,7 +133,7 @@ class Table:
             self._classifier.check(signature)
             self._output = self._classifier.output
             return
-        floats = [spec for spec in signature.outputs if spec.is_float]
+        floats = [spec for spec in signature.outputs if spec.is_float and _has_numbers(spec, signature)]
         if not floats:
             found = ", ".join(f"{spec.name}: {spec.describe()}" for spec in signature.outputs)
             raise UsageError(f"a regression needs an output of real numbers, found {found}", hint="name its labels")
@@ -138,16 +144,22 @@ class Table:
         own = {spec.name: (spec.name,) for spec in signature.inputs if spec.name in self.columns}
         rest = tuple(name for name in self.columns if name not in own)
         others = [spec for spec in signature.inputs if spec.name not in own]
-        fits = len(others) == 1 and len(others[0].shape) == 2 and _may_be(others[0].shape[1], len(rest))
+        fits = (
+            len(others) == 1
+            and len(others[0].shape) == 2
+            and has_rows_first(others[0], signature)
+            and others[0].shape[1] != signature.batch
+            and _may_be(others[0].shape[1], len(rest))
+        )
         if (
-            any(not _is_column(signature.input(name)) for name in own)
+            any(not _is_column(signature.input(name), signature) for name in own)
             or bool(rest) != bool(others)
             or (rest and not fits)
         ):
             found = ", ".join(f"{name}: {spec}" for name, spec in signature.described().items())
             raise UsageError(
                 f"{len(self.columns)} columns ({', '.join(self.columns[:8])}) do not fit the inputs {found}",
-                hint="one input [batch, columns], an input for each column by its name, or both",
+                hint=f"one input [{signature.batch or 1}, columns], an input for each column by its name, or both",
             )
         return own | {spec.name: rest for spec in others}
 
@@ -164,17 +176,21 @@ class Table:
             raise UsageError("there is nothing to predict", hint="give one row or more")
         if len(items) > 1 and not self._has_batch:
             raise UsageError("this model takes one row in a call", hint="predict them one by one")
-        table = np.array([self._numbers(item, place) for place, item in enumerate(items, start=1)], np.float64)
+        table = [self._numbers(item, place) for place, item in enumerate(items, start=1)]
         return {spec.name: self._input(spec, table) for spec in self._inputs}
 
-    def _input(self, spec: TensorSpec, table: NDArray[np.float64]) -> NDArray[Any]:
+    def _input(self, spec: TensorSpec, table: Sequence[Sequence[int | float]]) -> NDArray[Any]:
+        """Return some columns of a table; whole numbers are exact, since ids above 2**53 are no float64."""
         columns = self._columns_of[spec.name]
-        values = table[:, [self.columns.index(name) for name in columns]]
-        if not spec.is_float:
-            _check_whole(spec, values, columns)
+        places = [self.columns.index(name) for name in columns]
+        values = [[row[place] for place in places] for row in table]
+        if spec.is_float:
+            array = np.array(values, np.float64).astype(spec.dtype)
+        else:
+            array = np.array(_whole(spec, values, columns), spec.dtype)
         if spec.name in self.columns:
-            values = values.reshape((len(table), *[1] * (len(spec.shape) - 1)) if spec.shape else ())
-        return np.ascontiguousarray(values, spec.dtype)
+            array = array.reshape((len(table), *[1] * (len(spec.shape) - 1)) if spec.shape else ())
+        return array
 
     def decode(self, outputs: Tensors, inputs: Tensors) -> Prediction:
         """Return the class of each row, or its numbers."""
@@ -250,7 +266,7 @@ class Table:
             f'outputs = session.run(["{self._output}"], {{"{spec.name}": np.array([row], np.{spec.dtype})}})\n'
         )
 
-    def _numbers(self, item: Any, place: int) -> list[float]:
+    def _numbers(self, item: Any, place: int) -> list[int | float]:
         if isinstance(item, Mapping):
             missing = next((name for name in self.columns if _is_missing(item.get(name))), None)
             if missing is not None:
@@ -264,17 +280,17 @@ class Table:
             )
         return [self._number(name, value, place) for name, value in zip(self.columns, values, strict=True)]
 
-    def _number(self, name: str, value: Any, place: int) -> float:
+    def _number(self, name: str, value: Any, place: int) -> int | float:
         words = self.categories.get(name)
         if words is not None:
             if str(value) not in words:
                 raise BadInput(
                     f"row {place}: {name} has no category {value!r}", hint=f"it has: {', '.join(words[:12])}"
                 )
-            return float(words.index(str(value)))
+            return words.index(str(value))
         try:
-            number = float(value)
-        except (TypeError, ValueError) as error:
+            number = _parsed(value)
+        except (TypeError, ValueError, OverflowError) as error:
             raise BadInput(f"row {place}: {name} is no number: {value!r}") from error
         if not math.isfinite(number):
             raise BadInput(f"row {place}: {name} is {number}", hint="fill it in, or leave the row out")
@@ -304,19 +320,44 @@ def _may_be(size: int | str, count: int) -> bool:
     return isinstance(size, str) or size == count
 
 
-def _is_column(spec: TensorSpec) -> bool:
+def _parsed(value: Any) -> int | float:
+    """Return a number, exact if it is whole.
+
+    Raises:
+        TypeError, ValueError, OverflowError: It is none, or larger than a float64 can be.
+    """
+    number = float(value)
+    if isinstance(value, float) or not math.isfinite(number):
+        return number
+    try:
+        whole = int(value)
+    except ValueError:  # 1.5 as a word
+        return number
+    return whole if isinstance(value, str) or whole == value else number
+
+
+def _is_column(spec: TensorSpec, signature: Signature) -> bool:
     """Whether an input holds one value for each row."""
-    return all(isinstance(size, str) or size == 1 for size in spec.shape[1:]) and len(spec.shape) <= 2
+    if not spec.shape:
+        return signature.batch is None
+    one_each = len(spec.shape) == 1 or (len(spec.shape) == 2 and _may_be(spec.shape[1], 1))
+    return one_each and has_rows_first(spec, signature) and signature.batch not in spec.shape[1:]
 
 
-def _check_whole(spec: TensorSpec, values: NDArray[np.float64], columns: Sequence[str]) -> None:
-    """Refuse what an input of whole numbers cannot hold, by row and column."""
-    low, high = (0, 1) if spec.dtype == "bool" else (np.iinfo(spec.dtype).min, np.iinfo(spec.dtype).max)
+def _has_numbers(spec: TensorSpec, signature: Signature) -> bool:
+    """Whether an output holds numbers for each row."""
+    if signature.batch is None:
+        return True
+    return has_rows_first(spec, signature) and signature.batch not in spec.shape[1:]
+
+
+def _whole(spec: TensorSpec, values: Sequence[Sequence[int | float]], columns: Sequence[str]) -> list[list[int]]:
+    """Return whole numbers; what an input of whole numbers cannot hold is refused by row and column."""
+    low, high = (0, 1) if spec.dtype == "bool" else (int(np.iinfo(spec.dtype).min), int(np.iinfo(spec.dtype).max))
     if spec.below is not None:
         low, high = 0, spec.below - 1
-    wrong = np.argwhere((values != np.trunc(values)) | (values < low) | (values > high))
-    if len(wrong):
-        row, place = wrong[0].tolist()
-        raise BadInput(
-            f"row {row + 1}: {columns[place]} is {values[row, place]:g}, not a whole number from {low:,} to {high:,}"
-        )
+    for number, row in enumerate(values, start=1):
+        for name, value in zip(columns, row, strict=True):
+            if value != int(value) or not low <= value <= high:
+                raise BadInput(f"row {number}: {name} is {value}, not a whole number from {low:,} to {high:,}")
+    return [[int(value) for value in row] for row in values]

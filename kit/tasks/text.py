@@ -21,6 +21,7 @@ from kit.errors import BadInput, BundleInvalid, DatasetInvalid, UsageError
 from kit.samples import Samples
 from kit.system import packages
 from kit.tasks.base import Prediction, Prologue
+from kit.tasks.batches import has_rows_first
 from kit.tasks.classification import METRICS, SCORES, Classes, Classifier
 from kit.tasks.rows import STDIN, SUFFIXES, rows_of
 from kit.tensors import Signature, Tensors, TensorSpec
@@ -114,7 +115,8 @@ class _Texts:
     def check(self, signature: Signature) -> None:
         """Raise UsageError unless the model takes token ids, and nothing that a tokenizer cannot give."""
         for spec in signature.inputs:
-            if spec.name not in _IDS or len(spec.shape) != 2 or not spec.dtype.startswith("int"):
+            is_ids = spec.name in _IDS and spec.dtype.startswith("int") and len(spec.shape) == 2
+            if not is_ids or not has_rows_first(spec, signature) or spec.shape[1] == signature.batch:
                 raise UsageError(
                     f"a tokenizer gives {', '.join(_IDS)}, as whole numbers [batch, sequence]; the model takes "
                     f"{spec.name}: {spec.describe()}",
@@ -142,7 +144,7 @@ class _Texts:
             yield argument, argument
             return
         for number, row in enumerate(rows_of(argument), start=1):
-            yield f"{argument}:{number}", _text_of(row, argument)
+            yield f"{argument}:{number}", _text_of(row, argument, number)
 
     def encode(self, items: Sequence[Any]) -> Tensors:
         """Return token ids for texts, or pairs of texts, filled up to the longest.
@@ -165,7 +167,7 @@ class _Texts:
         self.check(signature)
         try:
             rows = list(rows_of(source))
-            texts = [_text_of(row, source.name) for row in rows]
+            texts = [_text_of(row, source.name, number) for number, row in enumerate(rows, start=1)]
         except BadInput as error:
             raise DatasetInvalid(str(error), hint=error.hint) from error
         if not texts:
@@ -174,16 +176,19 @@ class _Texts:
         tokens = self._tokenized(texts)
         groups = []
         for places in self._grouped([len(one.ids) for one in tokens]):
-            inputs = self._filled([tokens[place] for place in places])
+            own = [tokens[place] for place in places]
+            inputs = self._filled(own)
+            weights = self._weights([len(one.ids) for one in own], inputs["input_ids"].shape[1])
             targets = None if labels is None else {"labels": labels[places]}
-            groups.append(Samples(inputs=inputs, targets=targets, weights=self._weights(inputs), source=source.name))
+            groups.append(Samples(inputs=inputs, targets=targets, weights=weights, source=source.name))
         return tuple(groups)
 
     def raw(self, source: Path | None, most: int) -> list[Any]:
         """Return the first texts; without a data set, sentences written for this, which say nothing of anybody."""
         if source is None:
             return list(_MADE_UP[:most])
-        return [_text_of(row, source.name) for row in itertools.islice(rows_of(source), most)]
+        rows = enumerate(itertools.islice(rows_of(source), most), start=1)
+        return [_text_of(row, source.name, number) for number, row in rows]
 
     def item(self, raw: Any) -> Any:
         """Return the text, or the pair of texts."""
@@ -221,16 +226,18 @@ class _Texts:
         """Whether the model tells padding from tokens, or always has as many."""
         return self._fixed is not None or any(spec.name == "attention_mask" for spec in self._inputs)
 
-    def _weights(self, inputs: Tensors) -> Tensors | None:
+    def _weights(self, lengths: Sequence[int], filled: int) -> Tensors | None:
         """Return what counts of outputs that have a value for each token: not the padding."""
-        mask = inputs.get("attention_mask")
-        sequence = next(spec for spec in self._inputs if spec.name == "input_ids").shape[1]
-        if mask is None or mask.all() or isinstance(sequence, int):
+        mask = (np.arange(filled) < np.array(lengths)[:, np.newaxis]).astype(np.uint8)
+        if mask.all():
             return None
+        sequence = next(spec for spec in self._inputs if spec.name == "input_ids").shape[1]
+        # Of a fixed length, an output [batch, 128] may be 128 classes as well.
+        least = 3 if isinstance(sequence, int) else 2
         named = {
-            spec.name: mask.reshape(*mask.shape, *[1] * (len(spec.shape) - 2)).astype(np.uint8)
+            spec.name: mask.reshape(*mask.shape, *[1] * (len(spec.shape) - 2))
             for spec in self._outputs
-            if spec.shape[1:2] == (sequence,) and len(spec.shape) >= 2
+            if spec.shape[1:2] == (sequence,) and len(spec.shape) >= least
         }
         return named or None
 
@@ -286,6 +293,13 @@ class _Texts:
         return {spec.name: np.ascontiguousarray(filled[spec.name], spec.dtype) for spec in self._inputs}
 
     @cached_property
+    def _own_end(self) -> int:
+        """How many tokens equal to the padding the tokenizer itself puts at the end of every text."""
+        encoded = self._tokenizer.encode("a")
+        ids = list(zip(encoded.ids, encoded.special_tokens_mask, strict=True))
+        return sum(1 for _ in itertools.takewhile(lambda one: one == (self._pad_id, 1), reversed(ids)))
+
+    @cached_property
     def _pad_id(self) -> int:
         tokenizer = self._tokenizer
         if self.pad is not None:
@@ -334,6 +348,11 @@ class TextClassification(_Texts):
         self.temperature = temperature
         self.abstain_below = abstain_below
         self.scores = scores
+
+    @property
+    def output(self) -> str:
+        """Name of the output that holds the scores; empty before `check`."""
+        return self._classifier.output
 
     def options(self) -> dict[str, Any]:
         """Return what travels in the manifest."""
@@ -401,7 +420,11 @@ class TextEmbedding(_Texts):
         fitting = [
             spec.name
             for spec in signature.outputs
-            if spec.is_float and len(spec.shape) == rank and self.output in {None, spec.name}
+            if spec.is_float
+            and len(spec.shape) == rank
+            and self.output in {None, spec.name}
+            and has_rows_first(spec, signature)
+            and signature.batch not in spec.shape[1:]
         ]
         if not fitting:
             found = ", ".join(f"{spec.name}: {spec.describe()}" for spec in signature.outputs)
@@ -415,8 +438,20 @@ class TextEmbedding(_Texts):
         return Vectors(vectors=_scaled(vectors) if self.normalize else vectors, outputs=outputs, inputs=inputs)
 
     def _mask(self, inputs: Tensors) -> NDArray[Any]:
-        """Return 1 for tokens and 0 for padding, `[N, tokens]`."""
-        return inputs["attention_mask"] if "attention_mask" in inputs else inputs["input_ids"] != self._pad_id
+        """Return 1 for tokens and 0 for padding, `[N, tokens]`.
+
+        Padding follows the text: without a mask, what is equal to it within the text, or ends every text, is a token.
+        """
+        if "attention_mask" in inputs:
+            return inputs["attention_mask"]
+        ids = inputs["input_ids"]
+        if self._fixed is None and self.pad_multiple_of == 1:
+            return np.ones_like(ids)  # texts of one length, not filled up
+        length = ids.shape[1]
+        is_text = ids != self._pad_id
+        ends = np.where(is_text.any(axis=1), length - is_text[:, ::-1].argmax(axis=1), 0)
+        mask: NDArray[np.bool_] = np.arange(length) < np.minimum(ends + self._own_end, length)[:, np.newaxis]
+        return mask
 
     def _pooled(self, tokens: NDArray[np.float32], inputs: Tensors) -> NDArray[np.float32]:
         if self.pooling == "none":
@@ -444,10 +479,12 @@ def _scaled(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     return scaled
 
 
-def _text_of(row: Mapping[str, Any], where: str) -> Any:
+def _text_of(row: Mapping[str, Any], where: str, number: int) -> Any:
     """Return the text of a row, or the pair of texts if it has a column `pair`."""
     if "text" not in row:
         raise BadInput(f"{where} has no column 'text'; it has {', '.join(map(str, row))}", hint="rename the column")
+    if row["text"] is None:
+        raise BadInput(f"{where}, row {number}: the text is missing", hint="fill it in, or leave the row out")
     return (str(row["text"]), str(row["pair"])) if row.get("pair") else str(row["text"])
 
 
