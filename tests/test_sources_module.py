@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
+import json
 import math
+import pickle
+import zipfile
 from collections import namedtuple
 from dataclasses import dataclass
 from pathlib import Path
@@ -476,6 +480,69 @@ def test_a_program_that_this_torch_cannot_read_is_one_sentence(tmp_path: Path) -
     (tmp_path / "model.pth").write_bytes(b"")
     with pytest.raises(UsageError, match="may hold code"):
         open_source(tmp_path / "model.pth")
+
+
+class _Touches:
+    """Pickled, it makes a file where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self._path,)
+
+
+def _entries(tmp_path: Path, changes: dict[str, Any]) -> Path:
+    """A saved program with entries that are changed, by a function of their JSON, or added."""
+    sized = {0: torch.export.Dim("rows")}
+    program = torch.export.export(nn.Linear(3, 2), (torch.zeros(4, 3),), dynamic_shapes=(sized,))
+    torch.export.save(program, tmp_path / "kept.pt2")
+    path = tmp_path / "changed.pt2"
+    with zipfile.ZipFile(tmp_path / "kept.pt2") as kept, zipfile.ZipFile(path, "w") as changed:
+        for name in kept.namelist():
+            content, change = kept.read(name), changes.pop(name.partition("/")[2], None)
+            changed.writestr(name, content if change is None else json.dumps(change(json.loads(content))))
+        for name, content in changes.items():
+            changed.writestr(f"kept/{name}", content)
+    return path
+
+
+def _in_words(change: tuple[str, str]) -> Any:
+    return lambda described: json.loads(json.dumps(described).replace(*change))
+
+
+def test_a_program_as_it_was_saved_is_read_again_by_its_entries(tmp_path: Path) -> None:
+    assert open_source(_entries(tmp_path, {})).signature.described() == {"input": "float32 [batch, 3]"}
+
+
+def test_nothing_that_lies_in_a_program_is_run(tmp_path: Path) -> None:
+    touched = tmp_path / "touched"
+    weights = "data/weights/model_weights_config.json"
+    config = {
+        "config": {"x": {"path_name": "opaque_obj_0", "is_param": False, "use_pickle": True, "tensor_meta": None}}
+    }
+    quoted = f"Symbol(__import__('pathlib').Path('{touched}').touch() or 's0')"
+    for changes, words in (
+        ({"data/constants/model_constants_config.json": lambda _: config,
+          "data/constants/opaque_obj_0": pickle.dumps(_Touches(touched))}, "opaque_obj_0 is an object in a pickle"),
+        ({"models/model.json": _in_words(("\"expr_str\": \"", f"\"expr_str\": \"{quoted} + "))}, "no arithmetic"),
+        ({"models/model.json": _in_words(("\"in_spec\": \"", "\"__enum__\": 1, \"in_spec\": \""))}, "modules imported"),
+        ({"data/aotinductor/model/x.so": b""}, "is compiled"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match="may hold code") as caught:
+            open_source(_entries(tmp_path, changes))
+        assert words in str(caught.value)
+    buffer = io.BytesIO()
+    torch.save(_Touches(touched), buffer)
+
+    def pickled(found: Any) -> Any:
+        name = next(iter(found["config"]))
+        found["config"][name].update(use_pickle=True, path_name="weight_9")
+        return found
+
+    with pytest.raises(BadInput, match="cannot read"):
+        open_source(_entries(tmp_path, {weights: pickled, "data/weights/weight_9": buffer.getvalue()}))
+    assert not touched.exists()
 
 
 def test_infinite_answers_are_answers(tmp_path: Path) -> None:

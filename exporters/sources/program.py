@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from exporters.sources import torch_export
+from exporters.sources import archive, torch_export
 from exporters.sources.module import TorchOriginal, open_program
 from exporters.sources.names import bundle_name
 from kit.bundle.manifest import Provenance
@@ -34,9 +34,11 @@ def open_file(
 
     Raises:
         BadInput: It is not there, damaged, or this torch cannot read it.
+        UsageError: Reading it would run code of its own.
     """
     if not path.is_file():
         raise BadInput(f"there is no file {str(path)!r}")
+    archive.check(path)
     return open_program(
         _loaded(path),
         name=name or bundle_name(path.stem),
