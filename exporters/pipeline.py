@@ -199,7 +199,7 @@ def export_original(
             items=items,
             attachments=attachments,
         )
-    return ExportReport(bundle=bundle, passed=passed)
+    return ExportReport(bundle=bundle, passed=passed, remarks=original.remarks if task is None else ())
 
 
 def _checked_name(name: str) -> str:

@@ -88,10 +88,11 @@ class Workbench:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportReport:
-    """What was published, and the figures each candidate passed with."""
+    """What was published, the figures each candidate passed with, and what was remarkable about the original."""
 
     bundle: Bundle
     passed: tuple[Passed, ...]
+    remarks: tuple[str, ...] = ()
 
 
 @contextlib.contextmanager

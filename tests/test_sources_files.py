@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, numpy_helper, parser
+from PIL import Image
 
 from exporters.graph.files import read
 from exporters.sources import open_source
@@ -419,16 +420,124 @@ def test_a_folder_that_classifies_pictures_normalises_them_in_the_graph(tmp_path
         assert np.allclose(runner.run(inputs)["logits"], expected, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "changes", [{"do_flip_channel_order": True}, {"rescale_offset": True}, {"do_resize": False}, {"resample": 5}]
-)
-def test_pictures_prepared_in_ways_that_kit_lacks_are_plain_tensors(changes: dict[str, Any], tmp_path: Path) -> None:
+STANDARD = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.6, 0.7], "resample": 3}
+
+
+def vit(folder: Path, **described: Any) -> Path:
+    """A folder of a tiny network for pictures of 8 x 8 pixels."""
     config = transformers.ViTConfig(image_size=8, patch_size=4, num_labels=3, **TINY)
-    transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
-    (tmp_path / "vit" / "preprocessor_config.json").write_text(json.dumps({"size": 8, **changes}))
-    original = open_source(tmp_path / "vit")
+    transformers.ViTForImageClassification(config).save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(described))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"do_resize": False}, "not scaled"),
+        ({"resample": 5}, "resample 5"),
+        ({"resample": None}, "resample None"),
+        ({"image_mean": None}, "there is no image_mean"),
+        ({"do_pad": True}, "the step do_pad"),
+        ({"do_flip_channel_order": True}, "3 numbers for 3 channels"),
+        ({"size": 9}, "9 x 9 pixels"),
+        ({"size": {"shortest_edge": 8}}, "keep their proportions"),
+        ({"size": {"longest_edge": 8}}, "the size"),
+        ({"size": "large"}, "the size"),
+        ({"image_std": ["much"]}, "cannot be understood"),
+        ({"image_processor_type": "LevitImageProcessor"}, "the processor LevitImageProcessor"),
+    ],
+)
+def test_pictures_prepared_in_ways_that_kit_lacks_are_plain_tensors_and_that_is_said(
+    changes: dict[str, Any], why: str, tmp_path: Path
+) -> None:
+    original = open_source(vit(tmp_path / "vit", **{"size": 8, **STANDARD, **changes}))
     assert original.task is None
     assert original.signature.described() == {"pixel_values": "float32 [batch, 3, 8, 8]"}
+    (remark,) = original.remarks
+    assert why in remark
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        {"image_processor_type": "ViTImageProcessor", "image_mean": None, "resample": None},
+        {"feature_extractor_type": "ViTFeatureExtractor", "do_normalize": False},
+        {"image_processor_type": "ViTImageProcessorFast", "rescale_factor": 1 / 127.5, **STANDARD},
+        {"image_processor_type": "EfficientNetImageProcessor", **STANDARD},
+        {"image_processor_type": "EfficientNetImageProcessor", **STANDARD, "do_normalize": False},
+        {"image_processor_type": "EfficientNetImageProcessor", **STANDARD, "include_top": False},
+        {
+            "image_processor_type": "EfficientNetImageProcessor",
+            **STANDARD,
+            "rescale_offset": True,
+            "rescale_factor": 0.01,
+        },
+        {"image_processor_type": "MobileViTImageProcessor", "size": 8, "crop_size": 8},
+        {"image_processor_type": "CLIPImageProcessor", "size": 10, "crop_size": 8},
+        {
+            "image_processor_type": "BitImageProcessor",
+            "size": {"shortest_edge": 9},
+            "crop_size": {"height": 8, "width": 8},
+        },
+        {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 8}, "crop_pct": 0.8},
+    ],
+)
+def test_pictures_become_the_numbers_that_the_processor_of_the_folder_makes(
+    described: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = vit(tmp_path / "vit", **{"size": {"height": 8, "width": 8}, **described})
+    kind = str(described.get("image_processor_type", "ViTImageProcessor")).removesuffix("Fast")
+    own = getattr(transformers, f"{kind}Pil").from_pretrained(folder)
+    picture = Image.fromarray(RNG.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+    expected = own(picture, return_tensors="np")["pixel_values"]
+    original = open_source(folder)
+    assert original.task is not None, original.remarks
+    prologue = original.task.prologue
+    assert prologue is not None
+    pixels = original.task.encode([picture])["pixels"].astype(np.float32)
+    scale, shift = (np.array(one).reshape(1, -1, 1, 1) for one in (prologue.scale, prologue.shift))
+    assert np.abs(pixels * scale + shift - expected).max() < 1e-4
+
+
+def test_large_pictures_of_convnext_are_warped(tmp_path: Path) -> None:
+    config = transformers.ConvNextConfig(hidden_sizes=[4, 4, 4, 4], depths=[1, 1, 1, 1], num_labels=3)
+    transformers.ConvNextForImageClassification(config).save_pretrained(tmp_path / "convnext")
+    described = {"feature_extractor_type": "ConvNextFeatureExtractor", "size": 384, "crop_pct": 0.875}
+    (tmp_path / "convnext" / "preprocessor_config.json").write_text(json.dumps(described))
+    original = open_source(tmp_path / "convnext")
+    assert original.signature.described() == {"pixels": "uint8 [batch, 3, 384, 384]"}
+    assert original.task is not None
+    assert original.task.options()["resize"] == [384, 384]
+
+
+def test_the_network_is_out_of_reach_while_a_folder_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    from exporters.sources.huggingface import _offline
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    with _offline():
+        assert huggingface_hub.is_offline_mode()
+        with pytest.raises(huggingface_hub.errors.OfflineModeIsEnabled):
+            huggingface_hub.HfApi().repo_exists("some/model")
+    assert not huggingface_hub.is_offline_mode()
+
+
+def test_weights_from_elsewhere_are_refused(tmp_path: Path) -> None:
+    folder = bert(tmp_path / "bert")
+    (folder / "model.safetensors").rename(tmp_path / "outside.safetensors")
+    index = folder / "model.safetensors.index.json"
+    for name in ("../outside.safetensors", str(tmp_path / "outside.safetensors"), "weights.bin", 3):
+        index.write_text(json.dumps({"metadata": {}, "weight_map": {"classifier.bias": name}}))
+        with pytest.raises(BadInput, match="no safetensors file of its own"):
+            open_source(folder)
+    index.write_text("{}")
+    with pytest.raises(BadInput, match="no weight_map"):
+        open_source(folder)
+    edit(folder / "config.json", backbone_config={"use_pretrained_backbone": True})
+    with pytest.raises(UsageError, match="fetched from elsewhere"):
+        open_source(folder)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "wav2vec2"])

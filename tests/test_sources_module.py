@@ -525,8 +525,8 @@ def test_nothing_that_lies_in_a_program_is_run(tmp_path: Path) -> None:
     for changes, words in (
         ({"data/constants/model_constants_config.json": lambda _: config,
           "data/constants/opaque_obj_0": pickle.dumps(_Touches(touched))}, "opaque_obj_0 is an object in a pickle"),
-        ({"models/model.json": _in_words(("\"expr_str\": \"", f"\"expr_str\": \"{quoted} + "))}, "no arithmetic"),
-        ({"models/model.json": _in_words(("\"in_spec\": \"", "\"__enum__\": 1, \"in_spec\": \""))}, "modules imported"),
+        ({"models/model.json": _in_words(('"expr_str": "', f'"expr_str": "{quoted} + '))}, "no arithmetic"),
+        ({"models/model.json": _in_words(('"in_spec": "', '"__enum__": 1, "in_spec": "'))}, "modules imported"),
         ({"data/aotinductor/model/x.so": b""}, "is compiled"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match="may hold code") as caught:

@@ -403,6 +403,8 @@ def _auto(bundle: Bundle, chosen: AutoOptions, asked: dict[str, Any], *, as_json
 def _show(report: ExportReport, *, as_json: bool) -> None:
     from apps.cli import export_tables, render
 
+    for said in report.remarks:
+        render.remark(said)
     for one in report.passed:
         for said in one.remarks:
             render.remark(f"{one.variant.id}: {said}")

@@ -23,6 +23,7 @@ class Original(Protocol):
         task: What its files say of it; None if they say nothing.
         record: What the manifest says of it.
         examples: Inputs that came with it; None if there were none.
+        remarks: What its files say of its use that kit cannot follow, in sentences.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Original(Protocol):
     task: Task | None
     record: Provenance
     examples: tuple[Samples, ...] | None
+    remarks: tuple[str, ...]
 
     def answer(self, tensors: Tensors) -> Tensors:
         """Compute its outputs, by name.

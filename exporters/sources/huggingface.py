@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 
 from exporters.sources import module as modules
+from exporters.sources import pictures
 from exporters.sources.calls import parameters_of
 from exporters.sources.names import bundle_name
 from exporters.sources.torch_export import root_cause, silence
@@ -29,6 +31,7 @@ from kit.tensors import BATCH, Axis, Signature, TensorSpec
 
 SEQUENCE, SAMPLES = "sequence", "samples"
 _CONFIG, _MODULES, _WEIGHTS = "config.json", "modules.json", "model.safetensors"
+_PREPROCESSOR = "preprocessor_config.json"
 _CLASSIFIES_TEXT, _CLASSIFIES_PICTURES = "ForSequenceClassification", "ForImageClassification"
 _TOKENS = (16, 64, 128)
 _SECOND = 16_000  # samples of sound
@@ -39,9 +42,10 @@ _POOLINGS = {
     "pooling_mode_max_tokens": "max",
     "pooling_mode_lasttoken": "last",
 }
-_PREPARES = frozenset({"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"})
-"""Steps of an image processor that kit's pipelines know."""
-_INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+_ANY_SIZE = frozenset(
+    {"bit", "convnext", "convnextv2", "efficientnet", "mobilenet_v1", "mobilenet_v2", "regnet", "resnet"}
+)
+"""Networks that take pictures of any size, so that their processors tell it."""
 
 
 def open_folder(
@@ -70,7 +74,10 @@ def open_folder(
     )
     opened.examples = None
     try:
-        opened.task = task or _task(folder, place, config, opened.signature, sentences)
+        if task is None:
+            task, remark = _task(folder, place, config, opened.signature, sentences)
+            opened.remarks = (remark,) if remark else ()
+        opened.task = task
     except BaseException:
         opened.close()
         raise
@@ -93,6 +100,12 @@ def _check(folder: Path, config: Mapping[str, Any]) -> None:
             f"{folder.name} brings Python code of its own ({_CONFIG} has an auto_map), which kit does not run",
             hint="build the model in a function of yours, and name it as package.module:function",
         )
+    if _wants_backbone(config):
+        raise UsageError(
+            f"{folder.name} has a part of its weights fetched from elsewhere (use_pretrained_backbone in {_CONFIG})",
+            hint="set it to false if the folder's own weights are whole",
+        )
+    _check_names(folder, config)
     has_weights = (folder / _WEIGHTS).is_file() or (folder / f"{_WEIGHTS}.index.json").is_file()
     if not has_weights:
         pickled = next(
@@ -104,6 +117,30 @@ def _check(folder: Path, config: Mapping[str, Any]) -> None:
                 hint="where you trust it: Model.from_pretrained(FOLDER).save_pretrained(NEW, safe_serialization=True)",
             )
         raise BadInput(f"{folder.name} has no {_WEIGHTS}", hint="copy the whole folder, weights included")
+
+
+def _wants_backbone(config: Any) -> bool:
+    if isinstance(config, Mapping):
+        return bool(config.get("use_pretrained_backbone")) or any(map(_wants_backbone, config.values()))
+    return isinstance(config, list) and any(map(_wants_backbone, config))
+
+
+def _check_names(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse names of weights that lead out of the folder, or to another kind of file."""
+    index = folder / f"{_WEIGHTS}.index.json"
+    named = [config["transformers_weights"]] if config.get("transformers_weights") else []
+    if index.is_file():
+        found = _json(index)
+        parts = found.get("weight_map") if isinstance(found, Mapping) else None
+        if not isinstance(parts, Mapping):
+            raise BadInput(f"{index.name} has no weight_map", hint="copy the whole folder again")
+        named += parts.values()
+    for name in named:
+        if not isinstance(name, str) or re.fullmatch(r"[\w-][\w.-]*\.safetensors(\.index\.json)?", name) is None:
+            raise BadInput(
+                f"{folder.name} names weights that are no safetensors file of its own: {name!r}",
+                hint="copy the model into one folder",
+            )
 
 
 def _loaded(folder: Path, config: Mapping[str, Any], *, is_encoder: bool) -> nn.Module:
@@ -171,8 +208,12 @@ def _attention(kind: Any) -> dict[str, str]:
 @contextlib.contextmanager
 def _offline() -> Iterator[None]:
     """Let the Hub's client stay away from the network, and keep quiet."""
+    from huggingface_hub import constants
+
+    was_offline = constants.HF_HUB_OFFLINE  # read from the environment when it was imported, and never again
     before = {name: os.environ.get(name) for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")}
     os.environ.update(dict.fromkeys(before, "1"))
+    constants.HF_HUB_OFFLINE = True
     try:
         from transformers.utils import logging as own
 
@@ -189,6 +230,7 @@ def _offline() -> Iterator[None]:
             if bars:
                 logging.enable_progress_bar()
     finally:
+        constants.HF_HUB_OFFLINE = was_offline
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
@@ -273,31 +315,17 @@ def _least_samples(config: Any) -> int:
 
 def _picture(config: Any, folder: Path) -> tuple[int, int, int]:
     """Return channels, height and width."""
-    size = getattr(config, "image_size", None)
-    path = folder / "preprocessor_config.json"
-    if size is None and path.is_file():
-        found = _json(path)
-        size = _pair(found["crop_size"] if found.get("do_center_crop") and "crop_size" in found else found.get("size"))
+    path = folder / _PREPROCESSOR
+    told = pictures.seen(_json(path)) if path.is_file() else None
+    size = pictures.pair(getattr(config, "image_size", None))
+    if told is not None and (size is None or config.model_type in _ANY_SIZE):
+        size = told
     if size is None:
         raise UsageError(
             "the model says nothing of the size of its pictures",
             hint="build it in a function that returns (module, example inputs)",
         )
-    height, width = _pair(size) or (224, 224)
-    return int(getattr(config, "num_channels", 3)), height, width
-
-
-def _pair(size: Any) -> tuple[int, int] | None:
-    """Return (height, width) of a size as configurations have it."""
-    if isinstance(size, int):
-        return size, size
-    if isinstance(size, (list, tuple)):
-        return int(size[0]), int(size[-1])
-    if isinstance(size, Mapping) and "height" in size:
-        return int(size["height"]), int(size["width"])
-    if isinstance(size, Mapping) and "shortest_edge" in size:
-        return int(size["shortest_edge"]), int(size["shortest_edge"])
-    return None
+    return int(getattr(config, "num_channels", 3)), *size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -349,8 +377,8 @@ def _pooling(config: Mapping[str, Any]) -> str:
 
 def _task(
     folder: Path, place: Path, config: Mapping[str, Any], signature: Signature, sentences: _Sentences | None
-) -> Task | None:
-    """Return the task that the files tell of; None: plain tensors."""
+) -> tuple[Task | None, str]:
+    """Return the task that the files tell of, and a remark if they tell of one that kit lacks; None: plain tensors."""
     architecture = str((config.get("architectures") or [""])[0])
     tokenizer = next((one for one in (place / "tokenizer.json", folder / "tokenizer.json") if one.is_file()), None)
     found: Any = None
@@ -367,11 +395,14 @@ def _task(
 
             options = _text_options(place, signature, None)
             found = TextClassification(labels=_labels(config, signature), tokenizer=tokenizer, **options)
-        elif architecture.endswith(_CLASSIFIES_PICTURES) and (place / "preprocessor_config.json").is_file():
-            found = _pictures(_json(place / "preprocessor_config.json"), config, signature)
+        elif architecture.endswith(_CLASSIFIES_PICTURES) and (place / _PREPROCESSOR).is_file():
+            shape = signature.inputs[0].shape[1:]
+            found, problem = pictures.described(_json(place / _PREPROCESSOR), _labels(config, signature), shape)
+            if problem:
+                return None, f"It takes plain tensors, and prepares no pictures: {problem}."
     except ValueError as error:
         raise UsageError(f"{folder.name} does not describe its use well: {error}", hint="choose one: --task") from error
-    return found if found is not None and _fits(found, signature) else None
+    return (found if found is not None and _fits(found, signature) else None), ""
 
 
 def _fits(task: Task, signature: Signature) -> bool:
@@ -402,43 +433,6 @@ def _labels(config: Mapping[str, Any], signature: Signature) -> tuple[str, ...]:
         return tuple(str(named[key]) for key in sorted(named, key=int))
     last = signature.outputs[0].shape[-1] if signature.outputs[0].shape else 0
     return tuple(f"LABEL_{place}" for place in range(last)) if isinstance(last, int) and last > 1 else ()
-
-
-def _pictures(found: Mapping[str, Any], config: Mapping[str, Any], signature: Signature) -> Task | None:
-    """Return the task for pictures; None if they are prepared in a way that kit's pipelines lack."""
-    labels = _labels(config, signature)
-    channels = signature.inputs[0].shape[1]
-    factor = float(found.get("rescale_factor", 1 / 255)) if found.get("do_rescale", True) else 1.0
-    others = {key for key, wanted in found.items() if key.startswith("do_") and wanted} - _PREPARES
-    resample = found.get("resample")
-    interpolation = _INTERPOLATIONS.get(2 if resample is None else int(resample))
-    is_known = not others and not found.get("rescale_offset") and found.get("do_resize", True) and interpolation
-    if len(labels) < 2 or not isinstance(channels, int) or not is_known:
-        return None
-    mean = (
-        tuple(map(float, found["image_mean"])) if found.get("do_normalize", True) and "image_mean" in found else (0.0,)
-    )
-    std = tuple(map(float, found["image_std"])) if found.get("do_normalize", True) and "image_std" in found else (1.0,)
-    scale = 1 / (255 * factor)  # the task divides raw values by 255
-    from kit.tasks.image import ImageClassification
-
-    return ImageClassification(
-        labels=labels,
-        pipeline="imagenet@1",
-        mean=tuple(one * scale for one in mean),
-        std=tuple(one * scale for one in std),
-        resize=_resize(found),
-        interpolation=interpolation or "",
-    )
-
-
-def _resize(found: Mapping[str, Any]) -> Any:
-    """Return how pictures are scaled: the shorter side, or (height, width) whatever the proportions."""
-    size = found.get("size")
-    if isinstance(size, Mapping) and "shortest_edge" in size:
-        edge = int(size["shortest_edge"])
-        return int(edge / found["crop_pct"]) if "crop_pct" in found and edge < 384 else edge
-    return _pair(size)
 
 
 def _sha256(folder: Path) -> str:

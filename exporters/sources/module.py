@@ -54,6 +54,7 @@ class TorchOriginal:
         self.task = task
         self.record = record
         self.examples = examples
+        self.remarks: tuple[str, ...] = ()
         self._program: ExportedProgram | None = program
         self._answer: Answer | None = answer
         self._device = device

@@ -71,6 +71,7 @@ class OnnxOriginal:
         self.name = name or bundle_name(path.stem)
         self.task = task
         self.examples: tuple[Samples, ...] | None = None
+        self.remarks: tuple[str, ...] = ()
         self.record = _record(path)
         self._is_quantized = _is_quantized(path)
         self._forget: Callable[[], object] | None = None

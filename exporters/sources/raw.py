@@ -44,6 +44,7 @@ class RawOriginal:
         self.task: Task | None = task
         self.signature = outer(inner.signature, prologue)
         self.examples: tuple[Samples, ...] | None = None
+        self.remarks = inner.remarks
 
     def answer(self, tensors: Tensors) -> Tensors:
         """Compute the outputs for raw values, in pieces bounded by bytes."""

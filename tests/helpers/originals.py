@@ -44,6 +44,7 @@ class OnnxOriginal:
     ) -> None:
         self.name, self.signature, self.task, self.examples = name, signature, task, examples
         self.record = Provenance(kind="onnx", name=f"{name}.onnx")
+        self.remarks: tuple[str, ...] = ()
         self._source = source
         model = source if isinstance(source, Path) else source.SerializeToString()
         self._runner = OnnxRuntimeRunner(model, RunnerOptions(optimization="off"), binds=False)
