@@ -438,6 +438,8 @@ def vit(folder: Path, **described: Any) -> Path:
         ({"resample": 5}, "resample 5"),
         ({"resample": None}, "resample None"),
         ({"image_mean": None}, "there is no image_mean"),
+        ({"image_processor_type": "ViTImageProcessor", "image_std": None}, "there is no image_std"),
+        ({"rescale_factor": None}, "cannot be understood"),
         ({"do_pad": True}, "the step do_pad"),
         ({"do_flip_channel_order": True}, "3 numbers for 3 channels"),
         ({"size": 9}, "9 x 9 pixels"),
@@ -461,7 +463,8 @@ def test_pictures_prepared_in_ways_that_kit_lacks_are_plain_tensors_and_that_is_
 @pytest.mark.parametrize(
     "described",
     [
-        {"image_processor_type": "ViTImageProcessor", "image_mean": None, "resample": None},
+        {"image_processor_type": "ViTImageProcessor"},
+        {"image_processor_type": "DeiTImageProcessor", "do_center_crop": None, "do_normalize": None},
         {"feature_extractor_type": "ViTFeatureExtractor", "do_normalize": False},
         {"image_processor_type": "ViTImageProcessorFast", "rescale_factor": 1 / 127.5, **STANDARD},
         {"image_processor_type": "EfficientNetImageProcessor", **STANDARD},
@@ -493,6 +496,7 @@ def test_pictures_become_the_numbers_that_the_processor_of_the_folder_makes(
     expected = own(picture, return_tensors="np")["pixel_values"]
     original = open_source(folder)
     assert original.task is not None, original.remarks
+    original.task.check(original.signature)
     prologue = original.task.prologue
     assert prologue is not None
     pixels = original.task.encode([picture])["pixels"].astype(np.float32)

@@ -24,7 +24,7 @@ class _UnknownError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class _Processor:
-    """What a class of transformers does about what a configuration leaves out, or leaves null."""
+    """What a class of transformers does about what a configuration leaves out; null is no for it, or an error."""
 
     resample: int | None
     mean: Sequence[float] | None = _HALF
@@ -101,16 +101,16 @@ def _task(found: Mapping[str, Any], labels: Sequence[str], shape: Sequence[int |
     strange = sorted(key for key, value in found.items() if value and key not in _KNOWN | _IDLE)
     if strange:
         raise _UnknownError(f"kit does not know the step {strange[0]}")
-    if not _said(found, "do_resize", otherwise=True):
+    if not found.get("do_resize", True):
         raise _UnknownError("they are not scaled to one size")
     resize, size = _scaled(found, own)
     if size != tuple(shape[1:]):
         raise _UnknownError(f"they become {size[0]} x {size[1]} pixels, where the model takes {shape[1]} x {shape[2]}")
-    resample = _said(found, "resample", otherwise=own.resample)
+    resample = found.get("resample", own.resample)
     if resample not in _INTERPOLATIONS:
         raise _UnknownError(f"kit does not know how they are scaled (resample {resample})")
     mean, std = _arithmetic(found, own)
-    flips = _said(found, "do_flip_channel_order", otherwise=own.flips)
+    flips = found.get("do_flip_channel_order", own.flips)
     if {len(mean), len(std)} - {1, shape[0]} or (flips and len({*mean}) + len({*std}) > 2):
         raise _UnknownError(f"they are normalised with {len(mean)} numbers for {shape[0]} channels")
     from kit.tasks.image import ImageClassification
@@ -134,22 +134,16 @@ def _processor(found: Mapping[str, Any]) -> _Processor:
         raise _UnknownError(f"kit does not know the processor {name}") from None
 
 
-def _said(found: Mapping[str, Any], key: str, *, otherwise: Any) -> Any:
-    """Return a value; null is as good as none, for transformers too."""
-    value = found.get(key)
-    return otherwise if value is None else value
-
-
 def _scaled(found: Mapping[str, Any], own: _Processor) -> tuple[int | tuple[int, int], tuple[int, int]]:
     """Return how pictures are scaled, the shorter side or (height, width), and the (height, width) that is left of them."""
-    size = _said(found, "size", otherwise=None)
+    size = found.get("size")
     if isinstance(size, int):
         size = {"height": size, "width": size} if own.is_square else {"shortest_edge": size}
     edge = size.get("shortest_edge") if isinstance(size, Mapping) else None
     if own.crop_pct is not None and edge is not None:
         left = (int(edge), int(edge))
-        return (left if edge >= _WARPS_FROM else int(edge / _said(found, "crop_pct", otherwise=own.crop_pct))), left
-    crops = _said(found, "do_center_crop", otherwise=own.crops)
+        return (left if edge >= _WARPS_FROM else int(edge / found.get("crop_pct", own.crop_pct))), left
+    crops = found.get("do_center_crop", own.crops)
     cut = pair(found.get("crop_size")) if crops else None
     if crops and cut is None:
         raise _UnknownError("they are cut to a size that is not given")
@@ -176,12 +170,12 @@ def pair(size: Any) -> tuple[int, int] | None:
 
 def _arithmetic(found: Mapping[str, Any], own: _Processor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and std of values that were divided by 255, whatever the processor itself does with them."""
-    rescales = _said(found, "do_rescale", otherwise=True)
-    factor = float(_said(found, "rescale_factor", otherwise=1 / 255)) if rescales else 1.0
-    divides_twice = _said(found, "include_top", otherwise=own.divides_twice)
+    rescales = found.get("do_rescale", True)
+    factor = float(found.get("rescale_factor", 1 / 255)) if rescales else 1.0
+    divides_twice = found.get("include_top", own.divides_twice)
     mean, std = (0.0,), (1.0,)
     given = _numbers(found, "image_std", own.std) if divides_twice else std
-    if _said(found, "do_normalize", otherwise=own.normalizes):
+    if found.get("do_normalize", own.normalizes):
         mean, std = _numbers(found, "image_mean", own.mean), _numbers(found, "image_std", own.std)
     if divides_twice:
         std = tuple(one * other for one, other in zip(_spread(std, len(given)), given, strict=True))
@@ -191,7 +185,7 @@ def _arithmetic(found: Mapping[str, Any], own: _Processor) -> tuple[tuple[float,
 
 
 def _numbers(found: Mapping[str, Any], key: str, otherwise: Sequence[float] | None) -> tuple[float, ...]:
-    value = _said(found, key, otherwise=otherwise)
+    value = found.get(key, otherwise)
     if value is None:
         raise _UnknownError(f"they are normalised, and there is no {key}")
     return tuple(map(float, value)) if isinstance(value, (list, tuple)) else (float(value),)
