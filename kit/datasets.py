@@ -18,9 +18,8 @@ import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -28,9 +27,12 @@ from kit import samples
 from kit.bundle import Bundle
 from kit.errors import DatasetInvalid, Unavailable, UsageError
 from kit.samples import Samples, Splits
-from kit.system.packages import load_plug, plugged
+from kit.system.packages import entry_points, load_plug, plugged
 from kit.tasks.base import Task
 from kit.tensors import Signature
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 GROUP = "kit.datasets"
 
@@ -146,14 +148,14 @@ def at_hand(name: str, task: Task, signature: Signature, *, data_dir: Path | Non
 class _Loaded:
     """A plug that works so far."""
 
-    entry: metadata.EntryPoint
+    entry: EntryPoint
     plug: Plug
     names: tuple[str, ...]
 
 
 def _plugs(broken: list[Unavailable] | None = None) -> Iterator[_Loaded]:
     """Give the plugs that load; the others are left out, and told in `broken`."""
-    for entry in sorted(metadata.entry_points(group=GROUP)):
+    for entry in entry_points(GROUP):
         try:
             plug: Plug = load_plug(entry)
             with plugged(entry):

@@ -21,7 +21,6 @@ from kit.bundle.golden import golden_bytes
 from kit.bundle.manifest import SCHEMA_VERSION, FileRef, Golden, Manifest, Needs, Provenance, Variant
 from kit.bundle.read import digest
 from kit.errors import BundleInvalid
-from kit.runtime import probing
 from kit.runtime.base import RunnerOptions
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
 from kit.samples import Samples
@@ -123,6 +122,8 @@ def open_ready(path: Path) -> ReadyModel:
         BundleInvalid: It is no model that ONNX Runtime opens, or takes what kit does not run, or its weights lie elsewhere.
         PackageMissing: ONNX Runtime is not installed.
     """
+    from kit.runtime import probing  # bundles say what they take
+
     seen = graph_file.look(path)
     refs = [_ref(one) for one in (path, *graph_file.weights_beside(path))]
     model: bytes | Path = path if refs[0].size_bytes > _BYTES_UP_TO or len(refs) > 1 else path.read_bytes()

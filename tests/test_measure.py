@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import gc
-import threading
-import time
+import itertools
 
 import numpy as np
 import pytest
@@ -152,12 +151,16 @@ def test_contestants_are_renewed_every_few_rounds_and_all_of_them_at_the_same_on
 
 
 def test_a_turn_begins_when_the_threads_of_the_last_one_have_stopped_spinning() -> None:
-    stop = time.perf_counter() + 0.05
-    spinning = [threading.Thread(target=lambda: [None for _ in iter(lambda: time.perf_counter() < stop, False)])]
-    for thread in spinning:
-        thread.start()
-    wait_until_quiet()
-    assert not any(thread.is_alive() for thread in spinning)
+    glance_ns = 2_000_000
+    spinning = iter([0, glance_ns, glance_ns, 2 * glance_ns, 2 * glance_ns, 2 * glance_ns + 1000])
+    wait_until_quiet(lambda: next(spinning))
+    assert not list(spinning)  # three glances, and the third was quiet
+
+
+def test_a_turn_begins_in_the_end_if_the_threads_of_the_last_one_never_stop_spinning() -> None:
+    asked = itertools.count(0, 2_000_000)
+    wait_until_quiet(lambda: next(asked))
+    assert next(asked) == 200 * 2_000_000
 
 
 def test_it_says_how_long_it_will_take() -> None:

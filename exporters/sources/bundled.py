@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from importlib import metadata
 from typing import Any
 
 from exporters.sources.base import Original
@@ -11,7 +10,7 @@ from exporters.sources.onnx_file import OnnxOriginal
 from kit.bundle import Bundle
 from kit.bundle.manifest import Provenance
 from kit.errors import UsageError
-from kit.system.packages import load_plug, plugged
+from kit.system.packages import entry_points, load_plug, plugged
 from kit.tasks import registry
 
 GROUP = "kit.architectures"
@@ -51,7 +50,7 @@ def open_bundle(bundle: Bundle, *, name: str | None = None) -> Original:
 
 def _rebuilt(bundle: Bundle) -> Any:
     """Return the bundle's module as the first plug has it that knows it."""
-    for entry in metadata.entry_points(group=GROUP):
+    for entry in entry_points(GROUP):
         rebuild = load_plug(entry)
         with plugged(entry):
             module = rebuild(bundle)

@@ -147,7 +147,7 @@ def _scaled(found: Mapping[str, Any], own: _Processor) -> tuple[int | tuple[int,
     cut = pair(found.get("crop_size")) if crops else None
     if crops and cut is None:
         raise _UnknownError("they are cut to a size that is not given")
-    if edge is not None and set(size) == {"shortest_edge"}:
+    if isinstance(size, Mapping) and edge is not None and set(size) == {"shortest_edge"}:
         if cut is None:
             raise _UnknownError("they keep their proportions")
         return int(edge), cut
@@ -173,7 +173,8 @@ def _arithmetic(found: Mapping[str, Any], own: _Processor) -> tuple[tuple[float,
     rescales = found.get("do_rescale", True)
     factor = float(found.get("rescale_factor", 1 / 255)) if rescales else 1.0
     divides_twice = found.get("include_top", own.divides_twice)
-    mean, std = (0.0,), (1.0,)
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
     given = _numbers(found, "image_std", own.std) if divides_twice else std
     if found.get("do_normalize", own.normalizes):
         mean, std = _numbers(found, "image_mean", own.mean), _numbers(found, "image_std", own.std)

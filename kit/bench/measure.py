@@ -34,6 +34,7 @@ ROUNDS_PER_OPENING = 4
 
 MOST_ROUNDS = 5000
 _GLANCE_SECONDS = 0.002
+_GLANCES = 100
 _QUIET_SHARE = 0.25
 _SPIN_SECONDS = 0.025  # how long a pool of ONNX Runtime was seen to spin after its last call
 _FRESH_SHARE = 0.5  # of a turn: how long a renewed contestant runs before its next turn
@@ -283,16 +284,19 @@ class _Stand:
             return None
 
 
-def wait_until_quiet() -> None:
+def wait_until_quiet(cpu_ns: Callable[[], int] = time.process_time_ns) -> None:
     """Sleep until the other threads of this process have stopped working, 0.2 s at most.
 
     Pools of threads go on spinning when their work is done, for fear that more may come: those of one contestant would take
     the CPUs from the next.
+
+    Args:
+        cpu_ns: The CPU time that this process has used.
     """
-    for _ in range(100):
-        before = time.process_time_ns()
+    for _ in range(_GLANCES):
+        before = cpu_ns()
         time.sleep(_GLANCE_SECONDS)
-        if time.process_time_ns() - before < _QUIET_SHARE * _GLANCE_SECONDS * 1e9:
+        if cpu_ns() - before < _QUIET_SHARE * _GLANCE_SECONDS * 1e9:
             return
 
 

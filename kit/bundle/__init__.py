@@ -23,24 +23,36 @@ onnxruntime, and nothing is ever pickled.
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from kit.bundle.golden import Items
 from kit.bundle.lookup import available, find, is_bundle, scan, scan_packed
 from kit.bundle.manifest import FileRef, Manifest, Variant
 from kit.bundle.packed import Packed
 from kit.bundle.packed import check as check_packed
-from kit.bundle.packing import pack, pack_into, packed_bytes, unpack
 from kit.bundle.read import ROOT, Bundle, open_folder
-from kit.bundle.write import (
-    Staged,
-    attach,
-    create,
-    file_ref,
-    publish,
-    refuse_foreign,
-    refuse_packed,
-    refuse_unwritable,
-    upgrade,
-)
+
+if TYPE_CHECKING:
+    from kit.bundle.packing import pack, pack_into, packed_bytes, unpack
+    from kit.bundle.write import (
+        Staged,
+        attach,
+        create,
+        file_ref,
+        publish,
+        refuse_foreign,
+        refuse_packed,
+        refuse_unwritable,
+        upgrade,
+    )
+
+_WRITING = {
+    **dict.fromkeys(("pack", "pack_into", "packed_bytes", "unpack"), "kit.bundle.packing"),
+    **dict.fromkeys(("Staged", "attach", "create", "file_ref", "publish", "upgrade"), "kit.bundle.write"),
+    **dict.fromkeys(("refuse_foreign", "refuse_packed", "refuse_unwritable"), "kit.bundle.write"),
+}
+"""What opening a bundle does not need is imported when it is first asked for."""
 
 __all__ = [
     "ROOT",
@@ -71,3 +83,10 @@ __all__ = [
     "unpack",
     "upgrade",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what writes bundles when it is first asked for."""
+    if name in _WRITING:
+        return getattr(importlib.import_module(_WRITING[name]), name)
+    raise AttributeError(f"module 'kit.bundle' has no attribute {name!r}")

@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -346,7 +345,7 @@ def _task_ref(new: _New, task: TaskPlug | None) -> TaskRef | None:
 
 def _package_of(task: str) -> str:
     """Return the installed package that registers a task; empty for kit's own."""
-    entries = metadata.entry_points(group="kit.tasks", name=task.partition("@")[0])
+    entries = packages.entry_points("kit.tasks", task.partition("@")[0])
     return next((entry.dist.name for entry in entries if entry.dist), "")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from kit.metrics import built_in as _built_in  # noqa: F401 - it registers them
 from kit.metrics.fidelity import Fidelity, FidelityVerdict
 from kit.metrics.metric import Better, Metric, find, names
 from kit.metrics.score import Score, Values, evaluate, score

@@ -79,7 +79,7 @@ def metric(name: str, **about: Any) -> Callable[[Function], Function]:
 
 def names() -> tuple[str, ...]:
     """Return the built-in metrics."""
-    return tuple(_BUILT_IN)
+    return tuple(_built_in())
 
 
 def find(name: str) -> Metric:
@@ -90,7 +90,7 @@ def find(name: str) -> Metric:
     Raises:
         UsageError: There is none of that name, or its module does not import.
     """
-    if name in _BUILT_IN:
+    if name in _built_in():
         return _BUILT_IN[name]
     module, _, attribute = name.partition(":")
     if not attribute:
@@ -140,6 +140,12 @@ def imported(module: str, attribute: str) -> Any:
 def default(*, has_targets: bool, names_wanted: Sequence[str]) -> Metric:
     """Return the first of the wanted metrics that the samples allow."""
     for name in names_wanted:
-        if has_targets or not _BUILT_IN[name].needs_targets:
+        if has_targets or not _built_in()[name].needs_targets:
             return _BUILT_IN[name]
-    return _BUILT_IN["cosine"]
+    return _built_in()["cosine"]
+
+
+def _built_in() -> dict[str, Metric]:
+    """Return kit's own metrics, which register themselves when they are imported: opening a model needs none."""
+    importlib.import_module("kit.metrics.built_in")
+    return _BUILT_IN

@@ -12,9 +12,8 @@ mine = "my_package:open_mine"
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import metadata
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kit.bundle import Bundle
 from kit.bundle.manifest import Variant
@@ -22,7 +21,10 @@ from kit.choices import Precision, Provider, VariantFormat
 from kit.errors import PackageMissing, Unavailable, UsageError
 from kit.runtime.base import Runner, RunnerOptions
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
-from kit.system.packages import explain, load_plug, plugged
+from kit.system.packages import entry_points, explain, load_plug, plugged
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 GROUP = "kit.runtimes"
 ARCHITECTURES = "kit.architectures"
@@ -74,7 +76,7 @@ def rebuilt(bundle: Bundle) -> Any:
     """
     original, problems = bundle.manifest.original, []
     if original is not None and original.weights is not None:
-        for entry in sorted(metadata.entry_points(group=ARCHITECTURES)):
+        for entry in entry_points(ARCHITECTURES):
             try:
                 rebuild = load_plug(entry)
                 with plugged(entry):
@@ -130,7 +132,7 @@ _PYTORCH = frozenset({"pytorch", "pytorch-compile"})
 
 def names() -> tuple[str, ...]:
     """Return the runtimes by name, the default first, added ones last."""
-    added = sorted(entry.name for entry in metadata.entry_points(group=GROUP))
+    added = (entry.name for entry in entry_points(GROUP))
     return (*_BUILT_IN, *(name for name in added if name not in _BUILT_IN))
 
 
@@ -149,7 +151,7 @@ def chosen(wanted: tuple[str, ...], bundle: Bundle | None = None) -> tuple[str, 
         has_module = bundle is None or (original is not None and original.weights is not None)
         return tuple(name for name in names() if has_module or name not in _PYTORCH)
     for name in wanted:
-        if name not in names():
+        if name not in _BUILT_IN and name not in names():
             raise UsageError(f"unknown runtime {name!r}", hint="choose one of: " + ", ".join((ALL, *names())))
     return tuple(dict.fromkeys(wanted))
 
@@ -194,6 +196,6 @@ def open_runner(name: str, bundle: Bundle, variant: Variant, options: RunnerOpti
         raise Unavailable(f"the runtime {name!r} does not load: {error}", hint="install its package again") from error
 
 
-def _entry(name: str) -> metadata.EntryPoint:
+def _entry(name: str) -> EntryPoint:
     """Return the entry point of a runtime; the first by its value, if several packages register the name."""
-    return min(metadata.entry_points(group=GROUP, name=name), key=lambda entry: entry.value)
+    return entry_points(GROUP, name)[0]

@@ -9,17 +9,21 @@ import contextlib
 import importlib
 import re
 from collections.abc import Iterator
-from importlib import metadata
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kit.errors import KitError, PackageMissing, Unavailable
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 DISTRIBUTION = "kit-deploy"
 
 
 def version(distribution: str) -> str | None:
     """Return the installed version of `distribution`, or None when it is not installed."""
+    from importlib import metadata  # slow to import, and opening a model needs nothing of it
+
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -28,6 +32,8 @@ def version(distribution: str) -> str | None:
 
 def requirement(distribution: str) -> str:
     """Return the requirement kit declares for `distribution`, such as `torch~=2.15.0`; else the bare name."""
+    from importlib import metadata
+
     try:
         declared = metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:
@@ -68,7 +74,15 @@ def needed(module: str, *, distribution: str, purpose: str, extra: str, beside: 
         ) from error
 
 
-def load_plug(entry: metadata.EntryPoint) -> Any:
+def entry_points(group: str, name: str | None = None) -> list[EntryPoint]:
+    """Return what installed packages register in a group, in a fixed order; under one name, if one is given."""
+    from importlib import metadata
+
+    found = metadata.entry_points(group=group) if name is None else metadata.entry_points(group=group, name=name)
+    return sorted(found, key=lambda entry: (entry.name, entry.value))
+
+
+def load_plug(entry: EntryPoint) -> Any:
     """Return what an installed package registers under an entry point.
 
     Raises:
@@ -79,7 +93,7 @@ def load_plug(entry: metadata.EntryPoint) -> Any:
 
 
 @contextlib.contextmanager
-def plugged(entry: metadata.EntryPoint, problem: str = "failed") -> Iterator[None]:
+def plugged(entry: EntryPoint, problem: str = "failed") -> Iterator[None]:
     """Turn what a plug of another package raises into Unavailable with the package's name; kit's own errors stay.
 
     If it lacks one of kit's optional packages, that one is named, with the line that installs it.

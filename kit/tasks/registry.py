@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 
 from kit.bundle import Bundle
 from kit.bundle.manifest import TaskRef
 from kit.errors import BundleInvalid, KitError, PackageMissing, UsageError
+from kit.system.packages import entry_points
 from kit.tasks.base import Task
 from kit.tensors import Signature
 
@@ -27,7 +27,7 @@ _BUILT_IN = {
 
 def names() -> tuple[str, ...]:
     """Return the tasks by name, the built-in ones first."""
-    added = sorted(entry.name for entry in metadata.entry_points(group=GROUP))
+    added = (entry.name for entry in entry_points(GROUP))
     return (*_BUILT_IN, *(name for name in added if name not in _BUILT_IN))
 
 
@@ -42,7 +42,7 @@ def find(name: str) -> type[Task]:
         module, _, attribute = _BUILT_IN[base].partition(":")
         built_in: type[Task] = getattr(importlib.import_module(module), attribute)
         return built_in
-    entry = next(iter(metadata.entry_points(group=GROUP, name=base)), None)
+    entry = next(iter(entry_points(GROUP, base)), None)
     if entry is None:
         raise PackageMissing(
             f"no installed package knows the task {name!r}",
