@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,17 @@ def test_deployment_commands_run_without_the_workshop(digits: Bundle, python: Ki
         named.insert(1, str(digits.folder))
     program = BLOCK.format(blocked=WORKSHOP) + f"from apps.cli import run; raise SystemExit(run({named!r}))"
     found = python(program)
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_a_bundle_is_upgraded_where_nothing_can_be_exported(digits: Bundle, python: Kit, tmp_path: Path) -> None:
+    shutil.copytree(digits.folder, tmp_path / "bundle")
+    program = "import sys; sys.modules['filelock'] = None; "
+    found = python(
+        BLOCK.format(blocked=WORKSHOP)
+        + program
+        + f"from apps.cli import run; raise SystemExit(run({['upgrade', str(tmp_path / 'bundle')]!r}))"
+    )
     assert found.returncode == 0, found.stdout + found.stderr
 
 

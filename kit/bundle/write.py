@@ -193,7 +193,7 @@ def upgrade(bundle: Bundle, *, items: Items | None = None) -> Bundle:
         StorageUnavailable: The folder cannot be written; the bundle is as it was.
     """
     refuse_packed(bundle)
-    with _storage(bundle.folder), _locked(bundle.folder):
+    with _storage(bundle.folder), _locked_from_exports(bundle.folder):
         current = open_folder(bundle.folder)
         groups, golden = current.golden(), current.manifest.golden
         proof, new = golden.items, _New()
@@ -247,9 +247,7 @@ def unpack_over(packed: Packed, file: BinaryIO, folder: Path) -> Bundle:
         BundleInvalid: A member was altered.
         StorageUnavailable: The folder cannot be written; the bundle is as it was.
     """
-    # Training and exporting need filelock, unpacking does not: without it there is no other writer to keep out.
-    lock = _locked(folder) if folder.is_dir() and find_spec("filelock") else contextlib.nullcontext()
-    with _storage(folder), lock:
+    with _storage(folder), _locked_from_exports(folder):
         unpack_into(packed, file, folder)
         _collect(folder, packed.manifest)
     return Bundle(folder, packed.manifest)
@@ -409,6 +407,11 @@ def _locked(folder: Path) -> Iterator[None]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(folder.parent / f".{folder.name}.lock"):
         yield
+
+
+def _locked_from_exports(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """Lock a bundle if there is one; where filelock is not installed nothing can be exported, and there is nobody to keep out."""
+    return _locked(folder) if folder.is_dir() and find_spec("filelock") else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
