@@ -114,8 +114,8 @@ def recipes(options: ExportOptions) -> tuple[VariantRecipe, ...]:
     if Precision.INT8 in options.precisions:
         found += [_static(form, options, exclude) for form in options.static_formats]
         if options.quantization is QuantizationScheme.DYNAMIC:
-            dynamic = DynamicInt8(per_channel=options.per_channel is not False)
-            name = _id("int8-dynamic", per_channel=dynamic.per_channel, usual=True)
+            dynamic = DynamicInt8(per_channel=options.per_channel is not False, weight_bits=options.weight_bits)
+            name = _id("int8-dynamic", dynamic, usual=True)
             found.append(VariantRecipe(id=name, format=dynamic, exclude=exclude))
     if Precision.INT4 in options.precisions:
         found.append(VariantRecipe(id="int4", format=Int4(), exclude=exclude))
@@ -128,15 +128,16 @@ def _static(form: VariantFormat, options: ExportOptions, exclude: tuple[str, ...
     made = (Pixel if form is VariantFormat.PIXEL else StaticInt8)(
         form=form,
         per_channel=per_channel,
+        weight_bits=options.weight_bits,
         method=options.calibration or CalibrationMethod.MINMAX,
         samples=options.calibration_samples,
         seed=options.seed,
     )
-    return VariantRecipe(id=_id(f"int8-{form}", per_channel=per_channel, usual=usual), format=made, exclude=exclude)
+    return VariantRecipe(id=_id(f"int8-{form}", made, usual=usual), format=made, exclude=exclude)
 
 
-def _id(base: str, *, per_channel: bool, usual: bool) -> str:
-    """Return a variant's id, which says how its weights are scaled if that is not as usual for its format."""
-    if per_channel == usual:
-        return base
-    return f"{base}-per-channel" if per_channel else f"{base}-per-tensor"
+def _id(base: str, made: StaticInt8 | DynamicInt8, *, usual: bool) -> str:
+    """Return a variant's id, which says how its weights are scaled, and their bits, if that is not as usual."""
+    if made.per_channel != usual:
+        base = f"{base}-per-channel" if made.per_channel else f"{base}-per-tensor"
+    return base if made.weight_bits is None else f"{base}-{made.weight_bits}-bit"

@@ -24,6 +24,7 @@ class ExportOptions:
         calibration: How static int8 makes ranges of what its samples showed; None for the whole range.
         calibration_samples: Training samples that those ranges are drawn from; None for 1,024.
         per_channel: Whether int8 weights have a scale for each output; None for what suits the format: yes, but for pixel.
+        weight_bits: Of int8 weights, 7 or 8; None for what is usual for the model: 7 if all its layers are dense, else 8.
         exclude_layers: Names of layers that int8 or int4 leaves in float; `("auto",)` for the fewest that meet the bar.
         opset: ONNX operator set.
         max_loss: Largest loss against the baseline, in the unit of the metric, 0.003 of top-1 for 0.3 points; None for the
@@ -37,6 +38,7 @@ class ExportOptions:
     calibration: CalibrationMethod | None = None
     calibration_samples: int | None = None
     per_channel: bool | None = None
+    weight_bits: int | None = None
     exclude_layers: tuple[str, ...] = ()
     opset: int = DEFAULT_OPSET
     max_loss: float | None = None
@@ -61,6 +63,8 @@ class ExportOptions:
         if self.opset not in OPSETS:
             known = f"{OPSETS[0]} to {OPSETS[-1]}"
             raise UsageError(f"opset {self.opset} is not supported", hint=f"choose one of {known}")
+        if self.weight_bits not in {None, 7, 8}:
+            raise UsageError(f"int8 weights have 7 or 8 bits, not {self.weight_bits}")
         if self.calibration_samples is not None and self.calibration_samples < 1:
             raise UsageError("calibration needs 1 sample or more")
         if self.max_loss is not None and not self.max_loss >= 0:
@@ -75,6 +79,7 @@ class ExportOptions:
             "--calibration": self.calibration,
             "--calibration-size": self.calibration_samples,
             "--per-channel/--per-tensor": self.per_channel,
+            "--weight-bits": self.weight_bits,
         }
         given = [flag for flag, value in int8_only.items() if value is not None]
         if given and Precision.INT8 not in self.precisions:

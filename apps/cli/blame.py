@@ -24,6 +24,7 @@ from kit.system import files
 @options.quantization
 @options.calibration
 @options.per_channel
+@options.weight_bits
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Draw it into this file, .png or .svg."
 )
@@ -65,6 +66,7 @@ def blame(
         calibration=int8["calibration"],
         calibration_samples=int8["calibration_size"],
         per_channel=int8["per_channel"],
+        weight_bits=int(int8["weight_bits"]) if int8["weight_bits"] else None,
     )
     if output is not None:
         if output.suffix.lower() not in {".png", ".svg"}:

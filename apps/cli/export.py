@@ -140,6 +140,7 @@ _UNUSED = (None, ())
 )
 @options.calibration
 @options.per_channel
+@options.weight_bits
 @click.option(
     "--exclude-layer",
     "exclude_layers",
@@ -334,6 +335,7 @@ def _options(asked: dict[str, Any]) -> ExportOptions:
         calibration=asked["calibration"],
         calibration_samples=asked["calibration_size"],
         per_channel=asked["per_channel"],
+        weight_bits=int(asked["weight_bits"]) if asked["weight_bits"] else None,
         exclude_layers=asked["exclude_layers"],
         opset=asked["opset"],
         max_loss=_allowed(asked),

@@ -196,6 +196,15 @@ def per_channel(function: F) -> F:
     )(function)
 
 
+def weight_bits(function: F) -> F:
+    """Add `--weight-bits`."""
+    return click.option(
+        "--weight-bits",
+        type=click.Choice(["7", "8"]),
+        help="int8: bits of the weights. With 7 no runtime on any CPU saturates.  [default: 8; 7 if all layers are dense]",
+    )(function)
+
+
 def flag_of(ctx: click.Context, name: str) -> str:
     """Return how a parameter is typed, such as `--max-drop`."""
     found = next(parameter for parameter in ctx.command.params if parameter.name == name)

@@ -45,7 +45,7 @@ class Pixel(StaticInt8):
     def make(self, source: Source, exclude: tuple[str, ...], target: Path) -> Quantization:
         """Write the model; see exporters.formats.base.Format."""
         drawn = draw(source, method=self.method, samples=self.samples, seed=self.seed)
-        qdq = StaticInt8(form=VariantFormat.QDQ, per_channel=self.per_channel)
+        qdq = StaticInt8(form=VariantFormat.QDQ, per_channel=self.per_channel, weight_bits=self.weight_bits)
         made = qdq.quantized(source, exclude, drawn, target)
         staging.write(from_qdq(made.model), target)
         return made.record

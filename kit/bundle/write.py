@@ -410,7 +410,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _locked_from_exports(folder: Path) -> contextlib.AbstractContextManager[None]:
-    """Lock a bundle if there is one; where filelock is not installed nothing can be exported, and there is nobody to keep out."""
+    """Lock a bundle if there is one; where filelock is not installed nothing is exported, and there is nobody to keep out."""
     return _locked(folder) if folder.is_dir() and find_spec("filelock") else contextlib.nullcontext()
 
 

@@ -44,6 +44,7 @@ from kit.tensors import Signature, Sizes, Tensors
 
 _CPU_FALLBACK = "session.disable_cpu_ep_fallback"
 _RECORD_PLACEMENT = "session.record_ep_graph_assignment_info"
+_EXACT_INT8 = "session.x64quantprecision"
 _EXECUTION_PROVIDERS = {
     Provider.CPU: "CPUExecutionProvider",
     Provider.CUDA: "CUDAExecutionProvider",
@@ -73,6 +74,8 @@ class OnnxRuntimeRunner(BaseRunner):
             None: as the graph has it.
         profile_into: Folder for the profiler's trace, which `end_profiling` returns; None: no profiler.
         binds: Keep small inputs and outputs bound from call to call; without, each call is a plain `session.run`.
+        may_saturate: Let x86 CPUs without VNNI add products of int8 weights in 16 bits, which saturate if the weights have 8
+            bits; else ONNX Runtime makes such weights unsigned there, which is exact and slower. Other CPUs are exact anyway.
 
     Raises:
         PackageMissing: No ONNX Runtime is installed.
@@ -89,7 +92,9 @@ class OnnxRuntimeRunner(BaseRunner):
         signature: Signature | None = None,
         profile_into: Path | None = None,
         binds: bool = True,
+        may_saturate: bool = False,
     ) -> None:
+        self._may_saturate = may_saturate
         self._options = options or RunnerOptions()
         self._profile_into = profile_into
         self.runtime = "onnxruntime" if binds else "onnxruntime-plain"
@@ -262,25 +267,31 @@ class OnnxRuntimeRunner(BaseRunner):
 
     def _open(self, model: bytes | Path) -> Any:
         if self.provider is Provider.CPU:
-            return _session(
-                model, self._options, ["CPUExecutionProvider"], strict=False, profile_into=self._profile_into
-            )
+            return self._open_on(model, ["CPUExecutionProvider"])
         problem = gpu_problem(self.provider, self._options.device_id)
         if problem is None:
             return self._open_gpu(model)
         if not self._options.allow_fallback:
             raise ProviderUnavailable(f"{_NAMES[self.provider]} cannot run here: {problem.reason}", hint=problem.fix)
         self.provider, self.fallback_reason, self.fallback_fix = Provider.CPU, problem.reason, problem.fix
-        return _session(model, self._options, ["CPUExecutionProvider"], strict=False, profile_into=self._profile_into)
+        return self._open_on(model, ["CPUExecutionProvider"])
+
+    def _open_on(self, model: bytes | Path, providers: list[Any], *, strict: bool = False) -> Any:
+        return _session(
+            model,
+            self._options,
+            providers,
+            strict=strict,
+            profile_into=self._profile_into,
+            may_saturate=self._may_saturate,
+        )
 
     def _open_gpu(self, model: bytes | Path) -> Any:
         gpu = _gpu_providers(self._options)
         if self._options.allow_fallback:
-            return _session(
-                model, self._options, [*gpu, "CPUExecutionProvider"], strict=False, profile_into=self._profile_into
-            )
+            return self._open_on(model, [*gpu, "CPUExecutionProvider"])
         try:
-            return _session(model, self._options, gpu, strict=True, profile_into=self._profile_into)
+            return self._open_on(model, gpu, strict=True)
         except BundleInvalid as error:
             raise ProviderUnavailable(
                 f"{_NAMES[self.provider]} cannot run this model: {self._nodes_left_behind(model, gpu) or error}",
@@ -378,7 +389,13 @@ def _preload_tensorrt() -> None:
 
 
 def _session(
-    model: bytes | Path, options: RunnerOptions, providers: list[Any], *, strict: bool, profile_into: Path | None = None
+    model: bytes | Path,
+    options: RunnerOptions,
+    providers: list[Any],
+    *,
+    strict: bool,
+    profile_into: Path | None = None,
+    may_saturate: bool = False,
 ) -> Any:
     ort = _onnxruntime()
     settings = ort.SessionOptions()
@@ -394,6 +411,8 @@ def _session(
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not options.prepacking:
         settings.add_session_config_entry("session.disable_prepacking", "1")
+    if not may_saturate:
+        settings.add_session_config_entry(_EXACT_INT8, "1")
     settings.add_session_config_entry(_RECORD_PLACEMENT, "1")
     if strict:
         settings.add_session_config_entry(_CPU_FALLBACK, "1")

@@ -37,7 +37,14 @@ Open = Callable[[Bundle, Variant, RunnerOptions], Runner]
 
 
 def _onnxruntime(bundle: Bundle, variant: Variant, options: RunnerOptions) -> Runner:
-    return OnnxRuntimeRunner(bundle.model(variant), options, signature=bundle.signature)
+    return _opened(bundle, variant, options, binds=True)
+
+
+def _opened(bundle: Bundle, variant: Variant, options: RunnerOptions, *, binds: bool) -> Runner:
+    """Open a variant in ONNX Runtime; weights of fewer than 8 bits cannot saturate, and those of others must not."""
+    few_bits = variant.quantization is not None and variant.quantization.weight_bits < 8
+    model, signature = bundle.model(variant), bundle.signature
+    return OnnxRuntimeRunner(model, options, signature=signature, binds=binds, may_saturate=few_bits)
 
 
 def _plain(bundle: Bundle, variant: Variant, options: RunnerOptions) -> Runner:
@@ -45,7 +52,7 @@ def _plain(bundle: Bundle, variant: Variant, options: RunnerOptions) -> Runner:
         raise Unavailable(
             "session.run replays no CUDA graph", hint="use the runtime onnxruntime, or leave the graph out"
         )
-    return OnnxRuntimeRunner(bundle.model(variant), options, signature=bundle.signature, binds=False)
+    return _opened(bundle, variant, options, binds=False)
 
 
 def _pytorch(bundle: Bundle, variant: Variant, options: RunnerOptions) -> Runner:
