@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import helper
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from exporters.graph.files import load, place, tensors_of
@@ -134,3 +135,18 @@ def link_weights(model: onnx.ModelProto, source: Path, target: Path) -> None:
     for name in {ExternalDataInfo(tensor).location for tensor in external_tensors(model)}:
         if not (target / name).exists():
             link(source / name, target / name)
+
+
+def cut(model: onnx.ModelProto, tensors: Sequence[str], weights: Path, folder: Path) -> Path:
+    """Write a graph that gives tensors inside a model, and nothing else, its weights linked beside it."""
+    folder.mkdir(exist_ok=True)
+    part = onnx.ModelProto()
+    part.CopyFrom(model)
+    known = {value.name: value for value in onnx.shape_inference.infer_shapes(part).graph.value_info}
+    given = {value.name: value for value in model.graph.output}
+    del part.graph.output[:]
+    for name in tensors:
+        about = given.get(name) or known.get(name)
+        part.graph.output.append(about or helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    link_weights(part, weights, folder)
+    return write(part, folder / "cut.onnx")

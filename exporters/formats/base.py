@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -10,6 +10,7 @@ from typing import Protocol
 import onnx
 
 from exporters import staging
+from exporters.formats.rounding import Rounded
 from exporters.graph.files import nbytes, tensors_of
 from exporters.graph.rules import LAYERS, Layer, initializers, layers
 from kit.bundle.manifest import Quantization
@@ -51,6 +52,7 @@ class Source:
         signature: What it takes and gives.
         train: What calibration samples are drawn from; None if there is no data.
         dataset: Its name, for the record.
+        roundings: What exporters.formats.rounding found of it, by format.
     """
 
     path: Path
@@ -58,6 +60,7 @@ class Source:
     signature: Signature
     train: tuple[Samples, ...] | None = None
     dataset: str = ""
+    roundings: dict[str, dict[str, Rounded]] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def model(self) -> onnx.ModelProto:

@@ -33,20 +33,30 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from exporters import staging
+from exporters.formats import rounding
 from exporters.formats.base import Source, count, count_weights, excluded_layers, refusal_of_int8
 from exporters.formats.calibration import CalibrationDraw, batch_rows, draw
 from exporters.formats.equalize import equalize
-from exporters.graph.rules import LAYERS, Layer, drop_unused_initializers, initializers, is_plain, layers, strip, uses
+from exporters.graph.rules import (
+    ACTIVATIONS,
+    LAYERS,
+    Layer,
+    drop_unused_initializers,
+    initializers,
+    is_plain,
+    layers,
+    strip,
+    uses,
+)
 from kit.bundle.manifest import Calibration, Quantization
 from kit.choices import CalibrationMethod, Precision, QuantizationScheme, VariantFormat
 from kit.errors import GateFailed
 from kit.samples import Samples
-from kit.tensors import Signature
+from kit.tensors import Signature, Tensors
 
 FEW_BITS, ALL_BITS = 7, 8
 """Of int8 weights: as many as any CPU adds up without saturating, and all there are."""
 
-_FUSED = ("Relu", "Clip")
 _BEFORE_THE_FIRST_LAYER = ("Slice", "Cast", "Reshape", "Flatten", "Transpose")
 _STRIDED_ABOVE_BYTES = 256 * 2**20  # histograms are made of all batches at once up to here
 
@@ -103,6 +113,7 @@ class StaticInt8:
             weight_bits=self.weight_bits,
             exclude=exclude,
             target=target,
+            cache=source.roundings.setdefault(repr(self), {}),
         )
 
 
@@ -159,6 +170,7 @@ def quantize_static(
     weight_bits: int | None = None,
     exclude: tuple[str, ...] = (),
     target: Path | None = None,
+    cache: rounding.Cache | None = None,
 ) -> Quantized:
     """Quantize weights and activations, with activation ranges from calibration samples.
 
@@ -172,6 +184,7 @@ def quantize_static(
         weight_bits: 7 or 8; None for `usual_bits`.
         exclude: Names of layers to leave in float.
         target: Where the file will lie; needed for weights beside the graph.
+        cache: What was found of the same model with the same samples before.
 
     Raises:
         UsageError: A layer of that name does not exist, or all are excluded.
@@ -208,18 +221,31 @@ def quantize_static(
             weight_type=ort.QuantType.QInt8,
             per_channel=per_channel,
             reduce_range=bits == FEW_BITS,
-            op_types_to_quantize=[*LAYERS, *_FUSED],
+            op_types_to_quantize=[*LAYERS, *ACTIVATIONS],
             nodes_to_exclude=[layer.node.name for layer in kept],
             calibrate_method=methods[CalibrationMethod.parse(calibration.method)],
             use_external_data_format=isinstance(model, Path),
             extra_options=options,
         )
         quantized = staging.read(Path(written))
+        adjusted = (
+            is_qdq
+            and not is_dense(graph)
+            and rounding.adjust(
+                graph,
+                quantized,
+                _some(signature, reader.all),
+                bits=bits,
+                folder=Path(source).parent,
+                made_in=Path(written).parent,
+                cache=cache,
+            )
+        )
     for door in doors:
         _read_as_quantized(quantized, door)
     makers = {name: node for node in graph.graph.node for name in node.output}
     for output in graph.graph.output:
-        if output.name not in makers or makers[output.name].op_type in _FUSED:
+        if output.name not in makers or makers[output.name].op_type in ACTIVATIONS:
             continue  # the range of the quantized output is all that is left of the activation
         if is_qdq:
             _keep_float(quantized, output.name)
@@ -229,7 +255,7 @@ def quantize_static(
     drop_unused_initializers(quantized)
     strip(quantized)
     made = _recorded(graph, quantized, QuantizationScheme.STATIC, calibration, exclude, per_channel, bits)
-    return dataclasses.replace(made, record=dataclasses.replace(made.record, equalized=equalized))
+    return dataclasses.replace(made, record=dataclasses.replace(made.record, equalized=equalized, adjusted=adjusted))
 
 
 def prepared(model: onnx.ModelProto, *, per_channel: bool) -> tuple[onnx.ModelProto, bool]:
@@ -280,9 +306,14 @@ def quantize_dynamic(
     return _recorded(graph, quantized, QuantizationScheme.DYNAMIC, None, exclude, per_channel, bits)
 
 
+def is_dense(model: onnx.ModelProto) -> bool:
+    """Whether all layers of a model are dense ones: Gemm."""
+    return all(layer.node.op_type == "Gemm" for layer in layers(model))
+
+
 def usual_bits(model: onnx.ModelProto) -> int:
-    """Return how many bits the weights of a model get if nobody says: 7 if all its layers are dense (Gemm), else 8."""
-    return FEW_BITS if all(layer.node.op_type == "Gemm" for layer in layers(model)) else ALL_BITS
+    """Return how many bits the weights of a model get if nobody says: 7 if all its layers are dense, else 8."""
+    return FEW_BITS if is_dense(model) else ALL_BITS
 
 
 def _recorded(
@@ -329,6 +360,7 @@ def _reader(model: onnx.ModelProto, signature: Signature, samples: Sequence[Samp
     sizes = {tuple(array.shape for array in batch.values()) for batch in batches}
 
     class Reader(ort.CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no stubs
+        all = batches
         is_strided = len(sizes) > 1 or total > _STRIDED_ABOVE_BYTES
 
         def __init__(self) -> None:
@@ -344,6 +376,14 @@ def _reader(model: onnx.ModelProto, signature: Signature, samples: Sequence[Samp
             return next(self.batches, None)
 
     return Reader()
+
+
+def _some(signature: Signature, batches: Sequence[Tensors]) -> list[Tensors]:
+    """Return batches of as many samples as rounding looks at, from all over the calibration samples."""
+    rows = signature.rows(batches[0])
+    count = max(rounding.SAMPLES // max(rows, 1), 1)
+    spread = [batches[place] for place in np.unique(np.linspace(0, len(batches) - 1, count).astype(int))]
+    return [next(iter(signature.split(batch, rounding.SAMPLES))) for batch in spread]
 
 
 def _refuse_shared_biases(model: onnx.ModelProto) -> None:

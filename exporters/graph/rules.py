@@ -15,6 +15,9 @@ from exporters.graph import files
 LAYERS = ("Gemm", "MatMul", "Conv")
 """Operators that have weights and do the work; what is quantized, and what is counted."""
 
+ACTIVATIONS = ("Relu", "Clip")
+"""What quantizers join with the layer before it."""
+
 # Oldest ONNX Runtime that reads an opset and an IR version (onnxruntime.ai/docs/reference/compatibility.html).
 _RUNTIME_FOR_OPSET = {18: "1.14", 19: "1.15", 20: "1.17", 21: "1.18", 22: "1.20", 23: "1.22"}
 _RUNTIME_FOR_IR = {8: "1.14", 9: "1.17", 10: "1.18", 11: "1.22"}

@@ -14,15 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import helper
 
 from exporters import candidates, staging
 from exporters.bars import Bar
 from exporters.candidates import Candidate, VariantRecipe
 from exporters.gate import ANSWER_BYTES, answer
-from exporters.graph.rules import Layer, follow, layers
+from exporters.graph.rules import ACTIVATIONS, Layer, follow, layers
 from exporters.options import ExportOptions
 from exporters.workbench import Workbench, for_bundle, staging_beside
 from kit import metrics
@@ -285,13 +283,13 @@ class _Trial:
         source = self.bench.source
         model = recipe.format.prepared(source.model)
         behind = follow(model, layer.node.output[0])[:1]
-        activation = behind[0].op_type if behind and behind[0].op_type in {"Relu", "Clip"} else ""
+        activation = behind[0].op_type if behind and behind[0].op_type in ACTIVATIONS else ""
         tensor = str(behind[0].output[0] if activation else layer.node.output[0])
         there = staging.read(quantized.files.path)
         if tensor not in {name for node in there.graph.node for name in node.output}:
             return math.nan  # the quantizer gave it another name
-        exact_path = _cut(model, tensor, source.path.parent, quantized.files.folder / "exact")
-        noisy_path = _cut(there, tensor, quantized.files.folder, quantized.files.folder / "noisy")
+        exact_path = staging.cut(model, [tensor], source.path.parent, quantized.files.folder / "exact")
+        noisy_path = staging.cut(there, [tensor], quantized.files.folder, quantized.files.folder / "noisy")
         found = _Noise()
         with OnnxRuntimeRunner(exact_path, binds=False) as exact, OnnxRuntimeRunner(noisy_path, binds=False) as noisy:
             for piece in sampling.batches(self._groups, self.bench.signature, ANSWER_BYTES):
@@ -311,15 +309,3 @@ def _sqnr_db(groups: Sequence[Samples], answers: Sequence[Tensors]) -> float:
             if exact.dtype.kind == "f" and exact.shape == outputs[name].shape:
                 by_output.setdefault(name, _Noise()).add(exact, outputs[name])
     return min((noise.db for noise in by_output.values()), default=math.inf)
-
-
-def _cut(model: onnx.ModelProto, tensor: str, weights: Path, folder: Path) -> Path:
-    """Write a graph with a tensor inside it as its only output, its weights linked beside it."""
-    folder.mkdir(exist_ok=True)
-    part = onnx.ModelProto()
-    part.CopyFrom(model)
-    known = {value.name: value for value in onnx.shape_inference.infer_shapes(part).graph.value_info}
-    del part.graph.output[:]
-    part.graph.output.append(known.get(tensor) or helper.make_tensor_value_info(tensor, onnx.TensorProto.FLOAT, None))
-    staging.link_weights(part, weights, folder)
-    return staging.write(part, folder / "cut.onnx")
