@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +28,32 @@ _INDEPENDENT_HINT = (
 )
 
 
+class Movement(NamedTuple):
+    """How far the answer to a sample may move when others are in its batch.
+
+    Attributes:
+        rtol: As a share of the output's largest value, of its root mean square if `is_rms`.
+        is_rms: Compare root mean squares: where a few values may be far off, such as those at padded positions.
+    """
+
+    rtol: float
+    is_rms: bool = False
+
+    def size(self, values: NDArray[np.float64]) -> float:
+        """Return the largest value, or the root mean square; 0 of nothing."""
+        if not values.size:
+            return 0.0
+        return float(np.sqrt(np.mean(values**2))) if self.is_rms else float(values.max())
+
+
 def check_sizes(
-    runner: Runner, signature: Signature, golden: Sequence[Samples], *, name: str, rtol: float, graph: Path
+    runner: Runner,
+    signature: Signature,
+    golden: Sequence[Samples],
+    *,
+    name: str,
+    allowed: Movement,
+    graph: Path,
 ) -> Signature:
     """Run every dynamic axis at two or three sizes, and each sample alone and among others.
 
@@ -38,7 +62,7 @@ def check_sizes(
         signature: What it should take and give.
         golden: Samples that the inputs are made of.
         name: Of the candidate, for messages.
-        rtol: How far a sample may move among others, as a share of the largest value of its output.
+        allowed: How far a sample may move among others.
         graph: Its file, to see which outputs may depend on values.
 
     Returns:
@@ -58,7 +82,7 @@ def check_sizes(
     for sizes in _combinations(signature, usual):
         _run(runner, signature, _inputs(signature, supply, sizes), sizes, name)
     if signature.batch is not None:
-        _check_rows(runner, signature, supply, usual, name=name, rtol=rtol)
+        _check_rows(runner, signature, supply, usual, name=name, allowed=allowed)
     return signature
 
 
@@ -129,7 +153,7 @@ def _check_output(
 
 
 def _check_rows(
-    runner: Runner, signature: Signature, supply: Samples, usual: Mapping[str, int], *, name: str, rtol: float
+    runner: Runner, signature: Signature, supply: Samples, usual: Mapping[str, int], *, name: str, allowed: Movement
 ) -> None:
     """Compare each sample among others to itself alone, or in the smallest batch that the axis allows."""
     batch = signature.batch
@@ -141,7 +165,7 @@ def _check_rows(
     outputs = [spec for spec in signature.outputs if batch in spec.shape and not spec.varies]
     pieces = [signature.take(whole, slice(start, start + least)) for start in range(0, most - most % least, least)]
     alone = [runner.run(piece) for piece in pieces]
-    if _differs(alone[0], runner.run(pieces[0]), outputs, 0.0 if rtol < 1e-3 else rtol):
+    if _differs(alone[0], runner.run(pieces[0]), outputs, Movement(0.0) if allowed.rtol < 1e-3 else allowed):
         raise GateFailed(
             f"{name} gives other answers to the same inputs from call to call",
             hint="something in it is random, such as dropout that stays on: put the module into evaluation mode",
@@ -152,7 +176,7 @@ def _check_rows(
         together = runner.run(signature.take(whole, slice(0, size)))
         each = signature.join([_outputs(one, outputs) for one in alone[: size // least]])
         among = signature.take(_outputs(together, outputs), slice(0, size - size % least))
-        if worst := _differs(each, among, outputs, rtol):
+        if worst := _differs(each, among, outputs, allowed):
             raise GateFailed(
                 f"{name}: in a batch of {size} the samples depend on their neighbours: {worst}", hint=_INDEPENDENT_HINT
             )
@@ -162,7 +186,7 @@ def _outputs(outputs: Tensors, specs: Sequence[TensorSpec]) -> dict[str, NDArray
     return {spec.name: outputs[spec.name] for spec in specs}
 
 
-def _differs(ones: Tensors, others: Tensors, specs: Sequence[TensorSpec], rtol: float) -> str:
+def _differs(ones: Tensors, others: Tensors, specs: Sequence[TensorSpec], allowed: Movement) -> str:
     """Return which output differs by how much more than is allowed; empty if none does."""
     for spec in specs:
         one, other = ones[spec.name], others[spec.name]
@@ -170,16 +194,16 @@ def _differs(ones: Tensors, others: Tensors, specs: Sequence[TensorSpec], rtol: 
             return f"{spec.name} has another size"
         if not spec.is_float:
             share = float(np.mean(one != other)) if one.size else 0.0
-            if share > max(rtol, 0.01):  # an index of scores that tie may change
+            if share > max(allowed.rtol, 0.01):  # an index of scores that tie may change
                 return f"{share:.1%} of {spec.name} differ"
             continue
         same = (one == other) | (np.isnan(one) & np.isnan(other))
         with np.errstate(invalid="ignore"):
             difference = np.where(same, 0.0, np.abs(one.astype(np.float64) - other.astype(np.float64)))
-        finite = np.abs(one[np.isfinite(one)])
-        error = float(difference.max(initial=0.0)) / max(float(finite.max(initial=0.0)), 1e-12)
-        if not error <= rtol:  # what is no number is no agreement
-            return f"{spec.name} moves by {error:.2g} of its largest value"
+        finite = np.abs(one[np.isfinite(one)]).astype(np.float64)
+        error = allowed.size(difference) / max(allowed.size(finite), 1e-12)
+        if not error <= allowed.rtol:  # what is no number is no agreement
+            return f"{spec.name} moves by {error:.2g} of its {'own size' if allowed.is_rms else 'largest value'}"
     return ""
 
 

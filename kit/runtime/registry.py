@@ -41,10 +41,15 @@ def _onnxruntime(bundle: Bundle, variant: Variant, options: RunnerOptions) -> Ru
 
 
 def _opened(bundle: Bundle, variant: Variant, options: RunnerOptions, *, binds: bool) -> Runner:
-    """Open a variant in ONNX Runtime; weights of fewer than 8 bits cannot saturate, and those of others must not."""
+    """Open a variant in ONNX Runtime; its products must not saturate if its weights are integers of 8 bits."""
     few_bits = variant.quantization is not None and variant.quantization.weight_bits < 8
-    model, signature = bundle.model(variant), bundle.signature
-    return OnnxRuntimeRunner(model, options, signature=signature, binds=binds, may_saturate=few_bits)
+    return OnnxRuntimeRunner(
+        bundle.model(variant),
+        options,
+        signature=bundle.signature,
+        binds=binds,
+        may_saturate=few_bits or variant.precision is not Precision.INT8,
+    )
 
 
 def _plain(bundle: Bundle, variant: Variant, options: RunnerOptions) -> Runner:
