@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from kit.bundle import Bundle
 from kit.choices import Provider
 from kit.errors import BundleInvalid, MemoryShort, ProviderUnavailable, Unavailable, UsageError
-from kit.runtime import libraries, ort_errors, providers
+from kit.runtime import libraries, onnxruntime, ort_errors, providers
 from kit.runtime.base import Placement, RunnerOptions, run_in_batches
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
 from kit.runtime.profiler import profile
@@ -41,6 +41,42 @@ def test_the_stored_probe_is_the_model_it_says_it_is() -> None:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8, producer_name="kit")
     assert onnx.load_from_string(providers.PROBE.read_bytes()) == model
+
+
+def test_the_stored_products_are_the_model_they_say_they_are() -> None:
+    weight = numpy_helper.from_array(np.full((64, 8), 127, np.int8), "w")
+    graph = helper.make_graph(
+        [helper.make_node("MatMulInteger", ["x", "w"], ["y"])],
+        "products",
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, [1, 64])],
+        [helper.make_tensor_value_info("y", TensorProto.INT32, [1, 8])],
+        [weight],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8, producer_name="kit")
+    assert onnx.load_from_string(onnxruntime.PRODUCTS.read_bytes()) == model
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").is_file(), reason="the CPU's flags are not known here")
+def test_products_saturate_on_x86_without_vnni_alone() -> None:
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    is_exact = bool({"avx512_vnni", "avx_vnni", "asimddp"} & flags)
+    assert onnxruntime.saturates() is not is_exact
+
+
+@pytest.mark.parametrize(
+    ("saturates", "may_saturate", "is_told"), [(True, False, "1"), (True, True, ""), (False, False, "")]
+)
+def test_where_products_saturate_onnx_runtime_is_told_to_be_exact_if_it_matters(
+    saturates: bool, may_saturate: bool, is_told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime, "saturates", lambda: saturates)  # as on another CPU
+    with OnnxRuntimeRunner(PIXELS, may_saturate=may_saturate) as runner:
+        settings = runner._session.get_session_options()
+        try:
+            found = settings.get_session_config_entry("session.x64quantprecision")
+        except RuntimeError:  # it has no such entry
+            found = ""
+        assert found == is_told
 
 
 def test_every_node_is_accounted_for() -> None:

@@ -57,6 +57,8 @@ from kit.tensors import Signature, Tensors
 FEW_BITS, ALL_BITS = 7, 8
 """Of int8 weights: as many as any CPU adds up without saturating, and all there are."""
 
+_TABLE = "Gather"
+"""What looks up embeddings: its float constants become integers without a range of activations."""
 _BEFORE_THE_FIRST_LAYER = ("Slice", "Cast", "Reshape", "Flatten", "Transpose")
 _STRIDED_ABOVE_BYTES = 256 * 2**20  # histograms are made of all batches at once up to here
 
@@ -296,7 +298,7 @@ def quantize_dynamic(
             weight_type=ort.QuantType.QInt8,
             per_channel=per_channel,
             reduce_range=bits == FEW_BITS,
-            op_types_to_quantize=list(LAYERS),
+            op_types_to_quantize=[*LAYERS, _TABLE],
             # The quantizer makes MatMul and Add of Gemm before it looks at names.
             nodes_to_exclude=[name for layer in kept for name in (layer.node.name, f"{layer.node.name}_MatMul")],
             use_external_data_format=isinstance(model, Path),

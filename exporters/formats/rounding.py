@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,9 @@ SAMPLES = 64
 _POSITIONS = 64  # of each sample, of the many where a convolution is applied, or of the words of a text
 _WIDEST = 4608  # inputs of one output: a 3 x 3 convolution over 512 channels; the moments of more take too much room
 _MOMENTS_BYTES = 256 * 2**20  # of the layers that are looked at in one pass
-_DAMPING = 0.01  # of the mean moment, so that what hardly occurs does not decide
+_DAMPING = (
+    0.01  # of the mean moment at least, so that what hardly occurs does not decide; more where few patches were seen
+)
 _BLOCK = 128
 
 Floats = NDArray[np.float32]
@@ -141,10 +143,7 @@ def _places(model: onnx.ModelProto, quantized: onnx.ModelProto, folder: Path) ->
     constants, own = initializers(quantized), initializers(model)
     found = []
     for layer in layers(model):
-        # The quantizer joins an activation with its layer, which then has its output.
-        behind = [node for node in follow(model, layer.node.output[0])[:1] if node.op_type in ACTIVATIONS]
-        outputs = [layer.node.output[0], *(node.output[0] for node in behind)]
-        node = next((makers[name] for name in outputs if _is_like(makers.get(name), layer.node)), None)
+        node = _found(layer, model, makers)
         source = None if node is None else makers.get(node.input[1])
         if source is None or source.op_type != "DequantizeLinear" or uses(model, layer.weight) > 1:
             continue
@@ -176,8 +175,17 @@ def _places(model: onnx.ModelProto, quantized: onnx.ModelProto, folder: Path) ->
     return found
 
 
-def _is_like(node: onnx.NodeProto | None, layer: onnx.NodeProto) -> bool:
-    return node is not None and node.op_type == layer.op_type
+def _found(layer: Layer, model: onnx.ModelProto, makers: Mapping[str, onnx.NodeProto]) -> onnx.NodeProto | None:
+    """Return a layer in the quantized model, by its name or by what it gives.
+
+    The quantizer joins an activation with its layer, which then has its output, and lets a node of its own give the model's.
+    """
+    own = layer.node
+    behind = [node for node in follow(model, own.output[0])[:1] if node.op_type in ACTIVATIONS]
+    outputs = [own.output[0], *(node.output[0] for node in behind)]
+    named = [node for node in makers.values() if own.name and node.name == own.name]
+    candidates = [*named, *(makers[name] for name in outputs if name in makers)]
+    return next((node for node in candidates if node.op_type == own.op_type), None)
 
 
 def _seen(node: onnx.NodeProto, shape: Sequence[int]) -> tuple[int, int, bool] | None:
@@ -285,7 +293,8 @@ def _rounded(place: _Place, weights: NDArray[Any], moments: _Moments, most: int)
     second = moments.products / np.float32(max(moments.count, 1))
     if place.bias:  # it takes up the mean, so that only what varies is left to the weights
         second -= mean[:, :, np.newaxis] * mean[:, np.newaxis, :]
-    rows = _one_by_one(exact, scale, second, most)
+    damping = max(_DAMPING, place.width / max(moments.count, 1))
+    rows = _one_by_one(exact, scale, second, most, damping)
     bias = None
     if place.bias:
         error = rows * scale[:, :, np.newaxis] - exact
@@ -294,7 +303,7 @@ def _rounded(place: _Place, weights: NDArray[Any], moments: _Moments, most: int)
     return Rounded(place.scale, integers, bias)
 
 
-def _one_by_one(exact: Floats, scale: Floats, second: Floats, most: int) -> Floats:
+def _one_by_one(exact: Floats, scale: Floats, second: Floats, most: int, damping: float) -> Floats:
     """Round [groups, outputs, inputs] input by input, each making up for those before it; nearest, where that is undefined."""
     groups, _, width = exact.shape
     diagonal = np.einsum("gww->gw", second)
@@ -303,7 +312,7 @@ def _one_by_one(exact: Floats, scale: Floats, second: Floats, most: int) -> Floa
     )  # what occurs most is rounded first, while all others can follow
     back = np.argsort(order, axis=1, kind="stable")
     damped = np.take_along_axis(np.take_along_axis(second, order[:, :, None], 1), order[:, None, :], 2)
-    damped = damped + np.eye(width, dtype=np.float32) * (_DAMPING * diagonal.mean(axis=1) + 1e-9)[:, None, None]
+    damped = damped + np.eye(width, dtype=np.float32) * (damping * diagonal.mean(axis=1) + 1e-9)[:, None, None]
     left = np.take_along_axis(exact, order[:, None, :], 2)
     try:
         factor = np.linalg.cholesky(np.linalg.inv(damped)).transpose(0, 2, 1)

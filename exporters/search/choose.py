@@ -11,8 +11,11 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import onnx
+
 from exporters import candidates, pipeline
 from exporters.candidates import VariantRecipe
+from exporters.formats.int8 import FEW_BITS, usual_bits
 from exporters.gate import Passed
 from exporters.options import DEFAULT_OPSET, ExportOptions
 from exporters.search import trial
@@ -80,8 +83,11 @@ class AutoOptions:
         sizes = [size for size in _BATCHES if not axis.problem(size)] or [axis.usual]
         return tuple(signature.usual_sizes(**{signature.batch: size}) for size in sizes)
 
-    def recipes(self) -> tuple[VariantRecipe, ...]:
-        """Return everything that can be made, the plainest first."""
+    def recipes(self, model: onnx.ModelProto) -> tuple[VariantRecipe, ...]:
+        """Return everything that can be made of a model, the plainest first.
+
+        Where int8 weights have 8 bits there is one of 7 as well, for runtimes that saturate on CPUs without VNNI.
+        """
         common = ExportOptions(
             precisions=(Precision.FP16, Precision.INT8, Precision.INT4),
             formats=(VariantFormat.QDQ, VariantFormat.QOPERATOR, VariantFormat.PIXEL),
@@ -99,7 +105,10 @@ class AutoOptions:
             calibration_samples=None,
             quantization=QuantizationScheme.DYNAMIC,
         )
-        return (*candidates.recipes(common), *candidates.recipes(per_tensor), *candidates.recipes(dynamic))
+        everything = [common, per_tensor, dynamic]
+        if usual_bits(model) > FEW_BITS:
+            everything.insert(1, dataclasses.replace(only_int8, weight_bits=FEW_BITS))
+        return tuple(recipe for options in everything for recipe in candidates.recipes(options))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +182,7 @@ def _make(
 ) -> tuple[tuple[Passed, ...], tuple[tuning.Contender, ...]]:
     """Make what can be made; return what passed the gate, the baseline first, and what did not, with the reason."""
     passed, rejected = [bench.baseline], []
-    for recipe in options.recipes():
+    for recipe in options.recipes(bench.source.model):
         if recipe.id == bench.baseline.variant.id:
             continue
         if reason := recipe.format.refusal(bench.source.model):
