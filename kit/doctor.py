@@ -9,7 +9,7 @@ from kit.choices import Provider
 from kit.errors import KitError, PackageMissing
 from kit.runtime import libraries, providers, registry
 from kit.runtime.base import RunnerOptions
-from kit.runtime.onnxruntime import compiled_package
+from kit.runtime.onnxruntime import compiled_package, saturates
 from kit.runtime.providers import ProviderReport
 from kit.system import machine, packages
 from kit.system.machine import Machine
@@ -24,6 +24,7 @@ class Diagnosis:
         runtime: The ONNX Runtime package whose files are really imported; empty without one.
         runtime_packages: All that are installed; two of them overwrite each other.
         providers: One report each, from a real model that ran or did not.
+        int8_saturates: Whether this CPU saturates with int8 weights of 8 bits; None without ONNX Runtime.
         warnings: What will hurt later, each a reason and its fix.
     """
 
@@ -32,6 +33,7 @@ class Diagnosis:
     runtime: str
     runtime_packages: dict[str, str]
     providers: tuple[ProviderReport, ...]
+    int8_saturates: bool | None
     warnings: tuple[str, ...]
 
     @property
@@ -46,12 +48,15 @@ def diagnose(*, device_id: int = 0) -> Diagnosis:
         runtime = compiled_package()
     except PackageMissing:
         runtime = ""
+    reports = tuple(providers.prove(provider, device_id=device_id) for provider in Provider)
+    cpu_works = any(report.works for report in reports if report.provider is Provider.CPU)
     return Diagnosis(
         machine=machine.this_machine(),
         tools=machine.tool_versions(),
         runtime=runtime,
         runtime_packages=libraries.installed_packages(),
-        providers=tuple(providers.prove(provider, device_id=device_id) for provider in Provider),
+        providers=reports,
+        int8_saturates=saturates() if cpu_works else None,
         warnings=_warnings(runtime),
     )
 

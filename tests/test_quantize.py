@@ -292,6 +292,27 @@ def test_calibration_takes_several_inputs_and_groups_of_other_sizes(method: Cali
     assert (found.record.weights_quantized, found.record.weights_total) == (24, 24 + 66)
 
 
+def test_an_embedding_table_becomes_integers_without_calibration() -> None:
+    signature = Signature(
+        inputs=(TensorSpec(name="ids", dtype="int64", shape=("batch", "sequence"), below=50),),
+        outputs=(TensorSpec(name="y", dtype="float32", shape=("batch", "sequence", 4)),),
+    )
+    rng = np.random.default_rng(0)
+    weights = {
+        name: rng.standard_normal(shape).astype(np.float32) for name, shape in (("table", (50, 6)), ("w", (6, 4)))
+    }
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["words"], name="words"),
+        helper.make_node("MatMul", ["words", "w"], ["y"], name="last"),
+    ]
+    model, group = graph(nodes, weights, signature), noise(signature, 12, sequence=5)
+    found = int8.quantize_dynamic(model)
+    assert (found.record.layers_quantized, found.record.layers_total) == (1, 1)
+    assert found.record.weights_quantized == found.record.weights_total == 50 * 6 + 6 * 4
+    exact = run(model, group)
+    assert rms(exact, run(found.model, group)) < 0.05 * float(exact.std())
+
+
 def test_more_calibration_samples_than_there_are_is_refused(tmp_path: Path) -> None:
     source = source_of(tmp_path, *dense((8, 3)))
     (recipe,) = candidates.recipes(ExportOptions(precisions=("int8",), calibration_samples=201))

@@ -68,6 +68,10 @@ def _show(found: Diagnosis) -> None:
         console.print(f"[bold]{report.provider.value:<9}[/]  [yellow]{escape(report.reason)}[/]", soft_wrap=True)
         if report.fix:
             console.print(f"           → {escape(report.fix)}", soft_wrap=True)
+    if found.int8_saturates is not None:
+        said = "saturates with weights of 8 bits: kit makes ONNX Runtime exact, for others take --weight-bits 7"
+        exact = "sums are exact in ONNX Runtime, whatever the weights' bits"
+        console.print(f"[bold]int8[/]       {said if found.int8_saturates else exact}", soft_wrap=True)
     for warning in found.warnings:
         console.print(f"[red]warning[/]    {escape(warning)}", soft_wrap=True)
 

@@ -10,6 +10,9 @@ from kit.tasks.base import Task
 from kit.tensors import Signature, TensorSpec
 
 _INDENT = "    "
+_SATURATING = """# Weights of 8 bits saturate on x86 CPUs without VNNI: there, and only there, give the session SessionOptions with
+# add_session_config_entry("session.x64quantprecision", "1").
+"""
 
 
 def with_kit(bundle: Bundle, variant: Variant, *, example: str = "") -> str:
@@ -58,7 +61,11 @@ def with_onnxruntime(bundle: Bundle, variant: Variant) -> str:
 
 
 def _beside(variant: Variant) -> str:
-    return "".join(f"# {one.file} must lie beside {variant.graph.file}\n" for one in variant.data)
+    """Return comments: what must lie beside the graph, and where its weights would saturate."""
+    lines = [f"# {one.file} must lie beside {variant.graph.file}\n" for one in variant.data]
+    if variant.quantization is not None and variant.quantization.weight_bits == 8:
+        lines.append(_SATURATING)
+    return "".join(lines)
 
 
 def _inputs(signature: Signature, indent: str) -> str:
