@@ -10,8 +10,8 @@ from kit.tasks.base import Task
 from kit.tensors import Signature, TensorSpec
 
 _INDENT = "    "
-_SATURATING = """# Weights of 8 bits saturate on x86 CPUs without VNNI: there, and only there, give the session SessionOptions with
-# add_session_config_entry("session.x64quantprecision", "1").
+_SATURATING = """# Weights of 8 bits saturate on x86 CPUs without VNNI: there, and only there, give the session
+# SessionOptions with add_session_config_entry("session.x64quantprecision", "1").
 """
 
 
