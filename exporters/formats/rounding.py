@@ -307,12 +307,12 @@ def _one_by_one(exact: Floats, scale: Floats, second: Floats, most: int, damping
     """Round [groups, outputs, inputs] input by input, each making up for those before it; nearest, where that is undefined."""
     groups, _, width = exact.shape
     diagonal = np.einsum("gww->gw", second)
-    order = np.argsort(
-        -diagonal, axis=1, kind="stable"
-    )  # what occurs most is rounded first, while all others can follow
+    # What occurs most is rounded first, while all others can still make up for it.
+    order = np.argsort(-diagonal, axis=1, kind="stable")
     back = np.argsort(order, axis=1, kind="stable")
     damped = np.take_along_axis(np.take_along_axis(second, order[:, :, None], 1), order[:, None, :], 2)
-    damped = damped + np.eye(width, dtype=np.float32) * (damping * diagonal.mean(axis=1) + 1e-9)[:, None, None]
+    every = np.arange(width)
+    damped[:, every, every] += (damping * diagonal.mean(axis=1) + 1e-9)[:, None]
     left = np.take_along_axis(exact, order[:, None, :], 2)
     try:
         factor = np.linalg.cholesky(np.linalg.inv(damped)).transpose(0, 2, 1)
