@@ -79,6 +79,26 @@ def test_where_products_saturate_onnx_runtime_is_told_to_be_exact_if_it_matters(
         assert found == is_told
 
 
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize(
+    ("megabytes", "asked", "keeps"), [(1, None, False), (5, None, True), (5, False, False), (1, True, True)]
+)
+def test_freed_memory_is_kept_for_large_models_unless_somebody_says(
+    megabytes: int, asked: bool | None, keeps: bool, beside: bool, tmp_path: Path
+) -> None:
+    weight = numpy_helper.from_array(np.zeros((256, megabytes * 1024), np.float32), "w")
+    ends = [
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", size])]
+        for name, size in (("x", 256), ("y", megabytes * 1024))
+    ]
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "large", *ends, [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path, save_as_external_data=beside, location="model.data")
+    with OnnxRuntimeRunner(path if beside else path.read_bytes(), RunnerOptions(arena=asked)) as runner:
+        assert runner._session.get_session_options().enable_cpu_mem_arena is keeps
+
+
 def test_every_node_is_accounted_for() -> None:
     with OnnxRuntimeRunner(PIXELS) as runner:
         assert runner.placement.is_all_on(Provider.CPU)

@@ -28,7 +28,7 @@ class RunnerOptions:
     """What is asked of a runtime. What follows `allow_fallback` is ONNX Runtime's; PyTorch has `tf32` and `cuda_graph` as well.
 
     The defaults are the safest for small models, and were measured (docs/performance.md): one thread, because sharing out a
-    layer of some microseconds saves little, and waiting threads take CPUs from whatever else runs; no arena, because it is no
+    layer of some microseconds saves little, and waiting threads take CPUs from whatever else runs; no arena, where it is no
     faster and keeps the most that any batch ever needed.
 
     Attributes:
@@ -37,7 +37,8 @@ class RunnerOptions:
         device_id: Index of the GPU.
         allow_fallback: Accept the CPU where the provider cannot run; the runner then says so.
         spinning: Let further threads wait for work by spinning: quicker, at the price of a CPU each.
-        arena: Keep freed memory for the next call.
+        arena: Keep freed memory for the next call; None: for models above ARENA_ABOVE_BYTES. What lies inside those may exceed
+            32 MB, which the C library gives back to the system and fetches anew, page by page, in every call.
         prepacking: Store weights as the kernels read them best; uses more memory.
         optimization: How far the graph is rewritten: one of OPTIMIZATIONS.
         tf32: Let a GPU round the inputs of float32 products to 10 bits: faster, and no longer what the CPU computes.
@@ -50,7 +51,7 @@ class RunnerOptions:
     device_id: int = 0
     allow_fallback: bool = False
     spinning: bool = True
-    arena: bool = False
+    arena: bool | None = None
     prepacking: bool = True
     optimization: str = "all"
     tf32: bool = False
@@ -95,7 +96,8 @@ class RunnerOptions:
     def _unusual(self) -> list[str]:
         unusual = {
             "no spinning": not self.spinning,
-            "arena": self.arena,
+            "arena": self.arena is True,
+            "no arena": self.arena is False,
             "no prepacking": not self.prepacking,
             f"optimization {self.optimization}": self.optimization != OPTIMIZATIONS[0],
             "TF32": self.tf32,
