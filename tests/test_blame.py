@@ -15,6 +15,7 @@ from exporters import candidates, workbench
 from exporters.bars import Bar
 from exporters.options import ExportOptions
 from exporters.pipeline import make
+from exporters.search import blame as search
 from exporters.search.blame import blame, blame_bundle, fewest_excluded
 from exporters.workbench import Workbench
 from kit import metrics
@@ -83,6 +84,32 @@ def test_two_bad_layers_are_found_together(tmp_path: Path) -> None:
     bench = workbench_of(model, signature, tmp_path)
     (recipe,) = candidates.recipes(ExportOptions(**DYNAMIC, exclude_layers=("auto",)))
     assert fewest_excluded(recipe, bench) == ("layers.3", "layers.7")
+
+
+def test_of_many_layers_those_that_lose_most_are_left_out_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "_FEW_LAYERS", 3)
+    model, signature = dense((16, 32, 16, 16, 3))
+    model = with_outlier(with_outlier(model, "layers.1", "layers.3"), "layers.5", "layers.7")
+    bench = workbench_of(model, signature, tmp_path)
+    (recipe,) = candidates.recipes(ExportOptions(**DYNAMIC, exclude_layers=("auto",)))
+    said: list[str] = []
+    assert fewest_excluded(recipe, bench, lambda what, *_: said.append(what)) == ("layers.3", "layers.7")
+    assert len(said) == 1 + 4 + 2
+
+
+@pytest.mark.parametrize("needed", [1, 2, 3, 4, 7, 13, 19, 20])
+def test_the_fewest_of_the_first_layers_are_found_in_a_few_trials(needed: int) -> None:
+    order = tuple(f"layers.{number}" for number in range(20))
+    trials: list[int] = []
+
+    def tried(chosen: tuple[str, ...]) -> search._Result:
+        trials.append(len(chosen))
+        return search._Result(0.0, (), excess=1.0 if len(chosen) < needed else 0.0)
+
+    assert search._fewest_first(order, tried) == (order[:needed] if needed < 20 else ())
+    assert len(trials) <= 9
 
 
 def test_exclude_layer_auto_makes_what_it_found(tmp_path: Path) -> None:

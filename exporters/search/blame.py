@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,6 +35,11 @@ from kit.tensors import Tensors
 
 _MOST_SETS = 60
 """Sets of one size that are all tried; of more, those of the layers that helped most by themselves."""
+
+_FEW_LAYERS = 12
+"""Up to here sets of layers are tried in all combinations."""
+
+_SHOWN = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +160,8 @@ def fewest_excluded(recipe: VariantRecipe, bench: Workbench, on_progress: OnProg
     """Return the smallest set of layers to leave in float for the bars to be met; empty if none need be.
 
     Judged on the validation split, as the gate does, or on the golden samples if there is no data. Of several sets of one size
-    the one that loses least is taken.
+    the one that loses least is taken. Of a model with more than _FEW_LAYERS layers, sets are those layers that lose most when
+    nothing else is quantized: as many candidates are made as it has layers, and a few more.
 
     Raises:
         GateFailed: Even with one layer quantized more is lost.
@@ -164,21 +170,62 @@ def fewest_excluded(recipe: VariantRecipe, bench: Workbench, on_progress: OnProg
     every = list(dict.fromkeys(layer.name for layer in layers(bench.source.model)))
     names = [name for name in every if name not in unable]
     trial = _Trial(bench)
-    order: Sequence[str] = names
-    for size in range(len(names)):
-        results: dict[tuple[str, ...], _Result] = {}
-        for chosen in itertools.islice(itertools.combinations(order, size), _MOST_SETS):
-            on_progress(f"{recipe.id}: without {', '.join(chosen) or 'exceptions'}")
-            results[chosen] = trial.of(recipe, _in_order(every, chosen, unable))
-        best = min(results, key=lambda chosen: results[chosen].badness)
-        if results[best].excess <= 0:
-            return _in_order(every, best, unable)
-        if size == 1:
-            order = [one[0] for one in sorted(results, key=lambda chosen: results[chosen].badness)]
+
+    def tried(chosen: tuple[str, ...]) -> _Result:
+        on_progress(f"{recipe.id}: without {_named(chosen)}")
+        return trial.of(recipe, _in_order(every, chosen, unable))
+
+    if tried(()).excess <= 0:
+        return _in_order(every, unable)
+    if len(names) <= _FEW_LAYERS:
+        found = _smallest(names, tried)
+    else:
+        alone = {}
+        for name in names:
+            on_progress(f"{recipe.id}: {name} alone")
+            alone[name] = trial.of(recipe, tuple(other for other in every if other != name)).badness
+        found = _fewest_first(sorted(names, key=alone.__getitem__, reverse=True), tried)
+    if found:
+        return _in_order(every, found, unable)
     raise GateFailed(
         f"{recipe.id} loses more than is allowed, even with all layers but one in float",
         hint="nothing was published; allow more with --max-loss, or try another --precision",
     )
+
+
+def _smallest(names: Sequence[str], tried: Callable[[tuple[str, ...]], _Result]) -> tuple[str, ...]:
+    """Return the smallest set that will do; empty if none will."""
+    order = names
+    for size in range(1, len(names)):
+        sets = itertools.islice(itertools.combinations(order, size), _MOST_SETS)
+        results = {chosen: tried(chosen) for chosen in sets}
+        best = min(results, key=lambda chosen: results[chosen].badness)
+        if results[best].excess <= 0:
+            return best
+        if size == 1:
+            order = [one[0] for one in sorted(results, key=lambda chosen: results[chosen].badness)]
+    return ()
+
+
+def _fewest_first(order: Sequence[str], tried: Callable[[tuple[str, ...]], _Result]) -> tuple[str, ...]:
+    """Return as few of the first layers as will do, twice as many each time and then halfway back; empty if none will."""
+    too_few, enough = 0, 1
+    while tried(tuple(order[:enough])).excess > 0:
+        if enough == len(order) - 1:
+            return ()
+        too_few, enough = enough, min(2 * enough, len(order) - 1)
+    while enough - too_few > 1:
+        middle = (too_few + enough) // 2
+        if tried(tuple(order[:middle])).excess > 0:
+            too_few = middle
+        else:
+            enough = middle
+    return tuple(order[:enough])
+
+
+def _named(chosen: Sequence[str]) -> str:
+    more = f" and {len(chosen) - _SHOWN} more" if len(chosen) > _SHOWN else ""
+    return ", ".join(chosen[:_SHOWN]) + more if chosen else "exceptions"
 
 
 def _in_order(every: Sequence[str], *chosen: Sequence[str]) -> tuple[str, ...]:
