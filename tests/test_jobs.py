@@ -17,6 +17,8 @@ from PIL import Image
 from apps.demo import counting, explain, graphs, jobs, samples, snippets
 from apps.demo.worker import Job
 from kit.bundle import Bundle, FileRef, Variant
+from kit.bundle.manifest import Quantization
+from kit.choices import QuantizationScheme
 from kit.errors import BadInput, BundleInvalid, UsageError
 from kit.metrics.calibration import confusion, reliability
 from kit.tasks.registry import task_of
@@ -295,3 +297,18 @@ def test_a_program_says_what_it_takes_and_which_files_it_needs(duo: Bundle) -> N
     assert "fp32-00000000.data must lie beside" in code
     assert "'ids': np.zeros((1, 5), np.int64),  # [batch, sequence], 0 to 10" in code
     assert "'numbers': np.zeros((1, 3), np.float32),  # [batch, 3]" in code
+
+
+@pytest.mark.parametrize(("bits", "is_said"), [(7, False), (8, True)])
+def test_a_program_says_where_weights_of_eight_bits_saturate(duo: Bundle, bits: int, is_said: bool) -> None:
+    record = Quantization(
+        scheme=QuantizationScheme.STATIC,
+        activation_dtype="uint8",
+        weight_dtype="int8",
+        weight_bits=bits,
+        per_channel=True,
+        layers_quantized=1,
+        layers_total=1,
+    )
+    code = snippets.with_onnxruntime(duo, dataclasses.replace(duo.variant(), quantization=record))
+    assert ("session.x64quantprecision" in code) is is_said

@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import helper
 
 from exporters.formats.base import Source
@@ -24,6 +27,7 @@ USUAL_SAMPLES = 1024
 _MOST_ROWS = 128
 _BATCH_BYTES = 256 * 2**20  # of all that lies between input and output
 _INPUT_BYTES = 16 * 2**20
+_STRIDED_ABOVE_BYTES = 256 * 2**20  # histograms are made of all batches at once up to here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,3 +109,37 @@ def _bytes_inside(model: onnx.ModelProto, signature: Signature, sizes: dict[str,
             size = math.prod(dim.dim_value for dim in tensor.shape.dim)
             total += size * helper.tensor_dtype_to_np_dtype(tensor.elem_type).itemsize
     return total
+
+
+def calibration_reader(model: onnx.ModelProto, signature: Signature, samples: Sequence[Samples]) -> Any:
+    """Return what feeds ONNX Runtime's calibrators: batches bounded by what lies between input and output."""
+    from onnxruntime import quantization as ort
+
+    batches: list[dict[str, NDArray[Any]]] = []
+    total = 0
+    for group in samples:
+        count = signature.rows(group.inputs)
+        most, one = batch_rows(model, signature, group)
+        # All of one size: the histograms of the calibrators stumble over a smaller last batch.
+        rows = next(rows for rows in range(min(most, count), 0, -1) if count % rows == 0)
+        batches += list(signature.split(group.inputs, rows))
+        total += count * one
+    sizes = {tuple(array.shape for array in batch.values()) for batch in batches}
+
+    class Reader(ort.CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no stubs
+        all = batches
+        is_strided = len(sizes) > 1 or total > _STRIDED_ABOVE_BYTES
+
+        def __init__(self) -> None:
+            self.batches = iter(batches)
+
+        def __len__(self) -> int:
+            return len(batches)
+
+        def set_range(self, start_index: int, end_index: int) -> None:
+            self.batches = itertools.islice(batches, start_index, end_index)
+
+        def get_next(self) -> dict[str, NDArray[Any]] | None:
+            return next(self.batches, None)
+
+    return Reader()

@@ -5,7 +5,7 @@ Choices, all measured on the 784-512-256-128-10 network:
 - Weights are signed, activations are unsigned 8 bit. x86 CPUs without VNNI add pairs of products in 16 bits and saturate with
   8-bit weights: there the rms error of the logits was five times larger. In 7 bits (`reduce_range`) every runtime on every CPU
   computes the same sums, so dense networks, which lose nothing by it, have 7. Others have 8 (`usual_bits`): EfficientNet-Lite0
-  loses a fifth of its answers with the eighth bit. On such CPUs kit opens those so that ONNX Runtime does not saturate.
+  gives its float model's answer for 97 % of photographs in 8 bits, 93 % in 7. kit opens them so that nothing saturates.
 - A raw uint8 input is a quantized tensor already: scale 1, zero point 0. If nothing but a reshape or a transpose stands
   between it and its first layer, the static graph reads it so: there is no Quantize node and no float copy of it.
 - Float outputs stay float: quantizing them to 8 bits costs accuracy and saves nothing.
@@ -19,23 +19,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-import itertools
 import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import helper
 
 from exporters import staging
 from exporters.formats import rounding
 from exporters.formats.base import Source, count, count_weights, excluded_layers, refusal_of_int8
-from exporters.formats.calibration import CalibrationDraw, batch_rows, draw
+from exporters.formats.calibration import CalibrationDraw, calibration_reader, draw
 from exporters.formats.equalize import equalize
 from exporters.graph.rules import (
     ACTIVATIONS,
@@ -52,7 +49,7 @@ from kit.bundle.manifest import Calibration, Quantization
 from kit.choices import CalibrationMethod, Precision, QuantizationScheme, VariantFormat
 from kit.errors import GateFailed
 from kit.samples import Samples
-from kit.tensors import Signature, Tensors
+from kit.tensors import Signature
 
 FEW_BITS, ALL_BITS = 7, 8
 """Of int8 weights: as many as any CPU adds up without saturating, and all there are."""
@@ -60,7 +57,6 @@ FEW_BITS, ALL_BITS = 7, 8
 _TABLE = "Gather"
 """What looks up embeddings: its float constants become integers without a range of activations."""
 _BEFORE_THE_FIRST_LAYER = ("Slice", "Cast", "Reshape", "Flatten", "Transpose")
-_STRIDED_ABOVE_BYTES = 256 * 2**20  # histograms are made of all batches at once up to here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +205,7 @@ def quantize_static(
     doors = _doors(graph, kept)
     # Raw values are quantized as they are, whatever range the samples happened to show.
     known = {door.tensor: [{"scale": np.array(1, np.float32), "zero_point": np.array(0, np.uint8)}] for door in doors}
-    reader = _reader(graph, signature, samples)
+    reader = calibration_reader(graph, signature, samples)
     options = {"TensorQuantOverrides": known, "QuantizeBias": not is_qdq}
     if calibration.method is not CalibrationMethod.MINMAX and reader.is_strided:
         options["CalibStridedMinMax"] = 1  # histograms too are made batch by batch
@@ -236,7 +232,7 @@ def quantize_static(
             and rounding.adjust(
                 graph,
                 quantized,
-                _some(signature, reader.all),
+                rounding.some_of(signature, reader.all),
                 bits=bits,
                 folder=Path(source).parent,
                 made_in=Path(written).parent,
@@ -344,48 +340,6 @@ def _recorded(
         weights_total=weights_total,
     )
     return Quantized(model=quantized, record=record)
-
-
-def _reader(model: onnx.ModelProto, signature: Signature, samples: Sequence[Samples]) -> Any:
-    """Return what feeds ONNX Runtime's calibrators: batches bounded by what lies between input and output."""
-    from onnxruntime import quantization as ort
-
-    batches: list[dict[str, NDArray[Any]]] = []
-    total = 0
-    for group in samples:
-        count = signature.rows(group.inputs)
-        most, one = batch_rows(model, signature, group)
-        # All of one size: the histograms of the calibrators stumble over a smaller last batch.
-        rows = next(rows for rows in range(min(most, count), 0, -1) if count % rows == 0)
-        batches += list(signature.split(group.inputs, rows))
-        total += count * one
-    sizes = {tuple(array.shape for array in batch.values()) for batch in batches}
-
-    class Reader(ort.CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no stubs
-        all = batches
-        is_strided = len(sizes) > 1 or total > _STRIDED_ABOVE_BYTES
-
-        def __init__(self) -> None:
-            self.batches = iter(batches)
-
-        def __len__(self) -> int:
-            return len(batches)
-
-        def set_range(self, start_index: int, end_index: int) -> None:
-            self.batches = itertools.islice(batches, start_index, end_index)
-
-        def get_next(self) -> dict[str, NDArray[Any]] | None:
-            return next(self.batches, None)
-
-    return Reader()
-
-
-def _some(signature: Signature, batches: Sequence[Tensors]) -> list[Tensors]:
-    """Return batches of as many samples as rounding looks at, from all over the calibration samples."""
-    rows = signature.rows(batches[0])
-    count = max(rounding.SAMPLES // max(rows, 1), 1)
-    spread = [batches[place] for place in np.unique(np.linspace(0, len(batches) - 1, count).astype(int))]
-    return [next(iter(signature.split(batch, rounding.SAMPLES))) for batch in spread]
 
 
 def _refuse_shared_biases(model: onnx.ModelProto) -> None:

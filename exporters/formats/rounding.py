@@ -28,7 +28,7 @@ from exporters import staging
 from exporters.graph.files import array_of, stored
 from exporters.graph.rules import ACTIVATIONS, Layer, assign, follow, initializers, layers, uses
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
-from kit.tensors import Tensors
+from kit.tensors import Signature, Tensors
 
 SAMPLES = 64
 """Calibration samples whose inputs to each layer are looked at; twice as many changed nothing."""
@@ -36,9 +36,7 @@ SAMPLES = 64
 _POSITIONS = 64  # of each sample, of the many where a convolution is applied, or of the words of a text
 _WIDEST = 4608  # inputs of one output: a 3 x 3 convolution over 512 channels; the moments of more take too much room
 _MOMENTS_BYTES = 256 * 2**20  # of the layers that are looked at in one pass
-_DAMPING = (
-    0.01  # of the mean moment at least, so that what hardly occurs does not decide; more where few patches were seen
-)
+_DAMPING = 0.01  # of the mean moment at least: what hardly occurs does not decide; more where few patches were seen
 _BLOCK = 128
 
 Floats = NDArray[np.float32]
@@ -132,6 +130,14 @@ def adjust(
     for place in places:
         _apply(quantized, place, cache[place.key], made_in)
     return bool(places)
+
+
+def some_of(signature: Signature, batches: Sequence[Tensors]) -> list[Tensors]:
+    """Return batches of as many samples as rounding looks at, from all over the calibration samples."""
+    rows = signature.rows(batches[0])
+    count = max(SAMPLES // max(rows, 1), 1)
+    spread = [batches[place] for place in np.unique(np.linspace(0, len(batches) - 1, count).astype(int))]
+    return [next(iter(signature.split(batch, SAMPLES))) for batch in spread]
 
 
 def _is_known(place: _Place, cache: Cache) -> bool:

@@ -316,7 +316,7 @@ def _run(
             return answer(tensors)
     except (UsageError, MemoryError):
         raise
-    except Exception as error:
+    except Exception as error:  # the module is the user's, and may raise anything
         at = f" with {', '.join(f'{name} {size}' for name, size in sizes.items())}" if sizes else ""
         raise GateFailed(
             f"PyTorch cannot run the module{at}: {torch_export.root_cause(error)}",

@@ -68,7 +68,7 @@ def trace(module: Flat, signature: Signature, tensors: Sequence[torch.Tensor]) -
         try:  # sizes inside the module that must not be 1, for instance: the check of sizes is the judge of those
             with recurrent.Whole() if is_recurrent else contextlib.nullcontext():
                 return export(defers=is_special)
-        except Exception as error:
+        except Exception as error:  # as above; the first refusal says more
             raise refusal from error
 
 

@@ -61,7 +61,7 @@ def translating(translate: Translate) -> Iterator[None]:
     """Raise kit's errors in place of ONNX Runtime's."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # ONNX Runtime's errors share no base class
         raise translate(error) from error
 
 
