@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import helper
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
-from exporters.graph.files import load, place, tensors_of
+from exporters.graph.files import array_of, load, place, tensors_of
 from kit.bundle.manifest import FileRef
 
 _ALIGNED = 4096  # so that a runtime can map each weight
@@ -120,6 +120,25 @@ class DataWriter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def rewrite_weights(model: onnx.ModelProto, path: Path) -> None:
+    """Write the weights that lie beside a graph into a new file, only those that the graph still names; remove the old ones.
+
+    Args:
+        model: Changed in place.
+        path: Where it lies, or will.
+    """
+    tensors = external_tensors(model)
+    old = {path.parent / ExternalDataInfo(tensor).location for tensor in tensors}
+    beside = path.with_suffix(".data")
+    if not tensors or beside in old:
+        return
+    with DataWriter(beside) as data:
+        for tensor in tensors:
+            data.add(tensor, array_of(tensor, path.parent))
+    for one in old:
+        one.unlink()
 
 
 def link(source: Path, target: Path) -> None:

@@ -11,6 +11,7 @@ import onnx
 
 from exporters import staging
 from exporters.formats.rounding import Rounded
+from exporters.formats.smooth import Factors
 from exporters.graph.files import nbytes, tensors_of
 from exporters.graph.rules import LAYERS, Layer, initializers, layers
 from kit.bundle.manifest import Quantization
@@ -53,6 +54,7 @@ class Source:
         train: What calibration samples are drawn from; None if there is no data.
         dataset: Its name, for the record.
         roundings: What exporters.formats.rounding found of it, by format.
+        smoothings: What exporters.formats.smooth found of it, by the hash of the calibration samples.
     """
 
     path: Path
@@ -61,6 +63,7 @@ class Source:
     train: tuple[Samples, ...] | None = None
     dataset: str = ""
     roundings: dict[str, dict[str, Rounded]] = field(default_factory=dict, repr=False, compare=False)
+    smoothings: dict[str, Factors] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def model(self) -> onnx.ModelProto:

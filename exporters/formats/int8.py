@@ -21,19 +21,21 @@ import dataclasses
 import io
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import helper
 
 from exporters import staging
-from exporters.formats import rounding
+from exporters.formats import rounding, smooth
 from exporters.formats.base import Source, count, count_weights, excluded_layers, refusal_of_int8
 from exporters.formats.calibration import CalibrationDraw, calibration_reader, draw
 from exporters.formats.equalize import equalize
+from exporters.formats.tables import quantize_tables
 from exporters.graph.rules import (
     ACTIVATIONS,
     LAYERS,
@@ -49,7 +51,7 @@ from kit.bundle.manifest import Calibration, Quantization
 from kit.choices import CalibrationMethod, Precision, QuantizationScheme, VariantFormat
 from kit.errors import GateFailed
 from kit.samples import Samples
-from kit.tensors import Signature
+from kit.tensors import Signature, Tensors
 
 FEW_BITS, ALL_BITS = 7, 8
 """Of int8 weights: as many as any CPU adds up without saturating, and all there are."""
@@ -112,12 +114,13 @@ class StaticInt8:
             exclude=exclude,
             target=target,
             cache=source.roundings.setdefault(repr(self), {}),
+            factors=_factors(source, drawn),
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DynamicInt8:
-    """Activation ranges found in each call; needs no samples."""
+    """Activation ranges found in each call; needs no samples, and is better for some."""
 
     per_channel: bool = True
     weight_bits: int | None = None
@@ -138,12 +141,15 @@ class DynamicInt8:
 
     def make(self, source: Source, exclude: tuple[str, ...], target: Path) -> Quantization:
         """Write the model; see exporters.formats.base.Format."""
+        drawn = draw(source, method=CalibrationMethod.MINMAX, samples=None, seed=0) if source.train else None
         made = quantize_dynamic(
             source.path if source.is_large else source.model,
             per_channel=self.per_channel,
             weight_bits=self.weight_bits,
             exclude=exclude,
             target=target,
+            calibration=drawn.record if drawn else None,
+            factors=_factors(source, drawn) if drawn else {},
         )
         staging.write(made.model, target)
         return made.record
@@ -169,6 +175,7 @@ def quantize_static(
     exclude: tuple[str, ...] = (),
     target: Path | None = None,
     cache: rounding.Cache | None = None,
+    factors: smooth.Factors | None = None,
 ) -> Quantized:
     """Quantize weights and activations, with activation ranges from calibration samples.
 
@@ -183,6 +190,7 @@ def quantize_static(
         exclude: Names of layers to leave in float.
         target: Where the file will lie; needed for weights beside the graph.
         cache: What was found of the same model with the same samples before.
+        factors: Of exporters.formats.smooth; None to find them.
 
     Raises:
         UsageError: A layer of that name does not exist, or all are excluded.
@@ -199,46 +207,57 @@ def quantize_static(
     graph = staging.read(model) if isinstance(model, Path) else model
     graph, equalized = prepared(graph, per_channel=per_channel)
     bits = weight_bits or usual_bits(graph)
-    kept = excluded_layers(graph, exclude)
-    if not is_qdq:
-        _refuse_shared_biases(graph)
-    doors = _doors(graph, kept)
-    # Raw values are quantized as they are, whatever range the samples happened to show.
-    known = {door.tensor: [{"scale": np.array(1, np.float32), "zero_point": np.array(0, np.uint8)}] for door in doors}
     reader = calibration_reader(graph, signature, samples)
-    options = {"TensorQuantOverrides": known, "QuantizeBias": not is_qdq}
+    some = [] if is_dense(graph) else rounding.some_of(signature, reader.all)
+    if factors is None:
+        factors = _found_factors(graph, some, model.parent if isinstance(model, Path) else Path())
+    options: dict[str, Any] = {"QuantizeBias": not is_qdq}
+    if is_qdq and not is_dense(graph):
+        # What follows a product of matrices adds, normalizes or bends, all of it in float: its sum need not be 8 bits before.
+        options["OpTypesToExcludeOutputQuantization"] = ["MatMul"]
     if calibration.method is not CalibrationMethod.MINMAX and reader.is_strided:
         options["CalibStridedMinMax"] = 1  # histograms too are made batch by batch
-    with _files(model if isinstance(model, Path) else graph, target) as (source, written):
-        ort.quantize_static(
-            source,
-            written,
-            reader,
-            quant_format=ort.QuantFormat.QDQ if is_qdq else ort.QuantFormat.QOperator,
-            activation_type=ort.QuantType.QUInt8,
-            weight_type=ort.QuantType.QInt8,
-            per_channel=per_channel,
-            reduce_range=bits == FEW_BITS,
-            op_types_to_quantize=[*LAYERS, *ACTIVATIONS],
-            nodes_to_exclude=[layer.node.name for layer in kept],
-            calibrate_method=methods[CalibrationMethod.parse(calibration.method)],
-            use_external_data_format=isinstance(model, Path),
-            extra_options=options,
-        )
-        quantized = staging.read(Path(written))
-        adjusted = (
-            is_qdq
-            and not is_dense(graph)
-            and rounding.adjust(
-                graph,
-                quantized,
-                rounding.some_of(signature, reader.all),
-                bits=bits,
-                folder=Path(source).parent,
-                made_in=Path(written).parent,
-                cache=cache,
+    with _smoothed(model if isinstance(model, Path) else graph, factors) as smoothed:
+        graph = staging.read(smoothed) if isinstance(smoothed, Path) else smoothed
+        kept = excluded_layers(graph, exclude)
+        if not is_qdq:
+            _refuse_shared_biases(graph)
+        doors = _doors(graph, kept)
+        # Raw values are quantized as they are, whatever range the samples happened to show.
+        raw = {"scale": np.array(1, np.float32), "zero_point": np.array(0, np.uint8)}
+        options["TensorQuantOverrides"] = {door.tensor: [raw] for door in doors}
+        with _files(smoothed, target) as (source, written):
+            ort.quantize_static(
+                source,
+                written,
+                reader,
+                quant_format=ort.QuantFormat.QDQ if is_qdq else ort.QuantFormat.QOperator,
+                activation_type=ort.QuantType.QUInt8,
+                weight_type=ort.QuantType.QInt8,
+                per_channel=per_channel,
+                reduce_range=bits == FEW_BITS,
+                op_types_to_quantize=[*LAYERS, *ACTIVATIONS],
+                nodes_to_exclude=[*(layer.node.name for layer in kept), *_without_weights(graph)],
+                calibrate_method=methods[CalibrationMethod.parse(calibration.method)],
+                use_external_data_format=isinstance(model, Path),
+                extra_options=options,
             )
-        )
+            quantized = staging.read(Path(written))
+            adjusted = (
+                bool(some)
+                and is_qdq
+                and rounding.adjust(
+                    graph,
+                    quantized,
+                    some,
+                    bits=bits,
+                    folder=Path(source).parent,
+                    made_in=Path(written).parent,
+                    cache=cache,
+                )
+            )
+            if is_qdq and quantize_tables(quantized, Path(written).parent) and target is not None:
+                staging.rewrite_weights(quantized, target)
     for door in doors:
         _read_as_quantized(quantized, door)
     makers = {name: node for node in graph.graph.node for name in node.output}
@@ -253,7 +272,8 @@ def quantize_static(
     drop_unused_initializers(quantized)
     strip(quantized)
     made = _recorded(graph, quantized, QuantizationScheme.STATIC, calibration, exclude, per_channel, bits)
-    return dataclasses.replace(made, record=dataclasses.replace(made.record, equalized=equalized, adjusted=adjusted))
+    record = dataclasses.replace(made.record, equalized=equalized, smoothed=bool(factors), adjusted=adjusted)
+    return dataclasses.replace(made, record=record)
 
 
 def prepared(model: onnx.ModelProto, *, per_channel: bool) -> tuple[onnx.ModelProto, bool]:
@@ -275,8 +295,19 @@ def quantize_dynamic(
     weight_bits: int | None = None,
     exclude: tuple[str, ...] = (),
     target: Path | None = None,
+    calibration: Calibration | None = None,
+    factors: Mapping[str, smooth.Floats] | None = None,
 ) -> Quantized:
     """Quantize weights now and activations in each call; needs no samples.
+
+    Args:
+        model: fp32: a graph, or the path of one with weights beside it.
+        per_channel: Give each output of a layer a scale of its own.
+        weight_bits: 7 or 8; None for `usual_bits`.
+        exclude: Names of layers to leave in float.
+        target: Where the file will lie; needed for weights beside the graph.
+        calibration: Where the samples came from that the factors were found with, if there are any.
+        factors: Of exporters.formats.smooth.
 
     Raises:
         UsageError: A layer of that name does not exist, or all are excluded.
@@ -286,8 +317,9 @@ def quantize_dynamic(
 
     graph = staging.read(model) if isinstance(model, Path) else model
     bits = weight_bits or usual_bits(graph)
-    kept = excluded_layers(graph, exclude)
-    with _files(model, target) as (source, written):
+    with _smoothed(model, factors or {}) as smoothed, _files(smoothed, target) as (source, written):
+        graph = staging.read(smoothed) if isinstance(smoothed, Path) else smoothed
+        kept = excluded_layers(graph, exclude)
         ort.quantize_dynamic(
             source,
             written,
@@ -301,7 +333,52 @@ def quantize_dynamic(
         )
         quantized = staging.read(Path(written))
     strip(quantized)
-    return _recorded(graph, quantized, QuantizationScheme.DYNAMIC, None, exclude, per_channel, bits)
+    made = _recorded(
+        graph, quantized, QuantizationScheme.DYNAMIC, calibration if factors else None, exclude, per_channel, bits
+    )
+    return dataclasses.replace(made, record=dataclasses.replace(made.record, smoothed=bool(factors)))
+
+
+def _factors(source: Source, drawn: CalibrationDraw) -> smooth.Factors:
+    """Return by what the inputs of a source's layers are divided; looked for once for each draw."""
+    key = drawn.record.indices_sha256
+    if key not in source.smoothings:
+        is_looked_at = not is_dense(source.model)
+        batches = calibration_reader(source.model, source.signature, drawn.samples).all if is_looked_at else []
+        some = rounding.some_of(source.signature, batches) if batches else []
+        source.smoothings[key] = _found_factors(source.model, some, source.path.parent)
+    return source.smoothings[key]
+
+
+def _found_factors(model: onnx.ModelProto, batches: Sequence[Tensors], folder: Path) -> smooth.Factors:
+    """Return the factors of a model, none for raw inputs, which enter their layer as they are."""
+    found = smooth.factors(model, batches, folder) if batches else {}
+    for door in _doors(model, ()):
+        found.pop(door.tensor, None)
+    return found
+
+
+@contextlib.contextmanager
+def _smoothed(model: onnx.ModelProto | Path, factors: Mapping[str, smooth.Floats]) -> Iterator[onnx.ModelProto | Path]:
+    """Give the model with its inputs divided, weights beside it if they were; the model itself if there is no factor."""
+    if not factors:
+        yield model
+        return
+    with tempfile.TemporaryDirectory(prefix="kit-") as place:
+        folder = Path(place)
+        if isinstance(model, Path):
+            made = smooth.smooth(staging.read(model), factors, model.parent, folder)
+            yield staging.write(made, folder / "smooth.onnx")
+        else:
+            yield smooth.smooth(model, factors, folder, folder)
+
+
+def _without_weights(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Return the names of the products of two tensors, of queries and keys say: in 8 bits they lose much and gain nothing."""
+    constants = initializers(model)
+    return tuple(
+        node.name for node in model.graph.node if node.op_type == "MatMul" and not set(node.input) & constants.keys()
+    )
 
 
 def is_dense(model: onnx.ModelProto) -> bool:

@@ -21,11 +21,10 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
-from onnx.external_data_helper import uses_external_data
+from onnx import helper
 
 from exporters import staging
-from exporters.graph.files import array_of, stored
+from exporters.graph.files import array_of, overwrite
 from exporters.graph.rules import ACTIVATIONS, Layer, assign, follow, initializers, layers, uses
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
 from kit.tensors import Signature, Tensors
@@ -339,14 +338,7 @@ def _one_by_one(exact: Floats, scale: Floats, second: Floats, most: int, damping
 
 def _apply(quantized: onnx.ModelProto, place: _Place, found: Rounded, folder: Path) -> None:
     constants = initializers(quantized)
-    tensor = constants[place.integers]
-    if uses_external_data(tensor):
-        where = stored(tensor, folder)
-        with where.path.open("r+b") as file:
-            file.seek(where.offset)
-            file.write(found.weights.tobytes())
-    else:
-        tensor.CopyFrom(numpy_helper.from_array(found.weights, place.integers))
+    overwrite(constants[place.integers], found.weights, folder)
     if found.bias is not None:
         bias = constants[place.bias]
         assign(bias, array_of(bias, folder) + found.bias)

@@ -299,6 +299,18 @@ def array_of(tensor: TensorProto, folder: Path) -> NDArray[Any]:
     return mapped(tensor, stored(tensor, folder)) if uses_external_data(tensor) else numpy_helper.to_array(tensor)
 
 
+def overwrite(tensor: TensorProto, values: NDArray[Any], folder: Path) -> None:
+    """Give a constant other values, of its own dtype and shape, where it lies: in the graph, or in a file beside it."""
+    own = np.ascontiguousarray(values, dtype_of(tensor))
+    if not uses_external_data(tensor):
+        tensor.CopyFrom(numpy_helper.from_array(own, tensor.name))
+        return
+    place = stored(tensor, folder)
+    with place.path.open("r+b") as file:
+        file.seek(place.offset)
+        file.write(own.tobytes())
+
+
 def _write_values(file: BinaryIO, tensor: TensorProto, held: Held | None) -> None:
     if held is None:
         if tensor.HasField("raw_data"):

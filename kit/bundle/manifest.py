@@ -118,6 +118,8 @@ class Quantization:
         layers_excluded: Names of the layers that were left in float.
         block_size: Weights of one output that share a scale; 0 where the whole output, or the whole layer, does.
         equalized: Whether the ranges of neighbouring layers were evened out before (Nagel et al. 2019, arXiv 1906.04721).
+        smoothed: Whether part of the range of layers' inputs was moved into their weights before (Xiao et al. 2022, arXiv
+            2211.10438).
         adjusted: Whether weights were rounded for the sake of their layer's output, not each to its nearest, and biases moved
             with them (Frantar et al. 2022, arXiv 2210.17323; Nagel et al. 2019).
         weights_quantized: Single weights that became integers; embedding tables and recurrent layers count like any other.
@@ -135,6 +137,7 @@ class Quantization:
     calibration: Calibration | None = None
     block_size: int = 0
     equalized: bool = False
+    smoothed: bool = False
     adjusted: bool = False
     weights_quantized: int = 0
     weights_total: int = 0

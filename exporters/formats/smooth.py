@@ -1,0 +1,256 @@
+"""Share the difficulty of a layer's inputs with its weights, before both become integers (Xiao et al. 2022, arXiv 2211.10438).
+
+Attention networks have a few channels that are far larger than all others, and one scale for all of a layer's inputs leaves the
+small ones a handful of integers. Divided by s in front of the layer and multiplied by s in its weights, a channel computes the
+same. How much of its range moves into the weights is tried for the layers that read one tensor, on calibration samples, by the
+error of what they give in 8 bits; where nothing pays they stay as they are.
+
+The division goes into a LayerNormalization if no one else reads what it gives; else it is a Mul of its own.
+
+all-MiniLM-L6-v2, its own weights, 50 sentences that took no part: the mean cosine to the float model's vectors rose from 0.9902
+to 0.9975 in QDQ, and from 0.9932 to 0.9980 in dynamic int8, at the same speed.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+from onnx.external_data_helper import ExternalDataInfo
+
+from exporters import staging
+from exporters.graph.files import array_of, overwrite
+from exporters.graph.rules import initializers, layers, uses
+from kit.runtime.onnxruntime import OnnxRuntimeRunner
+from kit.tensors import Tensors
+
+SHARES = (0.4, 0.55, 0.7, 0.85)
+"""Of a channel's range, on a scale of logarithms, that moves into the weights."""
+
+_ROWS = 512  # of a layer's inputs, by which shares are compared
+_HELD_BYTES = 128 * 2**20  # of such rows at a time
+_PAYS = 0.9  # what is left of the squared error, at most, for a Mul of its own
+_LEAST = 1e-6
+
+Floats = NDArray[np.float32]
+Factors = dict[str, Floats]
+"""By tensor: what each of its channels is divided by, float32 [channels]."""
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The layers that read one tensor.
+
+    Attributes:
+        norm: The LayerNormalization that makes the tensor for them alone; None if there is none.
+    """
+
+    tensor: str
+    nodes: tuple[onnx.NodeProto, ...]
+    norm: onnx.NodeProto | None
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a tensor held on calibration samples.
+
+    Attributes:
+        rows: Some of its rows: float32 [rows, channels].
+        low, high: Range of each channel over all rows, 0 within it: float32 [channels].
+    """
+
+    rows: Floats
+    low: Floats
+    high: Floats
+
+    def divided(self, factor: Floats) -> _Seen:
+        """Return the same of the tensor divided by factors."""
+        return _Seen(self.rows / factor, self.low / factor, self.high / factor)
+
+
+def factors(model: onnx.ModelProto, batches: Sequence[Tensors], folder: Path) -> Factors:
+    """Return what the inputs of a model's dense layers should be divided by; those where it does not pay are left out.
+
+    Args:
+        model: fp32.
+        batches: Calibration inputs.
+        folder: Where weights lie that are not in the model.
+    """
+    constants = initializers(model)
+    found: Factors = {}
+    for groups in _bearable(_groups(model), model):
+        seen = _seen(model, [group.tensor for group in groups], batches, folder)
+        for group in groups:
+            matrices = [_by_inputs(node, array_of(constants[node.input[1]], folder)) for node in group.nodes]
+            factor = _factor(seen[group.tensor], np.concatenate(matrices, axis=1), _PAYS if group.norm is None else 1.0)
+            if factor is not None:
+                found[group.tensor] = factor
+    return found
+
+
+def smooth(model: onnx.ModelProto, chosen: Mapping[str, Floats], folder: Path, target: Path) -> onnx.ModelProto:
+    """Return a model that computes the same with its inputs divided and its weights multiplied.
+
+    Args:
+        model: fp32; stays as it is.
+        chosen: Of `factors`.
+        folder: Where weights lie that are not in the model.
+        target: Where a copy of them is written.
+    """
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    for name in sorted({ExternalDataInfo(tensor).location for tensor in staging.external_tensors(model)}):
+        shutil.copyfile(folder / name, target / name)
+    constants = initializers(made)
+
+    def multiply(name: str, by: NDArray[Any]) -> None:
+        tensor = constants[name]
+        overwrite(tensor, array_of(tensor, target) * by, target)
+
+    for group in _groups(made):
+        factor = chosen.get(group.tensor)
+        if factor is None:
+            continue
+        for node in group.nodes:
+            multiply(node.input[1], factor if _is_turned(node) else factor[:, np.newaxis])
+        if group.norm is None:
+            _divide(made, group, factor)
+            continue
+        for name in group.norm.input[1:]:
+            multiply(name, 1 / factor)
+    return made
+
+
+def _divide(model: onnx.ModelProto, group: _Group, factor: Floats) -> None:
+    """Put a Mul in front of layers."""
+    inverse = numpy_helper.from_array((1 / factor).astype(np.float32), f"{group.tensor}.smooth")
+    model.graph.initializer.append(inverse)
+    smoothed = f"{group.tensor}.smoothed"
+    nodes = list(model.graph.node)
+    place = min(nodes.index(node) for node in group.nodes)
+    for node in group.nodes:
+        node.input[0] = smoothed
+    model.graph.node.insert(place, helper.make_node("Mul", [group.tensor, inverse.name], [smoothed], name=smoothed))
+
+
+def _groups(model: onnx.ModelProto) -> list[_Group]:
+    """Return the dense layers whose weights are their own, by the tensor they read."""
+    constants = initializers(model)
+    makers = {name: node for node in model.graph.node for name in node.output}
+    given = {value.name for value in model.graph.output}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for layer in layers(model):
+        if _is_dense(layer.node, constants) and uses(model, layer.weight) == 1:
+            readers.setdefault(str(layer.node.input[0]), []).append(layer.node)
+    groups = []
+    for tensor, nodes in readers.items():
+        norm = makers.get(tensor)
+        is_own = norm is not None and norm.op_type == "LayerNormalization" and norm.output[0] == tensor
+        is_alone = tensor not in given and uses(model, tensor) == len(nodes)
+        absorbs = (
+            is_own
+            and is_alone
+            and all(
+                name in constants and uses(model, name) == 1 and len(constants[name].dims) == 1
+                for name in (norm.input[1:] if norm is not None else ())
+            )
+        )
+        groups.append(_Group(tensor, tuple(nodes), norm if absorbs else None))
+    return groups
+
+
+def _is_dense(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> bool:
+    about = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+    is_matrix = node.op_type in {"MatMul", "Gemm"} and len(constants[node.input[1]].dims) == 2
+    return is_matrix and not about.get("transA", 0)
+
+
+def _is_turned(node: onnx.NodeProto) -> bool:
+    """Whether weights are [outputs, inputs]."""
+    return any(one.name == "transB" and one.i for one in node.attribute)
+
+
+def _by_inputs(node: onnx.NodeProto, weights: NDArray[Any]) -> Floats:
+    """Return weights as [inputs, outputs]."""
+    return np.asarray(weights.T if _is_turned(node) else weights, np.float32)
+
+
+def _bearable(groups: Sequence[_Group], model: onnx.ModelProto) -> Iterator[list[_Group]]:
+    """Give the groups in parts whose rows fit into memory."""
+    constants = initializers(model)
+    some: list[_Group] = []
+    held = 0
+    for group in groups:
+        node = group.nodes[0]
+        size = 4 * _ROWS * int(constants[node.input[1]].dims[1 if _is_turned(node) else 0])
+        if some and held + size > _HELD_BYTES:
+            yield some
+            some, held = [], 0
+        some.append(group)
+        held += size
+    if some:
+        yield some
+
+
+def _seen(model: onnx.ModelProto, tensors: Sequence[str], batches: Sequence[Tensors], folder: Path) -> dict[str, _Seen]:
+    """Run the model on calibration samples and keep some rows of tensors inside it."""
+    random = np.random.default_rng(0)
+    each = max(_ROWS // max(len(batches), 1), 1)
+    rows: dict[str, list[Floats]] = {name: [] for name in tensors}
+    ends: dict[str, list[Floats]] = {name: [] for name in tensors}
+    inside = [name for name in tensors if name not in {value.name for value in model.graph.input}]
+    with tempfile.TemporaryDirectory(prefix="kit-") as place:
+        runner = OnnxRuntimeRunner(staging.cut(model, inside, folder, Path(place)), binds=False) if inside else None
+        try:
+            for batch in batches:
+                taken = {} if runner is None else {spec.name: batch[spec.name] for spec in runner.signature.inputs}
+                held = {**batch, **({} if runner is None else runner.run(taken))}
+                for name in tensors:
+                    values = held[name].reshape(-1, held[name].shape[-1]).astype(np.float32)
+                    drawn = random.choice(len(values), min(each, len(values)), replace=False)
+                    rows[name].append(values[np.sort(drawn)])
+                    ends[name] += [values.min(axis=0), values.max(axis=0)]
+        finally:
+            if runner is not None:
+                runner.close()
+    return {
+        name: _Seen(
+            np.concatenate(rows[name]),
+            np.minimum(np.min(ends[name], axis=0), 0),
+            np.maximum(np.max(ends[name], axis=0), 0),
+        )
+        for name in tensors
+    }
+
+
+def _factor(seen: _Seen, weights: Floats, pays: float) -> Floats | None:
+    """Return the factors with the least error of what the layers give; None if none of them is better than none."""
+    coming, going = np.maximum(-seen.low, seen.high), np.abs(weights).max(axis=1)
+    is_alive = (coming > _LEAST) & (going > _LEAST)
+    if not is_alive.any():
+        return None
+    exact = seen.rows @ weights
+    best, least = None, _error(seen, weights, exact) * pays
+    for share in SHARES:
+        logs = share * np.log(np.maximum(coming, _LEAST)) - (1 - share) * np.log(np.maximum(going, _LEAST))
+        factor = np.where(is_alive, np.exp(logs - logs[is_alive].mean()), 1).astype(np.float32)
+        error = _error(seen.divided(factor), weights * factor[:, np.newaxis], exact)
+        if error < least:
+            best, least = factor, error
+    return best
+
+
+def _error(seen: _Seen, weights: Floats, exact: Floats) -> float:
+    """Return the mean squared error of a product in 8 bits: one range for the inputs, one for each output's weights."""
+    step = max(float(seen.high.max() - seen.low.min()) / 255, _LEAST**2)
+    steps = np.maximum(np.abs(weights).max(axis=0) / 127, _LEAST**2)
+    given = (np.rint(seen.rows / step) * step) @ (np.rint(weights / steps) * steps)
+    return float(np.mean(np.square(given - exact)))
