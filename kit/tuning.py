@@ -47,6 +47,7 @@ RUNTIMES = ("onnxruntime", "openvino")
 """Those that need no torch: a deployment machine has none."""
 
 _FINALISTS = 2
+_USUAL_SECONDS = 240.0  # at most, where calls are long
 _PLAINEST = (
     VariantFormat.FLOAT,
     VariantFormat.QDQ,
@@ -130,6 +131,7 @@ def tune(
     sizes: Mapping[str, int] | None = None,
     most_threads: int | None = None,
     max_loss: float | None = None,
+    budget_seconds: float | None = None,
     plan: Plan | None = None,
     on_progress: OnProgress = silent,
 ) -> Tuned:
@@ -142,7 +144,8 @@ def tune(
         most_threads: No more than so many, nor than CPUs may be used here.
         max_loss: Variants are left out that lost more of their metric against the baseline when they were published, in the
             metric's unit (0.003 for 0.3 points); None for what the metric allows.
-        plan: How long to measure.
+        budget_seconds: Time for measuring; None for 100 rounds, or for as many as fit into 4 minutes.
+        plan: How long to measure each of the two times, in place of a budget.
         on_progress: Told what is being done, and its share of all.
 
     Raises:
@@ -151,7 +154,8 @@ def tune(
         CheckFailed: Nothing could be measured.
         StorageUnavailable: The choice cannot be kept.
     """
-    point, plan = _point(bundle, goal, sizes or {}), plan or Plan()
+    point = _point(bundle, goal, sizes or {})
+    plan = plan or Plan(most_seconds=(budget_seconds or _USUAL_SECONDS) / 2)
     cpus = this_machine().cpus_to_use
     most_threads = min(most_threads or cpus, cpus)
     tuned.check_writable()

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from kit.bundle import Bundle
 
 _WHAT = {"bundle", "precisions", "max_drop", "max_loss", "metric", "data", "data_dir", "opset", "as_json"}
-_AUTO_USES = _WHAT | {"batch_sizes", "threads", "calibration", "calibration_size"}
-_AUTO_ONLY = ("batch_sizes", "threads")
+_AUTO_USES = _WHAT | {"batch_sizes", "threads", "calibration", "calibration_size", "budget_seconds"}
+_AUTO_ONLY = ("batch_sizes", "threads", "budget_seconds")
 _SOURCE_ONLY = (
     *("out", "name", "task", "labels", "weights", "samples", "axes", "inputs", "mean", "std", "pipeline", "size"),
     *("tokenizer", "task_options"),
@@ -163,6 +163,13 @@ _UNUSED = (None, ())
     help="auto: samples in one call to measure; may be repeated.  [default: 1 and 64]",
 )
 @click.option("--threads", type=click.IntRange(1), help="auto: threads one operator may use.  [default: 1]")
+@click.option(
+    "--budget",
+    "budget_seconds",
+    type=options.Duration(),
+    help="auto: time for all of it, such as 5m; what is not begun by then is left out, the most promising comes first.  "
+    "[default: as long as it takes]",
+)
 @options.as_json
 @options.debug
 @click.pass_context
@@ -379,6 +386,7 @@ def _auto_options(bundle: Bundle, asked: dict[str, Any]) -> AutoOptions:
         "threads": asked["threads"],
         "calibration": asked["calibration"],
         "calibration_samples": asked["calibration_size"],
+        "budget_seconds": asked["budget_seconds"],
     }
     return AutoOptions(opset=asked["opset"], **{key: value for key, value in given.items() if value not in _UNUSED})
 
@@ -396,9 +404,11 @@ def _auto(bundle: Bundle, chosen: AutoOptions, asked: dict[str, Any], *, as_json
     if as_json:
         candidates = [{"name": one.name, "reason": one.reason, "speed": one.speed} for one in done.judgement.candidates]
         default = done.report.bundle.manifest.default
-        render.print_json({**_as_json(done.report), "default": default, "candidates": candidates})
+        found = {"default": default, "candidates": candidates, "tried": done.rungs}
+        render.print_json({**_as_json(done.report), **found})
         return
     export_tables.export_table(done.report)
+    export_tables.rungs_table(done.rungs)
     export_tables.judgement_table(done.judgement)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
@@ -18,6 +19,7 @@ if TYPE_CHECKING:  # importing them would import torch or the bench, which the o
     from exporters import ExportReport
     from exporters.compress import CompressReport
     from exporters.search.blame import Blame
+    from exporters.search.ladder import Rung
     from kit.tuning import Judgement
 
 
@@ -84,6 +86,26 @@ def _footnotes(report: ExportReport, scores: tuple[Score | None, ...]) -> list[s
         if quantization and quantization.layers_excluded:
             lines.append(f"{one.variant.id} leaves in float: {', '.join(quantization.layers_excluded)}")
     return lines
+
+
+def rungs_table(rungs: Sequence[Rung]) -> None:
+    """Print what was tried because static int8 lost too much; nothing if it did not."""
+    if len(rungs) < 2:
+        return
+    rows = Rows(
+        headers=(f"{rungs[0].variant}, tried", "lost", "noise, dB", "time", ""), left=(f"{rungs[0].variant}, tried", "")
+    )
+    for one in rungs:
+        said = one.problem or ("right" if one.is_right else "loses too much")
+        noise = NONE if one.problem else f"{one.sqnr_db:.1f}"
+        rows.add(escape(one.name), _lost(one.score), noise, f"{one.seconds:.0f} s", escape(said))
+    rows.show(stdout())
+    scored = next((one.score for one in rungs if one.score is not None), None)
+    stdout().print(
+        "noise: signal to quantization noise of the answers, 6 dB more are half the error."
+        + (f" lost: {about(scored)}." if scored else ""),
+        soft_wrap=True,
+    )
 
 
 def judgement_table(judgement: Judgement, *, names_winner: bool = True) -> None:

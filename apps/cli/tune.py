@@ -40,6 +40,12 @@ if TYPE_CHECKING:
     "metric allows]",
 )
 @click.option("--max-loss", type=click.FloatRange(0), help="The same for any metric, in its unit.")
+@click.option(
+    "--budget",
+    "budget_seconds",
+    type=options.Duration(),
+    help="Time for measuring, such as 1m.  [default: 100 rounds, or what fits into 4 minutes]",
+)
 @click.option("--show", is_flag=True, help="Show what was chosen here before, and measure nothing.")
 @click.option("--forget", is_flag=True, help="Drop what was chosen here before, and measure nothing.")
 @options.as_json
@@ -54,6 +60,7 @@ def tune(
     max_threads: int | None,
     max_drop: float | None,
     max_loss: float | None,
+    budget_seconds: float | None,
     show: bool,
     forget: bool,
     as_json: bool,
@@ -113,6 +120,7 @@ def tune(
             sizes={**batch, **dict(axes)},
             most_threads=max_threads,
             max_loss=max_loss if max_drop is None else max_drop / 100,
+            budget_seconds=budget_seconds,
             on_progress=update,
         )
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -142,6 +143,20 @@ def _all_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
 def weight_bytes(model: onnx.ModelProto) -> int:
     """Return the bytes of all constants, wherever they lie."""
     return sum(nbytes(tensor) for tensor in tensors_of(model))
+
+
+def is_dense(model: onnx.ModelProto) -> bool:
+    """Whether all layers of a model are dense ones: Gemm."""
+    return all(layer.node.op_type == "Gemm" for layer in layers(model))
+
+
+def is_convolutional(model: onnx.ModelProto) -> bool:
+    """Whether most of the weights of a model's layers are those of convolutions."""
+    constants = initializers(model)
+    sizes = dict.fromkeys(LAYERS, 0)
+    for layer in layers(model):
+        sizes[layer.node.op_type] += math.prod(constants[layer.weight].dims)
+    return 2 * sizes["Conv"] > sum(sizes.values())
 
 
 def refusal_to_quantize(model: onnx.ModelProto, *, most_bytes: int | None = None) -> str:

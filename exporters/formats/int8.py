@@ -32,7 +32,7 @@ from onnx import helper
 
 from exporters import staging
 from exporters.formats import rounding, smooth
-from exporters.formats.base import Source, count, count_weights, excluded_layers, refusal_of_int8
+from exporters.formats.base import Source, count, count_weights, excluded_layers, is_dense, refusal_of_int8
 from exporters.formats.calibration import CalibrationDraw, calibration_reader, draw
 from exporters.formats.equalize import equalize
 from exporters.formats.tables import quantize_tables
@@ -379,11 +379,6 @@ def _without_weights(model: onnx.ModelProto) -> tuple[str, ...]:
     return tuple(
         node.name for node in model.graph.node if node.op_type == "MatMul" and not set(node.input) & constants.keys()
     )
-
-
-def is_dense(model: onnx.ModelProto) -> bool:
-    """Whether all layers of a model are dense ones: Gemm."""
-    return all(layer.node.op_type == "Gemm" for layer in layers(model))
 
 
 def usual_bits(model: onnx.ModelProto) -> int:

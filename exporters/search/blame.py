@@ -128,7 +128,7 @@ def blame(recipe: VariantRecipe, bench: Workbench, on_progress: OnProgress = sil
     found = [layer for layer in reversed(every.values()) if layer.name not in unable]
     if len(found) < 2:
         raise UsageError(f"the model has {len(found)} layer(s) to quantize: there is nothing to tell apart")
-    trial = _Trial(bench)
+    trial = Trial(bench)
     names = [layer.name for layer in found]
     on_progress("all layers")
     whole = trial.of(recipe, unable)
@@ -156,22 +156,42 @@ def blame(recipe: VariantRecipe, bench: Workbench, on_progress: OnProgress = sil
     )
 
 
-def fewest_excluded(recipe: VariantRecipe, bench: Workbench, on_progress: OnProgress = silent) -> tuple[str, ...]:
+def fewest_excluded(
+    recipe: VariantRecipe,
+    bench: Workbench,
+    on_progress: OnProgress = silent,
+    *,
+    is_over: Callable[[], bool] = lambda: False,
+) -> tuple[str, ...]:
     """Return the smallest set of layers to leave in float for the bars to be met; empty if none need be.
 
     Judged on the validation split, as the gate does, or on the golden samples if there is no data. Of several sets of one size
     the one that loses least is taken. Of a model with more than _FEW_LAYERS layers, sets are those layers that lose most when
     nothing else is quantized: as many candidates are made as it has layers, and a few more.
 
+    Args:
+        recipe: What to make.
+        bench: The model, and samples.
+        on_progress: Told what is being done.
+        is_over: Tells whether the time is up.
+
     Raises:
-        GateFailed: Even with one layer quantized more is lost.
+        GateFailed: Even with one layer quantized more is lost, or the time was up before a set was found.
     """
     unable = recipe.format.unable(bench.source.model)  # they stay in float in any case
     every = list(dict.fromkeys(layer.name for layer in layers(bench.source.model)))
     names = [name for name in every if name not in unable]
-    trial = _Trial(bench)
+    trial = Trial(bench)
 
-    def tried(chosen: tuple[str, ...]) -> _Result:
+    def refuse_late() -> None:
+        if is_over():
+            raise GateFailed(
+                f"the time was up before it was known which layers of {recipe.id} to leave in float",
+                hint="give it more with --budget",
+            )
+
+    def tried(chosen: tuple[str, ...]) -> Result:
+        refuse_late()
         on_progress(f"{recipe.id}: without {_named(chosen)}")
         return trial.of(recipe, _in_order(every, chosen, unable))
 
@@ -181,8 +201,9 @@ def fewest_excluded(recipe: VariantRecipe, bench: Workbench, on_progress: OnProg
         found = _smallest(names, tried)
     else:
         alone = {}
-        for name in names:
-            on_progress(f"{recipe.id}: {name} alone")
+        for done, name in enumerate(names):
+            refuse_late()
+            on_progress(f"{recipe.id}: {name} alone, {done} of {len(names)}")
             alone[name] = trial.of(recipe, tuple(other for other in every if other != name)).badness
         found = _fewest_first(sorted(names, key=alone.__getitem__, reverse=True), tried)
     if found:
@@ -193,7 +214,7 @@ def fewest_excluded(recipe: VariantRecipe, bench: Workbench, on_progress: OnProg
     )
 
 
-def _smallest(names: Sequence[str], tried: Callable[[tuple[str, ...]], _Result]) -> tuple[str, ...]:
+def _smallest(names: Sequence[str], tried: Callable[[tuple[str, ...]], Result]) -> tuple[str, ...]:
     """Return the smallest set that will do; empty if none will."""
     order = names
     for size in range(1, len(names)):
@@ -207,7 +228,7 @@ def _smallest(names: Sequence[str], tried: Callable[[tuple[str, ...]], _Result])
     return ()
 
 
-def _fewest_first(order: Sequence[str], tried: Callable[[tuple[str, ...]], _Result]) -> tuple[str, ...]:
+def _fewest_first(order: Sequence[str], tried: Callable[[tuple[str, ...]], Result]) -> tuple[str, ...]:
     """Return as few of the first layers as will do, twice as many each time and then halfway back; empty if none will."""
     too_few, enough = 0, 1
     while tried(tuple(order[:enough])).excess > 0:
@@ -233,7 +254,7 @@ def _in_order(every: Sequence[str], *chosen: Sequence[str]) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class _Result:
+class Result:
     """A candidate against the original and the baseline.
 
     Attributes:
@@ -247,10 +268,12 @@ class _Result:
 
     @property
     def first(self) -> Score | None:
+        """Of the first metric that says something."""
         return next((score for score in self.scores if score is not None), None)
 
     @property
     def badness(self) -> tuple[float, float]:
+        """What one of two candidates has less of: loss beyond what is allowed, then noise."""
         return max(self.excess, 0.0), -self.sqnr_db
 
 
@@ -273,7 +296,7 @@ class _Noise:
 
 
 @dataclass
-class _Trial:
+class Trial:
     """The samples that candidates are tried on."""
 
     bench: Workbench
@@ -291,7 +314,7 @@ class _Trial:
             count = sampling.count(self._groups, proof.signature)
             self.samples = f"{count:,} samples of {self._named} {self._key}"
 
-    def of(self, recipe: VariantRecipe, exclude: tuple[str, ...]) -> _Result:
+    def of(self, recipe: VariantRecipe, exclude: tuple[str, ...]) -> Result:
         """Make a candidate, judge it, and throw it away."""
         candidate = recipe.make(self.bench.source, exclude)
         try:
@@ -299,7 +322,8 @@ class _Trial:
         finally:
             candidate.discard()
 
-    def judged(self, candidate: Candidate) -> _Result:
+    def judged(self, candidate: Candidate) -> Result:
+        """Hold a candidate's answers against the baseline's."""
         signature = self.bench.signature
         with OnnxRuntimeRunner(candidate.files.path, binds=False) as runner:
             answers = answer(runner, self._groups, signature)
@@ -310,7 +334,7 @@ class _Trial:
             for bar, score in zip(self._bars, scores, strict=True)
             if score is not None
         ]
-        return _Result(_sqnr_db(self._groups, answers), scores, max(excesses, default=0.0))
+        return Result(_sqnr_db(self._groups, answers), scores, max(excesses, default=0.0))
 
     def _score(self, bar: Bar, base: Values | None, answers: Sequence[Tensors]) -> Score | None:
         values = bar.values(self._groups, answers, self.bench.signature)

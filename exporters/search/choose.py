@@ -1,13 +1,15 @@
-"""`--precision auto`: make every variant, keep those that are right, and make the fastest of them the default.
+"""`--precision auto`: make every variant that may pay, keep those that are right, and make the fastest of them the default.
 
 The gate has two keys: the bars on the validation split, and speed measured by the bench on this machine, for the sizes and
 threads that were named. What loses more than is allowed is not published; what is right but not faster is, and says so: on
-another machine `kit tune` may choose otherwise.
+another machine `kit tune` may choose otherwise. Where static int8 loses too much, what may help is tried, from the simplest on
+(exporters.search.ladder). With a budget the most promising comes first, and what is not begun in time is left out.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,10 +17,12 @@ import onnx
 
 from exporters import candidates, pipeline
 from exporters.candidates import VariantRecipe
+from exporters.formats.base import is_convolutional, is_dense
 from exporters.formats.int8 import FEW_BITS, usual_bits
 from exporters.gate import Passed
 from exporters.options import DEFAULT_OPSET, ExportOptions
 from exporters.search import trial
+from exporters.search.ladder import Rung, climb
 from exporters.workbench import ExportReport, Workbench, for_bundle, staging_beside
 from kit import bundle as bundles
 from kit import tuning
@@ -35,6 +39,9 @@ from kit.tensors import Signature
 from kit.tuning import Judgement
 
 _BATCHES = (1, 64)
+_CLIMBS = "int8-qdq"
+_MAKING_SHARE = 0.7  # of a budget; the rest is for measuring
+_MEASURING_SECONDS = 120.0  # where nobody gives a budget, and calls are so long that all rounds would take longer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +56,7 @@ class AutoOptions:
         calibration_samples: Training samples those ranges are drawn from; None for 1,024.
         opset: ONNX operator set.
         seed: Of the draw of the calibration samples.
+        budget_seconds: Time for all of it: what is not begun in time is left out; None for as long as it takes.
         plan: How long to measure.
     """
 
@@ -59,7 +67,8 @@ class AutoOptions:
     calibration_samples: int | None = None
     opset: int = DEFAULT_OPSET
     seed: int = 0
-    plan: Plan = field(default_factory=Plan)
+    budget_seconds: float | None = None
+    plan: Plan = field(default_factory=lambda: Plan(most_seconds=_MEASURING_SECONDS))
 
     def __post_init__(self) -> None:
         """Refuse what cannot be measured."""
@@ -67,6 +76,8 @@ class AutoOptions:
             raise UsageError("there is no size to measure at", hint="name sizes, or leave them out")
         if self.max_loss is not None and not self.max_loss >= 0:
             raise UsageError(f"the allowed loss must not be negative, found {self.max_loss}")
+        if self.budget_seconds is not None and not self.budget_seconds > 0:
+            raise UsageError(f"a budget must be longer than nothing, found {self.budget_seconds:g} s")
         RunnerOptions(threads=self.threads)  # refuses too many
 
     def measured_at(self, signature: Signature) -> tuple[dict[str, int], ...]:
@@ -84,30 +95,31 @@ class AutoOptions:
         return tuple(signature.usual_sizes(**{signature.batch: size}) for size in sizes)
 
     def recipes(self, model: onnx.ModelProto) -> tuple[VariantRecipe, ...]:
-        """Return everything that can be made of a model, the plainest first.
+        """Return everything that may pay for a model, the plainest first.
 
-        Where int8 weights have 8 bits there is one of 7 as well, for runtimes that saturate on CPUs without VNNI.
+        Integer operators, the pixel format and one scale for a layer are for networks of dense layers alone: others they make
+        less right, and no faster. Ranges found in each call are for networks whose weights are mostly no convolutions.
+        Where int8 weights have 8 bits there is a variant of 7 as well, for runtimes that saturate on CPUs without VNNI.
         """
+        of_dense = is_dense(model)
+        formats = (VariantFormat.QDQ, VariantFormat.QOPERATOR, VariantFormat.PIXEL) if of_dense else None
         common = ExportOptions(
             precisions=(Precision.FP16, Precision.INT8, Precision.INT4),
-            formats=(VariantFormat.QDQ, VariantFormat.QOPERATOR, VariantFormat.PIXEL),
+            formats=formats,
             calibration=self.calibration,
             calibration_samples=self.calibration_samples,
             opset=self.opset,
             seed=self.seed,
         )
-        only_int8 = dataclasses.replace(common, precisions=(Precision.INT8,), formats=(VariantFormat.QDQ,))
-        per_tensor = dataclasses.replace(only_int8, per_channel=False)
-        dynamic = dataclasses.replace(
-            only_int8,
-            formats=None,
-            calibration=None,
-            calibration_samples=None,
-            quantization=QuantizationScheme.DYNAMIC,
-        )
-        everything = [common, per_tensor, dynamic]
+        only_int8 = dataclasses.replace(common, precisions=(Precision.INT8,), formats=None)
+        everything = [common]
         if usual_bits(model) > FEW_BITS:
-            everything.insert(1, dataclasses.replace(only_int8, weight_bits=FEW_BITS))
+            everything.append(dataclasses.replace(only_int8, weight_bits=FEW_BITS))
+        if of_dense:
+            everything.append(dataclasses.replace(only_int8, per_channel=False))
+        if not is_convolutional(model):
+            dynamic = dataclasses.replace(only_int8, calibration=None, calibration_samples=None)
+            everything.append(dataclasses.replace(dynamic, quantization=QuantizationScheme.DYNAMIC))
         return tuple(recipe for options in everything for recipe in candidates.recipes(options))
 
 
@@ -117,10 +129,12 @@ class AutoReport:
 
     Attributes:
         judgement: All candidates with their reasons, those that were rejected before they were measured too.
+        rungs: What was tried where static int8 lost too much.
     """
 
     report: ExportReport
     judgement: Judgement
+    rungs: tuple[Rung, ...] = ()
 
 
 def export_auto(
@@ -138,6 +152,7 @@ def export_auto(
         UsageError, GateFailed: As for `export_bundle`; one candidate that fails is no failure.
     """
     bundles.refuse_unwritable(bundle)
+    budget = _Budget(options.budget_seconds)
     points = options.measured_at(bundle.signature)
     with staging_beside(bundle.folder) as folder:
         bench = for_bundle(
@@ -150,7 +165,8 @@ def export_auto(
             max_loss=options.max_loss,
             on_progress=on_progress,
         )
-        passed, rejected = _make(bench, options, on_progress)
+        made = _make(bench, options, budget, on_progress)
+        passed, rejected = made.passed, made.rejected
         on_progress("measuring")
         entries = pipeline.staged(bundle, passed)
         results = trial.measure(
@@ -161,7 +177,7 @@ def export_auto(
             folder,
             points=points,
             threads=options.threads,
-            plan=options.plan,
+            plan=budget.plan(options.plan),
             on_progress=on_progress,
         )
         judgement = tuning.judge(results)
@@ -174,26 +190,82 @@ def export_auto(
             withdrawn=tuple(one.name for one in rejected),
         )
     everyone = dataclasses.replace(judgement, candidates=(*judgement.candidates, *rejected))
-    return AutoReport(report=ExportReport(bundle=published, passed=passed), judgement=everyone)
+    return AutoReport(report=ExportReport(bundle=published, passed=passed), judgement=everyone, rungs=made.rungs)
 
 
-def _make(
-    bench: Workbench, options: AutoOptions, on_progress: OnProgress
-) -> tuple[tuple[Passed, ...], tuple[tuning.Contender, ...]]:
-    """Make what can be made; return what passed the gate, the baseline first, and what did not, with the reason."""
-    passed, rejected = [bench.baseline], []
-    for recipe in options.recipes(bench.source.model):
-        if recipe.id == bench.baseline.variant.id:
-            continue
+class _Budget:
+    """The time there is."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self._seconds, self._started = seconds, time.monotonic()
+
+    def is_over(self) -> bool:
+        """Whether nothing more may be begun, for the sake of what must be measured."""
+        return self._seconds is not None and time.monotonic() - self._started > _MAKING_SHARE * self._seconds
+
+    def plan(self, plan: Plan) -> Plan:
+        """Return the plan for what is left; a share of the whole is, even if making took longer."""
+        if self._seconds is None:
+            return plan
+        left = self._seconds - (time.monotonic() - self._started)
+        most = max(left, (1 - _MAKING_SHARE) * self._seconds)
+        return dataclasses.replace(plan, most_seconds=min(most, plan.most_seconds or most))
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What passed the gate, the baseline first and the plainest before others, and what did not, with the reason."""
+
+    passed: tuple[Passed, ...]
+    rejected: tuple[tuning.Contender, ...]
+    rungs: tuple[Rung, ...]
+
+
+def _make(bench: Workbench, options: AutoOptions, budget: _Budget, on_progress: OnProgress) -> _Made:
+    """Make what can be made, the most promising first."""
+    recipes = [one for one in options.recipes(bench.source.model) if one.id != bench.baseline.variant.id]
+    passed: dict[str, Passed] = {}
+    reasons: dict[str, str] = {}
+    rungs: tuple[Rung, ...] = ()
+    for recipe in sorted(recipes, key=_promise):
         if reason := recipe.format.refusal(bench.source.model):
-            rejected.append(tuning.Contender(name=recipe.id, reason=f"not for this model: {reason}"))
+            reasons[recipe.id] = f"not for this model: {reason}"
+            continue
+        if budget.is_over():
+            reasons[recipe.id] = "not tried: the budget is used up"
             continue
         on_progress(f"{recipe.id}: make")
         try:
             candidate = recipe.make(bench.source, recipe.format.unable(bench.source.model))
             on_progress(f"{recipe.id}: checks")
-            passed.append(bench.examine(candidate))
+            passed[recipe.id] = bench.examine(candidate)
         except (GateFailed, UsageError) as error:
-            reason = str(error).removeprefix(f"{recipe.id} ")
-            rejected.append(tuning.Contender(name=recipe.id, reason=f"rejected: {reason}"))
-    return tuple(passed), tuple(rejected)
+            reasons[recipe.id] = f"rejected: {str(error).removeprefix(f'{recipe.id} ')}"
+    for recipe in recipes:
+        if recipe.id != _CLIMBS or recipe.id in passed or not reasons[recipe.id].startswith("rejected"):
+            continue
+        if any(one.variant.precision is Precision.INT8 for one in passed.values()) or budget.is_over():
+            continue
+        found = climb(
+            recipe,
+            bench,
+            tries_calibrations=options.calibration is None,
+            is_over=budget.is_over,
+            on_progress=on_progress,
+        )
+        rungs = found.rungs
+        if found.passed is not None:
+            passed[recipe.id] = found.passed
+        elif len(rungs) > 1:
+            reasons[recipe.id] = f"rejected: {found.reason}"
+    order = [one.id for one in recipes]
+    return _Made(
+        passed=(bench.baseline, *(passed[name] for name in order if name in passed)),
+        rejected=tuple(tuning.Contender(name=name, reason=reasons[name]) for name in order if name not in passed),
+        rungs=rungs,
+    )
+
+
+def _promise(recipe: VariantRecipe) -> tuple[bool, bool]:
+    """Order recipes by what one may hope for: int8 first, and what is only for other machines last."""
+    return recipe.format.precision is not Precision.INT8, getattr(recipe.format, "weight_bits", None) is not None

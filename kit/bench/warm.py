@@ -115,6 +115,10 @@ def run(
         else:
             probed, left_out = _probe_all(opened, points, setting, may_leave_out=request.points is None)
         expected = [_expected(point.probes, setting) for point in probed]
+        most = request.plan.most_seconds
+        if deadline is None and most is not None and sum(expected) > most:
+            deadline = time.perf_counter_ns() + int(most * 1e9)
+            clock = _Clock(deadline)
         if deadline is not None:
             _check_budget(_least_round(probed, setting), clock.left(), setting)
         on_estimate(sum(expected) if deadline is None else max(clock.left(), _least_round(probed, setting)))

@@ -1,0 +1,142 @@
+"""What is tried, from the simplest on, when static int8 loses more than is allowed; each step is kept only where it pays.
+
+1. Ranges that leave out what hardly occurs: percentiles, then entropy (Migacz 2017, "8-bit inference with TensorRT").
+2. The layers that lose most stay in float, as few as will do (exporters.search.blame).
+
+Smoothed inputs, weights rounded for the sake of their layer's output and moved biases come before all this: they are part of
+how int8 is made (exporters.formats). Candidates are judged on the validation samples; the gate has the last word.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from exporters.candidates import VariantRecipe
+from exporters.formats.int8 import StaticInt8
+from exporters.gate import Passed
+from exporters.search.blame import Result, Trial, fewest_excluded
+from exporters.workbench import Workbench
+from kit.choices import CalibrationMethod
+from kit.errors import GateFailed, UsageError
+from kit.metrics import Score
+from kit.system.progress import OnProgress, silent
+
+METHODS = (CalibrationMethod.PERCENTILE, CalibrationMethod.ENTROPY)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rung:
+    """A step that was tried.
+
+    Attributes:
+        variant: Id of what was to become right.
+        name: What was done, in words.
+        score: Of the first metric on the validation samples; None if it could not be made, or nothing could be told.
+        sqnr_db: Signal over quantization noise of the answers.
+        is_right: Whether it loses no more than is allowed.
+        seconds: It took.
+        problem: Why it could not be made; else empty.
+    """
+
+    variant: str
+    name: str
+    score: Score | None = None
+    sqnr_db: float = float("nan")
+    is_right: bool = False
+    seconds: float = 0.0
+    problem: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Climb:
+    """What became of a variant that lost too much.
+
+    Attributes:
+        passed: It, once it met the gate; None if nothing helped.
+        rungs: What was tried, in order, the variant as it was first.
+        reason: Why nothing came of it; empty if something did.
+    """
+
+    passed: Passed | None
+    rungs: tuple[Rung, ...]
+    reason: str = ""
+
+
+def climb(
+    recipe: VariantRecipe,
+    bench: Workbench,
+    *,
+    tries_calibrations: bool = True,
+    is_over: Callable[[], bool] = lambda: False,
+    on_progress: OnProgress = silent,
+) -> Climb:
+    """Look for a way in which static int8 loses no more than is allowed.
+
+    Args:
+        recipe: Of static int8 that can leave layers in float.
+        bench: The model, and samples.
+        tries_calibrations: Whether ranges may be made otherwise than the recipe says.
+        is_over: Tells whether the time is up; what has begun is finished.
+        on_progress: Told what is being done.
+    """
+    trial = Trial(bench)
+    unable = recipe.format.unable(bench.source.model)
+    rungs: list[Rung] = []
+
+    def tried(name: str, one: VariantRecipe) -> Result | None:
+        on_progress(f"{recipe.id}: {name}")
+        started = time.perf_counter()
+        try:
+            found = trial.of(one, unable)
+        except (GateFailed, UsageError) as error:
+            rungs.append(_rung(recipe, name, started, problem=str(error)))
+            return None
+        rungs.append(_rung(recipe, name, started, found))
+        return found
+
+    best, least = recipe, tried("the whole range", recipe)
+    if least is None or least.excess <= 0:
+        return Climb(passed=None, rungs=tuple(rungs), reason="validation samples do not show what it loses")
+    assert isinstance(recipe.format, StaticInt8)  # whoever climbs has chosen one
+    for method in METHODS if tries_calibrations else ():
+        if is_over():
+            return Climb(passed=None, rungs=tuple(rungs), reason="the time was up")
+        other = dataclasses.replace(recipe, format=dataclasses.replace(recipe.format, method=method))
+        found = tried(f"ranges by {method}", other)
+        if found is not None and found.badness < least.badness:
+            best, least = other, found
+    exclude = unable
+    if least.excess > 0:
+        started = time.perf_counter()
+        try:
+            exclude = fewest_excluded(best, bench, on_progress, is_over=is_over)
+            found = trial.of(best, exclude)
+        except GateFailed as error:
+            rungs.append(_rung(recipe, "layers in float", started, problem=str(error)))
+            return Climb(passed=None, rungs=tuple(rungs), reason=str(error))
+        left = len(exclude) - len(unable)
+        name = f"{left} layer{'s' * (left != 1)} in float"
+        rungs.append(_rung(recipe, name, started, found))
+    on_progress(f"{recipe.id}: checks")
+    try:
+        passed = bench.examine(best.make(bench.source, exclude))
+    except GateFailed as error:
+        return Climb(passed=None, rungs=tuple(rungs), reason=str(error).removeprefix(f"{recipe.id} "))
+    return Climb(passed=passed, rungs=tuple(rungs))
+
+
+def _rung(recipe: VariantRecipe, name: str, started: float, found: Result | None = None, *, problem: str = "") -> Rung:
+    seconds = time.perf_counter() - started
+    if found is None:
+        return Rung(variant=recipe.id, name=name, seconds=seconds, problem=problem)
+    return Rung(
+        variant=recipe.id,
+        name=name,
+        score=found.first,
+        sqnr_db=found.sqnr_db,
+        is_right=found.excess <= 0,
+        seconds=seconds,
+    )
