@@ -35,6 +35,7 @@ from exporters.formats import rounding, smooth
 from exporters.formats.base import Source, count, count_weights, excluded_layers, is_dense, refusal_of_int8
 from exporters.formats.calibration import CalibrationDraw, calibration_reader, draw
 from exporters.formats.equalize import equalize
+from exporters.formats.folding import fold_pixels
 from exporters.formats.tables import quantize_tables
 from exporters.graph.rules import (
     ACTIVATIONS,
@@ -58,7 +59,8 @@ FEW_BITS, ALL_BITS = 7, 8
 
 _TABLE = "Gather"
 """What looks up embeddings: its float constants become integers without a range of activations."""
-_BEFORE_THE_FIRST_LAYER = ("Slice", "Cast", "Reshape", "Flatten", "Transpose")
+_MOVES = ("Slice", "Reshape", "Flatten", "Transpose", "Split", "Pad", "Concat")
+"""What gives nothing but what it was given, and the constants of a Pad."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,15 +212,16 @@ def quantize_static(
     reader = calibration_reader(graph, signature, samples)
     some = [] if is_dense(graph) else rounding.some_of(signature, reader.all)
     if factors is None:
-        factors = _found_factors(graph, some, model.parent if isinstance(model, Path) else Path())
+        seen = [] if is_dense(graph) else rounding.some_of(signature, reader.all, smooth.SAMPLES)
+        factors = _found_factors(graph, seen, model.parent if isinstance(model, Path) else Path())
     options: dict[str, Any] = {"QuantizeBias": not is_qdq}
     if is_qdq and not is_dense(graph):
         # What follows a product of matrices adds, normalizes or bends, all of it in float: its sum need not be 8 bits before.
         options["OpTypesToExcludeOutputQuantization"] = ["MatMul"]
     if calibration.method is not CalibrationMethod.MINMAX and reader.is_strided:
         options["CalibStridedMinMax"] = 1  # histograms too are made batch by batch
-    with _smoothed(model if isinstance(model, Path) else graph, factors) as smoothed:
-        graph = staging.read(smoothed) if isinstance(smoothed, Path) else smoothed
+    with _rewritten(model if isinstance(model, Path) else graph, factors, folds=True) as rewritten:
+        graph = staging.read(rewritten) if isinstance(rewritten, Path) else rewritten
         kept = excluded_layers(graph, exclude)
         if not is_qdq:
             _refuse_shared_biases(graph)
@@ -226,7 +229,7 @@ def quantize_static(
         # Raw values are quantized as they are, whatever range the samples happened to show.
         raw = {"scale": np.array(1, np.float32), "zero_point": np.array(0, np.uint8)}
         options["TensorQuantOverrides"] = {door.tensor: [raw] for door in doors}
-        with _files(smoothed, target) as (source, written):
+        with _files(rewritten, target) as (source, written):
             ort.quantize_static(
                 source,
                 written,
@@ -317,8 +320,8 @@ def quantize_dynamic(
 
     graph = staging.read(model) if isinstance(model, Path) else model
     bits = weight_bits or usual_bits(graph)
-    with _smoothed(model, factors or {}) as smoothed, _files(smoothed, target) as (source, written):
-        graph = staging.read(smoothed) if isinstance(smoothed, Path) else smoothed
+    with _rewritten(model, factors or {}, folds=False) as rewritten, _files(rewritten, target) as (source, written):
+        graph = staging.read(rewritten) if isinstance(rewritten, Path) else rewritten
         kept = excluded_layers(graph, exclude)
         ort.quantize_dynamic(
             source,
@@ -345,7 +348,7 @@ def _factors(source: Source, drawn: CalibrationDraw) -> smooth.Factors:
     if key not in source.smoothings:
         is_looked_at = not is_dense(source.model)
         batches = calibration_reader(source.model, source.signature, drawn.samples).all if is_looked_at else []
-        some = rounding.some_of(source.signature, batches) if batches else []
+        some = rounding.some_of(source.signature, batches, smooth.SAMPLES) if batches else []
         source.smoothings[key] = _found_factors(source.model, some, source.path.parent)
     return source.smoothings[key]
 
@@ -359,18 +362,24 @@ def _found_factors(model: onnx.ModelProto, batches: Sequence[Tensors], folder: P
 
 
 @contextlib.contextmanager
-def _smoothed(model: onnx.ModelProto | Path, factors: Mapping[str, smooth.Floats]) -> Iterator[onnx.ModelProto | Path]:
-    """Give the model with its inputs divided, weights beside it if they were; the model itself if there is no factor."""
-    if not factors:
+def _rewritten(
+    model: onnx.ModelProto | Path, factors: Mapping[str, smooth.Floats], *, folds: bool
+) -> Iterator[onnx.ModelProto | Path]:
+    """Give a model that computes the same, inputs divided by factors and pixels folded; weights stay beside it if they were."""
+    graph = onnx.ModelProto()
+    graph.CopyFrom(staging.read(model) if isinstance(model, Path) else model)
+    beside = model.parent if isinstance(model, Path) else Path()
+    folded = folds and fold_pixels(graph, beside)
+    if not factors and not folded:
         yield model
         return
     with tempfile.TemporaryDirectory(prefix="kit-") as place:
         folder = Path(place)
-        if isinstance(model, Path):
-            made = smooth.smooth(staging.read(model), factors, model.parent, folder)
-            yield staging.write(made, folder / "smooth.onnx")
+        if factors:
+            graph = smooth.smooth(graph, factors, beside, folder)
         else:
-            yield smooth.smooth(model, factors, folder, folder)
+            staging.link_weights(graph, beside, folder)
+        yield staging.write(graph, folder / "rewritten.onnx") if isinstance(model, Path) else graph
 
 
 def _without_weights(model: onnx.ModelProto) -> tuple[str, ...]:
@@ -449,17 +458,22 @@ class _Door:
 def _doors(model: onnx.ModelProto, kept: tuple[Layer, ...]) -> list[_Door]:
     """Return the raw uint8 inputs of which a cast to float enters one layer, and nothing else.
 
-    Not those that something other than a reshape or transpose is done to, such as a normalisation that could not be folded,
-    and not those whose layer stays in float.
+    Not those that something is done to but being moved and padded, such as a normalisation that could not be folded, and not
+    those whose layer stays in float.
     """
     stays_float = {layer.node.output[0] for layer in kept}
-    raw = [value.name for value in model.graph.input if value.type.tensor_type.elem_type == onnx.TensorProto.UINT8]
-    found = (_door(model, name, stays_float) for name in raw)
+    raw = {value.name for value in model.graph.input if value.type.tensor_type.elem_type == onnx.TensorProto.UINT8}
+    found = []
+    for node in model.graph.node:
+        if node.op_type in _MOVES and raw.issuperset(node.input if node.op_type == "Concat" else node.input[:1]):
+            raw |= set(node.output)
+        elif node.op_type == "Cast" and node.input[0] in raw:
+            found.append(_door(model, str(node.output[0]), stays_float))
     return [door for door in found if door is not None]
 
 
-def _door(model: onnx.ModelProto, tensor: str, stays_float: set[str]) -> _Door | None:
-    cast = ""
+def _door(model: onnx.ModelProto, cast: str, stays_float: set[str]) -> _Door | None:
+    tensor = cast
     while True:
         readers = [node for node in model.graph.node if tensor in node.input]
         if len(readers) != 1:
@@ -467,11 +481,10 @@ def _door(model: onnx.ModelProto, tensor: str, stays_float: set[str]) -> _Door |
         reader = readers[0]
         if reader.op_type in LAYERS:
             enters = reader.input[0] == tensor and reader.output[0] not in stays_float
-            return _Door(cast, tensor) if cast and enters else None
-        if reader.op_type not in _BEFORE_THE_FIRST_LAYER or reader.input[0] != tensor:
+            return _Door(cast, tensor) if enters else None
+        if reader.op_type not in _MOVES or reader.input[0] != tensor:
             return None
         tensor = str(reader.output[0])
-        cast = tensor if reader.op_type == "Cast" else cast
 
 
 def _read_as_quantized(model: onnx.ModelProto, door: _Door) -> None:

@@ -131,12 +131,12 @@ def adjust(
     return bool(places)
 
 
-def some_of(signature: Signature, batches: Sequence[Tensors]) -> list[Tensors]:
-    """Return batches of as many samples as rounding looks at, from all over the calibration samples."""
+def some_of(signature: Signature, batches: Sequence[Tensors], samples: int = SAMPLES) -> list[Tensors]:
+    """Return batches of so many samples, from all over the calibration samples."""
     rows = signature.rows(batches[0])
-    count = max(SAMPLES // max(rows, 1), 1)
+    count = max(samples // max(rows, 1), 1)
     spread = [batches[place] for place in np.unique(np.linspace(0, len(batches) - 1, count).astype(int))]
-    return [next(iter(signature.split(batch, SAMPLES))) for batch in spread]
+    return [next(iter(signature.split(batch, samples))) for batch in spread]
 
 
 def _is_known(place: _Place, cache: Cache) -> bool:

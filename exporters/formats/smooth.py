@@ -2,13 +2,16 @@
 
 Attention networks have a few channels that are far larger than all others, and one scale for all of a layer's inputs leaves the
 small ones a handful of integers. Divided by s in front of the layer and multiplied by s in its weights, a channel computes the
-same. How much of its range moves into the weights is tried for the layers that read one tensor, on calibration samples, by the
-error of what they give in 8 bits; where nothing pays they stay as they are.
+same. How much of its range moves into the weights is tried for the layers that read one tensor, on one half of the calibration
+samples with ranges of the other, by the error of what they give in 8 bits; where nothing pays they stay as they are.
+
+So do layers that see fewer rows than channels, as a classifier behind a pool does: once all channels reach as far as the range,
+in other samples some reach further (EfficientNet-Lite0: the logits' rms error on other photographs rose from 0.056 to 0.074).
 
 The division goes into a LayerNormalization if no one else reads what it gives; else it is a Mul of its own.
 
-all-MiniLM-L6-v2, its own weights, 50 sentences that took no part: the mean cosine to the float model's vectors rose from 0.9902
-to 0.9975 in QDQ, and from 0.9932 to 0.9980 in dynamic int8, at the same speed.
+all-MiniLM-L6-v2, its own weights, the words of 50 sentences from elsewhere: the mean cosine to the float model's vectors is 0.998
+in QDQ and 0.996 in dynamic int8, at the same speed.
 """
 
 from __future__ import annotations
@@ -35,10 +38,14 @@ from kit.tensors import Tensors
 SHARES = (0.4, 0.55, 0.7, 0.85)
 """Of a channel's range, on a scale of logarithms, that moves into the weights."""
 
+SAMPLES = 256
+"""Calibration samples that are looked at."""
+
 _ROWS = 512  # of a layer's inputs, by which shares are compared
 _HELD_BYTES = 128 * 2**20  # of such rows at a time
 _PAYS = 0.9  # what is left of the squared error, at most, for a Mul of its own
 _LEAST = 1e-6
+_MANY_BATCHES = 8
 
 Floats = NDArray[np.float32]
 Factors = dict[str, Floats]
@@ -59,21 +66,42 @@ class _Group:
 
 
 @dataclass(frozen=True)
+class _Range:
+    """Least and largest values of each channel, 0 within: float32 [channels]."""
+
+    low: Floats
+    high: Floats
+
+    @classmethod
+    def of(cls, ends: Sequence[Floats]) -> _Range:
+        """Return the range of all rows of some arrays."""
+        return cls(np.minimum(np.min(ends, axis=0), 0), np.maximum(np.max(ends, axis=0), 0))
+
+    @property
+    def size(self) -> Floats:
+        """Largest absolute value of each channel."""
+        return np.maximum(-self.low, self.high)
+
+    def divided(self, factor: Floats) -> _Range:
+        """Return the range of the tensor divided by factors."""
+        return _Range(self.low / factor, self.high / factor)
+
+
+@dataclass(frozen=True)
 class _Seen:
     """What a tensor held on calibration samples.
 
     Attributes:
-        rows: Some of its rows: float32 [rows, channels].
-        low, high: Range of each channel over all rows, 0 within it: float32 [channels].
+        count: Of all rows.
+        rows: Some of one half: float32 [rows, channels].
+        known: Of the other half.
+        whole: Of both.
     """
 
+    count: int
     rows: Floats
-    low: Floats
-    high: Floats
-
-    def divided(self, factor: Floats) -> _Seen:
-        """Return the same of the tensor divided by factors."""
-        return _Seen(self.rows / factor, self.low / factor, self.high / factor)
+    known: _Range
+    whole: _Range
 
 
 def factors(model: onnx.ModelProto, batches: Sequence[Tensors], folder: Path) -> Factors:
@@ -88,7 +116,7 @@ def factors(model: onnx.ModelProto, batches: Sequence[Tensors], folder: Path) ->
     found: Factors = {}
     for groups in _bearable(_groups(model), model):
         seen = _seen(model, [group.tensor for group in groups], batches, folder)
-        for group in groups:
+        for group in (one for one in groups if one.tensor in seen):
             matrices = [_by_inputs(node, array_of(constants[node.input[1]], folder)) for node in group.nodes]
             factor = _factor(seen[group.tensor], np.concatenate(matrices, axis=1), _PAYS if group.norm is None else 1.0)
             if factor is not None:
@@ -203,54 +231,74 @@ def _bearable(groups: Sequence[_Group], model: onnx.ModelProto) -> Iterator[list
 def _seen(model: onnx.ModelProto, tensors: Sequence[str], batches: Sequence[Tensors], folder: Path) -> dict[str, _Seen]:
     """Run the model on calibration samples and keep some rows of tensors inside it."""
     random = np.random.default_rng(0)
-    each = max(_ROWS // max(len(batches), 1), 1)
+    each = max(2 * _ROWS // max(len(batches), 1), 1)
     rows: dict[str, list[Floats]] = {name: [] for name in tensors}
-    ends: dict[str, list[Floats]] = {name: [] for name in tensors}
+    counts = dict.fromkeys(tensors, 0)
+    known: dict[str, list[Floats]] = {name: [] for name in tensors}
+    tried: dict[str, list[Floats]] = {name: [] for name in tensors}
     inside = [name for name in tensors if name not in {value.name for value in model.graph.input}]
     with tempfile.TemporaryDirectory(prefix="kit-") as place:
         runner = OnnxRuntimeRunner(staging.cut(model, inside, folder, Path(place)), binds=False) if inside else None
         try:
-            for batch in batches:
+            for number, batch in enumerate(batches):
                 taken = {} if runner is None else {spec.name: batch[spec.name] for spec in runner.signature.inputs}
                 held = {**batch, **({} if runner is None else runner.run(taken))}
                 for name in tensors:
                     values = held[name].reshape(-1, held[name].shape[-1]).astype(np.float32)
-                    drawn = random.choice(len(values), min(each, len(values)), replace=False)
-                    rows[name].append(values[np.sort(drawn)])
-                    ends[name] += [values.min(axis=0), values.max(axis=0)]
+                    counts[name] += len(values)
+                    one, other = _halves(values, number, len(batches))
+                    if len(one):
+                        known[name] += [one.min(axis=0), one.max(axis=0)]
+                    if len(other):
+                        tried[name] += [other.min(axis=0), other.max(axis=0)]
+                        drawn = random.choice(len(other), min(each, len(other)), replace=False)
+                        rows[name].append(other[np.sort(drawn)])
         finally:
             if runner is not None:
                 runner.close()
     return {
         name: _Seen(
-            np.concatenate(rows[name]),
-            np.minimum(np.min(ends[name], axis=0), 0),
-            np.maximum(np.max(ends[name], axis=0), 0),
+            counts[name], np.concatenate(rows[name]), _Range.of(known[name]), _Range.of([*known[name], *tried[name]])
         )
         for name in tensors
+        if rows[name] and known[name]
     }
 
 
+def _halves(values: Floats, number: int, batches: int) -> tuple[Floats, Floats]:
+    """Return the rows of a batch by which ranges are made, and those they are tried on: every other batch, or half of each."""
+    if batches >= _MANY_BATCHES:
+        return (values, values[:0]) if number % 2 == 0 else (values[:0], values)
+    return values[: len(values) // 2], values[len(values) // 2 :]
+
+
 def _factor(seen: _Seen, weights: Floats, pays: float) -> Floats | None:
-    """Return the factors with the least error of what the layers give; None if none of them is better than none."""
-    coming, going = np.maximum(-seen.low, seen.high), np.abs(weights).max(axis=1)
-    is_alive = (coming > _LEAST) & (going > _LEAST)
-    if not is_alive.any():
+    """Return the factors of the share with the least error of what the layers give; None if none is better than none."""
+    if seen.count < len(weights):
         return None
+    going = np.abs(weights).max(axis=1)
     exact = seen.rows @ weights
-    best, least = None, _error(seen, weights, exact) * pays
+    best, least = None, _error(seen.rows, seen.known, weights, exact) * pays
     for share in SHARES:
-        logs = share * np.log(np.maximum(coming, _LEAST)) - (1 - share) * np.log(np.maximum(going, _LEAST))
-        factor = np.where(is_alive, np.exp(logs - logs[is_alive].mean()), 1).astype(np.float32)
-        error = _error(seen.divided(factor), weights * factor[:, np.newaxis], exact)
+        factor = _shared(seen.known.size, going, share)
+        error = _error(seen.rows / factor, seen.known.divided(factor), weights * factor[:, np.newaxis], exact)
         if error < least:
-            best, least = factor, error
-    return best
+            best, least = share, error
+    return None if best is None else _shared(seen.whole.size, going, best)
 
 
-def _error(seen: _Seen, weights: Floats, exact: Floats) -> float:
+def _shared(coming: Floats, going: Floats, share: float) -> Floats:
+    """Return the factors that move a share of inputs' ranges into weights; 1 for channels that are dead on either side."""
+    is_alive = (coming > _LEAST) & (going > _LEAST)
+    logs = share * np.log(np.maximum(coming, _LEAST)) - (1 - share) * np.log(np.maximum(going, _LEAST))
+    middle = logs[is_alive].mean() if is_alive.any() else 0.0
+    return np.where(is_alive, np.exp(logs - middle), 1).astype(np.float32)
+
+
+def _error(rows: Floats, known: _Range, weights: Floats, exact: Floats) -> float:
     """Return the mean squared error of a product in 8 bits: one range for the inputs, one for each output's weights."""
-    step = max(float(seen.high.max() - seen.low.min()) / 255, _LEAST**2)
+    low, high = float(known.low.min()), float(known.high.max())
+    step = max((high - low) / 255, _LEAST**2)
     steps = np.maximum(np.abs(weights).max(axis=0) / 127, _LEAST**2)
-    given = (np.rint(seen.rows / step) * step) @ (np.rint(weights / steps) * steps)
+    given = (np.rint(np.clip(rows, low, high) / step) * step) @ (np.rint(weights / steps) * steps)
     return float(np.mean(np.square(given - exact)))
