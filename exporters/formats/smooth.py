@@ -10,8 +10,8 @@ in other samples some reach further (EfficientNet-Lite0: the logits' rms error o
 
 The division goes into a LayerNormalization if no one else reads what it gives; else it is a Mul of its own.
 
-all-MiniLM-L6-v2, its own weights, the words of 50 sentences from elsewhere: the mean cosine to the float model's vectors is 0.998
-in QDQ and 0.996 in dynamic int8, at the same speed.
+all-MiniLM-L6-v2, its own weights, the words of 50 sentences from elsewhere: the mean cosine to the float model's vectors is
+0.998 in QDQ and 0.996 in dynamic int8, at the same speed.
 """
 
 from __future__ import annotations

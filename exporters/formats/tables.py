@@ -58,9 +58,9 @@ def _quantize(model: onnx.ModelProto, table: onnx.TensorProto, readers: list[onn
     )
     for node in readers:
         output = str(node.output[0])
-        node.input[0], node.output[0] = quantized, f"{output}_quantized"
+        node.input[0], node.output[0] = quantized, f"{quantized}.{output}"
         place = list(model.graph.node).index(node) + 1
         dequantize = helper.make_node(
-            "DequantizeLinear", [node.output[0], scales], [output], name=f"{output}_DequantizeLinear", axis=-1
+            "DequantizeLinear", [node.output[0], scales], [output], name=f"{quantized}.dequantize.{output}", axis=-1
         )
         model.graph.node.insert(place, dequantize)
