@@ -15,9 +15,9 @@ from pathlib import Path
 from exporters import staging
 from exporters.formats.base import Format, Source
 from exporters.formats.float16 import Float16
-from exporters.formats.int4 import Int4
 from exporters.formats.int8 import DynamicInt8, StaticInt8
 from exporters.formats.pixel import Pixel
+from exporters.formats.weights import WeightOnly
 from exporters.options import ExportOptions
 from exporters.staging import Settled
 from kit.bundle import Bundle, graph_file
@@ -117,8 +117,10 @@ def recipes(options: ExportOptions) -> tuple[VariantRecipe, ...]:
             dynamic = DynamicInt8(per_channel=options.per_channel is not False, weight_bits=options.weight_bits)
             name = _id("int8-dynamic", dynamic, usual=True)
             found.append(VariantRecipe(id=name, format=dynamic, exclude=exclude))
+        if options.quantization is QuantizationScheme.WEIGHTS:
+            found.append(VariantRecipe(id="int8-weights", format=WeightOnly(bits=8), exclude=exclude))
     if Precision.INT4 in options.precisions:
-        found.append(VariantRecipe(id="int4", format=Int4(), exclude=exclude))
+        found.append(VariantRecipe(id="int4", format=WeightOnly(bits=4), exclude=exclude))
     return tuple(found)
 
 

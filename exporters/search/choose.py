@@ -16,6 +16,7 @@ import onnx
 from exporters import candidates, pipeline
 from exporters.candidates import VariantRecipe
 from exporters.formats.int8 import FEW_BITS, usual_bits
+from exporters.formats.weights import has_products
 from exporters.gate import Passed
 from exporters.options import DEFAULT_OPSET, ExportOptions
 from exporters.search import trial
@@ -108,6 +109,8 @@ class AutoOptions:
         everything = [common, per_tensor, dynamic]
         if usual_bits(model) > FEW_BITS:
             everything.insert(1, dataclasses.replace(only_int8, weight_bits=FEW_BITS))
+        if has_products(model):
+            everything.append(dataclasses.replace(dynamic, quantization=QuantizationScheme.WEIGHTS))
         return tuple(recipe for options in everything for recipe in candidates.recipes(options))
 
 

@@ -125,14 +125,16 @@ def _cpu_only(name: str, options: RunnerOptions) -> None:
         raise Unavailable(f"{name} runs on the CPU only here", hint="use --provider cpu for it")
 
 
-ONNXRUNTIME_ONLY = frozenset({VariantFormat.QOPERATOR, VariantFormat.PIXEL, VariantFormat.WEIGHT_ONLY})
+ONNXRUNTIME_ONLY = frozenset({VariantFormat.QOPERATOR, VariantFormat.PIXEL})
 """Formats made of operators of com.microsoft, which no other runtime has."""
 
-_PORTABLE = frozenset(VariantFormat) - ONNXRUNTIME_ONLY
+_IN_OPENVINO = frozenset(VariantFormat) - ONNXRUNTIME_ONLY
+"""It reads one operator of com.microsoft, MatMulNBits."""
+_PORTABLE = _IN_OPENVINO - {VariantFormat.WEIGHT_ONLY}
 _BUILT_IN: dict[str, tuple[Open, frozenset[VariantFormat] | None]] = {
     DEFAULT: (_onnxruntime, None),
     "onnxruntime-plain": (_plain, None),
-    "openvino": (_openvino, _PORTABLE),
+    "openvino": (_openvino, _IN_OPENVINO),
     "pytorch": (_pytorch, frozenset({VariantFormat.FLOAT})),
     "pytorch-compile": (_pytorch_compile, frozenset({VariantFormat.FLOAT})),
     "onnx-reference": (_reference, _PORTABLE),
