@@ -31,7 +31,12 @@ _FORMATS = (
     (VariantFormat.QOPERATOR, frozenset({"QGemm", "QLinearMatMul", "QLinearConv", "QLinearAdd"})),
     (
         VariantFormat.DYNAMIC,
-        frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "MatMulInteger", "ConvInteger"}),
+        frozenset(
+            {
+                *("DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulInteger"),
+                *("MatMulIntegerToFloat", "ConvInteger"),
+            }
+        ),
     ),
     (VariantFormat.QDQ, frozenset({"QuantizeLinear", "DequantizeLinear"})),
 )

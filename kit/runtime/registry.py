@@ -186,6 +186,8 @@ def can_run(name: str, variant: Variant, provider: Provider = Provider.CPU) -> b
         return True
     if name in _PYTORCH and variant.precision is not Precision.FP32 and provider is Provider.CPU:
         return False
+    if name == "onnx-reference" and "com.microsoft" in variant.needs.domains:
+        return False
     return formats is None or variant.format in formats
 
 
