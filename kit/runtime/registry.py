@@ -126,15 +126,14 @@ def _cpu_only(name: str, options: RunnerOptions) -> None:
 
 
 ONNXRUNTIME_ONLY = frozenset({VariantFormat.QOPERATOR, VariantFormat.PIXEL})
-"""Formats made of operators of com.microsoft, which no other runtime has."""
+"""Formats made of operators of com.microsoft that no other runtime has."""
 
-_IN_OPENVINO = frozenset(VariantFormat) - ONNXRUNTIME_ONLY
-"""It reads one operator of com.microsoft, MatMulNBits."""
-_PORTABLE = _IN_OPENVINO - {VariantFormat.WEIGHT_ONLY}
+_PORTABLE = frozenset(VariantFormat) - ONNXRUNTIME_ONLY
+"""OpenVINO also reads MatMulNBits and DynamicQuantizeLSTM; what has operators of com.microsoft is not for the reference."""
 _BUILT_IN: dict[str, tuple[Open, frozenset[VariantFormat] | None]] = {
     DEFAULT: (_onnxruntime, None),
     "onnxruntime-plain": (_plain, None),
-    "openvino": (_openvino, _IN_OPENVINO),
+    "openvino": (_openvino, _PORTABLE),
     "pytorch": (_pytorch, frozenset({VariantFormat.FLOAT})),
     "pytorch-compile": (_pytorch_compile, frozenset({VariantFormat.FLOAT})),
     "onnx-reference": (_reference, _PORTABLE),
@@ -176,7 +175,7 @@ def is_here(name: str) -> bool:
 
 
 def can_run(name: str, variant: Variant, provider: Provider = Provider.CPU) -> bool:
-    """Whether a runtime takes variants of this format at all; PyTorch has the float weights, in fp16 on a GPU alone.
+    """Whether a runtime takes variants of this format, and the reference their operators; PyTorch in fp16 on a GPU alone.
 
     One of another package that does not load is taken to: `open_runner` then says what is wrong with it.
     """
