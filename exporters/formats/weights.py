@@ -95,8 +95,8 @@ class WeightOnly:
 
 
 def has_products(model: onnx.ModelProto) -> bool:
-    """Whether a model has products with a matrix that are no plain dense layers, as attention has: INT8 serves the others."""
-    return any(layer.node.op_type == "MatMul" for layer in layers(model))
+    """Whether a model is more than convolutions and plain dense layers, as attention is: INT8 arithmetic serves those."""
+    return any(node.op_type == "MatMul" for node in model.graph.node)
 
 
 def _record(model: onnx.ModelProto, quantized: onnx.ModelProto, exclude: tuple[str, ...], bits: int) -> Quantization:
