@@ -13,17 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exporters import staging
-from exporters.formats.base import Format, Source
+from exporters.formats.base import Format, Source, refusal_of_quantized
 from exporters.formats.float16 import Float16
-from exporters.formats.int4 import Int4
 from exporters.formats.int8 import DynamicInt8, StaticInt8
 from exporters.formats.pixel import Pixel
+from exporters.formats.weights import WeightOnly
 from exporters.options import ExportOptions
 from exporters.staging import Settled
 from kit.bundle import Bundle, graph_file
 from kit.bundle.manifest import Quantization, Variant
 from kit.choices import CalibrationMethod, Precision, QuantizationScheme, VariantFormat
 from kit.errors import UsageError
+
+_INT8_WEIGHTS = "int8-weights"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +67,10 @@ class VariantRecipe:
             GateFailed: A layer was skipped, or the converter failed.
         """
         if reason := self.format.refusal(source.model):
-            raise UsageError(
-                f"{self.id} cannot be made of this model: {reason}", hint="choose another --precision or --format"
-            )
+            hint = "choose another --precision or --format"
+            if refusal_of_quantized(source.model):
+                hint = "it is left as it is: without --precision it is published as it came"
+            raise UsageError(f"{self.id} cannot be made of this model: {reason}", hint=hint)
         folder = Path(tempfile.mkdtemp(prefix=f"{self.id}-", dir=source.folder))
         target = folder / "made.onnx"
         try:
@@ -89,8 +92,11 @@ def baseline(path: Path) -> Candidate:
     """Return the candidate that all others are compared with: the model as it came, in a folder of its own."""
     looked = graph_file.look(path)
     precision, form = looked.precision, looked.format
-    plain = form in {VariantFormat.FLOAT, VariantFormat.WEIGHT_ONLY}
-    name = str(precision) if plain else f"{precision}-{form}"
+    name = f"{precision}-{form}"
+    if form is VariantFormat.WEIGHT_ONLY:
+        name = _INT8_WEIGHTS if precision is Precision.INT8 else str(precision)
+    elif form is VariantFormat.FLOAT:
+        name = str(precision)
     return Candidate(id=name, files=staging.settle(path, name), precision=precision, format=form)
 
 
@@ -117,8 +123,10 @@ def recipes(options: ExportOptions) -> tuple[VariantRecipe, ...]:
             dynamic = DynamicInt8(per_channel=options.per_channel is not False, weight_bits=options.weight_bits)
             name = _id("int8-dynamic", dynamic, usual=True)
             found.append(VariantRecipe(id=name, format=dynamic, exclude=exclude))
+        if options.quantization is QuantizationScheme.WEIGHTS:
+            found.append(VariantRecipe(id=_INT8_WEIGHTS, format=WeightOnly(bits=8), exclude=exclude))
     if Precision.INT4 in options.precisions:
-        found.append(VariantRecipe(id="int4", format=Int4(), exclude=exclude))
+        found.append(VariantRecipe(id="int4", format=WeightOnly(bits=4), exclude=exclude))
     return tuple(found)
 
 

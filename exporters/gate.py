@@ -20,6 +20,7 @@ import onnx
 from exporters import staging
 from exporters.bars import Bar, hold, power
 from exporters.candidates import Candidate
+from exporters.formats import recurrent
 from exporters.graph.rules import domains_of, least_onnxruntime, opset_of
 from exporters.sizes import Movement, check_sizes
 from kit.bundle import Staged, graph_file
@@ -183,6 +184,8 @@ def _measured(
             remarks.append(
                 f"{dataset} {key} is what its ranges were made of, for want of other samples: give more data to be sure"
             )
+    if candidate.quantization is not None:
+        remarks.append(recurrent.remark(staging.read(candidate.files.path), candidate.quantization))
     variant = Variant(
         id=candidate.id,
         precision=candidate.precision,
@@ -202,7 +205,7 @@ def _measured(
         samples=samples,
         verdict=verdict,
         values=values,
-        remarks=tuple(dict.fromkeys(remarks)),
+        remarks=tuple(dict.fromkeys(filter(None, remarks))),
     )
 
 

@@ -19,7 +19,7 @@ class ExportOptions:
 
     Attributes:
         precisions: Any of fp32, fp16, int8 and int4; the model as it came is written in any case, as the baseline.
-        quantization: How int8 finds its activation ranges; None for static.
+        quantization: How int8 finds its activation ranges, or `weights` for weights alone; None for static.
         formats: How static int8 is written, one variant each; None for QDQ.
         calibration: How static int8 makes ranges of what its samples showed; None for the whole range.
         calibration_samples: Training samples that those ranges are drawn from; None for 1,024.
@@ -89,6 +89,10 @@ class ExportOptions:
         static_only = [flag for flag in given if flag in {"--format", "--calibration", "--calibration-size"}]
         if static_only and self.quantization is QuantizationScheme.DYNAMIC:
             raise UsageError(f"{static_only[0]} changes nothing with --quantization dynamic, which needs no samples")
+        if self.quantization is QuantizationScheme.WEIGHTS and given != ["--quantization"]:
+            raise UsageError(
+                f"{given[-1]} changes nothing with --quantization weights: they have 8 bits, and a scale for each block"
+            )
         formats = self.formats or ()
         if any(form not in STATIC_FORMATS for form in formats):
             raise UsageError("a static format must be one of: " + ", ".join(STATIC_FORMATS))
@@ -102,8 +106,8 @@ class ExportOptions:
 
     @property
     def static_formats(self) -> tuple[VariantFormat, ...]:
-        """How static int8 is written; empty for dynamic."""
-        if self.quantization is QuantizationScheme.DYNAMIC:
+        """How static int8 is written; empty for any other."""
+        if self.quantization not in {None, QuantizationScheme.STATIC}:
             return ()
         return self.formats or (VariantFormat.QDQ,)
 

@@ -214,7 +214,9 @@ def make(bench: Workbench, options: ExportOptions, on_progress: OnProgress) -> t
     passed = [bench.baseline]
     for recipe in candidates.recipes(options):
         if recipe.id == bench.baseline.variant.id:
-            continue  # it came like this
+            said = "the model came like this, and is left as it is"
+            passed[0] = dataclasses.replace(bench.baseline, remarks=(*bench.baseline.remarks, said))
+            continue
         exclude = recipe.exclude
         if options.finds_exclusions and recipe.format.precision in _QUANTIZED:
             exclude = blame.fewest_excluded(recipe, bench, on_progress)

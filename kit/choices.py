@@ -46,10 +46,14 @@ class Precision(_Choice):
 
 
 class QuantizationScheme(_Choice):
-    """When activation ranges are found: from calibration samples, or anew in each call."""
+    """When activation ranges are found: from calibration samples, or anew in each call.
+
+    `weights` makes integers of weights in blocks, and leaves what becomes of activations to the operator.
+    """
 
     STATIC = "static"
     DYNAMIC = "dynamic"
+    WEIGHTS = "weights"
 
 
 class VariantFormat(_Choice):

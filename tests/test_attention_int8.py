@@ -254,7 +254,7 @@ def test_raw_pixels_enter_their_convolution_as_they_are(channels_last: bool, pad
     assert "Cast" not in {node.op_type for node in quantized.graph.node}
     assert "pixels" not in [node.input[0] for node in quantized.graph.node if node.op_type == "QuantizeLinear"]
     others = pixels(model, seed=1)
-    assert rms(run(model, others), run(quantized, others)) < 0.02 * float(np.sqrt(np.mean(exact**2)))
+    assert rms(run(model, others), run(quantized, others)) < 0.03 * float(np.sqrt(np.mean(exact**2)))
 
 
 def test_pixels_are_not_folded_where_zero_is_no_pixel() -> None:

@@ -15,6 +15,7 @@ from exporters import candidates, request, workbench
 from exporters.bars import Bar, bars_for, hold, power
 from exporters.candidates import Candidate
 from exporters.formats.base import Source
+from exporters.formats.int8 import quantize_dynamic
 from exporters.gate import Passed, answer, check_border, check_file
 from exporters.options import ExportOptions
 from exporters.pipeline import make
@@ -45,6 +46,14 @@ def export(
 ) -> tuple[Passed, ...]:
     bench = workbench.of(OnnxOriginal(model, signature), folder, opset=20, max_loss=options.max_loss, **about)
     return make(bench, options, lambda _: None)
+
+
+def test_what_came_as_it_is_asked_for_is_left_as_it_is_and_that_is_said(tmp_path: Path) -> None:
+    model, signature = dense((16, 8, 3))
+    options = ExportOptions(precisions=("int8",), quantization="dynamic")
+    (only,) = export(quantize_dynamic(model).model, signature, tmp_path, options)
+    assert only.variant.id == "int8-dynamic"
+    assert only.remarks == ("the model came like this, and is left as it is",)
 
 
 def alone(

@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper, parser
 from exporters.graph import files, names
 from exporters.graph.files import Graph
 from exporters.graph.prologue import put_on
-from exporters.graph.rewrite import flatten, fold, move_in, simplify, unscale, untranspose
-from exporters.graph.rules import follow, least_onnxruntime, opset_of, strip
+from exporters.graph.rewrite import flatten, fold, gates, move_in, simplify, unscale, untranspose
+from exporters.graph.rules import follow, least_onnxruntime, opset_of, sort, strip
 from kit.errors import UsageError
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
 from kit.tasks.base import Prologue
@@ -66,6 +66,52 @@ def test_a_weight_that_is_also_read_otherwise_stays_transposed() -> None:
     )
     untranspose(graph)
     assert list(graph.constants["w"].dims) == [5, 3]
+
+
+def test_gates_that_are_put_together_in_each_call_are_put_together_once() -> None:
+    graph = graph_of(
+        """g (float[4, n, 3] x) => (float[4, 1, n, 5] y) {
+            first = Slice(w, zero, ten, zero)  last = Slice(w, ten, twenty, zero)
+            turned = Concat<axis = 0>(last, first)  whole = Unsqueeze(turned, zero)
+            y = LSTM<hidden_size = 5>(x, whole, r) }""",
+        w=floats(20, 3),
+        r=floats(1, 20, 5),
+        zero=np.array([0]),
+        ten=np.array([10]),
+        twenty=np.array([20]),
+    )
+    x = floats(4, 2, 3)
+    before = run(graph, x=x)
+    gates(graph)
+    assert kinds(graph) == ["LSTM"]
+    assert sorted(graph.constants) == ["r", "whole.constant"]
+    assert np.array_equal(run(graph, x=x), before)
+
+
+def test_gates_that_are_computed_of_an_input_stay() -> None:
+    graph = graph_of(
+        """g (float[4, n, 3] x, float[20, 3] w) => (float[4, 1, n, 5] y) {
+            whole = Unsqueeze(w, zero)  y = LSTM<hidden_size = 5>(x, whole, r) }""",
+        r=floats(1, 20, 5),
+        zero=np.array([0]),
+    )
+    gates(graph)
+    assert kinds(graph) == ["Unsqueeze", "LSTM"]
+
+
+def test_nodes_are_put_in_an_order_that_branches_can_read_in() -> None:
+    text = """g (float[n] x, bool c) => (float[n] y) {
+        a = Neg(x)
+        y = If(c) <then_branch = then () => (float[n] t) { t = Abs(a) }, else_branch = otherwise () => (float[n] e)
+            { e = Identity(x) }>
+    }"""
+    model = graph_of(text).model
+    sort(model)
+    assert [node.op_type for node in model.graph.node] == ["Neg", "If"]
+    model.graph.node.insert(0, model.graph.node.pop())
+    sort(model)
+    assert [node.op_type for node in model.graph.node] == ["Neg", "If"]
+    onnx.checker.check_model(model)
 
 
 def test_a_scaled_layer_takes_its_factors_into_its_weights() -> None:

@@ -24,7 +24,7 @@ from exporters.formats.float16 import halved
 from exporters.graph.rules import layers
 from kit.bundle import Bundle, find
 from kit.bundle.manifest import Calibration
-from kit.choices import CalibrationMethod, Precision, Provider, VariantFormat
+from kit.choices import CalibrationMethod, Precision, Provider, QuantizationScheme, VariantFormat
 from kit.errors import GateFailed, UsageError
 from kit.lab import data as datasets
 from kit.lab.data import draws
@@ -32,6 +32,7 @@ from kit.metrics.fidelity import FLOAT_RTOL, HALF_RTOL, compare, compare_tensors
 from kit.runtime import registry
 from kit.runtime.base import RunnerOptions, run_in_batches
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
+from kit.runtime.openvino import OpenVinoRunner
 from kit.samples import Samples
 from kit.tensors import Signature, TensorSpec
 from kit.verify import verify
@@ -187,9 +188,9 @@ def test_runtimes_are_not_asked_for_operators_they_do_not_have(quantized: Bundle
     inputs = {"pixels": quantized.golden()[0].inputs["pixels"][:3]}
     for runtime in ("pytorch", "pytorch-compile"):
         assert "int8-qdq" not in [one.id for one in quantized.variants if registry.can_run(runtime, one)]
-    for runtime in ("openvino", "onnx-reference"):
+    for runtime, blocks in (("openvino", {"int4"}), ("onnx-reference", set[str]())):
         able = {variant.id for variant in quantized.variants if registry.can_run(runtime, variant)}
-        assert able == {"fp32", "fp16", "int8-qdq", "int8-qdq-per-tensor", "int8-dynamic"}
+        assert able == {"fp32", "fp16", "int8-qdq", "int8-qdq-per-tensor", "int8-dynamic"} | blocks
         for variant in able:
             with registry.open_runner(runtime, quantized, quantized.variant(variant), RunnerOptions()) as runner:
                 assert runner.run(inputs)["logits"].shape == (3, 10)
@@ -292,20 +293,98 @@ def test_calibration_takes_several_inputs_and_groups_of_other_sizes(method: Cali
     assert (found.record.weights_quantized, found.record.weights_total) == (24, 24 + 66)
 
 
-def test_an_embedding_table_becomes_integers_without_calibration() -> None:
+def _words(vocabulary: int = 50, width: int = 6, *, opset: int = 20) -> tuple[onnx.ModelProto, Signature]:
+    """Ids in, a table, a layer behind it."""
     signature = Signature(
-        inputs=(TensorSpec(name="ids", dtype="int64", shape=("batch", "sequence"), below=50),),
+        inputs=(TensorSpec(name="ids", dtype="int64", shape=("batch", "sequence"), below=vocabulary),),
         outputs=(TensorSpec(name="y", dtype="float32", shape=("batch", "sequence", 4)),),
     )
     rng = np.random.default_rng(0)
     weights = {
-        name: rng.standard_normal(shape).astype(np.float32) for name, shape in (("table", (50, 6)), ("w", (6, 4)))
+        name: rng.standard_normal(shape).astype(np.float32)
+        for name, shape in (("table", (vocabulary, width)), ("w", (width, 4)))
     }
     nodes = [
         helper.make_node("Gather", ["table", "ids"], ["words"], name="words"),
         helper.make_node("MatMul", ["words", "w"], ["y"], name="last"),
     ]
-    model, group = graph(nodes, weights, signature), noise(signature, 12, sequence=5)
+    return graph(nodes, weights, signature, opset=opset), signature
+
+
+IN_BLOCKS = [{"precisions": ("int4",)}, {"precisions": ("int8",), "quantization": "weights"}]
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("options", IN_BLOCKS)
+def test_weights_in_blocks_take_the_tables_with_them_and_leave_no_float_of_them(
+    tmp_path: Path, options: dict[str, object], large: bool
+) -> None:
+    model, signature = _words(500, 256)
+    source = source_of(tmp_path, model, signature)
+    if large:
+        source = Source(path=with_weights_beside(tmp_path, model), folder=tmp_path, signature=signature)
+    (recipe,) = candidates.recipes(ExportOptions(**options))
+    candidate = recipe.make(source)
+    record = candidate.quantization
+    assert record is not None
+    assert record.weights_quantized == record.weights_total == 500 * 256 + 256 * 4
+    size = candidate.files.graph.size_bytes + sum(one.size_bytes for one in candidate.files.data)
+    assert size < 1.3 * 500 * 256
+    assert bool(candidate.files.data) == large
+    if large:
+        assert candidate.files.graph.size_bytes < 10_000
+    group = noise(signature, 12, sequence=5)
+    exact = run(source.path, group)
+    limit = 0.15 if recipe.format.precision is Precision.INT4 else 0.02
+    assert rms(exact, run(candidate.files.path, group)) < limit * float(exact.std())
+
+
+def test_a_table_stays_in_float_where_the_operators_are_too_old_for_it(tmp_path: Path) -> None:
+    (recipe,) = candidates.recipes(ExportOptions(precisions=("int4",)))
+    record = recipe.make(source_of(tmp_path, *_words(500, 256, opset=12))).quantization
+    assert record is not None
+    assert (record.weights_quantized, record.weights_total) == (256 * 4, 500 * 256 + 256 * 4)
+
+
+@pytest.mark.parametrize("sizes", [(64, 64, 8), (100, 50, 7), (20, 300, 5)])
+def test_eight_bits_in_blocks_are_near_the_original_in_every_runtime_that_reads_them(
+    tmp_path: Path, sizes: tuple[int, ...]
+) -> None:
+    model, signature = dense(sizes)
+    (recipe,) = candidates.recipes(ExportOptions(precisions=("int8",), quantization="weights"))
+    assert recipe.id == "int8-weights"
+    candidate = recipe.make(source_of(tmp_path, model, signature))
+    record = candidate.quantization
+    assert record is not None
+    assert (record.scheme, record.weight_bits, record.block_size) == (QuantizationScheme.WEIGHTS, 8, 128)
+    assert candidate.format is VariantFormat.WEIGHT_ONLY
+    samples = noise(signature, 50)
+    exact = run(model, samples)
+    for opened in (OnnxRuntimeRunner, OpenVinoRunner):
+        with opened(candidate.files.path, RunnerOptions(), signature=signature) as runner:
+            assert rms(exact, runner.run(samples.inputs)["y"]) < 0.01 * float(np.abs(exact).max())
+
+
+def test_weights_in_blocks_of_a_bundle_are_published_and_verified(quantized: Bundle) -> None:
+    options = ExportOptions(precisions=("int8",), quantization="weights")
+    bundle = exporters.export_bundle(quantized, options).bundle
+    assert bundle.variant("int8-weights").precision is Precision.INT8
+    for runtime in ("onnxruntime", "openvino"):
+        found = {one.variant: one for one in verify(bundle, runtimes=(runtime,)).variants}
+        assert found["int8-weights"].ok
+        assert found["int4"].ok
+
+
+def test_auto_makes_weights_in_blocks_of_what_is_more_than_dense_layers_and_convolutions() -> None:
+    for model, is_made in ((_words()[0], True), (dense((16, 8, 3))[0], False)):
+        names = [recipe.id for recipe in exporters.AutoOptions().recipes(model)]
+        assert ("int8-weights" in names) == is_made
+        assert not is_made or names[-1] == "int8-weights"
+
+
+def test_an_embedding_table_becomes_integers_without_calibration() -> None:
+    model, signature = _words()
+    group = noise(signature, 12, sequence=5)
     found = int8.quantize_dynamic(model)
     assert (found.record.layers_quantized, found.record.layers_total) == (1, 1)
     assert found.record.weights_quantized == found.record.weights_total == 50 * 6 + 6 * 4
@@ -361,6 +440,7 @@ def test_evening_out_leaves_layers_alone_that_have_no_dense_neighbour() -> None:
         {"precisions": ("int8",)},
         {"precisions": ("int8",), "formats": ("qoperator",)},
         {"precisions": ("int8",), "quantization": "dynamic"},
+        {"precisions": ("int8",), "quantization": "weights"},
         {"precisions": ("int4",)},
     ],
 )
@@ -420,8 +500,9 @@ def test_a_model_that_is_quantized_already_is_refused_in_a_sentence(tmp_path: Pa
         assert found[1] is form
         source = source_of(tmp_path, quantized, signature)
         for recipe in candidates.recipes(ExportOptions(precisions=("fp16", "int8", "int4"))):
-            with pytest.raises(UsageError, match="it is quantized already"):
+            with pytest.raises(UsageError, match="it is quantized already") as caught:
                 recipe.make(source)
+            assert "left as it is" in caught.value.hint
 
 
 def test_a_model_without_layers_is_refused_in_a_sentence(tmp_path: Path) -> None:
@@ -488,6 +569,7 @@ def with_weights_beside(folder: Path, model: onnx.ModelProto) -> Path:
         {"precisions": ("int4",)},
         {"precisions": ("int8",)},
         {"precisions": ("int8",), "quantization": "dynamic"},
+        {"precisions": ("int8",), "quantization": "weights"},
     ],
 )
 def test_weights_beside_the_graph_stay_beside_it_and_give_the_same_answers(
@@ -556,6 +638,12 @@ def test_options_that_make_nothing_are_refused() -> None:
         {"precisions": ("int8",), "exclude_layers": ("auto", "layers.1")},
         {"precisions": ("int8",), "quantization": "dynamic", "calibration": "entropy"},
         {"precisions": ("int8",), "quantization": "dynamic", "formats": ("qdq",)},
+        {"precisions": ("int8",), "quantization": "weights", "formats": ("qdq",)},
+        {"precisions": ("int8",), "quantization": "weights", "calibration": "entropy"},
+        {"precisions": ("int8",), "quantization": "weights", "calibration_samples": 8},
+        {"precisions": ("int8",), "quantization": "weights", "per_channel": False},
+        {"precisions": ("int8",), "quantization": "weights", "weight_bits": 8},
+        {"precisions": ("int4",), "quantization": "weights"},
         {"precisions": "int8"},
         {"opset": 3},
         {"calibration_samples": 0},

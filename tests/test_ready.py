@@ -250,7 +250,28 @@ def test_the_precision_is_that_of_most_weights(tmp_path: Path, dtype: str, preci
         [("y", "float32", ["batch", 4])],
         {"weight": weight},
     )
-    assert opened(model, tmp_path).variant().precision is precision
+    variant = opened(model, tmp_path).variant()
+    assert variant.precision is precision
+    # Integers that are made float first are no integer arithmetic.
+    assert variant.format is (VariantFormat.WEIGHT_ONLY if dtype == "int8" else VariantFormat.FLOAT)
+    assert registry.can_run("onnx-reference", variant)
+
+
+@pytest.mark.parametrize(("bits", "precision"), [(8, Precision.INT8), (4, Precision.INT4), (None, Precision.INT4)])
+def test_weights_in_blocks_have_the_precision_of_their_bits(
+    tmp_path: Path, bits: int | None, precision: Precision
+) -> None:
+    given = {} if bits is None else {"bits": bits}
+    model = graphs.make(
+        [graphs.node("MatMulNBits", "x q scale", "y", domain="com.microsoft", K=64, N=4, block_size=32, **given)],
+        [("x", "float32", ["batch", 64])],
+        [("y", "float32", ["batch", 4])],
+        {"q": np.ones((4, 2, 32 if bits == 8 else 16), np.uint8), "scale": np.ones((4, 2), np.float32)},
+    )
+    variant = opened(model, tmp_path).variant()
+    assert (variant.precision, variant.format) == (precision, VariantFormat.WEIGHT_ONLY)
+    assert registry.can_run("openvino", variant)
+    assert not registry.can_run("onnx-reference", variant)
 
 
 def test_the_format_and_the_domains_are_those_of_its_operators(tmp_path: Path) -> None:

@@ -312,11 +312,11 @@ def test_auto_publishes_what_is_right_and_makes_the_winner_the_default(digits: B
 
 
 def test_auto_leaves_out_what_loses_too_much(digits: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from exporters.formats.int4 import Int4
+    from exporters.formats.weights import WeightOnly
 
-    honest = Int4.make
+    honest = WeightOnly.make
 
-    def broken(self: Int4, source: Source, exclude: tuple[str, ...], target: Path) -> Quantization | None:
+    def broken(self: WeightOnly, source: Source, exclude: tuple[str, ...], target: Path) -> Quantization | None:
         made = honest(self, source, exclude, target)
         model = onnx.load(target)
         scales = next(tensor for tensor in model.graph.initializer if "scale" in tensor.name)
@@ -324,7 +324,7 @@ def test_auto_leaves_out_what_loses_too_much(digits: Bundle, tmp_path: Path, mon
         onnx.save(model, target)
         return made
 
-    monkeypatch.setattr(Int4, "make", broken)
+    monkeypatch.setattr(WeightOnly, "make", broken)
     fp32 = digits.variant("fp32")
     earlier = publish(digits, [staged(tmp_path, fp32, digits.read(fp32.graph), name="int4")], tools={})
     assert "int4" in {variant.id for variant in earlier.variants}

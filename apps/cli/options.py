@@ -169,7 +169,8 @@ def quantization(function: F) -> F:
     return click.option(
         "--quantization",
         type=click.Choice(list(QuantizationScheme), case_sensitive=False),
-        help="int8: ranges from calibration samples, or found anew in each call.  [default: static]",
+        help="int8: ranges from calibration samples, or found anew in each call; or weights alone, in blocks.  "
+        "[default: static]",
     )(function)
 
 

@@ -31,7 +31,7 @@ import onnx
 from onnx import helper
 
 from exporters import staging
-from exporters.formats import rounding, smooth
+from exporters.formats import recurrent, rounding, smooth
 from exporters.formats.base import Source, count, count_weights, excluded_layers, is_dense, refusal_of_int8
 from exporters.formats.calibration import CalibrationDraw, calibration_reader, draw
 from exporters.formats.equalize import equalize
@@ -45,6 +45,7 @@ from exporters.graph.rules import (
     initializers,
     is_plain,
     layers,
+    sort,
     strip,
     uses,
 )
@@ -273,6 +274,7 @@ def quantize_static(
         else:
             _end_in_float(quantized, output.name)
     drop_unused_initializers(quantized)
+    sort(quantized)
     strip(quantized)
     made = _recorded(graph, quantized, QuantizationScheme.STATIC, calibration, exclude, per_channel, bits)
     record = dataclasses.replace(made.record, equalized=equalized, smoothed=bool(factors), adjusted=adjusted)
@@ -329,12 +331,13 @@ def quantize_dynamic(
             weight_type=ort.QuantType.QInt8,
             per_channel=per_channel,
             reduce_range=bits == FEW_BITS,
-            op_types_to_quantize=[*LAYERS, _TABLE],
+            op_types_to_quantize=[*LAYERS, _TABLE, *recurrent.quantizable(graph)],
             # The quantizer makes MatMul and Add of Gemm before it looks at names.
             nodes_to_exclude=[name for layer in kept for name in (layer.node.name, f"{layer.node.name}_MatMul")],
             use_external_data_format=isinstance(model, Path),
         )
         quantized = staging.read(Path(written))
+    sort(quantized)
     strip(quantized)
     made = _recorded(
         graph, quantized, QuantizationScheme.DYNAMIC, calibration if factors else None, exclude, per_channel, bits

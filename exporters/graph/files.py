@@ -255,11 +255,16 @@ def inner_graphs(attribute: onnx.AttributeProto) -> Iterator[onnx.GraphProto]:
 def names_read(graph: onnx.GraphProto) -> Iterator[str]:
     """Give every name that nodes read or the graph gives, graphs inside it included."""
     for node in graph.node:
-        yield from node.input
-        for attribute in node.attribute:
-            for inner in inner_graphs(attribute):
-                yield from names_read(inner)
+        yield from names_of(node)
     yield from (output.name for output in graph.output)
+
+
+def names_of(node: onnx.NodeProto) -> Iterator[str]:
+    """Give every name that a node reads, graphs inside it included."""
+    yield from node.input
+    for attribute in node.attribute:
+        for inner in inner_graphs(attribute):
+            yield from names_read(inner)
 
 
 def dtype_of(tensor: TensorProto) -> np.dtype[Any]:

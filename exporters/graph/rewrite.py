@@ -2,6 +2,8 @@
 
 - `untranspose` Gemm(transB=1) becomes Gemm with the transposed weight, which every quantizer reads.
 - `unscale`     Gemm's alpha and beta go into its weight and bias: quantizers pass over them.
+- `gates`       Weights of recurrent layers that are put together of constants in each call, as torch's exporter has it, are put
+                together once: ONNX Runtime's quantizer knows constants alone.
 - `crop`        Cast -> Mul -> Add -> Slice becomes Slice -> Cast -> Mul -> Add: what is cut away need not be computed.
 - `fold`        Cast -> Mul -> Add -> Reshape -> Gemm becomes Cast -> Reshape -> Gemm: with y = (x*s + t) @ W + b,
                 W' = s*W and b' = b + t*sum(W); the Add is missing where the mean is 0. Exact in real numbers, in float32
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +26,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from exporters.graph.files import Graph, dtype_of
-from exporters.graph.rules import follow, is_plain, uses
+from exporters.graph.files import Graph, dtype_of, names_read
+from exporters.graph.rules import MOVES, RECURRENT, follow, is_plain, uses
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 _RESHAPES = frozenset({"Reshape", "Flatten"})
@@ -34,6 +37,7 @@ def simplify(graph: Graph, *, batch: str | None) -> None:
     """Apply the rules that suit any graph, in place."""
     untranspose(graph)
     unscale(graph)
+    gates(graph)
     move_in(graph, batch=batch)
 
 
@@ -72,6 +76,65 @@ def unscale(graph: Graph) -> None:
                 values = graph.values(name)
                 graph.assign(name, values * values.dtype.type(factor.f))
                 factor.f = 1.0
+
+
+def gates(graph: Graph) -> None:
+    """Compute the weights and biases of recurrent layers that follow from constants alone."""
+    model, makers = graph.model, {name: node for node in graph.model.graph.node for name in node.output}
+    found = 0
+    for layer in (one for one in model.graph.node if one.op_type in RECURRENT):
+        for place, name in list(enumerate(layer.input))[1:4]:
+            steps: list[onnx.NodeProto] = []
+            if name in makers and _follows(name, graph, makers, steps):
+                layer.input[place] = _computed(name, graph, steps)
+                found += 1
+    if found:
+        _drop_unread(model)
+        graph.drop_unused()
+
+
+def _follows(name: str, graph: Graph, makers: Mapping[str, onnx.NodeProto], steps: list[onnx.NodeProto]) -> bool:
+    """Whether a tensor follows from constants; the nodes that make it are added to `steps` in the order they run."""
+    if not name or name in graph.constants:
+        return True
+    node = makers.get(name)
+    if node is None or node.domain or node.op_type not in MOVES:
+        return False
+    if not all(_follows(one, graph, makers, steps) for one in node.input):
+        return False
+    if node not in steps:
+        steps.append(node)
+    return True
+
+
+def _computed(name: str, graph: Graph, steps: Sequence[onnx.NodeProto]) -> str:
+    """Write a tensor as a constant beside what made it; return its name."""
+    from onnx.reference import ReferenceEvaluator
+
+    made = f"{name}.constant"
+    if made in graph.constants:
+        return made
+    inside = {one for step in steps for one in step.output}
+    fed = sorted({one for step in steps for one in step.input} - inside - {""})
+    inputs = [helper.make_tensor_value_info(one, graph.constants[one].data_type, None) for one in fed]
+    output = helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+    part = helper.make_model(
+        helper.make_graph(steps, "constants", inputs, [output]), opset_imports=graph.model.opset_import
+    )
+    (values,) = ReferenceEvaluator(part).run(None, {one: np.asarray(graph.values(one)) for one in fed})
+    graph.model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), made))
+    return made
+
+
+def _drop_unread(model: onnx.ModelProto) -> None:
+    """Remove nodes that nothing reads."""
+    while True:
+        read = set(names_read(model.graph))
+        idle = [node for node in model.graph.node if not read.intersection(node.output)]
+        if not idle:
+            return
+        for node in idle:
+            model.graph.node.remove(node)
 
 
 def crop(graph: Graph) -> None:

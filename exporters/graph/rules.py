@@ -15,6 +15,12 @@ from exporters.graph import files
 LAYERS = ("Gemm", "MatMul", "Conv")
 """Operators that have weights and do the work; what is quantized, and what is counted."""
 
+RECURRENT = ("LSTM", "GRU", "RNN")
+"""Operators with weights that are no layers of one product; of them, LSTM alone has an integer operator."""
+
+MOVES = frozenset({"Slice", "Concat", "Unsqueeze", "Squeeze", "Transpose", "Reshape", "Split", "Identity", "Constant"})
+"""What exporters put the weights of a recurrent layer in order with."""
+
 ACTIVATIONS = ("Relu", "Clip")
 """What quantizers join with the layer before it."""
 
@@ -110,6 +116,29 @@ def drop_unused_initializers(model: onnx.ModelProto) -> None:
     used = set(files.names_read(model.graph))
     for tensor in [t for t in model.graph.initializer if t.name not in used]:
         model.graph.initializer.remove(tensor)
+
+
+def sort(model: onnx.ModelProto) -> None:
+    """Put the nodes in an order in which each follows what it reads, inside the graphs of its own as well.
+
+    ONNX Runtime's quantizer orders them by their inputs alone, which no reader takes where a branch reads what lies outside.
+    """
+    nodes = list(model.graph.node)
+    makers = {name: number for number, node in enumerate(nodes) for name in node.output if name}
+    left = [{makers[name] for name in files.names_of(node) if name in makers} for node in nodes]
+    if all(number > max(before, default=-1) for number, before in enumerate(left)):
+        return
+    order: dict[int, None] = {}
+    todo = list(range(len(nodes) - 1, -1, -1))
+    while todo:
+        missing = left[todo[-1]] - order.keys()
+        left[todo[-1]] = set()  # a node that waits for itself is left to the checker
+        if missing:
+            todo += sorted(missing, reverse=True)
+        else:
+            order.setdefault(todo.pop())
+    del model.graph.node[:]
+    model.graph.node.extend(nodes[number] for number in order)
 
 
 def follow(model: onnx.ModelProto, tensor: str, *, past_shapes: bool = False) -> list[onnx.NodeProto]:

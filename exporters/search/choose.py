@@ -19,6 +19,7 @@ from exporters import candidates, pipeline
 from exporters.candidates import VariantRecipe
 from exporters.formats.base import is_convolutional, is_dense
 from exporters.formats.int8 import FEW_BITS, usual_bits
+from exporters.formats.weights import has_products
 from exporters.gate import Passed
 from exporters.options import DEFAULT_OPSET, ExportOptions
 from exporters.search import trial
@@ -120,6 +121,9 @@ class AutoOptions:
         if not is_convolutional(model):
             dynamic = dataclasses.replace(only_int8, calibration=None, calibration_samples=None)
             everything.append(dataclasses.replace(dynamic, quantization=QuantizationScheme.DYNAMIC))
+        if has_products(model):
+            weights = dataclasses.replace(only_int8, calibration=None, calibration_samples=None)
+            everything.append(dataclasses.replace(weights, quantization=QuantizationScheme.WEIGHTS))
         return tuple(recipe for options in everything for recipe in candidates.recipes(options))
 
 

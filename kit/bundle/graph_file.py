@@ -26,12 +26,18 @@ _MOST = 2**63
 _BYTES = 2  # protobuf's wire type of what has a length
 _TYPES = {1: 4.0, 2: 1.0, 3: 1.0, 10: 2.0, 11: 8.0, 21: 0.5, 22: 0.5}  # TensorProto.DataType: bytes of a value
 _PRECISIONS = {10: Precision.FP16, 2: Precision.INT8, 3: Precision.INT8, 21: Precision.INT4, 22: Precision.INT4}
+_IN_BLOCKS, _USUAL_BITS = "MatMulNBits", 4
 _FORMATS = (
-    (VariantFormat.WEIGHT_ONLY, frozenset({"MatMulNBits", "GatherBlockQuantized"})),
+    (VariantFormat.WEIGHT_ONLY, frozenset({_IN_BLOCKS, "GatherBlockQuantized"})),
     (VariantFormat.QOPERATOR, frozenset({"QGemm", "QLinearMatMul", "QLinearConv", "QLinearAdd"})),
     (
         VariantFormat.DYNAMIC,
-        frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "MatMulInteger", "ConvInteger"}),
+        frozenset(
+            {
+                *("DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulInteger"),
+                *("MatMulIntegerToFloat", "ConvInteger"),
+            }
+        ),
     ),
     (VariantFormat.QDQ, frozenset({"QuantizeLinear", "DequantizeLinear"})),
 )
@@ -45,8 +51,8 @@ class GraphFile:
         opset: Version of ONNX's own operators.
         domains: Of other operators.
         external: Files that hold weights, as the graph names them.
-        precision: Of most of the weights, by their bytes.
-        format: As the operators tell.
+        precision: Of most of the weights, by their bytes; of weights in blocks, which lie packed, by their bits.
+        format: As the operators tell; `weight-only` too for integers that no operator computes with: they are made float.
     """
 
     ir_version: int
@@ -153,6 +159,7 @@ class _Seen:
         self.weights: Counter[int] = Counter()
         self.operators: set[str] = set()
         self.domains: set[str] = set()
+        self.bits: Counter[int] = Counter()
 
 
 def _looked(data: memoryview) -> GraphFile:
@@ -171,13 +178,19 @@ def _looked(data: memoryview) -> GraphFile:
         raise ValueError("there is no version")
     own = {"", "ai.onnx"}
     most = max(seen.weights, key=lambda kind: seen.weights[kind], default=1)
+    precision = _PRECISIONS.get(most, Precision.FP32)
+    form = next((kind for kind, names in _FORMATS if names & seen.operators), VariantFormat.FLOAT)
+    if form is VariantFormat.FLOAT and precision in {Precision.INT8, Precision.INT4}:
+        form = VariantFormat.WEIGHT_ONLY
+    elif seen.bits and precision is Precision.INT8:
+        precision = Precision.INT8 if max(seen.bits, key=lambda bits: seen.bits[bits]) == 8 else Precision.INT4
     return GraphFile(
         ir_version=ir_version,
         opset=max((version for domain, version in opsets.items() if domain in own), default=0),
         domains=tuple(sorted(seen.domains - own)),
         external=tuple(seen.external),
-        precision=_PRECISIONS.get(most, Precision.FP32),
-        format=next((kind for kind, names in _FORMATS if names & seen.operators), VariantFormat.FLOAT),
+        precision=precision,
+        format=form,
     )
 
 
@@ -209,19 +222,34 @@ def _sparse(data: memoryview, seen: _Seen) -> None:
 
 
 def _node(data: memoryview, seen: _Seen, depth: int) -> None:
+    operator, bits = "", _USUAL_BITS
     for field, value in _fields(data):
         if field == 4:
-            seen.operators.add(_text(value))
+            operator = _text(value)
         elif field == 7:
             seen.domains.add(_text(value))
         elif field == 5:
-            for inner, part in _fields(value):
-                if inner in {5, 10}:
-                    _tensor(part, seen)
-                elif inner in {6, 11}:
-                    _graph(part, seen, depth + 1)
-                elif inner in {22, 23}:
-                    _sparse(part, seen)
+            bits = _attribute(value, seen, depth).get("bits", bits)
+    seen.operators.add(operator)
+    if operator == _IN_BLOCKS:
+        seen.bits[bits] += 1
+
+
+def _attribute(data: memoryview, seen: _Seen, depth: int) -> dict[str, int]:
+    """Walk an attribute; return its number by its name, if it holds one."""
+    name, number = "", None
+    for field, part in _fields(data):
+        if field == 1:
+            name = _text(part)
+        elif field == 3:
+            number = part
+        elif field in {5, 10}:
+            _tensor(part, seen)
+        elif field in {6, 11}:
+            _graph(part, seen, depth + 1)
+        elif field in {22, 23}:
+            _sparse(part, seen)
+    return {} if number is None else {name: number}
 
 
 def _tensor(data: memoryview, seen: _Seen) -> None:

@@ -351,6 +351,8 @@ def _flags(variant: Variant) -> str:
         said += f" --format {variant.format}"
     if variant.format is VariantFormat.DYNAMIC:
         said += " --quantization dynamic"
+    if variant.format is VariantFormat.WEIGHT_ONLY and variant.precision is Precision.INT8:
+        said += " --quantization weights"
     if variant.id.endswith(("-per-tensor", "-per-channel")):
         said += " --per-tensor" if variant.id.endswith("-per-tensor") else " --per-channel"
     return said

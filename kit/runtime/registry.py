@@ -125,10 +125,11 @@ def _cpu_only(name: str, options: RunnerOptions) -> None:
         raise Unavailable(f"{name} runs on the CPU only here", hint="use --provider cpu for it")
 
 
-ONNXRUNTIME_ONLY = frozenset({VariantFormat.QOPERATOR, VariantFormat.PIXEL, VariantFormat.WEIGHT_ONLY})
-"""Formats made of operators of com.microsoft, which no other runtime has."""
+ONNXRUNTIME_ONLY = frozenset({VariantFormat.QOPERATOR, VariantFormat.PIXEL})
+"""Formats made of operators of com.microsoft that no other runtime has."""
 
 _PORTABLE = frozenset(VariantFormat) - ONNXRUNTIME_ONLY
+"""OpenVINO also reads MatMulNBits and DynamicQuantizeLSTM; what has operators of com.microsoft is not for the reference."""
 _BUILT_IN: dict[str, tuple[Open, frozenset[VariantFormat] | None]] = {
     DEFAULT: (_onnxruntime, None),
     "onnxruntime-plain": (_plain, None),
@@ -174,7 +175,7 @@ def is_here(name: str) -> bool:
 
 
 def can_run(name: str, variant: Variant, provider: Provider = Provider.CPU) -> bool:
-    """Whether a runtime takes variants of this format at all; PyTorch has the float weights, in fp16 on a GPU alone.
+    """Whether a runtime takes variants of this format, and the reference their operators; PyTorch in fp16 on a GPU alone.
 
     One of another package that does not load is taken to: `open_runner` then says what is wrong with it.
     """
@@ -183,6 +184,8 @@ def can_run(name: str, variant: Variant, provider: Provider = Provider.CPU) -> b
     except Unavailable:
         return True
     if name in _PYTORCH and variant.precision is not Precision.FP32 and provider is Provider.CPU:
+        return False
+    if name == "onnx-reference" and "com.microsoft" in variant.needs.domains:
         return False
     return formats is None or variant.format in formats
 
