@@ -192,7 +192,7 @@ def test_dead_answers_are_refused_even_if_one_class_always_wins(what: str, preci
         assert not quantized.passed
 
 
-def test_one_sample_may_have_another_highest_value_than_at_export_where_so_few_were_seen() -> None:
+def test_one_place_may_have_another_highest_value_than_at_export_where_so_few_were_seen() -> None:
     expected = np.eye(20, dtype=np.float32)
     found = {}
     for flips in (0, 1, 2):
@@ -202,6 +202,12 @@ def test_one_sample_may_have_another_highest_value_than_at_export_where_so_few_w
     before = (dataclasses.replace(found[0][0], rms_error=found[2][0].rms_error),)
     assert fidelity.judge_quantized(found[1], before).passed
     assert "agreement 90.00% is under 95.00%" in fidelity.judge_quantized(found[2], before).reason
+    many = np.eye(20, dtype=np.float32)[np.newaxis]  # one sample, a row for each of its words
+    words = many.copy()
+    words[0, :2] = 0.99 * words[0, :2] + np.roll(many, 1, axis=2)[0, :2]
+    one = fidelity.compare_tensors({"y": many}, {"y": words})
+    assert (one[0].samples, one[0].places) == (1, 20)
+    assert not fidelity.judge_quantized(one, before).passed
 
 
 def test_an_index_may_differ_where_its_scores_tie_and_no_further() -> None:

@@ -28,7 +28,7 @@ QUANTIZED_MARGIN = 1.5
 saturating ones (int8 on x86 without VNNI) exceed it several times over."""
 
 AGREEMENT_SLACK = 0.01
-"""Quantized variants: how far top-1 agreement may lie under that measured at export; one sample in any case."""
+"""Quantized variants: how far top-1 agreement may lie under that measured at export; one place in any case."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,8 @@ class Fidelity:
         agreement: Share of samples with the same highest value, for outputs of two axes or more; the share of equal values for
             outputs of integers and truth values. What is no number agrees with nothing.
         is_exact: The output holds integers or truth values.
+        places: Where it was compared for `agreement`: a word of a sentence is one, for an output that has a row for each; 0 if
+            nobody counted.
     """
 
     output: str
@@ -55,6 +57,7 @@ class Fidelity:
     cosine: float | None = None
     agreement: float | None = None
     is_exact: bool = False
+    places: int = 0
 
     def __post_init__(self) -> None:
         """Refuse figures that are no numbers: with them, anything would pass."""
@@ -160,6 +163,7 @@ def _compare(name: str, pairs: Sequence[_Pair]) -> Fidelity:
         cosine=None if first.is_exact or both_zero else cosine,
         agreement=agreeing / max(places, 1) if first.is_exact or has_classes else None,
         is_exact=first.is_exact,
+        places=places,
     )
 
 
@@ -213,8 +217,8 @@ def judge_quantized(found: Sequence[Fidelity], published: Sequence[Fidelity]) ->
                 f"{one.output}: rms error {one.rms_error:.3g} exceeds {allowed:.3g} "
                 f"({QUANTIZED_MARGIN:g}x that at export)"
             )
-        # Of few samples, one is more than the slack.
-        slack = AGREEMENT_SLACK if one.is_exact else max(AGREEMENT_SLACK, 1 / one.samples)
+        # Of few places, one is more than the slack.
+        slack = AGREEMENT_SLACK if one.is_exact or not one.places else max(AGREEMENT_SLACK, 1 / one.places)
         least = (before.agreement or 0.0) - slack
         if one.agreement is not None and not one.agreement >= least and not reason:
             reason = f"{one.output}: agreement {one.agreement:.2%} is under {least:.2%}"
