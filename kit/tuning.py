@@ -222,6 +222,12 @@ def _right(bundle: Bundle, max_loss: float | None) -> tuple[list[Case], tuple[Co
                 refused.append(Contender(name=f"{variant.id} in {runtime}", reason=f"out: {problem}"))
             else:
                 right.append(Case(variant=variant.id, runtime=runtime))
+                if (
+                    runtime == registry.BF16_RUNTIME
+                    and variant.precision is Precision.FP32
+                    and _bears_bf16(bundle, variant, golden)
+                ):
+                    right.append(Case(variant=variant.id, runtime=runtime, options=RunnerOptions(bf16=True)))
     if not right or (right[0].variant, right[0].runtime) != (bundle.manifest.baseline, registry.DEFAULT):
         baseline = bundle.manifest.baseline
         raise UsageError(
@@ -265,6 +271,16 @@ def _problem(bundle: Bundle, variant: Variant, runtime: str, golden: Sequence[Sa
     return fidelity.judge(found, variant.precision, variant.fidelity).reason
 
 
+def _bears_bf16(bundle: Bundle, variant: Variant, golden: Sequence[Samples]) -> bool:
+    """Whether this CPU computes in bfloat16, and the golden samples are answered well enough with it."""
+    try:
+        with registry.open_runner(registry.BF16_RUNTIME, bundle, variant, RunnerOptions(bf16=True)) as runner:
+            answers = [run_in_batches(runner, group.inputs) for group in golden]
+    except KitError:
+        return False
+    return fidelity.judge_bfloat(fidelity.compare(golden, answers)).passed
+
+
 def _plainness(variant: Variant) -> tuple[int, bool, int]:
     precisions = list(Precision)
     return precisions.index(variant.precision), bool(variant.needs.domains), _PLAINEST.index(variant.format)
@@ -279,7 +295,7 @@ def _ways(finalists: Sequence[Case], most_threads: int) -> list[Case]:
     threads += [most_threads] if most_threads > 1 else []
     ways = []
     for one in finalists:
-        options = [RunnerOptions(threads=number) for number in dict.fromkeys(threads)]
+        options = [RunnerOptions(threads=number, bf16=one.options.bf16) for number in dict.fromkeys(threads)]
         if one.runtime == registry.DEFAULT:
             options += [RunnerOptions(threads=number, spinning=False) for number in threads if number > 1]
             options += [

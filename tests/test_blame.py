@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
 
 from exporters import candidates, workbench
 from exporters.bars import Bar
@@ -17,44 +16,14 @@ from exporters.options import ExportOptions
 from exporters.pipeline import make
 from exporters.search import blame as search
 from exporters.search.blame import blame, blame_bundle, fewest_excluded
-from exporters.workbench import Workbench
 from kit import metrics
 from kit.bundle import Bundle
 from kit.errors import GateFailed, UsageError
-from kit.runtime.onnxruntime import OnnxRuntimeRunner
-from kit.samples import Samples, Splits
-from kit.tensors import Signature
+from kit.samples import Samples
 from tests.helpers.originals import OnnxOriginal, convolution, dense, noise
+from tests.helpers.outliers import with_outlier, workbench_of
 
 DYNAMIC = {"precisions": ("int8",), "quantization": "dynamic", "per_channel": False}
-
-
-def with_outlier(model: onnx.ModelProto, layer: str, following: str) -> onnx.ModelProto:
-    """Give a layer one huge weight from a unit that is always off: its scale is ruined, its answers are as before."""
-    held = {tensor.name: tensor for tensor in model.graph.initializer}
-    weight, bias, behind = (
-        numpy_helper.to_array(held[name]).copy() for name in (f"{layer}.weight", f"{layer}.bias", f"{following}.weight")
-    )
-    weight[:, 0], bias[0], behind[0, 0] = 0.0, -1.0, 3000.0
-    for name, values in ((f"{layer}.weight", weight), (f"{layer}.bias", bias), (f"{following}.weight", behind)):
-        held[name].CopyFrom(numpy_helper.from_array(values, name))
-    return model
-
-
-def labelled(model: onnx.ModelProto, signature: Signature) -> Splits:
-    """Noise labelled by the model itself: it is right on all of it."""
-    every = noise(signature, 600)
-    with OnnxRuntimeRunner(model.SerializeToString()) as runner:
-        labels = runner.run(every.inputs)["y"].argmax(axis=1)
-    every = dataclasses.replace(every, targets={"labels": labels})
-    parts = [every.take(signature, slice(start, start + 200)) for start in (0, 200, 400)]
-    return Splits(dataset="noise", train=(parts[0],), validation=(parts[1],), test=(parts[2],))
-
-
-def workbench_of(model: onnx.ModelProto, signature: Signature, folder: Path, *, max_loss: float = 0.03) -> Workbench:
-    data = labelled(model, signature)
-    original = OnnxOriginal(model, signature)
-    return workbench.of(original, folder, opset=20, data=data, metric="top-1", max_loss=max_loss)
 
 
 def test_the_layer_to_blame_is_found_and_the_fewest_are_left_in_float(tmp_path: Path) -> None:
@@ -104,9 +73,9 @@ def test_the_fewest_of_the_first_layers_are_found_in_a_few_trials(needed: int) -
     order = tuple(f"layers.{number}" for number in range(20))
     trials: list[int] = []
 
-    def tried(chosen: tuple[str, ...]) -> search._Result:
+    def tried(chosen: tuple[str, ...]) -> search.Result:
         trials.append(len(chosen))
-        return search._Result(0.0, (), excess=1.0 if len(chosen) < needed else 0.0)
+        return search.Result(0.0, (), excess=1.0 if len(chosen) < needed else 0.0)
 
     assert search._fewest_first(order, tried) == (order[:needed] if needed < 20 else ())
     assert len(trials) <= 9

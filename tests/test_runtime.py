@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 import subprocess
 import sys
@@ -15,7 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 from kit.bundle import Bundle
 from kit.choices import Provider
 from kit.errors import BundleInvalid, MemoryShort, ProviderUnavailable, Unavailable, UsageError
-from kit.runtime import libraries, onnxruntime, ort_errors, providers
+from kit.metrics import fidelity
+from kit.runtime import libraries, onnxruntime, ort_errors, providers, registry
 from kit.runtime.base import Placement, RunnerOptions, run_in_batches
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
 from kit.runtime.profiler import profile
@@ -171,6 +173,26 @@ def test_a_gpu_is_not_left_without_memory_and_graphs_are_of_cuda() -> None:
         RunnerOptions(provider=Provider.TENSORRT, cuda_graph=True)
     with pytest.raises(UsageError, match="all nodes or none"):
         RunnerOptions(provider=Provider.CUDA, cuda_graph=True, allow_fallback=True)
+
+
+def test_bfloat16_is_openvinos_and_close_to_float32(duo: Bundle) -> None:
+    pytest.importorskip("openvino")
+    with pytest.raises(UsageError, match="bf16 changes nothing in onnxruntime"):
+        registry.open_runner("onnxruntime", duo, duo.variant("fp32"), RunnerOptions(bf16=True))
+    with pytest.raises(UsageError, match="bf16 changes nothing on cuda"):
+        RunnerOptions(provider=Provider.CUDA, bf16=True)
+    golden = duo.golden()
+    try:
+        with registry.open_runner("openvino", duo, duo.variant("fp32"), RunnerOptions(bf16=True)) as runner:
+            found = fidelity.compare(golden, [run_in_batches(runner, group.inputs) for group in golden])
+    except Unavailable as error:
+        assert "does not compute in bfloat16" in str(error)  # noqa: PT017 - so it is on most CPUs
+        return
+    assert fidelity.judge_bfloat(found).passed
+    worse = tuple(dataclasses.replace(one, cosine=0.99) for one in found)
+    assert "cosine 0.9900" in fidelity.judge_bfloat(worse).reason
+    fewer = tuple(dataclasses.replace(one, cosine=None, agreement=0.5) for one in found)
+    assert "agreement 50.00%" in fidelity.judge_bfloat(fewer).reason
 
 
 def floats(*shape: int) -> np.ndarray:

@@ -98,6 +98,7 @@ class _BatchSize(click.ParamType[int | str]):
 @options.threads
 @options.fallback
 @options.on_gpu
+@options.bf16
 @click.option(
     "--json",
     "json_file",
@@ -130,6 +131,7 @@ def bench(
     device_id: int,
     allow_fallback: bool,
     tf32: bool,
+    bf16: bool,
     cuda_graph: bool,
     gpu_memory_limit_bytes: int | None,
     json_file: Path | None,
@@ -182,6 +184,7 @@ def bench(
                 device_id=device_id,
                 allow_fallback=allow_fallback,
                 tf32=tf32,
+                bf16=bf16,
                 cuda_graph=cuda_graph,
                 gpu_memory_limit_bytes=gpu_memory_limit_bytes,
             ),

@@ -164,6 +164,13 @@ def on_gpu(function: F) -> F:
     )(function)
 
 
+def bf16(function: F) -> F:
+    """Add `--bf16`."""
+    return click.option(
+        "--bf16", is_flag=True, help="Let OpenVINO compute float32 in bfloat16, on CPUs that do so in hardware."
+    )(function)
+
+
 def quantization(function: F) -> F:
     """Add `--quantization`."""
     return click.option(

@@ -18,6 +18,7 @@ SWEEP = "sweep"
 
 _FLAGS = {
     "tf32": "--tf32",
+    "bf16": "--bf16",
     "cuda_graph": "--cuda-graph",
     "gpu_memory_limit_bytes": "--gpu-memory-limit",
     "allow_fallback": "--allow-fallback",

@@ -59,7 +59,7 @@ def every_case(
         only_able: Leave out formats whose operators a GPU lacks, there, instead of saying so in a row.
     """
     return tuple(
-        Case(variant=variant.id, runtime=runtime, options=_on(options or RunnerOptions(), provider), mode=mode)
+        Case(variant=variant.id, runtime=runtime, options=_on(options or RunnerOptions(), provider, runtime), mode=mode)
         for mode in modes
         for provider in providers
         for runtime in runtimes
@@ -69,8 +69,10 @@ def every_case(
     )
 
 
-def _on(options: RunnerOptions, provider: Provider) -> RunnerOptions:
-    """Return the options for a provider; what only CUDA knows is left out elsewhere."""
+def _on(options: RunnerOptions, provider: Provider, runtime: str) -> RunnerOptions:
+    """Return the options for a provider and a runtime; what only CUDA, or another runtime, knows is left out."""
+    if options.bf16 and runtime != registry.BF16_RUNTIME:
+        options = dataclasses.replace(options, bf16=False)
     if provider is Provider.CUDA:
         return dataclasses.replace(options, provider=provider)
     return dataclasses.replace(options, provider=provider, tf32=False, cuda_graph=False, gpu_memory_limit_bytes=None)

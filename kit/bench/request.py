@@ -93,6 +93,10 @@ class Request:
         for name in ("tf32", "cuda_graph", "gpu_memory_limit_bytes"):
             if getattr(options, name) and Provider.CUDA not in (self.providers or ()) and not self.cases:
                 raise UsageError(f"{name} changes nothing without CUDA", hint="measure on the provider cuda")
+        if options.bf16 and registry.BF16_RUNTIME not in (self.runtimes or ()) and not self.cases:
+            raise UsageError(
+                f"bf16 changes nothing without {registry.BF16_RUNTIME}", hint=f"use --runtime {registry.BF16_RUNTIME}"
+            )
         if options.cuda_graph and self.profile is not None:
             raise UsageError("a replayed graph has no nodes to profile", hint="leave cuda_graph out")
 

@@ -5,6 +5,7 @@ Every comparison is written so that a value that is no number fails it.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,12 @@ terms taken in another order differ by some 1e-6 of it; TF32 or a wrong weight b
 
 HALF_RTOL = 1e-2
 """fp16 variants: the same bar for 11 bits instead of 24. Rounding gives some 1e-3, on a GPU that also adds in fp16 more."""
+
+BFLOAT_RTOL = 3e-2
+"""float32 computed in bfloat16: the same bar for 8 bits."""
+
+BFLOAT_COSINE = 0.999
+"""And the least cosine to the reference: rounding leaves 0.9999 and more."""
 
 QUANTIZED_MARGIN = 1.5
 """Quantized variants: how many times the error measured at export a machine may show. Exact integer kernels repeat it;
@@ -197,6 +204,18 @@ def judge_float(found: Sequence[Fidelity], tolerance: float) -> FidelityVerdict:
             reason = f"{one.output}: relative error {relative:.2g} exceeds {tolerance:g}"
         needed = max(needed, relative)
     return FidelityVerdict(passed=not reason, tolerance=tolerance, needed=needed, reason=reason)
+
+
+def judge_bfloat(found: Sequence[Fidelity]) -> FidelityVerdict:
+    """Hold a float variant that was computed in bfloat16 to a relative error, the cosine, and the highest values."""
+    verdict = judge_float(found, BFLOAT_RTOL)
+    for one in found:
+        slack = max(AGREEMENT_SLACK, 1 / one.places) if one.places else AGREEMENT_SLACK
+        if verdict.passed and one.cosine is not None and not one.cosine >= BFLOAT_COSINE:
+            return dataclasses.replace(verdict, passed=False, reason=f"{one.output}: cosine {one.cosine:.4f}")
+        if verdict.passed and one.agreement is not None and not one.agreement >= 1 - slack:
+            return dataclasses.replace(verdict, passed=False, reason=f"{one.output}: agreement {one.agreement:.2%}")
+    return verdict
 
 
 def judge_quantized(found: Sequence[Fidelity], published: Sequence[Fidelity]) -> FidelityVerdict:

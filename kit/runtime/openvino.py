@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from kit.bundle import graph_file
 from kit.choices import Provider
-from kit.errors import BundleInvalid, KitError, MemoryShort, UsageError
+from kit.errors import BundleInvalid, KitError, MemoryShort, Unavailable, UsageError
 from kit.runtime.base import (
     MOST_BINDINGS,
     BaseRunner,
@@ -26,6 +26,8 @@ from kit.runtime.base import (
 )
 from kit.tensors import Signature, Sizes, Tensors
 
+_CAPABILITIES, _BF16 = "OPTIMIZATION_CAPABILITIES", "BF16"
+
 
 class OpenVinoRunner(BaseRunner):
     """An ONNX model compiled by OpenVINO for the CPU, for each size anew, with its hint for latency.
@@ -34,11 +36,12 @@ class OpenVinoRunner(BaseRunner):
 
     Args:
         model: The ONNX file's bytes, or its path if weights lie in files beside it.
-        options: Threads.
+        options: Threads, and whether float32 may be computed in bfloat16.
         signature: What the model takes and gives.
 
     Raises:
         BundleInvalid: OpenVINO does not accept the model.
+        Unavailable: This CPU does not compute in bfloat16.
     """
 
     runtime = "openvino"
@@ -50,11 +53,13 @@ class OpenVinoRunner(BaseRunner):
         graph_file.refuse_external(model)
         self.signature = signature
         self._core: Any = openvino.Core()
+        if options.bf16 and _BF16 not in self._core.get_property("CPU", _CAPABILITIES):
+            raise Unavailable("this CPU does not compute in bfloat16", hint="leave --bf16 out")
         self._settings = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": options.threads,
             "NUM_STREAMS": 1,
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": "bf16" if options.bf16 else "f32",
         }
         self._model = model
         self._options = options

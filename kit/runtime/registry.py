@@ -125,6 +125,9 @@ def _cpu_only(name: str, options: RunnerOptions) -> None:
         raise Unavailable(f"{name} runs on the CPU only here", hint="use --provider cpu for it")
 
 
+BF16_RUNTIME = "openvino"
+"""Computes float32 in bfloat16 if it is allowed to."""
+
 ONNXRUNTIME_ONLY = frozenset({VariantFormat.QOPERATOR, VariantFormat.PIXEL})
 """Formats made of operators of com.microsoft that no other runtime has."""
 
@@ -194,6 +197,7 @@ def open_runner(name: str, bundle: Bundle, variant: Variant, options: RunnerOpti
     """Open a variant in a runtime.
 
     Raises:
+        UsageError: It does not know an option.
         Unavailable: The runtime or its provider cannot run here.
         BundleInvalid: It does not accept the model, or a file was altered.
     """
@@ -202,6 +206,8 @@ def open_runner(name: str, bundle: Bundle, variant: Variant, options: RunnerOpti
         opened: Open = load_plug(entry)
         with plugged(entry):
             return opened(bundle, variant, options)
+    if options.bf16 and name != BF16_RUNTIME:
+        raise UsageError(f"bf16 changes nothing in {name}", hint=f"use --runtime {BF16_RUNTIME}")
     try:
         return _BUILT_IN[name][0](bundle, variant, options)
     except ModuleNotFoundError as error:

@@ -1,0 +1,132 @@
+"""What auto tries when static int8 loses too much, and what a budget leaves out."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import exporters
+from exporters import AutoOptions, candidates
+from exporters.formats.int8 import StaticInt8
+from exporters.options import ExportOptions
+from exporters.search import ladder
+from exporters.search.ladder import climb
+from kit.bench.measure import Plan
+from kit.bundle import Bundle
+from kit.choices import CalibrationMethod, Precision
+from kit.errors import GateFailed, UsageError
+from tests.helpers.originals import dense
+from tests.helpers.outliers import with_outlier, workbench_of
+from tests.helpers.points import batch
+
+STATIC = ExportOptions(precisions=("int8",), per_channel=False)
+FAST = Plan(rounds=10, turn_ms=0.5, warmup_ms=1.0, warmup_limit_ms=10.0)
+
+
+def test_ranges_are_tried_first_and_then_as_few_layers_stay_in_float_as_will_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exporters.formats.int8.equalize", lambda _: False)  # it would even the outlier out
+    model, signature = dense((16, 32, 16, 3))
+    bench = workbench_of(with_outlier(model, "layers.1", "layers.3"), signature, tmp_path)
+    (recipe,) = candidates.recipes(STATIC)
+    done = climb(recipe, bench)
+    assert [one.name for one in done.rungs] == [
+        "the whole range",
+        "ranges by percentile",
+        "ranges by entropy",
+        "2 layers in float",
+    ]
+    assert [one.is_right for one in done.rungs] == [False, False, False, True]
+    assert done.passed is not None
+    record = done.passed.variant.quantization
+    assert record is not None
+    assert "layers.3" in record.layers_excluded
+    assert done.rungs[-1].sqnr_db > done.rungs[0].sqnr_db + 10
+
+
+def test_a_way_that_is_no_better_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exporters.formats.int8.equalize", lambda _: False)
+    model, signature = dense((16, 32, 16, 3))
+    bench = workbench_of(with_outlier(model, "layers.1", "layers.3"), signature, tmp_path)
+    (recipe,) = candidates.recipes(STATIC)
+    done = climb(recipe, bench)
+    assert done.passed is not None
+    record = done.passed.variant.quantization
+    assert record is not None
+    assert record.calibration is not None
+    kept = record.calibration.method
+    noise = {one.name: one.sqnr_db for one in done.rungs}
+    best = max(("the whole range", "ranges by percentile", "ranges by entropy"), key=noise.__getitem__)
+    assert kept == {"the whole range": "minmax"}.get(best, best.removeprefix("ranges by "))
+
+
+def test_when_the_time_is_up_what_was_tried_is_told_and_nothing_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exporters.formats.int8.equalize", lambda _: False)
+    model, signature = dense((16, 32, 16, 3))
+    bench = workbench_of(with_outlier(model, "layers.1", "layers.3"), signature, tmp_path)
+    (recipe,) = candidates.recipes(STATIC)
+    over = itertools.chain([False], itertools.repeat(True))
+    done = climb(recipe, bench, is_over=lambda: next(over))
+    assert (done.passed, done.reason) == (None, "the time was up")
+    assert [one.name for one in done.rungs] == ["the whole range", "ranges by percentile"]
+    later = climb(recipe, bench, tries_calibrations=False, is_over=lambda: True)
+    assert later.passed is None
+    assert "the time was up before it was known" in later.reason
+
+
+def test_ranges_that_were_asked_for_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exporters.formats.int8.equalize", lambda _: False)
+    model, signature = dense((16, 32, 16, 3))
+    bench = workbench_of(with_outlier(model, "layers.1", "layers.3"), signature, tmp_path)
+    recipe = candidates.VariantRecipe(
+        id="int8-qdq", format=StaticInt8(per_channel=False, method=CalibrationMethod.ENTROPY)
+    )
+    done = climb(recipe, bench, tries_calibrations=False)
+    assert [one.name for one in done.rungs] == ["the whole range", "2 layers in float"]
+
+
+def test_auto_climbs_where_no_int8_is_right_and_says_what_it_tried(
+    digits: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    climbed: list[str] = []
+
+    def noted(recipe: candidates.VariantRecipe, *_: object, **__: object) -> ladder.Climb:
+        climbed.append(recipe.id)
+        rungs = (ladder.Rung(variant=recipe.id, name="one"), ladder.Rung(variant=recipe.id, name="other"))
+        return ladder.Climb(passed=None, rungs=rungs, reason="nothing helped")
+
+    monkeypatch.setattr("exporters.search.choose.climb", noted)
+    done = exporters.export_auto(digits, AutoOptions(points=batch(1), plan=FAST, max_loss=0.9))
+    assert (climbed, done.rungs) == ([], ())
+
+    honest = candidates.VariantRecipe.make
+
+    def refused(self: candidates.VariantRecipe, *given: Any) -> candidates.Candidate:
+        if self.format.precision is Precision.INT8:
+            raise GateFailed("it cannot be made")
+        return honest(self, *given)
+
+    monkeypatch.setattr(candidates.VariantRecipe, "make", refused)
+    done = exporters.export_auto(digits, AutoOptions(points=batch(1), plan=FAST, max_loss=0.9))
+    assert climbed == ["int8-qdq"]
+    assert [one.name for one in done.rungs] == ["one", "other"]
+    reasons = {one.name: one.reason for one in done.judgement.candidates}
+    assert reasons["int8-qdq"] == "rejected: nothing helped"
+
+
+def test_a_budget_leaves_out_what_is_not_begun_in_time(digits: Bundle) -> None:
+    done = exporters.export_auto(digits, AutoOptions(points=batch(1), plan=FAST, budget_seconds=1e-6))
+    reasons = {one.name: one.reason for one in done.judgement.candidates}
+    assert reasons["int8-qdq"] == reasons["fp16"] == "not tried: the budget is used up"
+    assert done.report.bundle.manifest.default == "fp32"
+
+
+def test_a_budget_of_nothing_is_refused() -> None:
+    with pytest.raises(UsageError, match="longer than nothing"):
+        AutoOptions(budget_seconds=0)
