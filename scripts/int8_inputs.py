@@ -187,10 +187,14 @@ def _page(photos: Path, part: str, rng: np.random.Generator) -> Image.Image:
 
 def _line(photos: Path, part: str, rng: np.random.Generator) -> Image.Image:
     is_dark = bool(rng.integers(2))
-    paper, ink = (_colour(rng, 0, 90), _colour(rng, 170, 256)) if is_dark else (_colour(rng, 170, 256), _colour(rng, 0, 90))
+    paper, ink = (
+        (_colour(rng, 0, 90), _colour(rng, 170, 256)) if is_dark else (_colour(rng, 170, 256), _colour(rng, 0, 90))
+    )
     line = Image.new("RGB", LINE, paper)
     font = _font(photos, part, rng, 22, 32)
-    ImageDraw.Draw(line).text((int(rng.integers(2, 12)), int(rng.integers(2, 8))), _words(part, rng, 18), font=font, fill=ink)
+    ImageDraw.Draw(line).text(
+        (int(rng.integers(2, 12)), int(rng.integers(2, 8))), _words(part, rng, 18), font=font, fill=ink
+    )
     noisy = np.asarray(line, np.float32) + rng.normal(0, rng.uniform(0, 8), (LINE[1], LINE[0], 3))
     return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
 
@@ -217,7 +221,9 @@ def speech(place: zoo.Place, cache: Path) -> Sequence[str]:
     """Cut recordings into the windows that silero-vad takes; each starts from a state of zeros."""
     folder = packages(cache, "photographs")
     for part in PARTS:
-        found = np.concatenate([_windows(folder / name, hop=WINDOW if part == "train" else WINDOW // 4) for name in SOUNDS[part]])
+        found = np.concatenate(
+            [_windows(folder / name, hop=WINDOW if part == "train" else WINDOW // 4) for name in SOUNDS[part]]
+        )
         chosen = np.sort(np.random.default_rng(0).permutation(len(found))[: WINDOWS[part]])
         np.savez(
             _data(place) / f"{part}.npz",
@@ -226,7 +232,14 @@ def speech(place: zoo.Place, cache: Path) -> Sequence[str]:
             sr=np.array(RATE, np.int64),
         )
     size = BEFORE + WINDOW
-    return ("--axis", f"sequence={size}..{size}:{size}", "--samples", str(_data(place) / "val.npz"), "--data", str(_data(place)))
+    return (
+        "--axis",
+        f"sequence={size}..{size}:{size}",
+        "--samples",
+        str(_data(place) / "val.npz"),
+        "--data",
+        str(_data(place)),
+    )
 
 
 def _windows(path: Path, *, hop: int) -> Floats:
@@ -257,4 +270,3 @@ def _normalised(picture: Image.Image) -> Floats:
     pixels = np.asarray(picture.convert("RGB"), np.float32).transpose(2, 0, 1) / 255
     found: Floats = ((pixels - MEAN) / STD).astype(np.float32)
     return found
-

@@ -95,7 +95,9 @@ def made(work: Work) -> list[Made]:
             work,
             OLIVE_STATIC,
             "olive",
-            lambda python: _by_olive(work, OLIVE_STATIC, python, "-d", str(work.train_path), "--act_precision", "uint8"),
+            lambda python: _by_olive(
+                work, OLIVE_STATIC, python, "-d", str(work.train_path), "--act_precision", "uint8"
+            ),
         ),
     ]
     if work.is_transformer:
@@ -269,9 +271,7 @@ class Vectors(nn.Module):
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
         """Return the first output."""
-        found: torch.Tensor = self.model(
-            input_ids=ids, attention_mask=mask, token_type_ids=kinds, return_dict=False
-        )[0]
+        found: torch.Tensor = self.model(input_ids=ids, attention_mask=mask, token_type_ids=kinds, return_dict=False)[0]
         return found
 
 
