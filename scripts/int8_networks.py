@@ -253,8 +253,13 @@ class Comparing:
                     calls = self._calls(work, models, given, threads, choices.get(point))
                     self._measured(calls, int8_page.point(*point), rounds, threads)
                     self._say(f"measured {int8_page.point(*point)}")
-        rows = tuple(self.rows.values())
-        return dataclasses.replace(found, metric=metric.name, allowed=bar(metric), rows=rows)
+        return dataclasses.replace(
+            found,
+            metric=metric.name,
+            allowed=bar(metric),
+            rows=tuple(self.rows.values()),
+            variants=self._published(),
+        )
 
     @property
     def _data(self) -> str:
@@ -281,6 +286,11 @@ class Comparing:
         )
         self._say(f"kit export --precision auto: {auto}")
         return "", auto
+
+    def _published(self) -> dict[str, str]:
+        """Return sizes and scores of what `auto` published."""
+        manifest = json.loads((self.path / "manifest.json").read_text())
+        return {one["id"]: zoo._scores(one) for one in manifest["variants"]}  # noqa: SLF001 - a script beside that one
 
     def _metric(self, bundle: Bundle) -> metrics.Metric:
         """Return what kit decided by."""
@@ -445,7 +455,7 @@ def _size(path: Path) -> int:
 
 def _said(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]
+    return f"{type(error).__name__}: {lines[-1] if lines else ''}"[:200]
 
 
 if __name__ == "__main__":
