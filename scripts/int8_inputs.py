@@ -176,7 +176,7 @@ def _page(photos: Path, part: str, rng: np.random.Generator) -> Image.Image:
     names = int8_photographs.PHOTOGRAPHS[part]
     picture = Image.open(photos / names[rng.integers(len(names))]).convert("RGB")
     size = int(min(picture.size) * rng.uniform(0.5, 1))
-    left, top = rng.integers(0, picture.width - size + 1), rng.integers(0, picture.height - size + 1)
+    left, top = int(rng.integers(0, picture.width - size + 1)), int(rng.integers(0, picture.height - size + 1))
     page = picture.crop((left, top, left + size, top + size)).resize(PAGE, Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(page)
     for row in range(rng.integers(2, 6)):
@@ -244,8 +244,8 @@ def speech(place: zoo.Place, cache: Path) -> Sequence[str]:
 
 def _windows(path: Path, *, hop: int) -> Floats:
     """Return windows of 512 values with the 64 before them, at 16 kHz."""
-    from scipy.io import wavfile
-    from scipy.signal import resample_poly
+    from scipy.io import wavfile  # type: ignore[import-untyped]  # SciPy has no types of its own
+    from scipy.signal import resample_poly  # type: ignore[import-untyped]
 
     rate, values = wavfile.read(path)
     mono = values.astype(np.float32).reshape(len(values), -1).mean(axis=1) / 32768

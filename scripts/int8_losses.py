@@ -109,7 +109,7 @@ class Test:
 
     def _of_vectors(self, answers: list[Tensors], more: dict[str, float]) -> Answered:
         """Compare pooled vectors; rank the pairs by their cosine."""
-        from scipy.stats import spearmanr
+        from scipy.stats import spearmanr  # type: ignore[import-untyped]  # SciPy has no types of its own
 
         ours, theirs = self._vectors(answers), self._vectors(self._reference)
         grades = [one["similarity"] for one in int8_inputs.pairs()]

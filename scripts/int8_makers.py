@@ -73,7 +73,7 @@ def _prepared(model: Path, folder: Path) -> Path:
 
 def nncf(model: Path, feeds: list[Feed], out: Path, *, transformer: bool) -> None:
     """NNCF's post-training quantization of OpenVINO's graph, with its default preset."""
-    import nncf as tool
+    import nncf as tool  # type: ignore[import-not-found, unused-ignore]  # in an environment of its own
     import openvino
 
     kind = tool.ModelType.TRANSFORMER if transformer else None
@@ -85,8 +85,10 @@ def nncf(model: Path, feeds: list[Feed], out: Path, *, transformer: bool) -> Non
 
 def optimum(model: Path, feeds: list[Feed], out: Path, *, transformer: bool) -> None:  # noqa: ARG001
     """Optimum's ORTQuantizer with its dynamic configuration for CPUs with AVX512-VNNI."""
-    from optimum.onnxruntime import ORTQuantizer
-    from optimum.onnxruntime.configuration import AutoQuantizationConfig
+    from optimum.onnxruntime import ORTQuantizer  # type: ignore[import-not-found, unused-ignore]
+    from optimum.onnxruntime.configuration import (  # type: ignore[import-not-found, unused-ignore]
+        AutoQuantizationConfig,
+    )
 
     config = AutoQuantizationConfig.avx512_vnni(is_static=False, per_channel=True)
     with tempfile.TemporaryDirectory() as folder:

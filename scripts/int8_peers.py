@@ -111,7 +111,9 @@ def _samples(work: Work, rows: int) -> Path:
     """Write the training samples in batches of so many rows at most."""
     path = work.folder / f"train-{rows}.npz"
     batches = [piece for group in work.train for piece in work.signature.split(group, rows)]
-    arrays = {f"{number:05d}|{name}": array for number, one in enumerate(batches) for name, array in one.items()}
+    arrays: dict[str, Any] = {
+        f"{number:05d}|{name}": array for number, one in enumerate(batches) for name, array in one.items()
+    }
     np.savez(path, **arrays)
     return path
 
@@ -253,8 +255,7 @@ class Normalising(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.register_buffer("mean", torch.tensor(int8_inputs.MEAN))
-        self.register_buffer("std", torch.tensor(int8_inputs.STD))
+        self.mean, self.std = torch.tensor(int8_inputs.MEAN), torch.tensor(int8_inputs.STD)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return what the network answers."""
