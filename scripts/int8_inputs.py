@@ -7,6 +7,7 @@ is decided on `val`, and the table counts on `test`. Each function writes a fold
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import re
@@ -101,7 +102,7 @@ def tokens(place: zoo.Place, cache: Path) -> Sequence[str]:
     tokenizer.enable_truncation(TOKENS)
     tokenizer.enable_padding(length=TOKENS)
     for part in PARTS:
-        encoded = tokenizer.encode_batch(texts(part)[:64])
+        encoded = tokenizer.encode_batch(list(texts(part)[:64]))
         np.savez(
             _data(place) / f"{part}.npz",
             input_ids=np.array([one.ids for one in encoded], np.int64),
@@ -113,13 +114,14 @@ def tokens(place: zoo.Place, cache: Path) -> Sequence[str]:
     return (*given, "--axis", f"sequence=1..512:{TOKENS}", "--data", str(_data(place)))
 
 
-def texts(part: str) -> list[str]:
+@functools.cache
+def texts(part: str) -> tuple[str, ...]:
     """Return the sentences of a part: descriptions of data sets, documentation of functions, or pairs written for this."""
     if part == "test":
-        return [one[name] for one in pairs() for name in ("first", "second")]
+        return tuple(one[name] for one in pairs() for name in ("first", "second"))
     found = list(dict.fromkeys(_described() if part == "train" else _documented()))
     order = np.random.default_rng(0).permutation(len(found))
-    return [found[one] for one in order[: TEXTS[part]]]
+    return tuple(found[one] for one in order[: TEXTS[part]])
 
 
 def pairs() -> list[dict[str, Any]]:
