@@ -204,13 +204,21 @@ class Comparing:
         return Work(
             cache=self.cache,
             folder=self.folder,
-            graph=self.path / baseline.graph.file,
+            graph=self._whole(self.path / baseline.graph.file),
             signature=bundle.signature,
             train=list(_drawn(bundle, train)),
             train_path=Path(self._data),
             is_transformer=self.network.is_transformer,
             module=make,
         )
+
+    def _whole(self, graph: Path) -> Path:
+        """Return the float graph with its weights in one file: not every tool follows files beside it."""
+        import onnx
+
+        path = self.folder / "fp32.onnx"
+        onnx.save(onnx.load(graph), path)
+        return path
 
     def _answered(self, work: Work, models: Sequence[Made], test: Test) -> dict[str, Answered]:
         """Ask every model the test part, the float network first."""
