@@ -46,7 +46,7 @@ from kit.runtime.choice import Choice
 from kit.samples import Samples, drawn_rows, nearest
 from kit.system.machine import this_machine
 from kit.tasks.registry import task_of
-from kit.tuning import tune
+from kit.tuning import Tuned, tune
 
 BATCHES, THREADS = (1, 8), (1, 2)
 LEAD_MS = 10.0
@@ -141,8 +141,9 @@ class Comparing:
         self._say(f"{len(models)} models")
         answers = self._answered(work, models, test)
         points = self._points(bundle)
-        choices = self._tuned(bundle, points, tune_budget)
-        self._of_kit(bundle, choices, test, answers, auto)
+        tuned = self._tuned(bundle, points, tune_budget)
+        choices = {point: one.choice for point, one in tuned.items()}
+        self._of_kit(bundle, tuned, test, answers, auto)
         samples = splits.test if not network.pairs else test.groups
         for threads in THREADS:
             for point, sizes in points.items():
@@ -253,29 +254,33 @@ class Comparing:
 
     def _tuned(
         self, bundle: Bundle, points: Mapping[tuple[int, int], dict[str, int]], budget: float
-    ) -> dict[tuple[int, int], Choice]:
+    ) -> dict[tuple[int, int], Tuned]:
         """Choose for each point anew, as `kit tune` does."""
         found = {}
         for point, sizes in points.items():
             done = tune(bundle, sizes=sizes, most_threads=point[1], plan=Plan(budget_seconds=budget))
-            found[point] = done.choice
+            found[point] = done
             self._say(f"kit tune, {int8_page.point(*point)}: {done.choice.describe()}")
         return found
 
     def _of_kit(
         self,
         bundle: Bundle,
-        choices: Mapping[tuple[int, int], Choice],
+        tuned: Mapping[tuple[int, int], Tuned],
         test: Test,
         answers: Mapping[str, Answered],
         auto: zoo.Step,
     ) -> None:
         """Count what kit's choices lose: the row shows the one that loses the most, and each peer is paired with it."""
         worst: tuple[float, Answered, Row] | None = None
-        told = {int8_page.point(*point): one.describe() for point, one in choices.items()}
-        row = Row(tool=KIT, problem="", seconds=auto.seconds, peak_mb=auto.peak_mb, choices=told)
+        told = {int8_page.point(*point): one.choice.describe() for point, one in tuned.items()}
+        said = {
+            int8_page.point(*point): {each.name: each.reason for each in one.judgement.candidates}
+            for point, one in tuned.items()
+        }
+        row = Row(tool=KIT, seconds=auto.seconds, peak_mb=auto.peak_mb, choices=told, candidates=said)
         row = dataclasses.replace(row, remark=f"auto: {auto.problem}" if auto.problem else "")
-        for variant, runtime in dict.fromkeys((one.variant, one.runtime) for one in choices.values()):
+        for variant, runtime in dict.fromkeys((one.choice.variant, one.choice.runtime) for one in tuned.values()):
             held = next(one for one in bundle.variants if one.id == variant)
             with registry.open_runner(runtime, bundle, held, RunnerOptions()) as runner:
                 answered = test.of(runner.run)

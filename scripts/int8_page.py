@@ -57,6 +57,7 @@ class Row:
         kit_loses: How much more than this tool kit loses, paired, with its 95 % interval.
         more: Other figures of accuracy.
         choices: What `kit tune` chose at each point.
+        candidates: What it said of each candidate there.
     """
 
     tool: str
@@ -71,6 +72,7 @@ class Row:
     kit_loses: Interval | None = None
     more: dict[str, float] = field(default_factory=dict)
     choices: dict[str, str] = field(default_factory=dict)
+    candidates: dict[str, dict[str, str]] = field(default_factory=dict)
     times: dict[str, Times] = field(default_factory=dict)
 
 
@@ -257,7 +259,7 @@ def _line(found: Found, row: Row, more: Sequence[str], names: Sequence[str]) -> 
         "" if row.peak_mb is None else f"{row.peak_mb:,.0f} MB",
         "" if row.value is None else f"{row.value:.4f}",
         ""
-        if row.loss is None
+        if row.loss is None or row.tool == int8_peers.BASELINE
         else f"{_signed(found, row.loss[0])} [{_signed(found, row.loss[1])}, {_signed(found, row.loss[2])}]",
         "yes" if row.is_right else "no",
         *(f"{row.more[one]:.4f}" if one in row.more else "" for one in more),
