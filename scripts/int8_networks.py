@@ -5,7 +5,7 @@
 For each network: what `kit export --precision auto` publishes and `kit tune` opens on this machine; ONNX Runtime's two
 quantizers, NNCF, Olive, Optimum and torchao with the same training samples; and the float network in ONNX Runtime, OpenVINO and
 torch.compile. Each network has a process of its own and leaves a file in the cache's folder `results`: what is there is not
-measured again unless `--only` names it. Speed is that of calls as a person writes them, in interleaved rounds.
+measured again unless `--only` names it; what `kit export` said lies beside it. Speed is that of calls as a person writes them, in interleaved rounds.
 """
 
 from __future__ import annotations
@@ -180,9 +180,8 @@ class Comparing:
                 return step.problem, step
         batches = [word for batch in BATCHES for word in ("--batch-size", str(batch))]
         data = ["--data", self._data] if self._data else []
-        auto = zoo.run(
-            [zoo.KIT, "export", str(self.path), "--precision", "auto", *batches, *data, *AUTO_OPTIONS], self.place
-        )
+        line = [zoo.KIT, "export", str(self.path), "--precision", "auto", *batches, *data, *AUTO_OPTIONS]
+        auto = zoo.run(line, self.place, told=self.cache / "results" / f"{network.slug}.txt")
         self._say(f"kit export --precision auto: {auto}")
         return "", auto
 
