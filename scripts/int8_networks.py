@@ -4,8 +4,9 @@
 
 For each network: what `kit export --precision auto` publishes and `kit tune` opens on this machine; ONNX Runtime's two
 quantizers, NNCF, Olive, Optimum and torchao with the same training samples; and the float network in ONNX Runtime, OpenVINO and
-torch.compile. Each network has a process of its own and leaves a file in the cache's folder `results`: what is there is not
-measured again unless `--only` names it; what `kit export` said lies beside it. Speed is that of calls as a person writes them, in interleaved rounds.
+torch.compile. Each network has a process of its own and leaves a file in the cache's folder `results`, with what `kit export`
+said beside it: what is there is not measured again unless `--only` names it. Speed is that of calls as a person writes them, in
+interleaved rounds.
 """
 
 from __future__ import annotations
