@@ -469,8 +469,8 @@ def _installed(packages: Sequence[str], folder: Path) -> str:
     return ""
 
 
-def run(line: Sequence[str], place: Place) -> Step:
-    """Run a program to its end; what it said is looked at only if it failed."""
+def run(line: Sequence[str], place: Place, *, told: Path | None = None) -> Step:
+    """Run a program to its end; what it said is looked at only if it failed, and kept in the file `told`."""
     with tempfile.TemporaryFile("w+") as said:
         started = time.perf_counter()
         process = subprocess.Popen(line, stdout=said, stderr=said, cwd=place.files, env=_environment(place))
@@ -485,6 +485,8 @@ def run(line: Sequence[str], place: Place) -> Step:
         seconds = time.perf_counter() - started
         said.seek(0)
         text = said.read()
+    if told is not None:
+        told.write_text(text)
     problem = ""
     if process.returncode or "Traceback (most recent call last)" in text:
         problem = _sentence(text) or f"it ended with {process.returncode}"
