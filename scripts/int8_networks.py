@@ -51,7 +51,7 @@ from kit.tuning import Tuned, tune
 
 BATCHES, THREADS = (1, 8), (1, 2)
 LEAD_MS = 10.0
-AUTO_OPTIONS: tuple[str, ...] = ()
+AUTO_OPTIONS = ("--budget", "240s")
 """Of `kit export --precision auto`, beside the batches."""
 
 MOST_SAMPLES = 1024
@@ -280,9 +280,10 @@ class Comparing:
         }
         row = Row(tool=KIT, seconds=auto.seconds, peak_mb=auto.peak_mb, choices=told, candidates=said)
         row = dataclasses.replace(row, remark=f"auto: {auto.problem}" if auto.problem else "")
-        for variant, runtime in dict.fromkeys((one.choice.variant, one.choice.runtime) for one in tuned.values()):
+        ways = ((one.choice.variant, one.choice.runtime, one.choice.options.bf16) for one in tuned.values())
+        for variant, runtime, bf16 in dict.fromkeys(ways):
             held = next(one for one in bundle.variants if one.id == variant)
-            with registry.open_runner(runtime, bundle, held, RunnerOptions()) as runner:
+            with registry.open_runner(runtime, bundle, held, RunnerOptions(bf16=bf16)) as runner:
                 answered = test.of(runner.run)
             loss = test.scored(answered).loss
             if worst is None or loss > worst[0]:
