@@ -289,6 +289,7 @@ def of(
         signature=passed.signature,
         train=data.train if data is not None else None,
         dataset=data.dataset if data is not None else "",
+        on_progress=on_progress,
     )
     return Workbench(source=source, proof=dataclasses.replace(proof, signature=passed.signature), baseline=passed)
 

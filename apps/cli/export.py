@@ -407,6 +407,9 @@ def _auto(bundle: Bundle, chosen: AutoOptions, asked: dict[str, Any], *, as_json
         found = {"default": default, "candidates": candidates, "tried": done.rungs}
         render.print_json({**_as_json(done.report), **found})
         return
+    for one in done.report.passed:
+        for said in one.remarks:
+            render.remark(f"{one.variant.id}: {said}")
     export_tables.export_table(done.report)
     export_tables.rungs_table(done.rungs)
     export_tables.judgement_table(done.judgement)

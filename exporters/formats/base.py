@@ -19,6 +19,7 @@ from kit.bundle.manifest import Quantization
 from kit.choices import Precision, VariantFormat
 from kit.errors import GateFailed, UsageError
 from kit.samples import Samples
+from kit.system.progress import OnProgress, silent
 from kit.tensors import Signature
 
 _QUANTIZED = {
@@ -56,6 +57,7 @@ class Source:
         dataset: Its name, for the record.
         roundings: What exporters.formats.rounding found of it, by format.
         smoothings: What exporters.formats.smooth found of it, by the hash of the calibration samples.
+        on_progress: Told what is being done to it.
     """
 
     path: Path
@@ -65,6 +67,7 @@ class Source:
     dataset: str = ""
     roundings: dict[str, dict[str, Rounded]] = field(default_factory=dict, repr=False, compare=False)
     smoothings: dict[str, Factors] = field(default_factory=dict, repr=False, compare=False)
+    on_progress: OnProgress = field(default=silent, repr=False, compare=False)
 
     @cached_property
     def model(self) -> onnx.ModelProto:

@@ -53,6 +53,7 @@ from kit.bundle.manifest import Calibration, Quantization
 from kit.choices import CalibrationMethod, Precision, QuantizationScheme, VariantFormat
 from kit.errors import GateFailed
 from kit.samples import Samples
+from kit.system.progress import OnProgress, silent
 from kit.tensors import Signature, Tensors
 
 FEW_BITS, ALL_BITS = 7, 8
@@ -118,6 +119,7 @@ class StaticInt8:
             target=target,
             cache=source.roundings.setdefault(repr(self), {}),
             factors=_factors(source, drawn),
+            on_progress=source.on_progress,
         )
 
 
@@ -179,6 +181,7 @@ def quantize_static(
     target: Path | None = None,
     cache: rounding.Cache | None = None,
     factors: smooth.Factors | None = None,
+    on_progress: OnProgress = silent,
 ) -> Quantized:
     """Quantize weights and activations, with activation ranges from calibration samples.
 
@@ -194,6 +197,7 @@ def quantize_static(
         target: Where the file will lie; needed for weights beside the graph.
         cache: What was found of the same model with the same samples before.
         factors: Of exporters.formats.smooth; None to find them.
+        on_progress: Told what is being done.
 
     Raises:
         UsageError: A layer of that name does not exist, or all are excluded.
@@ -231,6 +235,7 @@ def quantize_static(
         raw = {"scale": np.array(1, np.float32), "zero_point": np.array(0, np.uint8)}
         options["TensorQuantOverrides"] = {door.tensor: [raw] for door in doors}
         with _files(rewritten, target) as (source, written):
+            on_progress(f"ranges of {sum(signature.rows(group.inputs) for group in samples):,} calibration samples")
             ort.quantize_static(
                 source,
                 written,
@@ -258,6 +263,7 @@ def quantize_static(
                     folder=Path(source).parent,
                     made_in=Path(written).parent,
                     cache=cache,
+                    on_progress=on_progress,
                 )
             )
             if is_qdq and quantize_tables(quantized, Path(written).parent) and target is not None:

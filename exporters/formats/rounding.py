@@ -27,6 +27,7 @@ from exporters import staging
 from exporters.graph.files import array_of, overwrite
 from exporters.graph.rules import ACTIVATIONS, Layer, assign, follow, initializers, layers, uses
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
+from kit.system.progress import OnProgress, Watch, silent
 from kit.tensors import Signature, Tensors
 
 SAMPLES = 64
@@ -104,6 +105,7 @@ def adjust(
     folder: Path,
     made_in: Path,
     cache: Cache | None = None,
+    on_progress: OnProgress = silent,
 ) -> bool:
     """Round the weights of a QDQ model anew and move its biases; return whether there was a layer to do so for.
 
@@ -117,18 +119,27 @@ def adjust(
         folder: Where the float model's weights lie if they are not in it.
         made_in: Likewise of the quantized one, whose file of weights is changed.
         cache: What was found before for this model and these samples.
+        on_progress: Told how far it is, and how long it will take.
     """
     places = _places(model, quantized, made_in)
     cache = {} if cache is None else cache
     missing = [place for place in places if not _is_known(place, cache)]
+    watch = Watch("rounding layers", sum(_work(place) for place in missing), on_progress)
     for some in _bearable(missing):
         moments = _moments(model, some, batches, folder)
         for place in some:
+            watch.tell()
             weights = array_of(initializers(model)[place.layer.weight], folder)
             cache[place.key] = _rounded(place, weights, moments[place.key], 2 ** (bits - 1) - 1)
+            watch.add(_work(place))
     for place in places:
         _apply(quantized, place, cache[place.key], made_in)
     return bool(places)
+
+
+def _work(place: _Place) -> float:
+    """Return how long a layer takes beside others: its moments are inverted, and errors passed on to all later weights."""
+    return place.groups * place.width**2 * (place.width + place.scale.size / place.groups)
 
 
 def some_of(signature: Signature, batches: Sequence[Tensors], samples: int = SAMPLES) -> list[Tensors]:

@@ -17,6 +17,7 @@ import onnx
 
 from exporters import candidates, pipeline
 from exporters.candidates import VariantRecipe
+from exporters.formats import nncf
 from exporters.formats.base import is_convolutional, is_dense
 from exporters.formats.int8 import FEW_BITS, usual_bits
 from exporters.formats.weights import has_products
@@ -124,7 +125,10 @@ class AutoOptions:
         if has_products(model):
             weights = dataclasses.replace(only_int8, calibration=None, calibration_samples=None)
             everything.append(dataclasses.replace(weights, quantization=QuantizationScheme.WEIGHTS))
-        return tuple(recipe for options in everything for recipe in candidates.recipes(options))
+        made = tuple(recipe for options in everything for recipe in candidates.recipes(options))
+        if not nncf.is_here():
+            return made
+        return (*made, VariantRecipe(id="int8-nncf", format=nncf.NncfInt8(seed=self.seed)))
 
 
 @dataclass(frozen=True, kw_only=True)

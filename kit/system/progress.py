@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -14,3 +16,31 @@ class OnProgress(Protocol):
 
 def silent(_what: str, _share: float | None = None, /) -> None:
     """Tell nobody."""
+
+
+class Watch:
+    """How much of some work is done, and how long the rest will take if it goes on like this.
+
+    Args:
+        what: Is being done.
+        whole: All of the work, in any unit.
+        on_progress: Told of it.
+        clock: Gives seconds.
+    """
+
+    def __init__(
+        self, what: str, whole: float, on_progress: OnProgress, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._what, self._whole, self._on_progress, self._clock = what, whole, on_progress, clock
+        self._started, self._done = clock(), 0.0
+
+    def add(self, work: float) -> None:
+        """Count work that is done."""
+        self._done += work
+
+    def tell(self) -> None:
+        """Tell how far it is: `rounding layers, 40 %, about 12 s left`."""
+        share = min(self._done / self._whole, 1.0) if self._whole else 0.0
+        spent = self._clock() - self._started
+        left = f", about {spent * (1 - share) / share:.0f} s left" if share > 0 else ""
+        self._on_progress(f"{self._what}, {share:.0%}{left}")
