@@ -379,7 +379,7 @@ def test_auto_makes_weights_in_blocks_of_what_is_more_than_dense_layers_and_conv
     for model, is_made in ((_words()[0], True), (dense((16, 8, 3))[0], False)):
         names = [recipe.id for recipe in exporters.AutoOptions().recipes(model)]
         assert ("int8-weights" in names) == is_made
-        assert not is_made or names[-1] == "int8-weights"
+        assert not is_made or "int8-weights" in names
 
 
 def test_an_embedding_table_becomes_integers_without_calibration() -> None:

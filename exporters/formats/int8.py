@@ -155,6 +155,9 @@ class DynamicInt8:
             target=target,
             calibration=drawn.record if drawn else None,
             factors=_factors(source, drawn) if drawn else {},
+            batches=_looked_at(source, drawn) if drawn else (),
+            cache=source.roundings.setdefault(repr(self), {}),
+            on_progress=source.on_progress,
         )
         staging.write(made.model, target)
         return made.record
@@ -308,6 +311,9 @@ def quantize_dynamic(
     target: Path | None = None,
     calibration: Calibration | None = None,
     factors: Mapping[str, smooth.Floats] | None = None,
+    batches: Sequence[Tensors] = (),
+    cache: rounding.Cache | None = None,
+    on_progress: OnProgress = silent,
 ) -> Quantized:
     """Quantize weights now and activations in each call; needs no samples.
 
@@ -317,8 +323,11 @@ def quantize_dynamic(
         weight_bits: 7 or 8; None for `usual_bits`.
         exclude: Names of layers to leave in float.
         target: Where the file will lie; needed for weights beside the graph.
-        calibration: Where the samples came from that the factors were found with, if there are any.
+        calibration: Where the samples came from that factors and roundings are found with, if there are any.
         factors: Of exporters.formats.smooth.
+        batches: Samples by which weights are rounded; none for each to its nearest.
+        cache: What was found of the same model with the same samples before.
+        on_progress: Told what is being done.
 
     Raises:
         UsageError: A layer of that name does not exist, or all are excluded.
@@ -343,12 +352,31 @@ def quantize_dynamic(
             use_external_data_format=isinstance(model, Path),
         )
         quantized = staging.read(Path(written))
+        adjusted = bool(batches) and rounding.adjust(
+            graph,
+            quantized,
+            batches,
+            bits=bits,
+            folder=Path(source).parent,
+            made_in=Path(written).parent,
+            cache=cache,
+            on_progress=on_progress,
+        )
     sort(quantized)
     strip(quantized)
+    is_looked_at = bool(factors) or adjusted
     made = _recorded(
-        graph, quantized, QuantizationScheme.DYNAMIC, calibration if factors else None, exclude, per_channel, bits
+        graph, quantized, QuantizationScheme.DYNAMIC, calibration if is_looked_at else None, exclude, per_channel, bits
     )
-    return dataclasses.replace(made, record=dataclasses.replace(made.record, smoothed=bool(factors)))
+    record = dataclasses.replace(made.record, smoothed=bool(factors), adjusted=adjusted)
+    return dataclasses.replace(made, record=record)
+
+
+def _looked_at(source: Source, drawn: CalibrationDraw) -> list[Tensors]:
+    """Return the samples by which weights are rounded; none for dense networks, which lose nothing by the nearest."""
+    if is_dense(source.model):
+        return []
+    return rounding.some_of(source.signature, calibration_reader(source.model, source.signature, drawn.samples).all)
 
 
 def _factors(source: Source, drawn: CalibrationDraw) -> smooth.Factors:

@@ -107,7 +107,7 @@ def adjust(
     cache: Cache | None = None,
     on_progress: OnProgress = silent,
 ) -> bool:
-    """Round the weights of a QDQ model anew and move its biases; return whether there was a layer to do so for.
+    """Round the weights of a quantized model anew and move its biases; return whether there was a layer to do so for.
 
     Left as they are: layers whose weights are read twice, and those wider than a matrix of moments allows.
 
@@ -159,27 +159,24 @@ def _places(model: onnx.ModelProto, quantized: onnx.ModelProto, folder: Path) ->
     constants, own = initializers(quantized), initializers(model)
     found = []
     for layer in layers(model):
-        node = _found(layer, model, makers)
-        source = None if node is None else makers.get(node.input[1])
-        if source is None or source.op_type != "DequantizeLinear" or uses(model, layer.weight) > 1:
+        names = _integers(layer, model, makers, constants)
+        if names is None or uses(model, layer.weight) > 1:
             continue
         shape = list(own[layer.weight].dims)
         seen = _seen(layer.node, shape)
-        if seen is None or seen[1] > _WIDEST:
+        if seen is None or seen[1] > _WIDEST or list(constants[names[0]].dims) != shape:
             continue
         groups, width, is_turned = seen
         count = math.prod(shape) // width
-        scale = array_of(constants[source.input[1]], folder).reshape(-1)
-        if scale.size not in {1, count} or (
-            len(source.input) > 2 and array_of(constants[source.input[2]], folder).any()
-        ):
+        scale = array_of(constants[names[1]], folder).reshape(-1)
+        if scale.size not in {1, count} or any(array_of(constants[zero], folder).any() for zero in names[2:]):
             continue
-        bias = str(layer.node.input[2]) if len(layer.node.input) == 3 else ""
-        is_own = bias in own and uses(model, bias) == 1 and bias in constants
+        bias = _bias(model, layer.node)
+        is_own = bias in own and uses(model, bias) == 1 and bias in constants and list(own[bias].dims) == [count]
         found.append(
             _Place(
                 layer=layer,
-                integers=str(source.input[0]),
+                integers=names[0],
                 scale=np.broadcast_to(scale.astype(np.float32), (count,)),
                 bias=bias if is_own else "",
                 kernel=tuple(shape[2:]),
@@ -189,6 +186,34 @@ def _places(model: onnx.ModelProto, quantized: onnx.ModelProto, folder: Path) ->
             )
         )
     return found
+
+
+def _integers(
+    layer: Layer,
+    model: onnx.ModelProto,
+    makers: Mapping[str, onnx.NodeProto],
+    constants: Mapping[str, onnx.TensorProto],
+) -> list[str] | None:
+    """Return the names of a layer's integers, their scale, and their zero point if they have one; None if it has none.
+
+    In QDQ they enter the layer by a DequantizeLinear; the dynamic quantizer names them after the weights they were.
+    """
+    node = _found(layer, model, makers)
+    source = None if node is None else makers.get(node.input[1])
+    if source is not None and source.op_type == "DequantizeLinear":
+        return [str(name) for name in source.input]
+    names = [f"{layer.weight}{ending}" for ending in ("_quantized", "_scale", "_zero_point")]
+    return names if layer.weight not in constants and set(names) <= constants.keys() else None
+
+
+def _bias(model: onnx.ModelProto, node: onnx.NodeProto) -> str:
+    """Return the name of what is added to each output of a layer, in it or right behind it; empty if nothing is."""
+    if len(node.input) == 3:
+        return str(node.input[2])
+    behind = follow(model, node.output[0])[:1]
+    if not behind or behind[0].op_type != "Add":
+        return ""
+    return next((str(name) for name in behind[0].input if name != node.output[0]), "")
 
 
 def _found(layer: Layer, model: onnx.ModelProto, makers: Mapping[str, onnx.NodeProto]) -> onnx.NodeProto | None:
