@@ -81,6 +81,22 @@ def test_the_fewest_of_the_first_layers_are_found_in_a_few_trials(needed: int) -
     assert len(trials) <= 9
 
 
+@pytest.mark.parametrize("count", [4, 20, 200, 2000])
+def test_the_worst_layers_are_found_in_a_number_of_trials_that_does_not_grow_with_the_network(count: int) -> None:
+    names = [f"layers.{number}" for number in range(count)]
+    bad = {f"layers.{count // 3}": 9.0, f"layers.{count - 1}": 5.0}
+    trials: list[tuple[str, ...]] = []
+
+    def alone(some: tuple[str, ...]) -> tuple[float, float]:
+        trials.append(some)
+        return sum(bad.get(name, 0.0) for name in some), sum(bad.get(name, 0.01) for name in some)
+
+    order = search._worst_first(names, alone)
+    assert order[:2] == list(bad)
+    assert sorted(order) == sorted(names)
+    assert len(trials) <= min(2 * count, search._MOST_ALONE)
+
+
 def test_exclude_layer_auto_makes_what_it_found(tmp_path: Path) -> None:
     model, signature = dense((16, 32, 16, 3))
     bench = workbench_of(with_outlier(model, "layers.1", "layers.3"), signature, tmp_path)

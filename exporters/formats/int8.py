@@ -28,10 +28,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper
 
 from exporters import staging
-from exporters.formats import recurrent, rounding, smooth
+from exporters.formats import ends, recurrent, rounding, smooth
 from exporters.formats.base import Source, count, count_weights, excluded_layers, is_dense, refusal_of_int8
 from exporters.formats.calibration import CalibrationDraw, calibration_reader, draw
 from exporters.formats.equalize import equalize
@@ -40,10 +39,8 @@ from exporters.formats.tables import quantize_tables
 from exporters.graph.rules import (
     ACTIVATIONS,
     LAYERS,
-    Layer,
     drop_unused_initializers,
     initializers,
-    is_plain,
     layers,
     sort,
     strip,
@@ -61,8 +58,6 @@ FEW_BITS, ALL_BITS = 7, 8
 
 _TABLE = "Gather"
 """What looks up embeddings: its float constants become integers without a range of activations."""
-_MOVES = ("Slice", "Reshape", "Flatten", "Transpose", "Split", "Pad", "Concat")
-"""What gives nothing but what it was given, and the constants of a Pad."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,10 +228,10 @@ def quantize_static(
         kept = excluded_layers(graph, exclude)
         if not is_qdq:
             _refuse_shared_biases(graph)
-        doors = _doors(graph, kept)
+        entered = ends.doors(graph, kept)
         # Raw values are quantized as they are, whatever range the samples happened to show.
         raw = {"scale": np.array(1, np.float32), "zero_point": np.array(0, np.uint8)}
-        options["TensorQuantOverrides"] = {door.tensor: [raw] for door in doors}
+        options["TensorQuantOverrides"] = {door.tensor: [raw] for door in entered}
         with _files(rewritten, target) as (source, written):
             on_progress(f"ranges of {sum(signature.rows(group.inputs) for group in samples):,} calibration samples")
             ort.quantize_static(
@@ -271,17 +266,17 @@ def quantize_static(
             )
             if is_qdq and quantize_tables(quantized, Path(written).parent) and target is not None:
                 staging.rewrite_weights(quantized, target)
-    for door in doors:
-        _read_as_quantized(quantized, door)
+    for door in entered:
+        ends.read_as_quantized(quantized, door)
     makers = {name: node for node in graph.graph.node for name in node.output}
     for output in graph.graph.output:
         if output.name not in makers or makers[output.name].op_type in ACTIVATIONS:
             continue  # the range of the quantized output is all that is left of the activation
         if is_qdq:
-            _keep_float(quantized, output.name)
-            _add_last_bias(quantized, output.name)
+            ends.keep_float(quantized, output.name)
+            ends.add_last_bias(quantized, output.name)
         else:
-            _end_in_float(quantized, output.name)
+            ends.end_in_float(quantized, output.name)
     drop_unused_initializers(quantized)
     sort(quantized)
     strip(quantized)
@@ -393,7 +388,7 @@ def _factors(source: Source, drawn: CalibrationDraw) -> smooth.Factors:
 def _found_factors(model: onnx.ModelProto, batches: Sequence[Tensors], folder: Path) -> smooth.Factors:
     """Return the factors of a model, none for raw inputs, which enter their layer as they are."""
     found = smooth.factors(model, batches, folder) if batches else {}
-    for door in _doors(model, ()):
+    for door in ends.doors(model, ()):
         found.pop(door.tensor, None)
     return found
 
@@ -477,108 +472,6 @@ def _refuse_shared_biases(model: onnx.ModelProto) -> None:
             f"{shared[0]} runs more than once, and integer operators have one scale for its bias",
             hint="use --format qdq",
         )
-
-
-@dataclass(frozen=True)
-class _Door:
-    """A raw uint8 input that enters a layer as it is.
-
-    Attributes:
-        cast: The tensor that its Cast gives.
-        tensor: What enters the layer.
-    """
-
-    cast: str
-    tensor: str
-
-
-def _doors(model: onnx.ModelProto, kept: tuple[Layer, ...]) -> list[_Door]:
-    """Return the raw uint8 inputs of which a cast to float enters one layer, and nothing else.
-
-    Not those that something is done to but being moved and padded, such as a normalisation that could not be folded, and not
-    those whose layer stays in float.
-    """
-    stays_float = {layer.node.output[0] for layer in kept}
-    raw = {value.name for value in model.graph.input if value.type.tensor_type.elem_type == onnx.TensorProto.UINT8}
-    found = []
-    for node in model.graph.node:
-        if node.op_type in _MOVES and raw.issuperset(node.input if node.op_type == "Concat" else node.input[:1]):
-            raw |= set(node.output)
-        elif node.op_type == "Cast" and node.input[0] in raw:
-            found.append(_door(model, str(node.output[0]), stays_float))
-    return [door for door in found if door is not None]
-
-
-def _door(model: onnx.ModelProto, cast: str, stays_float: set[str]) -> _Door | None:
-    tensor = cast
-    while True:
-        readers = [node for node in model.graph.node if tensor in node.input]
-        if len(readers) != 1:
-            return None
-        reader = readers[0]
-        if reader.op_type in LAYERS:
-            enters = reader.input[0] == tensor and reader.output[0] not in stays_float
-            return _Door(cast, tensor) if enters else None
-        if reader.op_type not in _MOVES or reader.input[0] != tensor:
-            return None
-        tensor = str(reader.output[0])
-
-
-def _read_as_quantized(model: onnx.ModelProto, door: _Door) -> None:
-    """Take out the Cast and the QuantizeLinear of a raw input: with scale 1 and zero point 0 they change nothing."""
-    graph = model.graph
-    cast = next(node for node in graph.node if door.cast in node.output)
-    quantize = next(node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] == door.tensor)
-    for node in graph.node:
-        node.input[:] = [door.tensor if name == quantize.output[0] else name for name in node.input]
-    for node in (cast, quantize):
-        graph.node.remove(node)
-    for node in graph.node:
-        node.input[:] = [cast.input[0] if name == cast.output[0] else name for name in node.input]
-
-
-def _keep_float(model: onnx.ModelProto, output: str) -> None:
-    """Remove a QuantizeLinear, DequantizeLinear pair in front of an output, if nothing else reads what lies between."""
-    graph = model.graph
-    makers = {name: node for node in graph.node for name in node.output}
-    last = makers[output]
-    if last.op_type != "DequantizeLinear" or last.input[0] not in makers:
-        return
-    quantize = makers[last.input[0]]
-    if quantize.input[0] not in makers or any(uses(model, name) > 1 for name in (quantize.input[0], last.input[0])):
-        return
-    maker = makers[quantize.input[0]]
-    maker.output[list(maker.output).index(quantize.input[0])] = output
-    for node in (quantize, last):
-        graph.node.remove(node)
-
-
-def _add_last_bias(model: onnx.ModelProto, output: str) -> None:
-    """Add the float bias of the layer that gives an output behind it: with it inside, its integer kernel is not found."""
-    graph, constants = model.graph, initializers(model)
-    last = next(node for node in graph.node if output in node.output)
-    if last.op_type != "Gemm" or len(last.input) != 3 or last.input[1] in constants or not is_plain(last):
-        return
-    bias = last.input[2]
-    place = list(graph.node).index(last) + 1 if uses(model, output) else len(graph.node)
-    del last.input[2:]
-    last.output[0] = f"{output}.product"
-    graph.node.insert(place, helper.make_node("Add", [last.output[0], bias], [output]))
-
-
-def _end_in_float(model: onnx.ModelProto, output: str) -> None:
-    """Let the last integer operator give a float output by itself, if it can, and take out the DequantizeLinear."""
-    graph = model.graph
-    makers = {name: node for node in graph.node for name in node.output}
-    last = makers[output]
-    before = makers.get(last.input[0])
-    if last.op_type != "DequantizeLinear" or before is None or before.op_type != "QGemm":
-        return
-    if uses(model, last.input[0]) > 1:
-        return
-    del before.input[7:]  # the scale and zero point of its output
-    before.output[0] = output
-    graph.node.remove(last)
 
 
 @contextlib.contextmanager

@@ -39,6 +39,8 @@ _MOST_SETS = 60
 _FEW_LAYERS = 12
 """Up to here sets of layers are tried in all combinations."""
 
+_GROUPS = 8  # of neighbouring layers, which are tried alone before single layers are
+_MOST_ALONE = 40  # such trials, however many layers a model has
 _SHOWN = 3
 
 
@@ -167,7 +169,7 @@ def fewest_excluded(
 
     Judged on the validation split, as the gate does, or on the golden samples if there is no data. Of several sets of one size
     the one that loses least is taken. Of a model with more than _FEW_LAYERS layers, sets are those layers that lose most when
-    nothing else is quantized: as many candidates are made as it has layers, and a few more.
+    nothing else is quantized: _MOST_ALONE candidates are made to find them, and a few more.
 
     Args:
         recipe: What to make.
@@ -200,12 +202,13 @@ def fewest_excluded(
     if len(names) <= _FEW_LAYERS:
         found = _smallest(names, tried)
     else:
-        alone = {}
-        for done, name in enumerate(names):
+
+        def alone(some: tuple[str, ...]) -> tuple[float, float]:
             refuse_late()
-            on_progress(f"{recipe.id}: {name} alone, {done} of {len(names)}")
-            alone[name] = trial.of(recipe, tuple(other for other in every if other != name)).badness
-        found = _fewest_first(sorted(names, key=alone.__getitem__, reverse=True), tried)
+            on_progress(f"{recipe.id}: {_named(some)} alone")
+            return trial.of(recipe, tuple(other for other in every if other not in some)).badness
+
+        found = _fewest_first(_worst_first(names, alone), tried)
     if found:
         return _in_order(every, found, unable)
     raise GateFailed(
@@ -226,6 +229,29 @@ def _smallest(names: Sequence[str], tried: Callable[[tuple[str, ...]], Result]) 
         if size == 1:
             order = [one[0] for one in sorted(results, key=lambda chosen: results[chosen].badness)]
     return ()
+
+
+def _worst_first(names: Sequence[str], alone: Callable[[tuple[str, ...]], tuple[float, float]]) -> list[str]:
+    """Return layers by what they lose when nothing else is quantized, in _MOST_ALONE trials at most, however many there are.
+
+    Neighbours are tried together, and of those that lose most the halves, until they are single layers. What is not told apart
+    in the end keeps the order of the network.
+    """
+    size = max(math.ceil(len(names) / _GROUPS), 1)
+    groups = [tuple(names[start : start + size]) for start in range(0, len(names), size)]
+    open_ones = [(alone(group), group) for group in groups]
+    trials, order = len(groups), list[str]()
+    while open_ones:
+        worst = max(range(len(open_ones)), key=lambda place: (open_ones[place][0], -place))
+        group = open_ones[worst][1]
+        if len(group) == 1 or trials + 2 > _MOST_ALONE:
+            order += group
+            open_ones.pop(worst)
+            continue
+        middle = len(group) // 2
+        open_ones[worst : worst + 1] = [(alone(half), half) for half in (group[:middle], group[middle:])]
+        trials += 2
+    return order
 
 
 def _fewest_first(order: Sequence[str], tried: Callable[[tuple[str, ...]], Result]) -> tuple[str, ...]:
