@@ -48,6 +48,7 @@ RUNTIMES = ("onnxruntime", "openvino")
 
 _FINALISTS = 2
 _USUAL_SECONDS = 240.0  # at most, where calls are long
+_GLANCE_ROUNDS, _GLANCE_SHARE = 20, 0.3  # to find the finalists: a ranking needs no intervals
 _PLAINEST = (
     VariantFormat.FLOAT,
     VariantFormat.QDQ,
@@ -144,7 +145,7 @@ def tune(
         most_threads: No more than so many, nor than CPUs may be used here.
         max_loss: Variants are left out that lost more of their metric against the baseline when they were published, in the
             metric's unit (0.003 for 0.3 points); None for what the metric allows.
-        budget_seconds: Time for measuring; None for 100 rounds, or for as many as fit into 4 minutes.
+        budget_seconds: Time for measuring; None for 20 rounds of all and 100 of the finalists, or what fits into 4 minutes.
         plan: How long to measure each of the two times, in place of a budget.
         on_progress: Told what is being done, and its share of all.
 
@@ -155,20 +156,22 @@ def tune(
         StorageUnavailable: The choice cannot be kept.
     """
     point = _point(bundle, goal, sizes or {})
-    plan = plan or Plan(most_seconds=(budget_seconds or _USUAL_SECONDS) / 2)
+    seconds = budget_seconds or _USUAL_SECONDS
+    glance = plan or Plan(rounds=_GLANCE_ROUNDS, most_seconds=_GLANCE_SHARE * seconds)
+    plan = plan or Plan(most_seconds=(1 - _GLANCE_SHARE) * seconds)
     cpus = this_machine().cpus_to_use
     most_threads = min(most_threads or cpus, cpus)
     tuned.check_writable()
     on_progress("checking the golden samples", 0.0)
     cases, refused = _right(bundle, max_loss)
     first = judge(
-        _measure(bundle, cases, point, plan, _within(on_progress, 0.05, 0.5)),
+        _measure(bundle, cases, point, glance, _within(on_progress, 0.05, 0.05 + _GLANCE_SHARE)),
         full_names=True,
     )
-    ranked = sorted((one for one in first.candidates if one.speed), key=lambda one: -(one.speed or 0.0))
+    ranked = sorted((one for one in first.candidates if one.rows and one.rows[0].latency), key=_p50_us)
     finalists = [next(case for case in cases if _shows(case, one)) for one in ranked[:_FINALISTS]]
     second = [cases[0], *_ways(finalists, most_threads)]
-    results = _measure(bundle, second, point, plan, _within(on_progress, 0.5, 1.0))
+    results = _measure(bundle, second, point, plan, _within(on_progress, 0.05 + _GLANCE_SHARE, 1.0))
     final = judge(results, full_names=True)
     losers = tuple(one for one in first.candidates if one.name not in {found.name for found in final.candidates})
     judgement = dataclasses.replace(final, candidates=(*final.candidates, *losers, *refused))
@@ -189,6 +192,11 @@ def tune(
     )
     tuned.remember(bundle, choice)
     return Tuned(choice=choice, judgement=judgement, results=results)
+
+
+def _p50_us(contender: Contender) -> float:
+    latency = contender.rows[0].latency
+    return latency.p50_us if latency else math.inf
 
 
 def _within(on_progress: OnProgress, begin: float, end: float) -> OnProgress:

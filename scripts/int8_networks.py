@@ -51,7 +51,7 @@ from kit.tuning import Tuned, tune
 
 BATCHES, THREADS = (1, 8), (1, 2)
 LEAD_MS = 10.0
-AUTO_OPTIONS = ("--budget", "120s")
+AUTO_OPTIONS = ("--budget", "90s")
 """Of `kit export --precision auto`, beside the batches."""
 
 MOST_SAMPLES = 1024
@@ -64,9 +64,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=platformdirs.user_cache_path("kit") / "zoo")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="networks whose names begin like this, once more")
     parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument(
-        "--tune-budget", type=float, default=60.0, help="seconds of each of the two runs of a `kit tune`"
-    )
+    parser.add_argument("--tune-budget", type=float, default=60.0, help="seconds of each `kit tune`")
     parser.add_argument("--write", action="store_true", help="write docs/int8_networks.md and docs/int8_networks.json")
     parser.add_argument("--network", type=int, help=argparse.SUPPRESS)  # the process of one network
     asked = parser.parse_args()
@@ -258,7 +256,7 @@ class Comparing:
         """Choose for each point anew, as `kit tune` does."""
         found = {}
         for point, sizes in points.items():
-            done = tune(bundle, sizes=sizes, most_threads=point[1], plan=Plan(budget_seconds=budget))
+            done = tune(bundle, sizes=sizes, most_threads=point[1], budget_seconds=budget)
             found[point] = done
             self._say(f"kit tune, {int8_page.point(*point)}: {done.choice.describe()}")
         return found
