@@ -10,6 +10,9 @@ from kit.errors import UsageError
 BATCH = "batch"
 """Name of the dynamic first dimension of inputs and outputs."""
 
+FEW_BITS = 7
+"""Of int8 weights: as many as any CPU adds up without saturating; there are 8."""
+
 
 class _Choice(StrEnum):
     """An enum users type; `parse` is its door."""

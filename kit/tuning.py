@@ -30,13 +30,14 @@ from kit.bench.run import bench
 from kit.bench.scores import published
 from kit.bench.stats import SAME_WITHIN, Outcome
 from kit.bundle import Bundle, Variant
-from kit.choices import Goal, Precision, Provider, VariantFormat
+from kit.choices import FEW_BITS, Goal, Precision, Provider, VariantFormat
 from kit.errors import CheckFailed, KitError, UsageError
 from kit.metrics import Score, fidelity
 from kit.runtime import choice as tuned
 from kit.runtime import registry
 from kit.runtime.base import RunnerOptions, run_in_batches
 from kit.runtime.choice import Choice
+from kit.runtime.onnxruntime import saturates
 from kit.samples import Samples
 from kit.system.machine import this_machine
 from kit.system.progress import OnProgress, silent
@@ -45,6 +46,8 @@ from kit.verify.model import ROWS_RTOL
 BATCH_SIZES = {Goal.LATENCY: 1, Goal.THROUGHPUT: 64}
 RUNTIMES = ("onnxruntime", "openvino")
 """Those that need no torch: a deployment machine has none."""
+
+NEEDLESS = "its 7 bits are for CPUs that saturate with 8, and this one does not"
 
 _FINALISTS = 2
 _USUAL_SECONDS = 240.0  # at most, where calls are long
@@ -225,7 +228,8 @@ def _right(bundle: Bundle, max_loss: float | None) -> tuple[list[Case], tuple[Co
         for variant in sorted(bundle.variants, key=lambda one: (one.id != bundle.manifest.baseline, *_plainness(one))):
             if not registry.can_run(runtime, variant):
                 continue
-            problem = _lost(variant, max_loss) or _problem(bundle, variant, runtime, golden)
+            problem = _needless(bundle, variant) or _lost(variant, max_loss)
+            problem = problem or _problem(bundle, variant, runtime, golden)
             if problem:
                 refused.append(Contender(name=f"{variant.id} in {runtime}", reason=f"out: {problem}"))
             else:
@@ -244,6 +248,16 @@ def _right(bundle: Bundle, max_loss: float | None) -> tuple[list[Case], tuple[Co
             hint=f"kit verify {bundle.name}; kit export {bundle.name}",
         )
     return right, tuple(refused)
+
+
+def _needless(bundle: Bundle, variant: Variant) -> str:
+    """Say why a variant of 7 bits has nothing to win here, where one of 8 is no slower; empty otherwise."""
+    own = variant.quantization
+    if own is None or own.weight_bits != FEW_BITS or variant.precision is not Precision.INT8 or saturates():
+        return ""
+    others = [one for one in bundle.variants if one.format is variant.format and one.precision is variant.precision]
+    has_more = any(one.quantization is not None and one.quantization.weight_bits > FEW_BITS for one in others)
+    return NEEDLESS if has_more else ""
 
 
 def _lost(variant: Variant, max_loss: float | None) -> str:

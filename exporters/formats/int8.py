@@ -47,14 +47,13 @@ from exporters.graph.rules import (
     uses,
 )
 from kit.bundle.manifest import Calibration, Quantization
-from kit.choices import CalibrationMethod, Precision, QuantizationScheme, VariantFormat
+from kit.choices import FEW_BITS, CalibrationMethod, Precision, QuantizationScheme, VariantFormat
 from kit.errors import GateFailed
 from kit.samples import Samples
 from kit.system.progress import OnProgress, silent
 from kit.tensors import Signature, Tensors
 
-FEW_BITS, ALL_BITS = 7, 8
-"""Of int8 weights: as many as any CPU adds up without saturating, and all there are."""
+ALL_BITS = 8
 
 _TABLE = "Gather"
 """What looks up embeddings: its float constants become integers without a range of activations."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from exporters import candidates, pipeline
 from exporters.candidates import VariantRecipe
 from exporters.formats import nncf
 from exporters.formats.base import is_convolutional, is_dense
-from exporters.formats.int8 import FEW_BITS, usual_bits
+from exporters.formats.int8 import usual_bits
 from exporters.formats.weights import has_products
 from exporters.gate import Passed
 from exporters.options import DEFAULT_OPSET, ExportOptions
@@ -30,10 +31,11 @@ from kit import bundle as bundles
 from kit import tuning
 from kit.bench.measure import Plan
 from kit.bundle import Bundle
-from kit.choices import CalibrationMethod, Precision, QuantizationScheme, VariantFormat
+from kit.choices import FEW_BITS, CalibrationMethod, Precision, QuantizationScheme, VariantFormat
 from kit.errors import GateFailed, UsageError
 from kit.metrics import Metric
 from kit.runtime.base import RunnerOptions
+from kit.runtime.onnxruntime import saturates
 from kit.samples import Splits
 from kit.system import machine
 from kit.system.progress import OnProgress, silent
@@ -177,11 +179,12 @@ def export_auto(
         passed, rejected = made.passed, made.rejected
         on_progress("measuring")
         entries = pipeline.staged(bundle, passed)
+        needless = _needless(passed)
         results = trial.measure(
             bundle.name,
             bench.signature,
             bench.golden,
-            entries,
+            tuple(one for one in entries if one.variant.id not in needless),
             folder,
             points=points,
             threads=options.threads,
@@ -197,8 +200,18 @@ def export_auto(
             default=judgement.winner.rows[0].variant,
             withdrawn=tuple(one.name for one in rejected),
         )
-    everyone = dataclasses.replace(judgement, candidates=(*judgement.candidates, *rejected))
+    others = tuple(tuning.Contender(name=name, reason=f"published: {tuning.NEEDLESS}") for name in needless)
+    everyone = dataclasses.replace(judgement, candidates=(*judgement.candidates, *others, *rejected))
     return AutoReport(report=ExportReport(bundle=published, passed=passed), judgement=everyone, rungs=made.rungs)
+
+
+def _needless(passed: Sequence[Passed]) -> tuple[str, ...]:
+    """Return what is published for other machines alone: 7 bits beside 8, where 8 do not saturate."""
+    if saturates():
+        return ()
+    bits = [(one.variant, one.variant.quantization.weight_bits) for one in passed if one.variant.quantization]
+    full = {variant.format for variant, count in bits if count > FEW_BITS}
+    return tuple(variant.id for variant, count in bits if count == FEW_BITS and variant.format in full)
 
 
 class _Budget:

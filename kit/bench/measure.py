@@ -54,7 +54,7 @@ class Plan:
         warmup_limit_ms: And at most, where its latency does not settle.
         least_calls: In a turn.
         budget_seconds: Time for everything, in place of a number of rounds; None: as many rounds as `rounds` says.
-        most_seconds: Without a budget: where all rounds would take longer, as many as fit into that.
+        most_seconds: Without a budget: where all rounds would take longer, as many as fit into that, and enough for a verdict.
         seed: Of the order within each round, and of the arrivals in the Server scenario.
     """
 

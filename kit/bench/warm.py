@@ -30,6 +30,7 @@ _LEAD_MS = 10.0
 _SERVER_TURN_MS = 100.0  # queries must have time to queue
 _OPENING_SHARE = 0.4  # of a budget, after which nothing more is opened
 _SCORES_SHARE = 0.5
+_LEAST_ROUNDS = 1.5 * LEAST_ROUNDS  # calls may be slower than they seemed
 _PATIENCE_SECONDS = 1.0  # by which one round may exceed a budget
 
 
@@ -117,7 +118,8 @@ def run(
         expected = [_expected(point.probes, setting) for point in probed]
         most = request.plan.most_seconds
         if deadline is None and most is not None and sum(expected) > most:
-            deadline = time.perf_counter_ns() + int(most * 1e9)
+            least = sum(expected) * min(_LEAST_ROUNDS / request.plan.rounds, 1.0)  # fewer say nothing
+            deadline = time.perf_counter_ns() + int(max(most, least) * 1e9)
             clock = _Clock(deadline)
         if deadline is not None:
             _check_budget(_least_round(probed, setting), clock.left(), setting)
