@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from kit import metrics, ready
-from kit.bench import results, stats
+from kit.bench import results, stats, warm
 from kit.bench.cases import Case, Subject, open_all, prepare
-from kit.bench.measure import Plan
+from kit.bench.measure import LEAST_ROUNDS, Plan
 from kit.bench.points import batches
 from kit.bench.queries import Queries
 from kit.bench.results import Status
@@ -80,6 +80,14 @@ def test_within_two_percent_is_the_same_and_in_between_is_inconclusive() -> None
 
     found = judge([seen(1.005, 1.015, 0.0005), seen(0.97, 1.08, 0.4), seen(1.2, 1.3, 0.0005), seen(0.7, 0.8, 0.0005)])
     assert found == [Outcome.SAME, Outcome.INCONCLUSIVE, Outcome.FASTER, Outcome.SLOWER]
+
+
+def test_a_limit_shortens_a_run_and_leaves_rounds_enough_for_a_verdict() -> None:
+    assert warm._limit(Plan(), 1e6) is None
+    assert warm._limit(Plan(most_seconds=60), 59) is None
+    assert warm._limit(Plan(most_seconds=60), 100) == 60
+    assert warm._limit(Plan(most_seconds=60, rounds=100), 10_000) == 10_000 * 1.5 * LEAST_ROUNDS / 100
+    assert warm._limit(Plan(most_seconds=60, rounds=LEAST_ROUNDS), 10_000) == 10_000
 
 
 def test_a_table_shares_one_error_rate() -> None:

@@ -116,10 +116,9 @@ def run(
         else:
             probed, left_out = _probe_all(opened, points, setting, may_leave_out=request.points is None)
         expected = [_expected(point.probes, setting) for point in probed]
-        most = request.plan.most_seconds
-        if deadline is None and most is not None and sum(expected) > most:
-            least = sum(expected) * min(_LEAST_ROUNDS / request.plan.rounds, 1.0)  # fewer say nothing
-            deadline = time.perf_counter_ns() + int(max(most, least) * 1e9)
+        limit = _limit(request.plan, sum(expected))
+        if deadline is None and limit is not None:
+            deadline = time.perf_counter_ns() + int(limit * 1e9)
             clock = _Clock(deadline)
         if deadline is not None:
             _check_budget(_least_round(probed, setting), clock.left(), setting)
@@ -167,6 +166,13 @@ class _Clock:
     def is_past(self, share: float) -> Callable[[], bool]:
         """Return a function that tells whether that share of the budget is spent."""
         return lambda: self._deadline is not None and self.left() <= (1 - share) * self._whole
+
+
+def _limit(plan: Plan, expected: float) -> float | None:
+    """Return the seconds after which no round is begun, where a plan has a limit and all rounds would take longer."""
+    if plan.most_seconds is None or expected <= plan.most_seconds:
+        return None
+    return max(plan.most_seconds, expected * min(_LEAST_ROUNDS / plan.rounds, 1.0))  # fewer say nothing
 
 
 def _least_round(probed: Sequence[_Point], setting: _Setting) -> float:
