@@ -8,8 +8,8 @@ again with other session options. What wins is kept (kit.runtime.choice).
 
 The rule. Speed is the geometric mean, over the points, of how many times as fast as the baseline a contender is: the bundle's
 baseline variant in ONNX Runtime on one thread. A contender can win that is FASTER at one point or more and SLOWER at none.
-Among those within 2 % of the fastest the first in the order they were named wins: the plainest. If none can win the baseline
-stays.
+Of those within 5 % of the fastest the one wins whose answers are closest to the original's, and of several ways to run it that
+are within 2 % of each other the first in the order they were named: the plainest. If none can win the baseline stays.
 """
 
 from __future__ import annotations
@@ -47,6 +47,10 @@ BATCH_SIZES = {Goal.LATENCY: 1, Goal.THROUGHPUT: 64}
 RUNTIMES = ("onnxruntime", "openvino")
 """Those that need no torch: a deployment machine has none."""
 
+NEAR = 0.05
+"""Share of speed for which nobody should give up accuracy."""
+
+_SAME_ERROR = 0.01
 NEEDLESS = "its 7 bits are for CPUs that saturate with 8, and this one does not"
 
 _FINALISTS = 2
@@ -98,11 +102,12 @@ class Tuned:
     results: Results
 
 
-def judge(results: Results, *, full_names: bool = False) -> Judgement:
+def judge(results: Results, *, errors: Mapping[str, float] | None = None, full_names: bool = False) -> Judgement:
     """Find the winner among the cases of a run that the baseline was part of.
 
     Args:
         results: Of that run.
+        errors: Of each variant's answers (`fidelity.deviation`); None: all are taken to be as close to the original.
         full_names: Name runtime and session options even if all have the same.
 
     Raises:
@@ -118,14 +123,24 @@ def judge(results: Results, *, full_names: bool = False) -> Judgement:
         reasons = "; ".join(dict.fromkeys(row.reason for row in results.rows if row.reason))
         raise CheckFailed(f"nothing could be measured: {reasons or 'there are no rows'}", hint="kit doctor")
     best = max(one.speed or 0.0 for one in able)
-    winner = next(one for one in able if (one.speed or 0.0) >= best * (1 - SAME_WITHIN))
+    near = [one for one in able if (one.speed or 0.0) >= best * (1 - (NEAR if errors else SAME_WITHIN))]
+    off = {one.name: _off(one, errors or {}) for one in near}
+    closest = [one for one in near if off[one.name] <= min(off.values()) * (1 + _SAME_ERROR)]
+    best = max(one.speed or 0.0 for one in closest)
+    winner = next(one for one in closest if (one.speed or 0.0) >= best * (1 - SAME_WITHIN))
     remark = ""
     if any(row.verdict and row.verdict.outcome is Outcome.BASELINE for row in winner.rows):
         flags = " ".join(this_machine().cpu_flags) or "none known"
         vnni = "" if any("vnni" in flag for flag in this_machine().cpu_flags) else "; without VNNI, INT8 gains little"
         stays = winner.rows[0].variant
-        remark = f"{stays} stays: nothing that is right is faster here (the CPU's instruction sets: {flags}{vnni})"
+        remark = f"{stays} stays: nothing that is right is much faster here (the CPU's instruction sets: {flags}{vnni})"
     return Judgement(candidates=candidates, winner=winner, remark=remark)
+
+
+def _off(contender: Contender, errors: Mapping[str, float]) -> float:
+    """Return how far a contender's answers are off; what computes float32 in fewer bits is further than anyone has counted."""
+    row = contender.rows[0]
+    return math.inf if "bf16" in row.session else errors.get(row.variant, math.inf)
 
 
 def tune(
@@ -175,7 +190,8 @@ def tune(
     finalists = [next(case for case in cases if _shows(case, one)) for one in ranked[:_FINALISTS]]
     second = [cases[0], *_ways(finalists, most_threads)]
     results = _measure(bundle, second, point, plan, _within(on_progress, 0.05 + _GLANCE_SHARE, 1.0))
-    final = judge(results, full_names=True)
+    errors = {one.id: fidelity.deviation(one.fidelity) for one in bundle.variants}
+    final = judge(results, errors=errors, full_names=True)
     losers = tuple(one for one in first.candidates if one.name not in {found.name for found in final.candidates})
     judgement = dataclasses.replace(final, candidates=(*final.candidates, *losers, *refused))
     winner = final.winner.rows[0]

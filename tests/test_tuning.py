@@ -28,7 +28,7 @@ from kit.bundle import Bundle, open_folder, publish
 from kit.bundle.manifest import Quantization
 from kit.choices import Goal, Precision, Provider
 from kit.errors import BadInput, BundleInvalid, CheckFailed, UsageError
-from kit.metrics import Better, Score
+from kit.metrics import Better, Score, fidelity
 from kit.runtime import choice as tuned
 from kit.runtime.base import RunnerOptions
 from kit.runtime.choice import Choice
@@ -103,6 +103,28 @@ def test_of_equals_the_plainer_wins_and_where_nothing_is_faster_fp32_stays_and_s
     assert slow.winner.name == "fp32"
     assert "fp32 stays" in slow.remark
     assert {one.name: one.reason for one in slow.candidates}["int8-dynamic"].startswith("SAME here")
+
+
+def test_of_those_that_are_about_as_fast_the_closest_to_the_original_wins(measured: Results) -> None:
+    def found(qdq: float, dynamic: float, errors: dict[str, float]) -> str:
+        close = judged(
+            measured, int8_qdq=((FASTER, qdq), (FASTER, qdq)), int8_dynamic=((FASTER, dynamic), (FASTER, dynamic))
+        )
+        return tuning.judge(close, errors={"fp32": 0.0, **errors}).winner.name
+
+    assert found(2.0, 2.06, {"int8-qdq": 0.01, "int8-dynamic": 0.02}) == "int8-qdq"
+    assert found(2.0, 2.2, {"int8-qdq": 0.01, "int8-dynamic": 0.02}) == "int8-dynamic"
+    assert found(2.06, 2.0, {"int8-qdq": 0.02, "int8-dynamic": 0.01}) == "int8-dynamic"
+    assert found(2.0, 2.01, {"int8-qdq": 0.01, "int8-dynamic": 0.01}) == "int8-qdq"  # of equals the plainer
+    assert found(1.03, 1.04, {"int8-qdq": 0.01, "int8-dynamic": 0.01}) == "fp32"  # not for so little
+
+
+def test_how_far_answers_are_off_is_a_share_of_their_size() -> None:
+    expected = {"y": np.array([[1.0, -10.0]], np.float32), "z": np.array([[1.0, 0.0]], np.float32)}
+    answers = {"y": np.array([[1.0, -9.0]], np.float32), "z": np.array([[1.0, 0.0]], np.float32)}
+    found = fidelity.compare_tensors(expected, answers)
+    assert fidelity.deviation(found) == pytest.approx(math.sqrt(0.5) / 10)
+    assert fidelity.deviation(()) == math.inf
 
 
 def test_what_was_not_measured_cannot_win_and_nothing_measured_is_an_error(measured: Results) -> None:

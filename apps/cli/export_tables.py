@@ -124,7 +124,7 @@ def judgement_table(judgement: Judgement, *, names_winner: bool = True) -> None:
         rows.add(name, *(microseconds(found.get(point)) for point in points), reason)
     rows.show(stdout())
     if names_winner:
-        stdout().print("Of those within 2 % of the fastest, the plainest is chosen.", soft_wrap=True)
+        stdout().print("Of those within 5 % of the fastest, the one closest to the original is chosen.", soft_wrap=True)
     if judgement.remark and names_winner:
         remark(judgement.remark)
 

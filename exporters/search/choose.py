@@ -33,7 +33,7 @@ from kit.bench.measure import Plan
 from kit.bundle import Bundle
 from kit.choices import FEW_BITS, CalibrationMethod, Precision, QuantizationScheme, VariantFormat
 from kit.errors import GateFailed, UsageError
-from kit.metrics import Metric
+from kit.metrics import Metric, fidelity
 from kit.runtime.base import RunnerOptions
 from kit.runtime.onnxruntime import saturates
 from kit.samples import Splits
@@ -191,7 +191,8 @@ def export_auto(
             plan=budget.plan(options.plan),
             on_progress=on_progress,
         )
-        judgement = tuning.judge(results)
+        errors = {one.variant.id: fidelity.deviation(one.variant.fidelity) for one in passed}
+        judgement = tuning.judge(results, errors=errors)
         on_progress("publishing")
         published = bundles.publish(
             bundle,

@@ -186,6 +186,15 @@ def _agreeing(pair: _Pair, same: NDArray[np.bool_]) -> tuple[float, int]:
     return float((agrees & counted).sum()), int(counted.sum())
 
 
+def deviation(found: Sequence[Fidelity]) -> float:
+    """Return how far answers are off: rms error as a share of the largest value, of the worst output; endless if unknown."""
+    shares = []
+    for one in found:
+        largest = one.max_abs_error / one.max_rel_error if one.max_rel_error else 1.0
+        shares.append(one.rms_error / largest if largest > 0 else one.rms_error)
+    return max(shares, default=math.inf)
+
+
 def judge(found: Sequence[Fidelity], precision: Precision, published: Sequence[Fidelity]) -> FidelityVerdict:
     """Hold a published variant to the bar of its precision: quantized ones to what they did when they were published."""
     if precision is Precision.FP32:
