@@ -202,6 +202,10 @@ def test_one_place_may_have_another_highest_value_than_at_export_where_so_few_we
     before = (dataclasses.replace(found[0][0], rms_error=found[2][0].rms_error),)
     assert fidelity.judge_quantized(found[1], before).passed
     assert "agreement 90.00% is under 95.00%" in fidelity.judge_quantized(found[2], before).reason
+    for places in range(2, 400):  # whatever the fractions round to
+        was = dataclasses.replace(found[0][0], places=places, agreement=(places - 1) / places, rms_error=1.0)
+        now = dataclasses.replace(was, agreement=(places - 2) / places)
+        assert fidelity.judge_quantized((now,), (was,)).passed is (places <= 100)
     many = np.eye(20, dtype=np.float32)[np.newaxis]  # one sample, a row for each of its words
     words = many.copy()
     words[0, :2] = 0.99 * words[0, :2] + np.roll(many, 1, axis=2)[0, :2]

@@ -38,6 +38,9 @@ AGREEMENT_SLACK = 0.01
 """Quantized variants: how far top-1 agreement may lie under that measured at export; one place in any case."""
 
 
+_ROUNDING = 1e-9  # 53/54 - 1/54 is not 52/54
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fidelity:
     """How one output compares to the original's on the same samples.
@@ -222,7 +225,7 @@ def judge_bfloat(found: Sequence[Fidelity]) -> FidelityVerdict:
         slack = max(AGREEMENT_SLACK, 1 / one.places) if one.places else AGREEMENT_SLACK
         if verdict.passed and one.cosine is not None and not one.cosine >= BFLOAT_COSINE:
             return dataclasses.replace(verdict, passed=False, reason=f"{one.output}: cosine {one.cosine:.4f}")
-        if verdict.passed and one.agreement is not None and not one.agreement >= 1 - slack:
+        if verdict.passed and one.agreement is not None and not one.agreement >= 1 - slack - _ROUNDING:
             return dataclasses.replace(verdict, passed=False, reason=f"{one.output}: agreement {one.agreement:.2%}")
     return verdict
 
@@ -247,7 +250,7 @@ def judge_quantized(found: Sequence[Fidelity], published: Sequence[Fidelity]) ->
             )
         # Of few places, one is more than the slack.
         slack = AGREEMENT_SLACK if one.is_exact or not one.places else max(AGREEMENT_SLACK, 1 / one.places)
-        least = (before.agreement or 0.0) - slack
+        least = (before.agreement or 0.0) - slack - _ROUNDING
         if one.agreement is not None and not one.agreement >= least and not reason:
             reason = f"{one.output}: agreement {one.agreement:.2%} is under {least:.2%}"
     return FidelityVerdict(passed=not reason, tolerance=tolerance, needed=needed, reason=reason)
