@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import exporters
+from apps.cli import export_tables
 from exporters import AutoOptions, candidates
 from exporters.formats.int8 import StaticInt8
 from exporters.options import ExportOptions
@@ -23,6 +24,14 @@ from tests.helpers.outliers import with_outlier, workbench_of
 from tests.helpers.points import batch
 
 STATIC = ExportOptions(precisions=("int8",), per_channel=False)
+
+
+@pytest.fixture(autouse=True)
+def _without_nncf(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What auto does with it is tested by itself; importing it takes seconds."""
+    monkeypatch.setattr("exporters.formats.nncf.is_here", lambda: False)
+
+
 FAST = Plan(rounds=10, turn_ms=0.5, warmup_ms=1.0, warmup_limit_ms=10.0)
 
 
@@ -102,9 +111,6 @@ def test_auto_climbs_where_no_int8_is_right_and_says_what_it_tried(
         return ladder.Climb(passed=None, rungs=rungs, reason="nothing helped")
 
     monkeypatch.setattr("exporters.search.choose.climb", noted)
-    done = exporters.export_auto(digits, AutoOptions(points=batch(1), plan=FAST, max_loss=0.9))
-    assert (climbed, done.rungs) == ([], ())
-
     honest = candidates.VariantRecipe.make
 
     def refused(self: candidates.VariantRecipe, *given: Any) -> candidates.Candidate:
@@ -130,3 +136,18 @@ def test_a_budget_leaves_out_what_is_not_begun_in_time(digits: Bundle) -> None:
 def test_a_budget_of_nothing_is_refused() -> None:
     with pytest.raises(UsageError, match="longer than nothing"):
         AutoOptions(budget_seconds=0)
+
+
+def test_what_was_tried_is_shown_with_what_it_brought(capsys: pytest.CaptureFixture[str]) -> None:
+    first = ladder.Rung(variant="int8-qdq", name="the whole range", sqnr_db=12.34, seconds=3.2)
+    export_tables.rungs_table((first,))
+    assert capsys.readouterr().out == ""
+    failed = ladder.Rung(variant="int8-qdq", name="ranges by entropy", problem="no [memory] left")
+    right = ladder.Rung(variant="int8-qdq", name="2 layers in float", sqnr_db=30.0, is_right=True, seconds=61.0)
+    export_tables.rungs_table((first, failed, right))
+    shown = capsys.readouterr().out
+    assert "int8-qdq, tried" in shown
+    assert "12.3" in shown
+    assert "loses too much" in shown
+    assert "no [memory] left" in shown
+    assert "61 s" in shown

@@ -13,11 +13,12 @@ from onnx import helper, numpy_helper
 from exporters import ExportOptions, candidates
 from exporters.candidates import VariantRecipe
 from exporters.formats import rounding
-from exporters.formats.int8 import quantize_static
+from exporters.formats.int8 import quantize_dynamic, quantize_static
 from kit.bundle.manifest import Calibration, Quantization
 from kit.choices import CalibrationMethod
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
 from kit.samples import Samples
+from kit.system.progress import Watch
 from kit.tensors import Signature, TensorSpec
 from tests.helpers.originals import dense, graph, source_of
 
@@ -192,3 +193,48 @@ def test_weights_beside_the_graph_are_rounded_where_they_lie(tmp_path: Path) -> 
     for one in whole.graph.initializer:
         if one.data_type == onnx.TensorProto.INT8:
             assert np.array_equal(numpy_helper.to_array(one), found[one.name])
+
+
+def test_how_long_rounding_will_take_is_told() -> None:
+    now = iter([0.0, 0.0, 2.0, 3.0])
+    said: list[str] = []
+    watch = Watch("rounding layers", 8.0, lambda what, _=None: said.append(what), clock=lambda: next(now))
+    watch.tell()
+    watch.add(2.0)
+    watch.tell()
+    watch.add(4.0)
+    watch.tell()
+    assert said == [
+        "rounding layers, 0%",
+        "rounding layers, 25%, about 6 s left",
+        "rounding layers, 75%, about 1 s left",
+    ]
+
+
+def test_dynamic_int8_is_rounded_and_its_biases_behind_products_move() -> None:
+    rng = np.random.default_rng(5)
+    weights = {
+        "layer.weight": rng.standard_normal((48, 8)).astype(np.float32),
+        "layer.bias": rng.standard_normal(8).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Tanh", ["x"], ["inside"]),
+        helper.make_node("MatMul", ["inside", "layer.weight"], ["product"], name="layer"),
+        helper.make_node("Add", ["product", "layer.bias"], ["y"], name="add"),
+    ]
+    signature = Signature(
+        inputs=(TensorSpec(name="x", dtype="float32", shape=("batch", 48)),),
+        outputs=(TensorSpec(name="y", dtype="float32", shape=("batch", 8)),),
+    )
+    model = graph(nodes, weights, signature)
+    others = alike((64, 48), seed=1)
+    exact = answers(model, others)
+    errors = []
+    for batches in ([{"x": alike((64, 48))}], []):
+        made = quantize_dynamic(model, weight_bits=7, batches=batches, calibration=CALIBRATION)
+        assert made.record.adjusted is bool(batches)
+        assert (made.record.calibration is not None) is bool(batches)
+        errors.append(float(np.sqrt(np.mean((answers(made.model, others) - exact) ** 2))))
+        (bias,) = [tensor for tensor in made.model.graph.initializer if tensor.name == "layer.bias"]
+        assert np.array_equal(numpy_helper.to_array(bias), weights["layer.bias"]) is not bool(batches)
+    assert errors[0] < 0.8 * errors[1]

@@ -38,6 +38,13 @@ from tests.conftest import Kit
 from tests.helpers.bundles import overwrite, staged
 from tests.helpers.points import batch, fixed_model
 
+
+@pytest.fixture(autouse=True)
+def _without_nncf(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What auto does with it is tested by itself; importing it takes seconds."""
+    monkeypatch.setattr("exporters.formats.nncf.is_here", lambda: False)
+
+
 FAST = Plan(rounds=10, turn_ms=0.5, warmup_ms=1.0, warmup_limit_ms=10.0)
 
 
@@ -217,20 +224,20 @@ def test_a_variant_that_is_wrong_here_or_lost_too_much_is_left_out(digits: Bundl
     assert done.choice.variant != "int8-qdq"
 
 
-@pytest.mark.parametrize("is_saturating", [False, True])
 def test_seven_bits_beside_eight_are_no_contender_where_eight_do_not_saturate(
-    digits: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_saturating: bool
+    digits: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = digits.variant("int8-qdq")
     assert few.quantization is not None
     full = dataclasses.replace(few, quantization=dataclasses.replace(few.quantization, weight_bits=8))
     both = publish(digits, [staged(tmp_path, full, digits.read(few.graph), name="int8-qdq-8-bit")], tools={})
-    monkeypatch.setattr(tuning, "saturates", lambda: is_saturating)
-    done = tuning.tune(both, most_threads=1, plan=FAST)
-    reasons = {one.name.partition(" in ")[0]: one.reason for one in done.judgement.candidates}
-    assert ("7 bits are for CPUs that saturate" in reasons["int8-qdq"]) is not is_saturating
-    alone = tuning.tune(digits, most_threads=1, plan=FAST)
-    assert not any("7 bits are for" in one.reason for one in alone.judgement.candidates)
+    for is_saturating in (False, True):
+        monkeypatch.setattr(tuning, "saturates", lambda found=is_saturating: found)
+        cases, refused = tuning._right(both, None)
+        reasons = {one.name.partition(" in ")[0]: one.reason for one in refused}
+        assert ("7 bits are for CPUs that saturate" in reasons.get("int8-qdq", "")) is not is_saturating
+        assert ("int8-qdq" in {one.variant for one in cases}) is is_saturating
+        assert "int8-qdq" in {one.variant for one in tuning._right(digits, None)[0]}  # alone it stays
 
 
 def test_a_damaged_bundle_is_not_tuned_and_the_line_that_mends_it_is_said(digits: Bundle, choices: Path) -> None:
