@@ -238,3 +238,24 @@ def test_dynamic_int8_is_rounded_and_its_biases_behind_products_move() -> None:
         (bias,) = [tensor for tensor in made.model.graph.initializer if tensor.name == "layer.bias"]
         assert np.array_equal(numpy_helper.to_array(bias), weights["layer.bias"]) is not bool(batches)
     assert errors[0] < 0.8 * errors[1]
+
+
+def test_what_is_added_along_a_pictures_width_is_no_bias() -> None:
+    rng = np.random.default_rng(6)
+    weights = {
+        "conv.weight": rng.standard_normal((8, 3, 1, 1)).astype(np.float32),
+        "along": rng.standard_normal(8).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Tanh", ["x"], ["inside"]),
+        helper.make_node("Conv", ["inside", "conv.weight"], ["seen"], name="conv"),
+        helper.make_node("Add", ["seen", "along"], ["y"], name="add"),
+    ]
+    signature = Signature(
+        inputs=(TensorSpec(name="x", dtype="float32", shape=("batch", 3, 4, 8)),),
+        outputs=(TensorSpec(name="y", dtype="float32", shape=("batch", 8, 4, 8)),),
+    )
+    samples = Samples(inputs={"x": alike((16, 3, 4, 8))}, source="alike")
+    made = quantize_static(graph(nodes, weights, signature), signature, (samples,), CALIBRATION).model
+    (along,) = [tensor for tensor in made.graph.initializer if tensor.name == "along"]
+    assert np.array_equal(numpy_helper.to_array(along), weights["along"])

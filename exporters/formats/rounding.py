@@ -210,6 +210,8 @@ def _bias(model: onnx.ModelProto, node: onnx.NodeProto) -> str:
     """Return the name of what is added to each output of a layer, in it or right behind it; empty if nothing is."""
     if len(node.input) == 3:
         return str(node.input[2])
+    if node.op_type == "Conv":
+        return ""  # what is added along the last axis differs from place to place, not from output to output
     behind = follow(model, node.output[0])[:1]
     if not behind or behind[0].op_type != "Add":
         return ""

@@ -248,6 +248,7 @@ def _make(bench: Workbench, options: AutoOptions, budget: _Budget, on_progress: 
     recipes = [one for one in options.recipes(bench.source.model) if one.id != bench.baseline.variant.id]
     passed: dict[str, Passed] = {}
     reasons: dict[str, str] = {}
+    failed: set[str] = set()
     rungs: tuple[Rung, ...] = ()
     for recipe in sorted(recipes, key=_promise):
         if reason := recipe.format.refusal(bench.source.model):
@@ -262,14 +263,13 @@ def _make(bench: Workbench, options: AutoOptions, budget: _Budget, on_progress: 
             on_progress(f"{recipe.id}: checks")
             passed[recipe.id] = bench.examine(candidate)
         except (GateFailed, UsageError) as error:
+            failed.add(recipe.id)
             reasons[recipe.id] = f"rejected: {str(error).removeprefix(f'{recipe.id} ')}"
-    for recipe in recipes:
-        if recipe.id != _CLIMBS or recipe.id in passed or not reasons[recipe.id].startswith("rejected"):
-            continue
-        if any(one.variant.precision is Precision.INT8 for one in passed.values()) or budget.is_over():
-            continue
+    has_int8 = any(one.variant.precision is Precision.INT8 for one in passed.values())
+    climber = next((one for one in recipes if one.id == _CLIMBS and one.id in failed), None)
+    if climber is not None and not has_int8 and not budget.is_over():
         found = climb(
-            recipe,
+            climber,
             bench,
             tries_calibrations=options.calibration is None,
             is_over=budget.is_over,
@@ -277,9 +277,9 @@ def _make(bench: Workbench, options: AutoOptions, budget: _Budget, on_progress: 
         )
         rungs = found.rungs
         if found.passed is not None:
-            passed[recipe.id] = found.passed
+            passed[climber.id] = found.passed
         elif len(rungs) > 1:
-            reasons[recipe.id] = f"rejected: {found.reason}"
+            reasons[climber.id] = f"rejected: {found.reason}"
     order = [one.id for one in recipes]
     return _Made(
         passed=(bench.baseline, *(passed[name] for name in order if name in passed)),
