@@ -12,8 +12,7 @@ file is as large and as fast as before (docs/int8.md).
 from __future__ import annotations
 
 import math
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from exporters import staging
+from exporters.formats.inside import in_parts, tensors_inside
 from exporters.graph.files import array_of, overwrite
 from exporters.graph.rules import ACTIVATIONS, Layer, assign, follow, initializers, layers, uses
-from kit.runtime.onnxruntime import OnnxRuntimeRunner
 from kit.system.progress import OnProgress, Watch, silent
 from kit.tensors import Signature, Tensors
 
@@ -125,7 +123,7 @@ def adjust(
     cache = {} if cache is None else cache
     missing = [place for place in places if not _is_known(place, cache)]
     watch = Watch("rounding layers", sum(_work(place) for place in missing), on_progress)
-    for some in _bearable(missing):
+    for some in in_parts(missing, lambda place: place.groups * place.width**2 * 4, _MOMENTS_BYTES):
         moments = _moments(model, some, batches, folder)
         for place in some:
             watch.tell()
@@ -243,21 +241,6 @@ def _seen(node: onnx.NodeProto, shape: Sequence[int]) -> tuple[int, int, bool] |
     return 1, shape[0 if is_turned else 1], is_turned
 
 
-def _bearable(places: Sequence[_Place]) -> Iterator[list[_Place]]:
-    """Give the layers in parts whose moments fit into memory."""
-    some: list[_Place] = []
-    held = 0
-    for place in places:
-        size = place.groups * place.width**2 * 4
-        if some and held + size > _MOMENTS_BYTES:
-            yield some
-            some, held = [], 0
-        some.append(place)
-        held += size
-    if some:
-        yield some
-
-
 class _Moments:
     """Sums over patches of a layer's inputs: what one output sees at one position."""
 
@@ -281,21 +264,10 @@ def _moments(
     """Run the float model on calibration samples and add up what its layers see."""
     found = {place.key: _Moments(place) for place in places}
     wanted = {place.key: str(place.layer.node.input[0]) for place in places}
-    given = {value.name for value in model.graph.input}
     random = np.random.default_rng(0)
-    with tempfile.TemporaryDirectory(prefix="kit-") as place:
-        inside = list(dict.fromkeys(name for name in wanted.values() if name not in given))
-        path = staging.cut(model, inside, folder, Path(place)) if inside else None
-        runner = None if path is None else OnnxRuntimeRunner(path, binds=False)
-        try:
-            for batch in batches:
-                taken = {} if runner is None else {spec.name: batch[spec.name] for spec in runner.signature.inputs}
-                seen = {**batch, **({} if runner is None else runner.run(taken))}
-                for key, tensor in wanted.items():
-                    found[key].add(seen[tensor], random)
-        finally:
-            if runner is not None:
-                runner.close()
+    for seen in tensors_inside(model, list(wanted.values()), batches, folder):
+        for key, tensor in wanted.items():
+            found[key].add(seen[tensor], random)
     return found
 
 

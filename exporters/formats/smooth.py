@@ -17,8 +17,7 @@ all-MiniLM-L6-v2, its own weights, the words of 50 sentences from elsewhere: the
 from __future__ import annotations
 
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,9 +29,9 @@ from onnx import helper, numpy_helper
 from onnx.external_data_helper import ExternalDataInfo
 
 from exporters import staging
+from exporters.formats.inside import in_parts, tensors_inside
 from exporters.graph.files import array_of, overwrite
 from exporters.graph.rules import initializers, layers, uses
-from kit.runtime.onnxruntime import OnnxRuntimeRunner
 from kit.tensors import Tensors
 
 SHARES = (0.4, 0.55, 0.7, 0.85)
@@ -114,7 +113,12 @@ def factors(model: onnx.ModelProto, batches: Sequence[Tensors], folder: Path) ->
     """
     constants = initializers(model)
     found: Factors = {}
-    for groups in _bearable(_groups(model), model):
+
+    def held_bytes(group: _Group) -> int:
+        node = group.nodes[0]
+        return 4 * _ROWS * int(constants[node.input[1]].dims[1 if _is_turned(node) else 0])
+
+    for groups in in_parts(_groups(model), held_bytes, _HELD_BYTES):
         seen = _seen(model, [group.tensor for group in groups], batches, folder)
         for group in (one for one in groups if one.tensor in seen):
             matrices = [_by_inputs(node, array_of(constants[node.input[1]], folder)) for node in group.nodes]
@@ -211,23 +215,6 @@ def _by_inputs(node: onnx.NodeProto, weights: NDArray[Any]) -> Floats:
     return np.asarray(weights.T if _is_turned(node) else weights, np.float32)
 
 
-def _bearable(groups: Sequence[_Group], model: onnx.ModelProto) -> Iterator[list[_Group]]:
-    """Give the groups in parts whose rows fit into memory."""
-    constants = initializers(model)
-    some: list[_Group] = []
-    held = 0
-    for group in groups:
-        node = group.nodes[0]
-        size = 4 * _ROWS * int(constants[node.input[1]].dims[1 if _is_turned(node) else 0])
-        if some and held + size > _HELD_BYTES:
-            yield some
-            some, held = [], 0
-        some.append(group)
-        held += size
-    if some:
-        yield some
-
-
 def _seen(model: onnx.ModelProto, tensors: Sequence[str], batches: Sequence[Tensors], folder: Path) -> dict[str, _Seen]:
     """Run the model on calibration samples and keep some rows of tensors inside it."""
     random = np.random.default_rng(0)
@@ -236,26 +223,17 @@ def _seen(model: onnx.ModelProto, tensors: Sequence[str], batches: Sequence[Tens
     counts = dict.fromkeys(tensors, 0)
     known: dict[str, list[Floats]] = {name: [] for name in tensors}
     tried: dict[str, list[Floats]] = {name: [] for name in tensors}
-    inside = [name for name in tensors if name not in {value.name for value in model.graph.input}]
-    with tempfile.TemporaryDirectory(prefix="kit-") as place:
-        runner = OnnxRuntimeRunner(staging.cut(model, inside, folder, Path(place)), binds=False) if inside else None
-        try:
-            for number, batch in enumerate(batches):
-                taken = {} if runner is None else {spec.name: batch[spec.name] for spec in runner.signature.inputs}
-                held = {**batch, **({} if runner is None else runner.run(taken))}
-                for name in tensors:
-                    values = held[name].reshape(-1, held[name].shape[-1]).astype(np.float32)
-                    counts[name] += len(values)
-                    one, other = _halves(values, number, len(batches))
-                    if len(one):
-                        known[name] += [one.min(axis=0), one.max(axis=0)]
-                    if len(other):
-                        tried[name] += [other.min(axis=0), other.max(axis=0)]
-                        drawn = random.choice(len(other), min(each, len(other)), replace=False)
-                        rows[name].append(other[np.sort(drawn)])
-        finally:
-            if runner is not None:
-                runner.close()
+    for number, held in enumerate(tensors_inside(model, tensors, batches, folder)):
+        for name in tensors:
+            values = held[name].reshape(-1, held[name].shape[-1]).astype(np.float32)
+            counts[name] += len(values)
+            one, other = _halves(values, number, len(batches))
+            if len(one):
+                known[name] += [one.min(axis=0), one.max(axis=0)]
+            if len(other):
+                tried[name] += [other.min(axis=0), other.max(axis=0)]
+                drawn = random.choice(len(other), min(each, len(other)), replace=False)
+                rows[name].append(other[np.sort(drawn)])
     return {
         name: _Seen(
             counts[name], np.concatenate(rows[name]), _Range.of(known[name]), _Range.of([*known[name], *tried[name]])
