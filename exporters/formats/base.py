@@ -148,6 +148,22 @@ def weight_bytes(model: onnx.ModelProto) -> int:
     return sum(nbytes(tensor) for tensor in tensors_of(model))
 
 
+class EveryLayer:
+    """What a format of int8 says that can take every layer, and quantizes the model as it is."""
+
+    def refusal(self, model: onnx.ModelProto) -> str:
+        """Say why a model cannot be quantized."""
+        return refusal_of_int8(model)
+
+    def unable(self, _: onnx.ModelProto) -> tuple[str, ...]:
+        """Return nothing: every layer can be quantized."""
+        return ()
+
+    def prepared(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """Return the model itself."""
+        return model
+
+
 def is_dense(model: onnx.ModelProto) -> bool:
     """Whether all layers of a model are dense ones: Gemm."""
     return all(layer.node.op_type == "Gemm" for layer in layers(model))

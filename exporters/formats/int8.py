@@ -16,12 +16,8 @@ Choices, all measured on the 784-512-256-128-10 network:
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
-import logging
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,11 +26,10 @@ import numpy as np
 import onnx
 
 from exporters import staging
-from exporters.formats import ends, recurrent, rounding, smooth
-from exporters.formats.base import Source, count, count_weights, excluded_layers, is_dense, refusal_of_int8
+from exporters.formats import ends, recurrent, rounding, smooth, workplace
+from exporters.formats.base import EveryLayer, Source, count, count_weights, excluded_layers, is_dense
 from exporters.formats.calibration import CalibrationDraw, calibration_reader, draw
 from exporters.formats.equalize import equalize
-from exporters.formats.folding import fold_pixels
 from exporters.formats.tables import quantize_tables
 from exporters.graph.rules import (
     ACTIVATIONS,
@@ -60,7 +55,7 @@ _TABLE = "Gather"
 
 
 @dataclass(frozen=True, kw_only=True)
-class StaticInt8:
+class StaticInt8(EveryLayer):
     """Activation ranges from calibration samples.
 
     Attributes:
@@ -79,14 +74,6 @@ class StaticInt8:
     samples: int | None = None
     seed: int = 0
     precision = Precision.INT8
-
-    def refusal(self, model: onnx.ModelProto) -> str:
-        """Say why a model cannot be quantized."""
-        return refusal_of_int8(model)
-
-    def unable(self, _: onnx.ModelProto) -> tuple[str, ...]:
-        """Return nothing: every layer can be quantized."""
-        return ()
 
     def prepared(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """Return the float model that is quantized."""
@@ -118,25 +105,13 @@ class StaticInt8:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DynamicInt8:
+class DynamicInt8(EveryLayer):
     """Activation ranges found in each call; needs no samples, and is better for some."""
 
     per_channel: bool = True
     weight_bits: int | None = None
     precision = Precision.INT8
     form = VariantFormat.DYNAMIC
-
-    def refusal(self, model: onnx.ModelProto) -> str:
-        """Say why a model cannot be quantized."""
-        return refusal_of_int8(model)
-
-    def unable(self, _: onnx.ModelProto) -> tuple[str, ...]:
-        """Return nothing: every layer can be quantized."""
-        return ()
-
-    def prepared(self, model: onnx.ModelProto) -> onnx.ModelProto:
-        """Return the model itself."""
-        return model
 
     def make(self, source: Source, exclude: tuple[str, ...], target: Path) -> Quantization:
         """Write the model; see exporters.formats.base.Format."""
@@ -222,7 +197,7 @@ def quantize_static(
         options["OpTypesToExcludeOutputQuantization"] = ["MatMul"]
     if calibration.method is not CalibrationMethod.MINMAX and reader.is_strided:
         options["CalibStridedMinMax"] = 1  # histograms too are made batch by batch
-    with _rewritten(model if isinstance(model, Path) else graph, factors, folds=True) as rewritten:
+    with workplace.rewritten(model if isinstance(model, Path) else graph, factors, folds=True) as rewritten:
         graph = staging.read(rewritten) if isinstance(rewritten, Path) else rewritten
         kept = excluded_layers(graph, exclude)
         if not is_qdq:
@@ -231,7 +206,7 @@ def quantize_static(
         # Raw values are quantized as they are, whatever range the samples happened to show.
         raw = {"scale": np.array(1, np.float32), "zero_point": np.array(0, np.uint8)}
         options["TensorQuantOverrides"] = {door.tensor: [raw] for door in entered}
-        with _files(rewritten, target) as (source, written):
+        with workplace.files(rewritten, target) as (source, written):
             on_progress(f"ranges of {sum(signature.rows(group.inputs) for group in samples):,} calibration samples")
             ort.quantize_static(
                 source,
@@ -331,7 +306,10 @@ def quantize_dynamic(
 
     graph = staging.read(model) if isinstance(model, Path) else model
     bits = weight_bits or usual_bits(graph)
-    with _rewritten(model, factors or {}, folds=False) as rewritten, _files(rewritten, target) as (source, written):
+    with (
+        workplace.rewritten(model, factors or {}, folds=False) as rewritten,
+        workplace.files(rewritten, target) as (source, written),
+    ):
         graph = staging.read(rewritten) if isinstance(rewritten, Path) else rewritten
         kept = excluded_layers(graph, exclude)
         ort.quantize_dynamic(
@@ -366,21 +344,20 @@ def quantize_dynamic(
     return dataclasses.replace(made, record=record)
 
 
-def _looked_at(source: Source, drawn: CalibrationDraw) -> list[Tensors]:
-    """Return the samples by which weights are rounded; none for dense networks, which lose nothing by the nearest."""
+def _looked_at(source: Source, drawn: CalibrationDraw, most: int = rounding.SAMPLES) -> list[Tensors]:
+    """Return so many of the samples, to look at; none for dense networks, which lose nothing by the nearest integer."""
     if is_dense(source.model):
         return []
-    return rounding.some_of(source.signature, calibration_reader(source.model, source.signature, drawn.samples).all)
+    batches = calibration_reader(source.model, source.signature, drawn.samples).all
+    return rounding.some_of(source.signature, batches, most)
 
 
 def _factors(source: Source, drawn: CalibrationDraw) -> smooth.Factors:
     """Return by what the inputs of a source's layers are divided; looked for once for each draw."""
     key = drawn.record.indices_sha256
     if key not in source.smoothings:
-        is_looked_at = not is_dense(source.model)
-        batches = calibration_reader(source.model, source.signature, drawn.samples).all if is_looked_at else []
-        some = rounding.some_of(source.signature, batches, smooth.SAMPLES) if batches else []
-        source.smoothings[key] = _found_factors(source.model, some, source.path.parent)
+        batches = _looked_at(source, drawn, smooth.SAMPLES)
+        source.smoothings[key] = _found_factors(source.model, batches, source.path.parent)
     return source.smoothings[key]
 
 
@@ -390,27 +367,6 @@ def _found_factors(model: onnx.ModelProto, batches: Sequence[Tensors], folder: P
     for door in ends.doors(model, ()):
         found.pop(door.tensor, None)
     return found
-
-
-@contextlib.contextmanager
-def _rewritten(
-    model: onnx.ModelProto | Path, factors: Mapping[str, smooth.Floats], *, folds: bool
-) -> Iterator[onnx.ModelProto | Path]:
-    """Give a model that computes the same, inputs divided by factors and pixels folded; weights stay beside it if they were."""
-    graph = onnx.ModelProto()
-    graph.CopyFrom(staging.read(model) if isinstance(model, Path) else model)
-    beside = model.parent if isinstance(model, Path) else Path()
-    folded = folds and fold_pixels(graph, beside)
-    if not factors and not folded:
-        yield model
-        return
-    with tempfile.TemporaryDirectory(prefix="kit-") as place:
-        folder = Path(place)
-        if factors:
-            graph = smooth.smooth(graph, factors, beside, folder)
-        else:
-            staging.link_weights(graph, beside, folder)
-        yield staging.write(graph, folder / "rewritten.onnx") if isinstance(model, Path) else graph
 
 
 def _without_weights(model: onnx.ModelProto) -> tuple[str, ...]:
@@ -471,30 +427,3 @@ def _refuse_shared_biases(model: onnx.ModelProto) -> None:
             f"{shared[0]} runs more than once, and integer operators have one scale for its bias",
             hint="use --format qdq",
         )
-
-
-@contextlib.contextmanager
-def _files(model: onnx.ModelProto | Path, target: Path | None) -> Iterator[tuple[str, str]]:
-    """Give the quantizer, which works on files, a place to work; hold back its advice and translate its failures.
-
-    A graph with weights beside it is read where it lies, and its weights are written beside `target`.
-    """
-    logger = logging.getLogger()
-    level = logger.level
-    with tempfile.TemporaryDirectory(prefix="kit-") as folder:
-        if isinstance(model, Path):
-            assert target is not None  # whoever gives a path says where the result goes
-            source, written = model, target
-        else:
-            source, written = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
-            onnx.save(model, source)
-        logger.setLevel(logging.ERROR)
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):  # some calibrators print what they are doing
-                yield str(source), str(written)
-        except (GateFailed, MemoryError):
-            raise
-        except Exception as error:  # the quantizer, numpy inside it, and shape inference raise whatever they meet
-            raise GateFailed(f"the quantizer failed: {type(error).__name__}: {error}") from error
-        finally:
-            logger.setLevel(level)

@@ -18,13 +18,13 @@ from pathlib import Path
 import onnx
 
 from exporters.formats.base import (
+    EveryLayer,
     Source,
     count,
     count_weights,
     excluded_layers,
     is_convolutional,
     is_dense,
-    refusal_of_int8,
 )
 from exporters.formats.calibration import calibration_reader, draw
 from exporters.graph.files import save
@@ -47,7 +47,7 @@ def is_here() -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NncfInt8:
+class NncfInt8(EveryLayer):
     """Activation ranges from calibration samples, made by NNCF.
 
     Attributes:
@@ -60,17 +60,7 @@ class NncfInt8:
 
     def refusal(self, model: onnx.ModelProto) -> str:
         """Say why a model cannot be quantized."""
-        if not is_here():
-            return "nncf is not installed"
-        return refusal_of_int8(model)
-
-    def unable(self, _: onnx.ModelProto) -> tuple[str, ...]:
-        """Return nothing: every layer can be quantized."""
-        return ()
-
-    def prepared(self, model: onnx.ModelProto) -> onnx.ModelProto:
-        """Return the model itself."""
-        return model
+        return super().refusal(model) if is_here() else "nncf is not installed"
 
     def make(self, source: Source, exclude: tuple[str, ...], target: Path) -> Quantization:
         """Write the model; see exporters.formats.base.Format."""
