@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +27,7 @@ from kit.choices import Precision, VariantFormat
 from kit.errors import BundleInvalid, GateFailed, KitError, UsageError
 from kit.metrics import Fidelity, FidelityVerdict, Score, Values
 from kit.metrics.fidelity import FLOAT_RTOL, HALF_RTOL, compare, judge_float
+from kit.runtime import trial
 from kit.runtime.base import Runner
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
 from kit.samples import SEEDED, Samples, Splits, count
@@ -136,17 +135,19 @@ def examine(candidate: Candidate, proof: Proof, *, baseline: Passed | None) -> P
     path = candidate.files.path
     needs = check_file(candidate, proof.signature)
     if baseline is not None:
-        check_opens(candidate)
+        check_survives(candidate, proof.signature)
     try:
         with OnnxRuntimeRunner(path, binds=False) as runner:
             signature = check_sizes(
                 runner, proof.signature, proof.golden, name=candidate.id, allowed=_rows(candidate), graph=path
             )
-            return _measured(candidate, proof, signature, runner, needs, baseline)
+            passed = _measured(candidate, proof, signature, runner, needs, baseline)
     except GateFailed:
         raise
     except KitError as error:
         raise GateFailed(f"{candidate.id}: {error}", hint=error.hint) from error
+    trial.remember(passed.variant)
+    return passed
 
 
 def _measured(
@@ -351,23 +352,20 @@ def check_border(model: onnx.ModelProto, signature: Signature) -> None:
                 )
 
 
-def check_opens(candidate: Candidate) -> None:
-    """Open a file that a converter made in a process of its own, which ONNX Runtime may end (microsoft/onnxruntime#15494).
+def check_survives(candidate: Candidate, signature: Signature) -> None:
+    """Try a file that a converter made in a process of its own, which ONNX Runtime may end (microsoft/onnxruntime#15494).
 
     Raises:
-        GateFailed: It did.
+        GateFailed: It did, or does not answer.
     """
-    program = (
-        "import sys, onnxruntime as o; s = o.SessionOptions(); s.log_severity_level = 4; s.intra_op_num_threads = 1; "
-        "o.InferenceSession(sys.argv[1], s, providers=['CPUExecutionProvider'])"
-    )
-    done = subprocess.run([sys.executable, "-c", program, str(candidate.files.path)], capture_output=True, check=False)
-    if done.returncode < 0 or done.returncode > 1:  # 1 is an exception, which opening it here says in words
-        ended = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
+    files = candidate.files
+    size_bytes = sum(one.stat().st_size for one in (files.path, *graph_file.weights_beside(files.path)))
+    try:
+        trial.survives(files.path, "onnxruntime", signature=signature, size_bytes=size_bytes)
+    except BundleInvalid as error:
         raise GateFailed(
-            f"{candidate.id}: ONNX Runtime crashes when it opens the file ({ended})",
-            hint="nothing was published; leave this --precision or --format out",
-        )
+            f"{candidate.id}: {error}", hint="nothing was published; leave this --precision or --format out"
+        ) from error
 
 
 def check_numbers(name: str, answers: Sequence[Tensors], what: str) -> None:

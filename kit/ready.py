@@ -122,11 +122,12 @@ def open_ready(path: Path) -> ReadyModel:
         BundleInvalid: It is no model that ONNX Runtime opens, or takes what kit does not run, or its weights lie elsewhere.
         PackageMissing: ONNX Runtime is not installed.
     """
-    from kit.runtime import probing  # bundles say what they take
+    from kit.runtime import probing, trial  # bundles say what they take
 
     seen = graph_file.look(path)
-    refs = [_ref(one) for one in (path, *graph_file.weights_beside(path))]
+    refs = [ref_of(one) for one in (path, *graph_file.weights_beside(path))]
     model: bytes | Path = path if refs[0].size_bytes > _BYTES_UP_TO or len(refs) > 1 else path.read_bytes()
+    trial.try_file(path, refs, "onnxruntime", signature=None)
     with OnnxRuntimeRunner(model, RunnerOptions(optimization="off")) as runner:
         found = probing.search(runner)
     variant = Variant(
@@ -159,7 +160,8 @@ def open_ready(path: Path) -> ReadyModel:
     return ReadyModel(path.parent, manifest, samples=found.samples, problem=found.problem)
 
 
-def _ref(path: Path) -> FileRef:
+def ref_of(path: Path) -> FileRef:
+    """Return a file's name, hash and size; raises BundleInvalid if it cannot be read."""
     try:
         return FileRef(file=path.name, sha256=digest(path), size_bytes=path.stat().st_size)
     except OSError as error:

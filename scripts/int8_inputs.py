@@ -159,7 +159,7 @@ def pages(place: zoo.Place, cache: Path) -> Sequence[str]:
         rng = np.random.default_rng(PARTS.index(part))
         drawn = [_page(photos, part, rng) for _ in range(PAGES[part])]
         np.savez(_data(place) / f"{part}.npz", x=np.stack([_normalised(one) for one in drawn])[:, ::-1])
-    sizes = (word for number in (1, 2) for word in ("--axis", f"DynamicDimension.{number}=32..960:320"))
+    sizes = (word for number in (1, 2) for word in ("--axis", f"DynamicDimension.{number}=32..960:320,640"))
     return (*sizes, "--data", str(_data(place)))
 
 
@@ -171,7 +171,7 @@ def lines(place: zoo.Place, cache: Path) -> Sequence[str]:
         drawn = np.stack([np.asarray(_line(photos, part, rng), np.float32) for _ in range(LINES[part])])
         pixels = np.ascontiguousarray((drawn / 255 - 0.5).transpose(0, 3, 1, 2)[:, ::-1] / 0.5)
         np.savez(_data(place) / f"{part}.npz", x=pixels.astype(np.float32))
-    return ("--axis", "DynamicDimension.1=32..1280:320", "--data", str(_data(place)))
+    return ("--axis", "DynamicDimension.1=32..1280:320,640", "--data", str(_data(place)))
 
 
 def _page(photos: Path, part: str, rng: np.random.Generator) -> Image.Image:

@@ -36,6 +36,8 @@ CHROMIUM = next(
 # Threads of torch that wait for a busy core spin, and slow everyone down severalfold; small networks gain nothing from them.
 # The workers and what the tests start inherit this, and nothing above has imported torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A first try in a child takes half a second for each file that a test makes; tests/test_trial.py asks for it.
+os.environ.setdefault("KIT_TRUST_FILES", "1")
 
 Kit = Callable[..., "subprocess.CompletedProcess[str]"]
 Once = Callable[[str, Callable[[Path], object]], Path]

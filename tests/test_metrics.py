@@ -106,6 +106,18 @@ def test_r2_leaves_out_a_column_whose_numbers_are_all_equal() -> None:
     assert value("r2", {"y": ours}, targets={"y": theirs}).whole == 1.0
 
 
+def test_r2_of_maps_weighs_each_place_by_how_much_it_varies_as_scikit_learn_has_it() -> None:
+    from sklearn.metrics import r2_score
+
+    rng = np.random.default_rng(0)
+    theirs = (rng.normal(size=(32, 2, 3)) * [1.0, 1e-4, 3.0]).astype(np.float32)
+    ours = theirs + rng.normal(0, 0.01, theirs.shape).astype(np.float32)  # a hundred times what one column varies
+    found = value("r2", {"y": ours}, targets={"y": theirs})
+    wanted = r2_score(theirs.reshape(32, -1), ours.reshape(32, -1), multioutput="variance_weighted")
+    assert found.whole == pytest.approx(wanted)
+    assert found.whole > 0.999
+
+
 def test_r2_is_the_mean_over_columns_as_scikit_learn_has_it() -> None:
     from sklearn.metrics import r2_score
 

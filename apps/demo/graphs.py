@@ -6,11 +6,12 @@ Needs the package onnx, which is imported when a file is read.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kit.bundle import graph_file
 from kit.errors import BundleInvalid
 from kit.system import packages
 
@@ -111,6 +112,7 @@ def read(model: bytes | Path, *, files: Collection[str] = ()) -> GraphView:
 
     try:
         data = model.read_bytes() if isinstance(model, Path) else model
+        seen = graph_file.look_inside(data)
         loaded = onnx.load_model_from_string(data)
     except OSError as error:
         raise BundleInvalid(f"{model!s} cannot be read: {error.strerror or error}") from error
@@ -119,8 +121,10 @@ def read(model: bytes | Path, *, files: Collection[str] = ()) -> GraphView:
     del data
     if not loaded.graph.node:
         raise BundleInvalid("this is no ONNX file: it has no nodes")
-    _refuse_operators(loaded)
-    _refuse_files(onnx, loaded, frozenset(files))
+    _refuse_operators(
+        {*seen.domains, *(one.domain for one in loaded.opset_import), *(one.domain for one in loaded.functions)}
+    )
+    _refuse_files(seen.external, frozenset(files))
     weights = {one.name: _shape_of(onnx, one) for one in loaded.graph.initializer}
     constants = set(weights)
     nodes = []
@@ -151,61 +155,37 @@ def read(model: bytes | Path, *, files: Collection[str] = ()) -> GraphView:
     )
 
 
-def _refuse_operators(loaded: Any) -> None:
+def _refuse_operators(domains: Iterable[str]) -> None:
     """Refuse code that no runtime has."""
-    domains = {one.domain for one in loaded.opset_import} | {one.domain for one in loaded.functions}
-    domains |= {node.domain for graph in _all_graphs(loaded) for node in graph.node}
-    foreign = sorted(domains - KNOWN_DOMAINS)
-    if foreign:
-        raise BundleInvalid(f"the model needs operators of {', '.join(foreign)}, which no runtime here knows")
+    if foreign := sorted(set(domains) - KNOWN_DOMAINS):
+        raise BundleInvalid(f"the model needs operators of {', '.join(foreign)}, which no runtime here knows"[:300])
 
 
-def _refuse_files(onnx: Any, loaded: Any, files: frozenset[str]) -> None:
+def _refuse_files(named: Iterable[str], files: frozenset[str]) -> None:
     """Refuse what would make a runtime read other files than these."""
-    for tensor in _all_tensors(loaded):
-        if tensor.data_location != onnx.TensorProto.EXTERNAL and not tensor.external_data:
-            continue
-        named = [one.value for one in tensor.external_data if one.key == "location"]
-        if len(named) != 1 or named[0] not in files:  # each reader picks another of two names
-            place = f": {named[0]!r}, which its manifest does not name" if named else ""
-            raise BundleInvalid(f"the model keeps weights in another file{place}"[:300])
-
-
-def _all_graphs(loaded: Any) -> Iterator[Any]:
-    """Give the graph, the functions, and the graphs inside of their nodes."""
-    waiting = [loaded.graph, *loaded.functions]
-    waiting += [part for one in loaded.training_info for part in (one.initialization, one.algorithm)]
-    while waiting:
-        graph = waiting.pop()
-        yield graph
-        for node in graph.node:
-            for attribute in node.attribute:
-                waiting += [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
-
-
-def _all_tensors(loaded: Any) -> Iterator[Any]:
-    """Give every tensor of a model, wherever it may stand: initializers, attributes, and the parts of sparse ones."""
-    for graph in _all_graphs(loaded):
-        yield from getattr(graph, "initializer", ())  # functions have none
-        sparse = [*getattr(graph, "sparse_initializer", ())]
-        for node in graph.node:
-            for attribute in node.attribute:
-                yield attribute.t
-                yield from attribute.tensors
-                sparse += [*([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else [])]
-                sparse += attribute.sparse_tensors
-        yield from (part for one in sparse for part in (one.values, one.indices))
+    for name in named:
+        if name not in files:
+            raise BundleInvalid(
+                f"the model keeps weights in another file: {name!r}, which its manifest does not name"[:300]
+            )
 
 
 def _shape_of(onnx: Any, tensor: Any) -> str:
-    dtype = onnx.TensorProto.DataType.Name(tensor.data_type).lower()
+    dtype = _dtype(onnx, tensor.data_type)
     return f"{dtype} {'x'.join(map(str, tensor.dims))}" if tensor.dims else dtype
+
+
+def _dtype(onnx: Any, number: int) -> str:
+    try:
+        return str(onnx.TensorProto.DataType.Name(number)).lower()
+    except ValueError:  # a number that ONNX does not have yet
+        return f"type {number}"
 
 
 def _value(onnx: Any, value: Any) -> str:
     tensor = value.type.tensor_type
     dims = [one.dim_param or str(one.dim_value) for one in tensor.shape.dim]
-    return f"{value.name} {onnx.TensorProto.DataType.Name(tensor.elem_type).lower()} [{', '.join(dims)}]"
+    return f"{value.name} {_dtype(onnx, tensor.elem_type)} [{', '.join(dims)}]"
 
 
 def _quoted(text: str) -> str:

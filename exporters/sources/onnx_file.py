@@ -15,15 +15,18 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from exporters.graph.files import Graph, read
+from exporters.graph.opset import raised
 from exporters.graph.rewrite import simplify
 from exporters.graph.rules import domains_of, strip
 from exporters.options import DEFAULT_OPSET
 from exporters.sources.base import EXTERNAL_ABOVE_BYTES
 from exporters.sources.names import bundle_name
+from kit import ready
 from kit.bundle import graph_file
 from kit.bundle.manifest import Provenance
 from kit.choices import VariantFormat
 from kit.errors import BadInput, BundleInvalid, GateFailed, KitError, UsageError
+from kit.runtime import trial
 from kit.runtime.base import RunnerOptions, run_in_batches
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
 from kit.samples import Samples, seeded
@@ -39,7 +42,7 @@ _SAME_IDS = frozenset({"Cast", "Reshape", "Unsqueeze", "Squeeze", "Identity", "F
 
 
 class OnnxOriginal:
-    """A graph that is there already. Its opset, its IR version and the names of its inputs and outputs stay.
+    """A graph that is there already. Its IR version and the names of its inputs and outputs stay; its opset is 13 at least.
 
     Args:
         path: Of the file; weights may lie beside it.
@@ -65,7 +68,8 @@ class OnnxOriginal:
         if not path.is_file():
             raise BadInput(f"there is no file {str(path)!r}")
         _check_kind(path)
-        graph_file.weights_beside(path)
+        beside = graph_file.weights_beside(path)
+        trial.try_file(path, [ready.ref_of(one) for one in (path, *beside)], "onnxruntime", signature=None)
         self._graph: Graph | None = read(path)
         _check_operators(self._graph.model, path)
         self.name = name or bundle_name(path.stem)
@@ -123,6 +127,7 @@ class OnnxOriginal:
             raise UsageError("this model was closed")
         strip(self._graph.model)
         if not self._is_quantized:
+            self._graph = raised(self._graph)
             simplify(self._graph, batch=self.signature.batch)
         return self._graph
 

@@ -1,29 +1,33 @@
-"""A look into an ONNX file without the package onnx: its versions, and the files that its weights lie in.
+"""A look into an ONNX file without the package onnx: its versions, the files that its weights lie in, and what is unsound.
 
-The file is mapped and walked by field (protobuf's wire format, protobuf.dev/programming-guides/encoding); weights are stepped
-over, so that gigabytes take milliseconds. Numbers are fields of onnx.proto.
+The file is mapped and walked by field; weights are stepped over, so that gigabytes take milliseconds. Numbers are fields of
+onnx.proto. Whatever opens a file walks it first: runtimes read any file that a tensor names, wherever the tensor stands, and
+some hang or end the process where nodes wait for each other or graphs stand in graphs.
 """
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kit.bundle.wire import BROKEN, fields, text, varints
 from kit.choices import Precision, VariantFormat
 from kit.errors import BundleInvalid
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._ -]*")
 _LOCATION = b"location"
-_BROKEN = (ValueError, IndexError, TypeError)
-_DEEPEST = 32
+_DEEPEST = 8
+_MOST_DIMS = 64
+_KINDS = range(1, 64)  # of TensorProto.DataType, those to come included
 _MOST = 2**63
-_BYTES = 2  # protobuf's wire type of what has a length
+_MOST_IN_A_BYTE = 4  # values of 2 bits
 _TYPES = {1: 4.0, 2: 1.0, 3: 1.0, 10: 2.0, 11: 8.0, 21: 0.5, 22: 0.5}  # TensorProto.DataType: bytes of a value
 _PRECISIONS = {10: Precision.FP16, 2: Precision.INT8, 3: Precision.INT8, 21: Precision.INT4, 22: Precision.INT4}
 _IN_BLOCKS, _USUAL_BITS = "MatMulNBits", 4
@@ -67,15 +71,27 @@ def look(path: Path) -> GraphFile:
     """Look into an ONNX file.
 
     Raises:
-        BundleInvalid: It cannot be read, or is no ONNX file.
+        BundleInvalid: It cannot be read, is no ONNX file, or is unsound: see `refuse_unsound`.
     """
     try:
         with path.open("rb") as file:
             return _looked(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
     except OSError as error:
         raise BundleInvalid(f"{path} cannot be read: {error.strerror or error}") from error
-    except _BROKEN as error:  # an empty file cannot be mapped
+    except _UnsoundError as error:
+        raise BundleInvalid(f"{path} is no sound ONNX file: {error}") from error
+    except BROKEN as error:  # an empty file cannot be mapped
         raise BundleInvalid(f"{path} is no ONNX file") from error
+
+
+def look_inside(model: bytes) -> GraphFile:
+    """Look into an ONNX file in memory; raises as `look` does."""
+    try:
+        return _looked(memoryview(model))
+    except _UnsoundError as error:
+        raise BundleInvalid(f"the graph is no sound ONNX file: {error}") from error
+    except BROKEN as error:
+        raise BundleInvalid("the graph is no ONNX file, or names files for its weights where none can be") from error
 
 
 def external_of(model: bytes | Path) -> tuple[str, ...]:
@@ -88,20 +104,19 @@ def external_of(model: bytes | Path) -> tuple[str, ...]:
         return look(model).external
     if _LOCATION not in model:  # no tensor can name a file: most models, at the speed of memory
         return ()
-    try:
-        return _looked(memoryview(model)).external
-    except _BROKEN as error:
-        raise BundleInvalid("the graph is no ONNX file, or names files for its weights where none can be") from error
+    return look_inside(model).external
 
 
-def refuse_external(model: bytes | Path) -> None:
-    """Raise BundleInvalid for a graph in memory whose weights lie in files: a runtime would look in the current folder.
+def refuse_unsound(model: bytes | Path) -> None:
+    """Raise BundleInvalid for a graph that no runtime should be given.
 
-    Those of a path must lie beside it.
+    That is one whose nodes wait for each other, or stand in graphs within graphs beyond all use; with tensors of impossible
+    sizes and kinds, or names that are no UTF-8; one in memory whose weights lie in files, which a runtime would look for in
+    the current folder; and one at a path whose weights do not lie beside it.
     """
     if isinstance(model, Path):
         weights_beside(model)
-    elif names := external_of(model):
+    elif names := look_inside(model).external:
         raise BundleInvalid(
             f"the graph has weights in {names[0]!r}, and nothing says where that lies",
             hint="open the model by its path",
@@ -151,6 +166,14 @@ def refuse_link(path: Path, *, names: int | None = 1) -> None:
         )
 
 
+_Function = tuple[str, str, str]
+"""Domain, name and overload of what a node calls."""
+
+
+class _UnsoundError(ValueError):
+    """Readable, and not to be given to a runtime; the message says why."""
+
+
 class _Seen:
     """What the walk has met."""
 
@@ -160,152 +183,211 @@ class _Seen:
         self.operators: set[str] = set()
         self.domains: set[str] = set()
         self.bits: Counter[int] = Counter()
+        self.called: set[_Function] = set()
+        self.calls: dict[_Function, set[_Function]] = {}
+
+
+class _Names:
+    """What the nodes of one graph read and make, in their order."""
+
+    def __init__(self) -> None:
+        self.reads: list[set[str]] = []
+        self.makers: dict[str, int] = {}
+        self.given: set[str] = set()
+
+    def free(self) -> set[str]:
+        """Return what is read and made outside; raises _UnsoundError if nodes wait for each other."""
+        if any(self.makers.get(name, -1) >= place for place, names in enumerate(self.reads) for name in names):
+            waits = {
+                place: [self.makers[name] for name in names if name in self.makers]
+                for place, names in enumerate(self.reads)
+            }
+            _refuse_cycles(waits, "it has nodes that wait for each other")
+        return set().union(*self.reads) - self.makers.keys() - self.given
+
+
+def _refuse_cycles(waits: Mapping[Any, Iterable[Any]], what: str) -> None:
+    import graphlib  # nodes of most files lie in order
+
+    try:
+        graphlib.TopologicalSorter(waits).prepare()
+    except graphlib.CycleError as error:
+        raise _UnsoundError(what) from error
 
 
 def _looked(data: memoryview) -> GraphFile:
-    seen, ir_version, opsets = _Seen(), 0, dict[str, int]()
-    for field, value in _fields(data):
+    met, ir_version, opsets = _Seen(), 0, dict[str, int]()
+    for field, value in fields(data):
         if field == 1:
             ir_version = value
         elif field == 7:
-            _graph(value, seen, 0)
+            _graph(value, met, 0)
         elif field == 8:
-            parts = dict(_fields(value))
-            opsets[_text(parts.get(1, b""))] = parts.get(2, 0)
-        elif field in {20, 25}:
-            _beside_the_graph(field, value, seen)
+            parts = dict(fields(value))
+            opsets[text(parts.get(1, b""))] = parts.get(2, 0)
+        elif field == 20:
+            _training(value, met)
+        elif field == 25:
+            _function(value, met)
     if not ir_version or not isinstance(ir_version, int):
         raise ValueError("there is no version")
+    if met.calls:
+        called = {name: names & met.calls.keys() for name, names in met.calls.items()}
+        _refuse_cycles(called, "it has functions that call each other")
     own = {"", "ai.onnx"}
-    most = max(seen.weights, key=lambda kind: seen.weights[kind], default=1)
-    precision = _PRECISIONS.get(most, Precision.FP32)
-    form = next((kind for kind, names in _FORMATS if names & seen.operators), VariantFormat.FLOAT)
-    if form is VariantFormat.FLOAT and precision in {Precision.INT8, Precision.INT4}:
-        form = VariantFormat.WEIGHT_ONLY
-    elif seen.bits and precision is Precision.INT8:
-        precision = Precision.INT8 if max(seen.bits, key=lambda bits: seen.bits[bits]) == 8 else Precision.INT4
+    precision, form = _told(met)
     return GraphFile(
         ir_version=ir_version,
         opset=max((version for domain, version in opsets.items() if domain in own), default=0),
-        domains=tuple(sorted(seen.domains - own)),
-        external=tuple(seen.external),
+        domains=tuple(sorted(met.domains - own)),
+        external=tuple(met.external),
         precision=precision,
         format=form,
     )
 
 
-def _beside_the_graph(field: int, data: memoryview, seen: _Seen) -> None:
-    """Walk the two graphs of training, which no runtime runs, or the nodes of a function of the model's own."""
-    for inner, value in _fields(data):
-        if field == 20 and inner in {1, 2}:
-            _graph(value, seen, 0)
-        elif field == 25 and inner == 7:
-            _node(value, seen, 0)
+def _told(met: _Seen) -> tuple[Precision, VariantFormat]:
+    """Return the precision and the format that weights and operators tell of."""
+    most = max(met.weights, key=lambda kind: met.weights[kind], default=1)
+    precision = _PRECISIONS.get(most, Precision.FP32)
+    form = next((kind for kind, names in _FORMATS if names & met.operators), VariantFormat.FLOAT)
+    if form is VariantFormat.FLOAT and precision in {Precision.INT8, Precision.INT4}:
+        form = VariantFormat.WEIGHT_ONLY
+    elif met.bits and precision is Precision.INT8:
+        precision = Precision.INT8 if max(met.bits, key=lambda bits: met.bits[bits]) == 8 else Precision.INT4
+    return precision, form
 
 
-def _graph(data: memoryview, seen: _Seen, depth: int) -> None:
-    if depth > _DEEPEST:
-        raise ValueError("graphs in graphs without end")
-    for field, value in _fields(data):
-        if field == 1:
-            _node(value, seen, depth)
-        elif field == 5:
-            _tensor(value, seen)
-        elif field == 15:  # sparse: values and indices
-            _sparse(value, seen)
-
-
-def _sparse(data: memoryview, seen: _Seen) -> None:
-    for field, part in _fields(data):
+def _training(data: memoryview, met: _Seen) -> None:
+    """Walk the two graphs of training, which no runtime here runs."""
+    for field, value in fields(data):
         if field in {1, 2}:
-            _tensor(part, seen)
+            _graph(value, met, 0)
 
 
-def _node(data: memoryview, seen: _Seen, depth: int) -> None:
-    operator, bits = "", _USUAL_BITS
-    for field, value in _fields(data):
-        if field == 4:
-            operator = _text(value)
-        elif field == 7:
-            seen.domains.add(_text(value))
-        elif field == 5:
-            bits = _attribute(value, seen, depth).get("bits", bits)
-    seen.operators.add(operator)
-    if operator == _IN_BLOCKS:
-        seen.bits[bits] += 1
-
-
-def _attribute(data: memoryview, seen: _Seen, depth: int) -> dict[str, int]:
-    """Walk an attribute; return its number by its name, if it holds one."""
-    name, number = "", None
-    for field, part in _fields(data):
+def _function(data: memoryview, met: _Seen) -> None:
+    """Walk a function of the model's own, and what its attributes are where no caller gives them."""
+    name, domain, overload, nodes = "", "", "", _Names()
+    met.called = set()
+    for field, value in fields(data):
         if field == 1:
-            name = _text(part)
+            name = text(value)
+        elif field == 4:
+            nodes.given.add(text(value))
+        elif field == 7:
+            _node(value, met, 0, nodes)
+        elif field == 10:
+            domain = text(value)
+        elif field == 11:
+            _attribute(value, met, 0, set())
+        elif field == 13:
+            overload = text(value)
+    nodes.free()
+    met.calls.setdefault((domain, name, overload), set()).update(met.called)
+
+
+def _graph(data: memoryview, met: _Seen, depth: int) -> set[str]:
+    """Walk a graph; return what it reads of the graph around it."""
+    if depth > _DEEPEST:
+        raise _UnsoundError(f"it has graphs in graphs, more than {_DEEPEST} deep")
+    nodes = _Names()
+    for field, value in fields(data):
+        if field == 1:
+            _node(value, met, depth, nodes)
+        elif field == 5:
+            nodes.given.add(_tensor(value, met))
+        elif field == 11:
+            nodes.given.add(_value(value))
+        elif field in {12, 13}:
+            _value(value)
+        elif field == 15:  # sparse: values and indices
+            nodes.given.add(_sparse(value, met))
+    return nodes.free()
+
+
+def _value(data: memoryview) -> str:
+    return next((text(part) for field, part in fields(data) if field == 1), "")
+
+
+def _sparse(data: memoryview, met: _Seen) -> str:
+    """Walk a sparse tensor; return the name of its values, which is its own."""
+    names = {field: _tensor(part, met) for field, part in fields(data) if field in {1, 2}}
+    return names.get(1, "")
+
+
+def _node(data: memoryview, met: _Seen, depth: int, nodes: _Names) -> None:
+    operator, domain, overload, bits, reads = "", "", "", _USUAL_BITS, set[str]()
+    for field, value in fields(data):
+        if field == 1:
+            reads.add(text(value))
+        elif field == 2:
+            nodes.makers[text(value)] = len(nodes.reads)
+        elif field == 3:
+            text(value)
+        elif field == 4:
+            operator = text(value)
+        elif field == 7:
+            domain = text(value)
+        elif field == 8:
+            overload = text(value)
+        elif field == 5:
+            bits = _attribute(value, met, depth, reads).get("bits", bits)
+    nodes.makers.pop("", None)  # an output that is left out
+    nodes.reads.append(reads)
+    met.operators.add(operator)
+    met.domains.add(domain)
+    met.called.add((domain, operator, overload))
+    if operator == _IN_BLOCKS:
+        met.bits[bits] += 1
+
+
+def _attribute(data: memoryview, met: _Seen, depth: int, reads: set[str]) -> dict[str, int]:
+    """Walk an attribute, adding to what its graphs read; return its number by its name, if it holds one."""
+    name, number = "", None
+    for field, part in fields(data):
+        if field == 1:
+            name = text(part)
         elif field == 3:
             number = part
         elif field in {5, 10}:
-            _tensor(part, seen)
+            _tensor(part, met)
         elif field in {6, 11}:
-            _graph(part, seen, depth + 1)
+            reads |= _graph(part, met, depth + 1)
         elif field in {22, 23}:
-            _sparse(part, seen)
+            _sparse(part, met)
     return {} if number is None else {name: number}
 
 
-def _tensor(data: memoryview, seen: _Seen) -> None:
-    count, kind = 1, 0
-    for field, value in _fields(data):
+def _tensor(data: memoryview, met: _Seen) -> str:
+    """Walk a tensor; return its name."""
+    dims, kind, name, outside = list[int](), 0, "", list[str]()
+    for field, value in fields(data):
         if field == 1:
-            for size in _varints(value) if isinstance(value, memoryview) else (value,):
-                count = min(count * size, _MOST)
+            dims += itertools.islice(varints(value), _MOST_DIMS + 1) if isinstance(value, memoryview) else (value,)
         elif field == 2:
             kind = value
+        elif field == 8:
+            name = text(value)
         elif field == 13:
-            parts = dict(_fields(value))
-            if _text(parts.get(1, b"")) == "location":
-                seen.external[_text(parts.get(2, b""))] = None
+            parts = dict(fields(value))
+            if text(parts.get(1, b"")) == "location":
+                outside.append(text(parts.get(2, b"")))
+    met.external |= dict.fromkeys(outside)
+    count = _count(dims, name)
+    if kind not in _KINDS:
+        raise _UnsoundError(f"its tensor {name!r} is of no kind that ONNX has: {kind}")
+    if count > _MOST_IN_A_BYTE * len(data) and not outside:
+        raise _UnsoundError(f"its tensor {name!r} says to hold {count:,} values, and holds {len(data):,} bytes")
     if kind in _TYPES and kind != 7:
-        seen.weights[kind] += int(count * _TYPES[kind])
+        met.weights[kind] += int(count * _TYPES[kind])
+    return name
 
 
-def _fields(data: memoryview) -> Iterator[tuple[int, Any]]:
-    """Give each field's number and value: an integer, or the bytes where they lie; raises ValueError and IndexError."""
-    place, end = 0, len(data)
-    while place < end:
-        key, place = _varint(data, place)
-        kind = key & 7
-        if key >> 32:  # readers of other makers drop the upper bits, and see another field
-            raise ValueError("no protobuf")
-        if kind == 0:
-            value, place = _varint(data, place)
-            yield key >> 3, value
-            continue
-        length, place = (8, place) if kind == 1 else (4, place) if kind == 5 else _varint(data, place)
-        if kind not in {1, _BYTES, 5} or place + length > end:
-            raise ValueError("no protobuf")
-        yield key >> 3, data[place : place + length]
-        place += length
-
-
-def _varints(data: memoryview) -> Iterator[int]:
-    place = 0
-    while place < len(data):
-        value, place = _varint(data, place)
-        yield value
-
-
-def _varint(data: memoryview, place: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = data[place]
-        place += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, place
-    raise ValueError("a number without end")
-
-
-def _text(data: Any) -> str:
-    if not isinstance(data, memoryview | bytes):  # of a number, bytes() makes so many zeros
-        raise TypeError("a number for text")
-    return bytes(data).decode()
+def _count(dims: Sequence[int], name: str) -> int:
+    """Return how many values a tensor says to hold; a size below nothing is a huge one here."""
+    if len(dims) > _MOST_DIMS:
+        raise _UnsoundError(f"its tensor {name!r} has more than {_MOST_DIMS} axes")
+    count = 1
+    for size in dims:
+        count = min(count * size, _MOST)
+    return count

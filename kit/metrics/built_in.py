@@ -22,11 +22,13 @@ class _Pair:
 
     Attributes:
         counts: How many values count of each sample.
+        is_row: Whether a sample is a row of quantities, and no map or sequence of them.
     """
 
     ours: NDArray[np.float64]
     theirs: NDArray[np.float64]
     counts: NDArray[np.float64]
+    is_row: bool
 
     def errors(self) -> NDArray[np.float64]:
         """Return the mean squared error of each sample."""
@@ -78,7 +80,11 @@ def rmse(outputs: Tensors, samples: Samples) -> NDArray[np.float64]:
 
 
 def _r2_over_groups(answers: Sequence[Tensors], groups: Sequence[Samples]) -> NDArray[np.float64]:
-    """Return what each sample contributes to R2, the mean over all columns that vary (as scikit-learn's uniform average)."""
+    """Return what each sample contributes to R2, over all columns that vary, as scikit-learn has it.
+
+    Columns of a row weigh the same (`uniform_average`); places of maps and sequences, of which some hardly vary, as much as
+    they vary (`variance_weighted`).
+    """
     pairs = [list(_against_targets(outputs, samples)) for outputs, samples in zip(answers, groups, strict=True)]
     parts = [_r2([group[place] for group in pairs]) for place in range(len(pairs[0]))]
     known = [part for part in parts if part is not None]
@@ -102,7 +108,11 @@ def _r2(pairs: Sequence[_Pair]) -> NDArray[np.float64] | None:
         varies = (theirs != theirs[:1]).any(axis=0)  # the variance of equal numbers is not always 0
         if not varies.any():
             return None
-        explained: NDArray[np.float64] = 1.0 - ((ours - theirs)[:, varies] ** 2 / spread[varies]).mean(axis=1)
+        errors = (ours - theirs) ** 2
+        if all(pair.is_row for pair in pairs):
+            explained: NDArray[np.float64] = 1.0 - (errors[:, varies] / spread[varies]).mean(axis=1)
+        else:  # a place of a map that hardly varies says little: each weighs as much as it varies
+            explained = 1.0 - errors.mean(axis=1) / float(spread.mean())
         return explained
     whole = np.concatenate([pair.theirs.ravel() for pair in pairs])  # of several lengths: one spread for all values
     if not (whole != whole[:1]).any():
@@ -210,11 +220,13 @@ def _pair(name: str, ours: NDArray[np.generic], theirs: NDArray[np.generic], sam
             hint="choose another metric, such as --metric top-1 for labels",
         )
     one, other = (array.astype(np.float64).reshape(len(array), -1) for array in (ours, theirs))
-    weights = (samples.weights or {}).get(name)
+    weights, is_row = (samples.weights or {}).get(name), len(shapes[0]) <= 1
     if weights is None:
-        return _Pair(one, other, np.full(len(one), float(one.shape[1])))
+        return _Pair(one, other, np.full(len(one), float(one.shape[1])), is_row)
     counts = (np.broadcast_to(weights, ours.shape) != 0).reshape(one.shape)
-    return _Pair(np.where(counts, one, 0.0), np.where(counts, other, 0.0), counts.sum(axis=1).astype(np.float64))
+    return _Pair(
+        np.where(counts, one, 0.0), np.where(counts, other, 0.0), counts.sum(axis=1).astype(np.float64), is_row
+    )
 
 
 def _worst(worse: np.ufunc, values: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:

@@ -108,13 +108,16 @@ class OnnxRuntimeRunner(BaseRunner):
         self.runtime = "onnxruntime" if binds else "onnxruntime-plain"
         self.provider = self._options.provider
         self.fallback_reason = self.fallback_fix = ""
-        graph_file.refuse_external(model)
+        graph_file.refuse_unsound(model)
         self._session: Any = self._open(model)
-        self.placement = _placement(self._session)
-        self._check_placement()
-        if signature is not None:
-            signatures.check_session(self._session, signature)
-        self.signature = signature or signatures.of_session(self._session)
+        try:
+            self.placement = _placement(self._session)
+            self._check_placement()
+            if signature is not None:
+                signatures.check_session(self._session, signature)
+            self.signature = signature or signatures.of_session(self._session)
+        except Exception as error:  # the session's words are the file's: they may be no text
+            raise ort_errors.of_opening(error) from error
         self._is_checked = signature is None
         self._names = [spec.name for spec in self.signature.inputs]
         self._outputs = [spec.name for spec in self.signature.outputs]
@@ -161,6 +164,7 @@ class OnnxRuntimeRunner(BaseRunner):
         except BundleInvalid:  # a rate of 0, for instance: what the model accepts is only known by trying
             inputs = dict(seeded(self.signature, sizes=known).inputs)
             outputs = self._run_plainly(inputs)
+        self._check(outputs, known)
         return self._bound(inputs, outputs)
 
     def share(self) -> Self:
@@ -208,9 +212,7 @@ class OnnxRuntimeRunner(BaseRunner):
             raise UsageError("this runner was closed")
         sizes = self.signature.check(tensors)
         outputs = self._run_plainly(tensors)
-        if not self._is_checked:
-            signatures.check_outputs(outputs, self.signature, sizes)
-            self._is_checked = True
+        self._check(outputs, sizes)
         graphs = self._options.cuda_graph  # each size is recorded, and a recorded one is never forgotten
         has_room = not graphs or len(self._bindings) < _MOST_BINDINGS
         if self._binds and has_room and (graphs or (_is_small(tensors) and _is_small(outputs))):
@@ -220,6 +222,12 @@ class OnnxRuntimeRunner(BaseRunner):
                 bound = self._bindings.keep(shapes, self._bound(inputs, made))
                 self._last = bound if isinstance(bound, OneToOne) else None
         return outputs
+
+    def _check(self, outputs: Tensors, sizes: Sizes) -> None:
+        """Hold the first outputs to the signature."""
+        if not self._is_checked:
+            signatures.check_outputs(outputs, self.signature, sizes)
+            self._is_checked = True
 
     def _unbound(self, tensors: Tensors) -> dict[str, NDArray[Any]]:
         """Run plainly what failed bound: if that works, an output's size depends on the values, and nothing is bound again."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from kit.bundle import graph_file
 from kit.choices import Provider
 from kit.errors import BundleInvalid, KitError, MemoryShort, Unavailable, UsageError
+from kit.runtime import signatures
 from kit.runtime.base import (
     MOST_BINDINGS,
     BaseRunner,
@@ -50,7 +51,7 @@ class OpenVinoRunner(BaseRunner):
     def __init__(self, model: bytes | Path, options: RunnerOptions, *, signature: Signature) -> None:
         import openvino
 
-        graph_file.refuse_external(model)
+        graph_file.refuse_unsound(model)
         self.signature = signature
         self._core: Any = openvino.Core()
         if options.bf16 and _BF16 not in self._core.get_property("CPU", _CAPABILITIES):
@@ -65,6 +66,7 @@ class OpenVinoRunner(BaseRunner):
         self._options = options
         self._outputs = [spec.name for spec in signature.outputs]
         self._bindings = RecentBindings(MOST_BINDINGS)
+        self._is_checked = False
         self.placement = Placement({})
         self._read()
 
@@ -76,7 +78,11 @@ class OpenVinoRunner(BaseRunner):
         arrays = [tensors[spec.name] for spec in self.signature.inputs]
         shapes = tuple([array.shape for array in arrays])
         bound = self._bindings.get(shapes) or self._bindings.keep(shapes, self._compiled(sizes))
-        return copied(bound.run(*arrays), self._outputs)
+        outputs = copied(bound.run(*arrays), self._outputs)
+        if not self._is_checked:
+            signatures.check_outputs(outputs, self.signature, sizes)
+            self._is_checked = True
+        return outputs
 
     def bind(self, sizes: Sizes) -> Binding:
         """Compile for inputs of these sizes, and bind buffers; an axis left out has its usual size."""
@@ -102,15 +108,16 @@ class OpenVinoRunner(BaseRunner):
             if any(port.partial_shape.is_dynamic for port in ports.values()):
                 return _Resized(inputs, {name: np.zeros(0) for name in ports}, call, request, ports)
             outputs = {name: request.get_tensor(port).data for name, port in ports.items()}
-        except (RuntimeError, ValueError, TypeError) as error:
+        except Exception as error:  # a defect of the file comes as whatever the binding makes of it
             raise _failure(error) from error
+        signatures.check_outputs(outputs, self.signature, sizes)
         return bind_arrays(inputs, outputs, call)
 
     def _read(self) -> Any:
         model = self._model
         try:
             return self._core.read_model(model if isinstance(model, Path) else io.BytesIO(model))
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:
             raise _failure(error) from error
 
     def share(self) -> Self:
@@ -139,17 +146,22 @@ class _Resized(Binding):
 
 
 def _port(compiled: Any, name: str) -> Any:
-    return next(port for port in compiled.outputs if name in port.get_names())
+    for port in compiled.outputs:
+        if name in port.get_names():
+            return port
+    raise BundleInvalid(f"the graph has no output {name!r}")
 
 
 def _translated(call: Any) -> None:
     try:
         call()
-    except (RuntimeError, MemoryError) as error:
+    except Exception as error:
         raise _failure(error) from error
 
 
 def _failure(error: Exception) -> KitError:
+    if isinstance(error, KitError):
+        return error
     lines = [line for line in str(error).splitlines() if line.strip()]
     told = [line for line in lines if not line.startswith(("Exception from", "Check "))] or lines
     reason = " ".join(told[:2]) or type(error).__name__

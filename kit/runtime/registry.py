@@ -19,6 +19,7 @@ from kit.bundle import Bundle
 from kit.bundle.manifest import Variant
 from kit.choices import Precision, Provider, VariantFormat
 from kit.errors import PackageMissing, Unavailable, UsageError
+from kit.runtime import trial
 from kit.runtime.base import Runner, RunnerOptions
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
 from kit.system.packages import entry_points, explain, load_plug, plugged
@@ -199,7 +200,7 @@ def open_runner(name: str, bundle: Bundle, variant: Variant, options: RunnerOpti
     Raises:
         UsageError: It does not know an option.
         Unavailable: The runtime or its provider cannot run here.
-        BundleInvalid: It does not accept the model, or a file was altered.
+        BundleInvalid: It does not accept the model, crashes on it, or a file was altered.
     """
     if name not in _BUILT_IN:
         entry = _entry(name)
@@ -208,6 +209,8 @@ def open_runner(name: str, bundle: Bundle, variant: Variant, options: RunnerOpti
             return opened(bundle, variant, options)
     if options.bf16 and name != BF16_RUNTIME:
         raise UsageError(f"bf16 changes nothing in {name}", hint=f"use --runtime {BF16_RUNTIME}")
+    if name in trial.TRIED:
+        trial.try_variant(bundle, variant, name)
     try:
         return _BUILT_IN[name][0](bundle, variant, options)
     except ModuleNotFoundError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kit.errors import BundleInvalid
-from kit.tensors import BATCH, DTYPES, Signature, Tensors, TensorSpec
+from kit.tensors import BATCH, DTYPES, Signature, Sizes, Tensors, TensorSpec
 
 _NAMES = {"float": "float32", "double": "float64"}
 _HINTS = {
@@ -48,7 +48,7 @@ def check_session(session: Any, signature: Signature) -> None:
             _check_tensor(kind, has[spec.name], spec)
 
 
-def check_outputs(outputs: Tensors, signature: Signature, sizes: dict[str, int]) -> None:
+def check_outputs(outputs: Tensors, signature: Signature, sizes: Sizes) -> None:
     """Raise BundleInvalid unless outputs are of the dtypes and shapes that a signature says."""
     for spec in signature.outputs:
         array, known = outputs[spec.name], dict(sizes)
