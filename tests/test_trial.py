@@ -73,7 +73,7 @@ def test_a_file_that_never_answers_is_refused_in_the_time_it_gets(tmp_path: Path
 
 
 def test_a_file_that_wants_more_memory_than_there_is_ends_neither_this_process_nor_the_machine(tmp_path: Path) -> None:
-    with pytest.raises((MemoryShort, BundleInvalid), match="memory|crashes"):
+    with pytest.raises((MemoryShort, BundleInvalid), match=r"memory|crashes"):
         ready.find(greedy(tmp_path / "greedy.onnx"))
 
 

@@ -1,0 +1,9 @@
+"""Spoilt files of every kind end in one message and an exit code, whatever was spoilt."""
+
+from __future__ import annotations
+
+from tests.fuzz.__main__ import fuzz
+
+
+def test_three_hundred_spoilt_files_are_answered_cleanly() -> None:
+    assert fuzz(300, seed=1) == {}
