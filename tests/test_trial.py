@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -11,13 +12,13 @@ import onnx
 import pytest
 from onnx import helper
 
+from kit import bundle as bundles
 from kit import ready
-from kit.bundle import Bundle
 from kit.errors import BundleInvalid, MemoryShort
 from kit.runtime import registry, trial
 from kit.runtime.base import RunnerOptions
 from tests import graphs
-from tests.conftest import Kit
+from tests.conftest import ROOT, Kit
 
 
 @pytest.fixture(autouse=True)
@@ -110,8 +111,13 @@ def test_a_model_that_refuses_inputs_made_up_for_it_is_opened_all_the_same(tmp_p
     assert trial.survives(path, "onnxruntime", signature=None, size_bytes=0)
 
 
-def test_the_bundle_that_comes_with_kit_is_not_tried_wherever_it_lies(digits: Bundle, tmp_path: Path) -> None:
-    with registry.open_runner("onnxruntime", digits, digits.variant("fp32"), RunnerOptions()):
+def test_the_bundle_that_comes_with_kit_is_not_tried_wherever_it_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "PACKAGED", ROOT / "artifacts")  # where a clone has what a wheel carries inside
+    shutil.copytree(ROOT / "artifacts" / "mnist-mlp", tmp_path / "copy")
+    bundle = bundles.find(tmp_path / "copy")
+    with registry.open_runner("onnxruntime", bundle, bundle.variant(), RunnerOptions()):
         pass
     assert not (tmp_path / "cache" / "kit" / "tried").exists()
 
