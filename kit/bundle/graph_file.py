@@ -91,7 +91,7 @@ def look_inside(model: bytes) -> GraphFile:
     except _UnsoundError as error:
         raise BundleInvalid(f"the graph is no sound ONNX file: {error}") from error
     except BROKEN as error:
-        raise BundleInvalid("the graph is no ONNX file, or names files for its weights where none can be") from error
+        raise BundleInvalid("this is no ONNX file, or one that names files where none can be named") from error
 
 
 def external_of(model: bytes | Path) -> tuple[str, ...]:

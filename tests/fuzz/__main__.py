@@ -88,8 +88,8 @@ def _child(first: int, count: int, seed: int) -> int:
         os.environ["XDG_CACHE_HOME"] = folder + ".cache"
         subjects = Subjects(Path(folder))
         for number in range(first, count):
-            found = subjects.outcome(number, seed)
-            print(json.dumps({"number": number, "problem": found.problem}), file=answers, flush=True)
+            problem = subjects.problem(number, seed)
+            print(json.dumps({"number": number, "problem": problem}), file=answers, flush=True)
     return 0
 
 

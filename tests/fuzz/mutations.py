@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import json
@@ -59,21 +60,27 @@ def of_bytes(data: bytes, rng: Rng) -> bytes:
 def of_json(data: bytes, rng: Rng) -> bytes:
     """Return JSON with values that are impossible, missing, of another kind, or without end."""
     plain = json.loads(data)
+    places = list(_places(plain))
     for _ in range(int(rng.integers(1, 4))):
-        places = list(_places(plain))
         holder, key = places[int(rng.integers(0, len(places)))]
-        match int(rng.integers(0, 5)):
-            case 0:
-                del holder[key]
-            case 1:
-                holder[key] = copy.deepcopy(places[int(rng.integers(0, len(places)))][0])
-            case 2:
-                holder[key] = _nested(int(rng.integers(10, 5000)))
-            case 3 if isinstance(holder, dict):
-                holder[f"{key}{rng.integers(0, 10)}"] = holder[key]
-            case _:
-                holder[key] = HOSTILE[int(rng.integers(0, len(HOSTILE)))]
+        with contextlib.suppress(KeyError, IndexError):  # it was lost before
+            _spoil(holder, key, places, rng)
     return _dumped(plain)
+
+
+def _spoil(holder: Any, key: Any, places: list[tuple[Any, Any]], rng: Rng) -> None:
+    match int(rng.integers(0, 5)):
+        case 0:
+            del holder[key]
+        case 1:
+            with contextlib.suppress(RecursionError):
+                holder[key] = copy.deepcopy(places[int(rng.integers(0, len(places)))][0])
+        case 2:
+            holder[key] = _nested(int(rng.integers(10, 5000)))
+        case 3 if isinstance(holder, dict):
+            holder[f"{key}{rng.integers(0, 10)}"] = holder[key]
+        case _:
+            holder[key] = HOSTILE[int(rng.integers(0, len(HOSTILE)))]
 
 
 def _dumped(plain: Any) -> bytes:

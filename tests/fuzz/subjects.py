@@ -8,7 +8,6 @@ import io
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +25,7 @@ from tests.fuzz.mutations import Rng
 Spoil = Callable[[Path, Rng], list[list[str]]]
 """Make a spoilt thing in an empty folder; return the commands to run on it."""
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one spoilt thing led to; `problem` is empty if every command ended as it should."""
-
-    problem: str
-    codes: tuple[int, ...] = ()
+_CLEAN = frozenset({0, 1, 2, 3, 4})
 
 
 class Subjects:
@@ -46,6 +39,7 @@ class Subjects:
         request = Request(plan=Plan(rounds=10, turn_ms=0.1, warmup_ms=0.1), runtimes=("onnxruntime",))
         self.results = json.dumps(serial.encode(bench(self.bundle, request))).encode()
         self.digits = find("mnist-mlp")
+        self.sound = {"spoilt", *(path.name for path in folder.iterdir())}
         self.kinds: dict[str, Spoil] = {
             "manifest": self._manifest,
             "graph": self._graph,
@@ -55,25 +49,24 @@ class Subjects:
             "results": self._results,
         }
 
-    def outcome(self, number: int, seed: int) -> Outcome:
-        """Spoil one thing, the number decides what and how, and run the commands on it."""
+    def problem(self, number: int, seed: int) -> str:
+        """Spoil one thing, the number decides what and how, and run the commands on it; return what went wrong, or nothing."""
         rng = np.random.default_rng([seed, number])
         spoil = list(self.kinds.values())[number % len(self.kinds)]
         place = self.folder / "spoilt"
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
-        commands, codes = spoil(place, rng), []
-        for command in commands:
+        for command in spoil(place, rng):
             told, failed = io.StringIO(), io.StringIO()
             with contextlib.redirect_stdout(told), contextlib.redirect_stderr(failed):
-                codes.append(run(command))
+                code = run(command)
             said = told.getvalue() + failed.getvalue()
-            if codes[-1] not in {0, 1, 2, 3, 4}:
-                return Outcome(f"exit code {codes[-1]}: {failed.getvalue().strip()[-300:]}", tuple(codes))
+            if code not in _CLEAN:
+                return f"kit {command[0]} ended with {code}: {failed.getvalue().strip()[-300:]}"
             if "\x1b" in said or "Traceback" in said:
-                return Outcome(f"escape sequences or a traceback: {said[-300:]!r}", tuple(codes))
-        stray = [path.name for path in self.folder.iterdir() if path.name not in {"tiny", "tiny.kit", "spoilt"}]
-        return Outcome(f"files outside: {stray}" if stray else "", tuple(codes))
+                return f"kit {command[0]} let escape sequences or a traceback through: {said[-300:]!r}"
+        stray = sorted(path.name for path in self.folder.iterdir() if path.name not in self.sound)
+        return f"files outside: {stray}" if stray else ""
 
     def _copied(self, place: Path) -> Path:
         folder = place / "tiny"
