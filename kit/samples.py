@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kit.errors import UsageError
-from kit.tensors import Signature, Sizes, Tensors, TensorSpec, along
+from kit.tensors import Signature, Sizes, Tensors, TensorSpec, along, native
 
 SEEDED = "seeded noise"
 """Source of samples that were drawn to fit a signature."""
@@ -26,12 +26,17 @@ SEEDED = "seeded noise"
 class Samples:
     """Samples of the same sizes, stacked along the batch axis.
 
+    Lists become arrays, and arrays of a foreign byte order those of this machine.
+
     Attributes:
         inputs: By name.
         expected: What the original answered, by output; None if it was not asked.
         targets: Labels, boxes, masks: what only a metric understands, samples along the first axis; None if unknown.
         weights: By output, 1 where its values count and 0 where they are padding, broadcast to it; None: all count.
         source: Where they come from and under which licence.
+
+    Raises:
+        UsageError: A value is no array of numbers or words, such as rows of different lengths.
     """
 
     inputs: Tensors
@@ -39,6 +44,13 @@ class Samples:
     targets: Tensors | None = None
     weights: Tensors | None = None
     source: str = ""
+
+    def __post_init__(self) -> None:
+        """Make arrays of lists, and refuse Python objects."""
+        for kind in ("inputs", "expected", "targets", "weights"):
+            given = getattr(self, kind)
+            if given is not None and not all(_is_plain(one) for one in given.values()):
+                object.__setattr__(self, kind, {name: _array(one, name, kind) for name, one in given.items()})
 
     def take(self, signature: Signature, rows: slice | NDArray[np.integer[Any]]) -> Samples:
         """Return some of the samples."""
@@ -53,6 +65,26 @@ class Samples:
     def resized(self, signature: Signature, sizes: Sizes) -> dict[str, NDArray[Any]]:
         """Return inputs of other sizes: samples are repeated and sequences tiled or cut, so that ids and masks stay valid."""
         return {spec.name: _resized(self.inputs[spec.name], spec.sized(sizes)) for spec in signature.inputs}
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.isnative and not value.dtype.hasobject
+
+
+def _array(value: Any, name: str, kind: str) -> NDArray[Any]:
+    """Return a value of samples as an array of this machine's byte order.
+
+    Raises:
+        UsageError: It is none.
+    """
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(f"{kind}: {name} is no array: {error}", hint="give rows of one length") from error
+    if array.dtype.hasobject:
+        first = next((type(one).__name__ for one in array.flat), "none")
+        raise UsageError(f"{kind}: {name} holds Python objects, such as {first}", hint="give an array of numbers")
+    return native(array)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

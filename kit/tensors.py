@@ -242,9 +242,10 @@ class Signature:
     def _check_one(
         self, spec: TensorSpec, array: NDArray[Any], sizes: dict[str, int], axes: Mapping[str, Axis]
     ) -> None:
-        if array.dtype != spec.dtype or array.ndim != len(spec.shape):
+        if getattr(array, "dtype", None) != spec.dtype or array.ndim != len(spec.shape):
+            held = f"{array.dtype} {list(array.shape)}" if hasattr(array, "dtype") else type(array).__name__
             raise UsageError(
-                f"{spec.name} must be {spec.describe()}, found {array.dtype} {list(array.shape)}",
+                f"{spec.name} must be {spec.describe()}, found {held}",
                 hint=f"give an array of {spec.dtype} with {len(spec.shape)} axes",
             )
         for wanted, size in zip(spec.shape, array.shape, strict=True):
@@ -338,10 +339,21 @@ def along(array: NDArray[Any], axis: int | None, rows: slice | NDArray[np.intege
     return array[(*place, rows)]
 
 
+def native(array: NDArray[Any]) -> NDArray[Any]:
+    """Return an array in the byte order of this machine; a copy only if it has another."""
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def ordered(array: NDArray[Any]) -> NDArray[Any]:
+    """Return an array as torch takes it: in the byte order of this machine, no axis running backwards."""
+    array = native(array)
+    return array.copy(order="C") if any(stride < 0 for stride in array.strides) else array
+
+
 def _as_array(value: Any, spec: TensorSpec) -> NDArray[Any]:
     """Return a value as a contiguous array; plain Python numbers take the dtype of the tensor if they fit."""
     if isinstance(value, np.ndarray):
-        return np.ascontiguousarray(value) if value.ndim else value
+        return np.ascontiguousarray(native(value)) if value.ndim else native(value)
     try:
         array = np.asarray(value)
         if array.dtype != spec.dtype and array.dtype.kind in "biuf":

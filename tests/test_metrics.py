@@ -42,6 +42,15 @@ def test_labels_of_any_shape_that_means_the_same_give_the_same_score() -> None:
         value("top-1", {"logits": SCORES}, targets={"labels": np.zeros((4, 2))})
 
 
+@pytest.mark.parametrize(
+    "labels", [np.array([0.5, 0, 1, 0]), np.array([np.nan, 0, 1, 0]), np.array(["a", "b", "a", "b"])]
+)
+def test_labels_that_are_no_whole_numbers_are_refused(labels: np.ndarray) -> None:
+    with pytest.raises(UsageError, match="labels that are whole numbers"):
+        value("top-1", {"logits": SCORES}, targets={"labels": labels})
+    assert value("top-1", {"logits": SCORES}, targets={"labels": [0.0, 0.0, 1.0, 0.0]}).whole == 1.0
+
+
 def test_scores_that_are_no_numbers_are_wrong() -> None:
     spoilt = SCORES.copy()
     spoilt[:2] = np.nan

@@ -125,6 +125,13 @@ def test_a_module_may_return_its_outputs_in_any_way(how: str) -> None:
         runner.run({"a": a, "b": b})
 
 
+def test_a_module_takes_views_that_run_backwards() -> None:
+    a, b = np.random.default_rng(0).normal(0, 1, (2, 5, 3)).astype(np.float32)
+    with PyTorchRunner(Returns(lambda a, b: (a + b, a - b)), two_by_two()) as runner:
+        assert np.array_equal(runner.run({"a": a[:, ::-1], "b": b})["sum"], a[:, ::-1] + b)
+        assert np.array_equal(runner.run({"a": a[:1][::-1], "b": b[:1]})["sum"], a[:1] + b[:1])
+
+
 def test_a_module_that_returns_something_else_is_refused_in_words() -> None:
     x = {"a": np.zeros((1, 3), np.float32), "b": np.zeros((1, 3), np.float32)}
     for wrong in (lambda a, b: a + b, lambda a, b: "text", lambda a, b: (a, b, a), lambda a, b: (a, None)):  # noqa: ARG005

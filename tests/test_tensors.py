@@ -251,3 +251,38 @@ def test_as_many_samples_are_kept_as_a_file_may_hold() -> None:
     assert samples.within(1, TEXT, {"batch": 1, "sequence": 4}) == 2
     assert samples.within(10**9, TEXT, {"batch": 1, "sequence": 4}) == 256
     assert samples.within(10**9, dataclasses.replace(STATE, batch=None), {}) == 1
+
+
+def test_samples_of_lists_and_of_foreign_byte_order_become_arrays() -> None:
+    foreign = np.arange(6, dtype=">f4").reshape(2, 1, 3)
+    own = Samples(inputs={"state": foreign}, targets={"labels": [1, 0]})
+    assert own.inputs["state"].dtype == np.float32
+    assert np.array_equal(own.inputs["state"], foreign)
+    assert own.targets is not None
+    assert own.targets["labels"].dtype == np.int64
+    plain = {"state": np.zeros((2, 1, 3), np.float32)}
+    assert Samples(inputs=plain).inputs is plain, "nothing is copied without need"
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (np.array(["a", None], object), "targets: labels holds Python objects, such as str"),
+        ([[1], [2, 3]], "targets: labels is no array"),
+    ],
+)
+def test_samples_that_are_no_arrays_are_refused_in_words(labels: object, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        Samples(inputs={"state": np.zeros((2, 1, 3), np.float32)}, targets={"labels": labels})  # type: ignore[dict-item]
+
+
+def test_a_list_where_an_array_is_expected_is_named() -> None:
+    with pytest.raises(UsageError, match=r"state must be float32 \[2, batch, 3\], found list"):
+        STATE.check({"state": [1.0]})  # type: ignore[dict-item]
+
+
+def test_arrays_of_a_foreign_byte_order_are_inputs_too() -> None:
+    given = np.arange(6, dtype=">f4").reshape(2, 1, 3)
+    found = STATE.arrays({"state": given})["state"]
+    assert found.dtype.isnative
+    assert np.array_equal(found, given)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from kit.errors import UsageError
-from kit.tensors import Signature
+from kit.tensors import Signature, ordered
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def _slots(value: Any, name: str, found: dict[str, torch.Tensor]) -> Any:
         free = name
         while free in found:
             free += "_"
-        found[free] = as_tensor(value)
+        found[free] = as_tensor(value, free)
         return _Slot(free)
     if isinstance(value, Mapping):
         return {key: _slots(part, f"{name}_{key}", found) for key, part in value.items()}
@@ -148,9 +148,20 @@ def _filled(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     return value
 
 
-def as_tensor(value: Any) -> torch.Tensor:
-    """Return a copy of an array as a tensor on the CPU; a tensor is only moved there."""
-    return value.detach().cpu() if isinstance(value, torch.Tensor) else torch.tensor(np.asarray(value))
+def as_tensor(value: Any, name: str, device: torch.device | None = None) -> torch.Tensor:
+    """Return a copy of an array as a tensor on a device, the CPU if none is named; a tensor is only moved there.
+
+    Arrays of any layout and byte order are taken.
+
+    Raises:
+        UsageError: It holds no numbers, or numbers of a kind that torch lacks; the message names the input.
+    """
+    if isinstance(value, torch.Tensor):
+        return value.detach().to(device or "cpu")
+    try:
+        return torch.tensor(ordered(np.asarray(value)), device=device)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"the input {name} is no tensor: {error}", hint="give an array of numbers") from error
 
 
 def as_array(value: torch.Tensor) -> np.ndarray[Any, np.dtype[Any]]:

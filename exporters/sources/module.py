@@ -69,7 +69,7 @@ class TorchOriginal:
 
     def _piece(self, tensors: Tensors) -> dict[str, NDArray[Any]]:
         assert self._answer is not None  # answer looked
-        given = [torch.tensor(tensors[spec.name], device=self._device) for spec in self.signature.inputs]
+        given = [calls.as_tensor(tensors[spec.name], spec.name, self._device) for spec in self.signature.inputs]
         found = _run(self._answer, given, _sizes(self.signature, tensors))
         return {
             spec.name: calls.as_array(value) for spec, value in zip(self.signature.outputs, found.values(), strict=True)
@@ -285,7 +285,9 @@ def _tracing_inputs(
     samples = Samples(inputs=arrays) if arrays else seeded(signature, sizes=sizes)
     resized = samples.resized(signature, sizes)
     return [
-        torch.tensor(resized[spec.name], device=device).to(examples[spec.name].dtype if spec.name in examples else None)
+        calls.as_tensor(resized[spec.name], spec.name, device).to(
+            examples[spec.name].dtype if spec.name in examples else None
+        )
         for spec in signature.inputs
     ]
 
@@ -396,7 +398,7 @@ def _try_sizes(answer: Answer, signature: Signature, tensors: Sequence[torch.Ten
             continue
         resized = Samples(inputs=arrays).resized(signature, sizes)
         given = [
-            torch.tensor(resized[spec.name], device=one.device).to(one.dtype)
+            calls.as_tensor(resized[spec.name], spec.name, one.device).to(one.dtype)
             for spec, one in zip(signature.inputs, tensors, strict=True)
         ]
         found = _run(answer, given, sizes)

@@ -152,7 +152,12 @@ def _labels(samples: Samples) -> NDArray[np.generic]:
         raise UsageError("top-1 needs labels", hint="give labelled data: --data FILE")
     if "labels" not in targets and len(targets) > 1:
         raise UsageError(f"none of the targets {', '.join(targets)} is called labels", hint="call one of them labels")
-    return targets.get("labels", next(iter(targets.values())))
+    labels = targets.get("labels", next(iter(targets.values())))
+    if labels.dtype.kind not in "biu" and not (labels.dtype.kind == "f" and np.array_equal(labels, np.rint(labels))):
+        raise UsageError(
+            f"top-1 needs labels that are whole numbers, found {labels.dtype} {list(labels.shape)}", hint=_OTHER
+        )
+    return labels
 
 
 def _shaped(labels: NDArray[np.generic], shape: tuple[int, ...]) -> NDArray[np.generic]:

@@ -27,7 +27,7 @@ from kit.runtime.base import (
     run_in_batches,
 )
 from kit.samples import seeded
-from kit.tensors import Signature, Sizes, Tensors
+from kit.tensors import Signature, Sizes, Tensors, ordered
 
 _WARMUP_CALLS = 3  # before a CUDA graph is recorded, as torch.cuda.graph asks for
 _Many = tuple[torch.Tensor, ...]
@@ -92,7 +92,7 @@ class PyTorchRunner(BaseRunner):
             return copied(bound.run(*arrays), self._outputs)
         with torch.inference_mode():
             # torch warns about arrays it could write to but must not; inputs are only read.
-            found = self._forward(tuple(torch.tensor(array).to(self._device) for array in arrays))
+            found = self._forward(tuple(torch.tensor(ordered(array)).to(self._device) for array in arrays))
         return {name: _to_numpy(one) for name, one in zip(self._outputs, found, strict=True)}
 
     def bind(self, sizes: Sizes) -> Binding:
