@@ -25,6 +25,8 @@ SCORES = ("logits", "probabilities")
 _FLOAT32 = np.dtype(np.float32)
 _FEW = 64
 _SHOWN = 5  # labels named in a message, before "..."
+_UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})  # control signs, halves of characters, ends of lines and paragraphs
+_BLANK = frozenset("\u034f\u115f\u1160\u2800\u3164\uffa0")  # fillers, which Unicode counts among letters and signs
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -52,9 +54,9 @@ class Classes(Prediction):
 
     @property
     def unsure(self) -> NDArray[np.bool_]:
-        """Whether the most probable class stays under the bundle's abstain threshold, bool `[N]`."""
-        below: NDArray[np.bool_] = self.probabilities.max(axis=1) < (self.abstain_below or 0.0)
-        return below
+        """Whether the most probable class stays under the bundle's abstain threshold, or is no number, bool `[N]`."""
+        sure: NDArray[np.bool_] = self.probabilities.max(axis=1) >= (self.abstain_below or 0.0)  # False for NaN
+        return ~sure
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -68,11 +70,13 @@ class Classes(Prediction):
         return [
             {
                 "label": name,
-                "probability": max(shares),
+                "probability": most,
                 "unsure": unsure,
                 "probabilities": dict(zip(self.classes, shares, strict=True)),
             }
-            for name, shares, unsure in zip(self.names, self.probabilities.tolist(), self.unsure.tolist(), strict=True)
+            for (name, most), shares, unsure in zip(
+                self, self.probabilities.tolist(), self.unsure.tolist(), strict=True
+            )
         ]
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -223,19 +227,26 @@ def check_labels(labels: Sequence[str]) -> tuple[str, ...]:
     """Return the names of classes; each must be a word of its own, since answers are told apart by it.
 
     Raises:
-        ValueError: One stands twice, or is blank.
+        ValueError: One is blank, cannot be printed, or looks like another.
     """
     names = tuple(str(label) for label in labels)
     if len(names) < 2:
         raise ValueError(f"a classifier needs two labels or more, found {len(names)}")
-    blank = next((place for place, name in enumerate(names) if not name.strip()), None)
-    if blank is not None:
-        raise ValueError(f"label {blank} is blank")
-    written = [_written(name) for name in names]
-    if len(set(written)) != len(written):
-        double = next(name for place, name in enumerate(written) if name in written[:place])
+    for place, name in enumerate(names):
+        if any(unicodedata.category(letter) in _UNPRINTABLE for letter in name):
+            raise ValueError(f"label {place} cannot be printed: {name!r}")
+        if not _seen(name):
+            raise ValueError(f"label {place} is blank")
+    seen = [_seen(name) for name in names]
+    if len(set(seen)) != len(seen):
+        double = next(name for place, name in enumerate(seen) if name in seen[:place])
         raise ValueError(f"two classes are called {double!r}")
     return names
+
+
+def _seen(name: str) -> str:
+    """Return what a person sees of a name: signs without a width, such as those that join emoji, are left out."""
+    return _written("".join(letter for letter in name if unicodedata.category(letter) != "Cf" and letter not in _BLANK))
 
 
 def check_temperature(temperature: float, abstain_below: float | None) -> None:
