@@ -107,7 +107,7 @@ def test_fashion_mnist_is_read_as_torchvision_lays_it_out(small_mnist: Path) -> 
     found = data.load("fashion-mnist", data_dir=small_mnist)
     assert (found.info.labels[0], found.info.labels[-1]) == ("T-shirt/top", "Ankle boot")
     assert (found.info.normalization.mean, found.info.normalization.std) == (0.2860, 0.3530)
-    assert found.info.pipeline == "resize@1"
+    assert found.info.pipeline == "resize@2"
     assert len(found.test) == 10
     split, licence = data.golden_split("fashion-mnist", data_dir=small_mnist)
     assert len(split) == 10

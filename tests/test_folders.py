@@ -171,8 +171,7 @@ def test_what_is_no_image_is_skipped_and_counted(shapes: Path) -> None:
     found = data.load(str(shapes))
     assert found.info.labels == ("circle", "square")
     (note,) = found.notes
-    assert note.startswith("3 file(s) skipped")
-    assert "notes.txt" in note
+    assert note == "passed over 2 files that are no pictures of a class: readme.md, notes.txt"
 
 
 def test_nested_folders_and_links_count_to_their_class(shapes: Path, tmp_path: Path) -> None:
@@ -296,6 +295,29 @@ def test_where_nothing_is_kept_the_folder_can_be_named(shapes: Path, tmp_path: P
     assert "kit train --dataset" in caught.value.hint
 
 
+def test_a_name_of_before_stands_for_the_pixels_and_files_of_before(
+    shapes: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faint = np.linspace(0, 4000, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(faint).save(shapes / "circle" / "faint.png")
+    with monkeypatch.context() as before:
+        before.setattr(folders, "PIPELINE", "resize@1")
+        old = data.load(str(shapes), keep=True)
+    assert data.load(str(shapes)).name != old.name
+    (copy,) = kept.iterdir()
+    arrays = dict(np.load(copy))
+    arrays.pop("pipeline")  # as it was kept before
+    np.savez(copy, **arrays)
+    drawn("circle", 0, np.random.default_rng(5)).convert("L").save(shapes / "circle" / "new.pgm")
+    for found in (data.load(old.name), data.load(old.name, data_dir=shapes)):
+        assert (found.name, found.info.pipeline) == (old.name, "resize@1")
+        assert np.array_equal(found.train.images, old.train.images)
+        assert np.array_equal(found.test.images, old.test.images)
+    newest = data.load(str(shapes))
+    assert newest.info.pipeline == "resize@2"
+    assert len(newest.train) + len(newest.test) == len(old.train) + len(old.test) + 1
+
+
 def test_where_nothing_can_be_kept_that_is_said(shapes: Path, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file, where a folder should be")
     (note,) = data.load(str(shapes), keep=True).notes
@@ -329,7 +351,7 @@ def test_a_folder_goes_the_whole_way_by_the_same_commands(kit_inside: Kit, tmp_p
     assert str(tmp_path) not in text
     bundle = find(tmp_path / "artifacts" / "forms")
     assert bundle.manifest.task.options["labels"] == ["circle", "cross", "square"]
-    assert bundle.manifest.task.options["pipeline"] == "resize@1"
+    assert bundle.manifest.task.options["pipeline"] == "resize@2"
     score = bundle.variant("int8-qdq").score("top-1")
     assert score is not None
     assert score.value > 0.8

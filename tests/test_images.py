@@ -1,12 +1,16 @@
-"""Pictures of any size, place, polarity and alpha come out as the same pixels."""
+"""Pictures of any size, place, polarity and alpha come out as the same pixels, and spoilt files end in words."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import os
+import socket
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +32,11 @@ def seven(size: int = 280, offset: tuple[int, int] = (0, 0)) -> Image.Image:
     return image
 
 
-def ink(image: Image.Image) -> np.ndarray:
+def grey(levels: np.ndarray) -> Image.Image:
+    return Image.fromarray(np.clip(np.rint(levels), 0, 255).astype(np.uint8))
+
+
+def ink(image: Image.Image | bytes | Path) -> np.ndarray:
     return to_pixels(image, pipeline="mnist-ink@1", shape=(28, 28)).astype(int)
 
 
@@ -82,14 +90,147 @@ def test_sixteen_bit_greys_are_scaled_and_not_clipped(tmp_path: Path) -> None:
     assert difference(ink(seven()), found) < 3
 
 
-def test_corrupt_extras_and_no_pixels_end_in_words(tmp_path: Path) -> None:
-    seven().save(tmp_path / "seven.png")
-    data = (tmp_path / "seven.png").read_bytes()
-    chunk = b"eXIf" + b"not exif at all"
-    broken = data[:33] + struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[33:]
-    for source in (broken, Image.new("L", (0, 0))):
+GREY = np.asarray(seven(200, (40, 40)), np.int32)
+DEEP = {
+    "whole numbers, 0 to 255": GREY,
+    "12 bits in 32": GREY * 16,
+    "levels below 0": GREY - 1000,
+    "levels of CT": GREY * 8 - 1000,
+    "12 bits in 16": (GREY * 16).astype(np.uint16),
+    "16 bits": (GREY * 257).astype(np.uint16),
+    "16 bits with a sign": (GREY * 200 - 20_000).astype(np.int16),
+    "all of 32 bits": GREY * 2**23 - 2**30,
+    "float": GREY.astype(np.float32),
+    "float levels of CT": (GREY * 8 - 1000).astype(np.float32),
+    "the largest floats": ((GREY / 255.0 - 0.5) * 6e38).astype(np.float32),
+}
+
+
+def as_tiff(levels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(levels).save(buffer, "TIFF")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("pipeline", ["resize@2", "mnist-ink@3", "imagenet@2"])
+@pytest.mark.parametrize("kind", DEEP)
+def test_deep_greys_are_scaled_by_their_own_range(kind: str, pipeline: str) -> None:
+    wanted = to_pixels(grey(GREY), pipeline=pipeline, shape=(28, 28)).astype(int)
+    for source in (as_tiff(DEEP[kind]), Image.fromarray(DEEP[kind])):
+        found = to_pixels(source, pipeline=pipeline, shape=(28, 28)).astype(int)
+        assert np.abs(found - wanted).max() <= 1
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf, np.inf])
+def test_numbers_that_are_not_finite_become_an_end_of_the_range(value: float) -> None:
+    levels = (GREY * 8 - 1000).astype(np.float32)
+    filled = GREY.copy()
+    levels[:5], filled[:5] = value, 255 if value == np.inf else 0
+    found = to_pixels(as_tiff(levels), pipeline="resize@2", shape=(28, 28)).astype(int)
+    assert np.abs(found - to_pixels(grey(filled), pipeline="resize@2", shape=(28, 28))).max() <= 1
+
+
+def test_a_picture_without_a_finite_number_says_so() -> None:
+    for value in (np.nan, np.inf):
+        with pytest.raises(PictureInvalid, match="holds no finite number"):
+            to_pixels(as_tiff(np.full((9, 9), value, np.float32)), pipeline="resize@2", shape=(28, 28))
+    assert not to_pixels(as_tiff(np.full((9, 9), 7, np.float32)), pipeline="resize@2", shape=(28, 28)).any()
+
+
+def test_deep_greys_are_scaled_in_parts_that_take_little_memory() -> None:
+    levels = np.arange(2048 * 2048, dtype=np.int32).reshape(2048, 2048)
+    picture = Image.fromarray(levels)
+    tracemalloc.start()
+    found = np.asarray(open_picture(picture, own_range=True))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.array_equal(found, np.rint(levels * (255 / levels.max())))
+    assert peak < 45 * 2**20, "all of it in float64 would be 32 MiB, and twice that while it is scaled"
+
+
+def test_greys_of_the_first_versions_stay_as_they_were() -> None:
+    deep = (GREY * 16).astype(np.uint16)
+    old = to_pixels(as_tiff(deep), pipeline="resize@1", shape=(28, 28))
+    assert np.array_equal(old, to_pixels(grey(deep // 257), pipeline="resize@1", shape=(28, 28)))
+
+
+def with_chunk(name: bytes, content: bytes, *, checksum: int | None = None) -> bytes:
+    """A PNG with another chunk before its pixels."""
+    data = encoded(seven(), "PNG")
+    checksum = zlib.crc32(name + content) if checksum is None else checksum
+    return data[:33] + struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum) + data[33:]
+
+
+def encoded(picture: Image.Image, form: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+SPOILT = {
+    "no EXIF": with_chunk(b"eXIf", b"not exif at all"),
+    "a wrong header": with_chunk(b"eXIf", b"\0\x08\0\x02\x01\x12\0\x03"),
+    "a wrong checksum": with_chunk(b"eXIf", b"MM\0*\0\0\0\x08\0\0", checksum=7),
+    "an unknown profile": with_chunk(b"iCCP", b"name\0\x07nothing"),
+    "a text that is too long": with_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**26))),
+    "WebP": encoded(seven(), "WEBP", lossless=True, exif=b"Exif\0\0not exif at all"),
+}
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+def test_spoilt_extras_spoil_no_picture(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "seven").write_bytes(SPOILT[kind])
+    for source in (SPOILT[kind], tmp_path / "seven"):
+        assert np.array_equal(ink(source), ink(seven()))
+
+
+def test_a_jpeg_with_spoilt_exif_data_lies_as_it_is() -> None:
+    spoilt = encoded(seven(), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff\1\x12\0\3")
+    assert np.array_equal(ink(spoilt), ink(encoded(seven(), "JPEG")))
+
+
+def test_a_picture_without_pixels_is_refused() -> None:
+    with pytest.raises(PictureInvalid, match="no pixels"):
+        ink(Image.new("L", (0, 0)))
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_a_file_that_was_cut_is_said_to_be_truncated(form: str, share: float) -> None:
+    data = encoded(seven(), form)
+    with pytest.raises(PictureInvalid, match="truncated") as caught:
+        ink(data[: int(share * len(data))])
+    assert "always work" not in caught.value.hint
+    with pytest.raises(PictureInvalid, match="truncated"):
+        ink(encoded(seven(), "JPEG")[:-2])
+
+
+def test_whatever_a_decoder_raises_for_bad_data_ends_in_words() -> None:
+    pytest.importorskip("PIL._avif")
+    data = encoded(seven(), "AVIF")
+    bad = [data[:50], data[: len(data) // 2], data[:-300] + bytes(300)]
+    for source in (*bad, b"\0\0\0\x18ftypavif" + bytes(40), b"II*\0" + b"\xff" * 60, b"BM" + b"\xff" * 80):
         with pytest.raises(PictureInvalid):
-            to_pixels(source, pipeline="mnist-ink@1", shape=(28, 28))
+            ink(source)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_pipes_devices_and_sockets_are_refused_before_they_are_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "link.png").symlink_to("pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    for name, kind in (("pipe.png", "a pipe"), ("link.png", "a pipe"), ("zero.png", "a device")):
+        with pytest.raises(PictureInvalid, match=f"{name} is {kind}"):
+            ink(tmp_path / name)
+    with socket.socket(socket.AF_UNIX) as listening:
+        before = Path.cwd()
+        os.chdir(tmp_path)  # the whole path may be longer than a socket's can be
+        try:
+            listening.bind("socket.png")
+        finally:
+            os.chdir(before)
+        with pytest.raises(PictureInvalid, match="is a socket"):
+            ink(tmp_path / "socket.png")
 
 
 @pytest.mark.parametrize("level", [0, 128, 255])
@@ -171,10 +312,6 @@ def drawing(
     for x, y in places.tolist():
         canvas.ellipse([x - radius, y - radius, x + radius, y + radius], fill=255)
     return np.asarray(image.reduce(2), np.float64) / 255
-
-
-def grey(levels: np.ndarray) -> Image.Image:
-    return Image.fromarray(np.clip(np.rint(levels), 0, 255).astype(np.uint8))
 
 
 def on_paper(ink: np.ndarray, light: np.ndarray | float = 1.0, noise: float = 4.0) -> Image.Image:
@@ -340,7 +477,9 @@ def test_a_large_photograph_is_decoded_small_and_read_alike() -> None:
 
 
 def test_versions_stay_what_they_were() -> None:
-    assert list(PIPELINES) == ["mnist-ink@1", "mnist-ink@2", "resize@1", "imagenet@1"]
+    first = ["mnist-ink@1", "mnist-ink@2", "resize@1", "imagenet@1"]
+    assert list(PIPELINES) == [*first, "mnist-ink@3", "resize@2", "imagenet@2"]
+    assert not any(PIPELINES[name].own_range for name in first)
     assert hashlib.sha256(ink(seven()).astype(np.uint8).tobytes()).hexdigest()[:16] == "1f1d435355e48b4c"
 
 

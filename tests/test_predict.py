@@ -110,22 +110,50 @@ def test_a_ready_model_takes_tensors(kit_inside: Kit, duo: Bundle, tensors: Path
     assert np.array(record["vectors"]).ndim == 3
 
 
-def test_the_first_answer_does_not_wait_for_the_second_item(tiny: Bundle, pictures: Path, tmp_path: Path) -> None:
-    waiting = tmp_path / "later.png"
-    os.mkfifo(waiting)
-    command = [
-        str(Path(sys.executable).with_name("kit")),
-        "predict",
-        str(tiny.folder),
-        str(pictures / "0.png"),
-        str(waiting),
-    ]
-    with subprocess.Popen([*command, "--jsonl"], stdout=subprocess.PIPE) as running:
+def test_the_first_answer_does_not_wait_for_the_second_item(tiny: Bundle, pictures: Path) -> None:
+    command = [str(Path(sys.executable).with_name("kit")), "predict", str(tiny.folder), str(pictures / "0.png"), "-"]
+    with subprocess.Popen([*command, "--jsonl"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as running:
+        assert running.stdin is not None
         assert running.stdout is not None
         assert json.loads(running.stdout.readline())["file"].endswith("0.png")
-        waiting.write_bytes((pictures / "1.png").read_bytes())
-        assert json.loads(running.stdout.readline())["file"].endswith("later.png")
+        running.stdin.write((pictures / "1.png").read_bytes())
+        running.stdin.close()
+        assert json.loads(running.stdout.readline())["file"] == "-"
     assert running.returncode == 0
+
+
+def test_a_folder_is_read_by_the_rules_of_training_and_the_rest_is_said(
+    kit_inside: Kit, tiny: Bundle, pictures: Path
+) -> None:
+    picture = Image.open(pictures / "0.png")
+    for name in ("3.ppm", "4.tga", "5.jfif", "6.jpe"):
+        picture.save(pictures / name, {".ppm": "PPM", ".tga": "TGA"}.get(Path(name).suffix, "JPEG"))
+    (pictures / "e.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    (pictures / "notes.txt").write_text("x")
+    (pictures / "._0.png").write_bytes(b"\0\5\x16\7")
+    (pictures / ".DS_Store").write_bytes(b"x")
+    (pictures / "thumbs.png").mkdir()
+    os.mkfifo(pictures / "pipe.png")
+    found = kit_inside("predict", str(tiny.folder), str(pictures), "--jsonl")
+    assert found.returncode == 0, found.stderr
+    names = [Path(json.loads(line)["file"]).name for line in found.stdout.splitlines()]
+    assert names == ["0.png", "1.png", "2.png", "3.ppm", "4.tga", "5.jfif", "6.jpe"]
+    assert "passed over 3 files that are no pictures kit reads: e.heic, notes.txt, pipe.png" in found.stderr
+    assert "passed over 1 folder beside the pictures: thumbs.png" in found.stderr
+    (pictures / "gone.png").symlink_to("nowhere.png")
+    found = kit_inside("predict", str(tiny.folder), str(pictures), "--jsonl")
+    assert found.returncode == 4
+    assert "gone.png does not exist" in found.stderr
+
+
+@pytest.mark.parametrize("kind", ["pictures", "tensors"])
+def test_a_closed_stdin_is_one_message(tiny: Bundle, duo: Bundle, kind: str) -> None:
+    bundle = {"pictures": tiny, "tensors": duo}[kind]
+    words = [str(Path(sys.executable).with_name("kit")), "predict", str(bundle.folder), "-"]
+    found = subprocess.run(["sh", "-c", 'exec "$@" <&-', "sh", *words], capture_output=True, text=True, check=False)
+    assert found.returncode == 4, found.stderr
+    assert "Traceback" not in found.stderr
+    assert found.stderr.count("Error") == 1
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 from PIL import Image
 
 from kit.bundle.manifest import TaskRef
-from kit.errors import BundleInvalid, DatasetInvalid, PictureInvalid, UsageError
+from kit.errors import BadInput, BundleInvalid, DatasetInvalid, PictureInvalid, UsageError
+from kit.tasks import inputs
 from kit.tasks.image import ImageClassification
 from kit.tasks.images import to_pixels
 from kit.tasks.images.crop import Crop
@@ -177,6 +179,11 @@ def test_height_and_width_that_the_model_leaves_open_are_an_option() -> None:
         ({"labels": ("cat", "cat")}, "two classes are called 'cat'"),
         ({"labels": ("cat", " ")}, "label 1 is blank"),
         ({"labels": ("caf\N{LATIN SMALL LETTER E WITH ACUTE}", "cafe\N{COMBINING ACUTE ACCENT}")}, "two classes"),
+        ({"labels": ("cat", "\N{ZERO WIDTH SPACE}")}, "label 1 is blank"),
+        ({"labels": ("cat", "\N{HANGUL FILLER} ")}, "label 1 is blank"),
+        ({"labels": ("cat", "cat\N{ZERO WIDTH JOINER}")}, "two classes are called 'cat'"),
+        ({"labels": ("cat", "\x1b[31mdog")}, "label 1 cannot be printed"),
+        ({"labels": ("cat\n", "dog")}, "label 0 cannot be printed"),
         ({"std": (0.0,)}, "std must be positive"),
         ({"mean": (), "std": (0.1,)}, "must both be numbers"),
         ({"temperature": 0.0}, "temperature"),
@@ -190,6 +197,19 @@ def test_height_and_width_that_the_model_leaves_open_are_an_option() -> None:
 def test_impossible_options_are_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         task(**options)
+
+
+def test_signs_that_join_letters_belong_to_a_name() -> None:
+    labels = ("می\N{ZERO WIDTH NON-JOINER}خواهم", "\N{WOMAN}\N{ZERO WIDTH JOINER}\N{PERSONAL COMPUTER}")
+    assert task(labels=labels).labels == labels
+
+
+def test_answers_that_are_no_numbers_are_unsure() -> None:
+    own = task()
+    own.signature((3, 8, 8))
+    found = own.decode({"logits": np.array([[0.0, np.nan], [0.0, 9.0]], np.float32)}, {})
+    assert found.unsure.tolist() == [True, False]
+    assert [record["unsure"] for record in found.records()] == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -264,8 +284,8 @@ def test_a_folder_by_class_is_labelled_by_the_names_of_its_folders(grey: ImageCl
     assert samples.targets is not None
     assert samples.targets["labels"].tolist() == [0, 0, 1]
     assert samples.inputs["pixels"].shape == (3, 8, 8)
-    assert "3 files passed over that are no pictures of a class (e.png, d.png, notes.txt)" in samples.source
-    assert "1 file passed over that cannot be read (broken.png)" in samples.source
+    assert "passed over 3 files that are no pictures of a class: e.png, d.png, notes.txt" in samples.source
+    assert "passed over 1 file that cannot be read: broken.png" in samples.source
 
 
 def test_a_folder_without_classes_has_no_labels(grey: ImageClassification, tmp_path: Path) -> None:
@@ -313,6 +333,7 @@ def test_arrays_of_pictures_are_read_with_labels_by_name_or_number(grey: ImageCl
         ({"other": np.zeros((3, 8, 8), np.uint8)}, "holds no pictures"),
         ({"images": np.zeros((3, 8, 8), np.uint8), "labels": np.zeros(2)}, "for 3 pictures"),
         ({"images": np.zeros((1, 8, 8), np.uint8), "labels": np.array([5])}, "the model has no label 5"),
+        ({"images": np.zeros((1, 8, 8), np.uint8), "labels": np.array([0.5])}, "the model has no label 0.5"),
         ({"images": np.zeros((1, 8, 8), np.float32), "labels": np.array([0])}, "pixels"),
     ],
 )
@@ -382,3 +403,11 @@ def test_the_output_with_the_scores_is_named() -> None:
     assert own.output == ""
     own.signature((3, 8, 8))
     assert own.output == "logits"
+
+
+def test_stdin_is_bounded(grey: ImageClassification, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs, "MOST_BYTES", 2**21)
+    with Path("/dev/zero").open() as endless:
+        monkeypatch.setattr(sys, "stdin", endless)
+        with pytest.raises(BadInput, match="more than 2 MiB"):
+            next(grey.read("-"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from kit.errors import BadInput, BundleInvalid, DatasetInvalid, UsageError
 from kit.tasks.base import scored_output
 from kit.tasks.registry import open_task
 from kit.tasks.table import Table
+from kit.tasks.tensors import PlainTensors
 from kit.tensors import Signature, TensorSpec
 
 PEOPLE = "age,smoker,score,other\n59,no,1.5,x\n40,yes,-2,y\n"
@@ -292,4 +294,18 @@ def test_rows_along_another_axis_than_the_first_are_refused(shape: tuple[int | s
 def test_a_stdin_that_is_no_table_is_bad_input(content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
     with pytest.raises(BadInput, match="stdin cannot be read"):
+        list(regression().read("-"))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_a_pipe_or_a_closed_stdin_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "rows.csv")
+    with pytest.raises(BadInput, match=r"rows\.csv is a pipe") as caught:
+        list(regression().read(str(tmp_path / "rows.csv")))
+    assert "stdin" in caught.value.hint
+    os.mkfifo(tmp_path / "tensors.npz")
+    with pytest.raises(BadInput, match="is a pipe"):
+        list(PlainTensors().read(str(tmp_path / "tensors.npz")))
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(BadInput, match="stdin is closed"):
         list(regression().read("-"))

@@ -126,8 +126,11 @@ def _items(engine: Engine, sources: Sequence[str], texts: Sequence[str]) -> Iter
     if texts and not getattr(task, "takes_text", False):
         raise UsageError(f"the task {task.name} of this bundle reads no texts", hint="leave --text out")
     yield from ((text, text) for text in texts)
+    passed_over = getattr(task, "passed_over", None)
     for source in sources:
         try:
+            if passed_over and (note := passed_over(source)):
+                click.echo(f"{source}: {note}", err=True)
             yield from task.read(source)
         except KitError as error:
             yield source, error

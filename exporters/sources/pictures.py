@@ -117,7 +117,7 @@ def _task(found: Mapping[str, Any], labels: Sequence[str], shape: Sequence[int |
 
     return ImageClassification(
         labels=labels,
-        pipeline="imagenet@1",
+        pipeline="imagenet@2",
         mean=mean,
         std=std,
         resize=resize,

@@ -102,6 +102,9 @@ class Task(Protocol):
         files: What it needs beside its options, such as a tokenizer, by role.
         metrics: Names of metrics that suit it, the best first: the first that the data allow is the default bar.
 
+    A task whose `read` leaves things out may have a method `passed_over(argument) -> str` that says which: `kit predict` then
+    prints it beside the answers.
+
     A task that reads one output of several names it by an optional attribute or property `output`, which `check` finds:
     metrics then look at this output alone (`scored_output`).
     """

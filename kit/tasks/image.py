@@ -1,6 +1,6 @@
 """Image classification: a picture in, its class and a probability out.
 
-task = ImageClassification(labels=("cat", "dog"), pipeline="imagenet@1", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+task = ImageClassification(labels=("cat", "dog"), pipeline="imagenet@2", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 task.signature(shape=(3, 224, 224))  # raw uint8 pixels in: the normalisation belongs to the graph
 task.encode(["photo.jpg"])           # {"pixels": uint8 (1, 3, 224, 224)}
 """
@@ -11,7 +11,6 @@ import base64
 import dataclasses
 import io
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,9 +26,10 @@ from kit.tasks import pictures
 from kit.tasks.base import Prologue
 from kit.tasks.batches import as_input, batch_rank, stacked
 from kit.tasks.classification import METRICS, SCORES, Classes, Classifier
-from kit.tasks.images import PIXELS_ONLY, Crop, Source, check_pipeline, run_pipeline
+from kit.tasks.images import PIPELINES, PIXELS_ONLY, Crop, Source, check_pipeline, folders, run_pipeline
 from kit.tasks.images.layout import Layout, layout_of
 from kit.tasks.images.reading import open_picture
+from kit.tasks.inputs import stdin
 from kit.tensors import BATCH, Axis, Signature, Tensors, TensorSpec
 
 _ALWAYS = ("labels", "pipeline", "mean", "std")
@@ -52,7 +52,7 @@ class ImageClassification:
         channels_last: The graph takes [batch, height, width, channels].
         normalize_in_graph: Move mean and std into the graph, which then takes raw uint8; else `encode` gives floats.
         size: (height, width) of what the model sees, if its signature leaves them open.
-        resize: See kit.tasks.images.crop.Crop, for `imagenet@1`.
+        resize: See kit.tasks.images.crop.Crop, for `imagenet`.
         crop_pct: Likewise.
         interpolation: Likewise.
         colours: Order of three channels: one of COLOURS.
@@ -63,7 +63,7 @@ class ImageClassification:
     """
 
     labels: Sequence[str]
-    pipeline: str = "resize@1"
+    pipeline: str = "resize@2"
     mean: Sequence[float] = ()
     std: Sequence[float] = ()
     temperature: float = 1.0
@@ -185,14 +185,19 @@ class ImageClassification:
         """Give a picture, those of a folder, or one on stdin."""
         path = Path(argument)
         if argument == _STDIN:
-            yield _STDIN, sys.stdin.buffer.read()
+            yield _STDIN, stdin()
         elif path.is_dir():
-            found = pictures.below(path)
+            found = _below(path).pictures
             if not found:
-                raise PictureInvalid(f"{argument} holds no pictures", hint=pictures.LOOKED_FOR)
+                raise PictureInvalid(f"{argument} holds no pictures", hint=folders.LOOKED_FOR)
             yield from ((str(item), item) for item in found)
         else:
             yield argument, path
+
+    def passed_over(self, argument: str) -> str:
+        """Return what `read` leaves out of a folder, for people; empty if that is nothing."""
+        path = Path(argument)
+        return _below(path).describe_rest() if argument != _STDIN and path.is_dir() else ""
 
     def encode(self, items: Sequence[Any]) -> Tensors:
         """Return pixels of pictures: paths, encoded bytes, Pillow images, or arrays of the model's own shape.
@@ -286,7 +291,9 @@ class ImageClassification:
         if source is None:
             made = [pictures.drawn(seed) for seed in range(most)]
         elif source.is_dir():
-            made = [open_picture(path) for path in pictures.spread_over(pictures.everywhere(source), most)]
+            own_range = PIPELINES[self.pipeline].own_range
+            chosen = pictures.spread_over(pictures.everywhere(source), most)
+            made = [open_picture(path, own_range=own_range) for path in chosen]
         else:
             made = pictures.of_npz(source, most)
         return [_base64(picture) for picture in made]
@@ -315,6 +322,13 @@ class ImageClassification:
             f'scores = session.run(["{self._classifier.output}"], {{"{spec.name}": {shown}[np.newaxis]}})[0]\n'
             "print(labels[scores.argmax()])\n"
         )
+
+
+def _below(folder: Path) -> folders.Found:
+    try:
+        return folders.below(folder)
+    except OSError as error:
+        raise PictureInvalid(f"{error.filename or folder} cannot be read: {error.strerror or error}") from error
 
 
 def _core(spec: TensorSpec, signature: Signature) -> tuple[int | str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,11 @@ from kit.errors import BadInput, DatasetInvalid, PictureInvalid, UsageError
 from kit.samples import drawn_rows
 from kit.tasks.batches import MOST_BYTES, LabelledArrays
 from kit.tasks.classification import Classifier
-from kit.tasks.images import SUFFIXES
+from kit.tasks.images.folders import LOOKED_FOR, entries, is_picture, passed_over, walk
 from kit.tasks.tensors import arrays_of
 from kit.tensors import TensorSpec
 
-LOOKED_FOR = "looked for " + ", ".join(sorted(SUFFIXES))
-_NAMED = 3  # files named in a message, before "..."
+_NAMED = 3  # folders named in a message
 _LABELS = ("labels", "label", "y", "targets")
 _IMAGES = ("images", "pixels", "x", "pictures")
 
@@ -28,22 +27,13 @@ Values = Callable[[Any], NDArray[Any]]
 _Listed = list[tuple[Path, int | None]]
 
 
-def below(folder: Path) -> list[Path]:
-    """Return the pictures that lie right in a folder, sorted; those of its subfolders if there are none.
+def everywhere(folder: Path) -> list[Path]:
+    """Return the pictures in a folder and below it, sorted.
 
     Raises:
-        PictureInvalid: The folder cannot be read.
+        OSError: A folder cannot be read.
     """
-    try:
-        here = [path for path in sorted(folder.iterdir()) if _is_picture(path)]
-        return here or everywhere(folder)
-    except OSError as error:
-        raise PictureInvalid(f"{folder} cannot be read: {error.strerror or error}") from error
-
-
-def everywhere(folder: Path) -> list[Path]:
-    """Return the pictures in a folder and below it, sorted, without hidden ones and those that archives of macOS add."""
-    return [path for path in _walk(folder) if _is_picture(path)]
+    return [path for path in walk(folder) if is_picture(path)]
 
 
 def spread_over(paths: Sequence[Path], most: int) -> list[Path]:
@@ -64,7 +54,7 @@ def read_folder(folder: Path, classifier: Classifier, values: Values) -> Labelle
         raise DatasetInvalid(f"{folder} cannot be read: {error.strerror or error}") from error
     if not listed:
         raise DatasetInvalid(f"{folder} holds no pictures", hint=LOOKED_FOR)
-    notes = _notes(passed, "that are no pictures of a class")
+    notes = [passed_over(passed, "that are no pictures of a class")] if passed else []
     first = next((array for path, _ in listed if (array := _value(path, values)) is not None), None)
     total = len(listed)
     if first is not None and total * first.nbytes > MOST_BYTES:
@@ -73,7 +63,7 @@ def read_folder(folder: Path, classifier: Classifier, values: Values) -> Labelle
         notes.append(f"{len(listed):,} of {total:,} pictures, drawn by seed 0")
     made = [(path, label, _value(path, values)) for path, label in listed]
     unreadable = [path for path, _, array in made if array is None]
-    notes += _notes(unreadable, "that cannot be read")
+    notes += [passed_over(unreadable, "that cannot be read")] if unreadable else []
     read = [(label, array) for _, label, array in made if array is not None]
     if not read:
         raise DatasetInvalid(f"no picture in {folder} can be read, such as {unreadable[0].name}")
@@ -87,16 +77,16 @@ def read_folder(folder: Path, classifier: Classifier, values: Values) -> Labelle
 
 def _listed(folder: Path, classifier: Classifier) -> tuple[_Listed, list[Path]]:
     """Return pictures with their labels, None if the folder has no classes, and what is passed over."""
-    entries = [path for path in sorted(folder.iterdir()) if not _is_hidden(path)]
-    classes = {path: classifier.named(path.name) for path in entries if path.is_dir()}
+    inside = entries(folder)
+    classes = {path: classifier.named(path.name) for path in inside if path.is_dir()}
     known = {path: label for path, label in classes.items() if label is not None}
     if known:
         listed: _Listed = [(path, label) for one, label in known.items() for path in everywhere(one)]
         taken = {path for path, _ in listed}
-        return listed, [path for path in _walk(folder) if path not in taken]
-    if any(_is_picture(path) for path in entries):
-        listed = [(path, None) for path in entries if _is_picture(path)]
-        return listed, [path for path in entries if not _is_picture(path)]
+        return listed, [path for path in walk(folder) if path not in taken]
+    if any(is_picture(path) for path in inside):
+        listed = [(path, None) for path in inside if is_picture(path)]
+        return listed, [path for path in inside if not is_picture(path)]
     if any(everywhere(path) for path in classes):
         names = ", ".join(path.name for path in list(classes)[:_NAMED])
         raise DatasetInvalid(
@@ -111,13 +101,6 @@ def _value(path: Path, values: Values) -> NDArray[Any] | None:
         return values(path)
     except PictureInvalid:
         return None
-
-
-def _notes(paths: Sequence[Path], why: str) -> list[str]:
-    if not paths:
-        return []
-    names = ", ".join(path.name for path in paths[:_NAMED]) + (", ..." if len(paths) > _NAMED else "")
-    return [f"{len(paths):,} file{'' if len(paths) == 1 else 's'} passed over {why} ({names})"]
 
 
 def read_npz(path: Path, classifier: Classifier, spec: TensorSpec, values: Values) -> LabelledArrays:
@@ -178,22 +161,3 @@ def drawn(seed: int) -> Image.Image:
     pixels[12:84, 40 + 8 * seed : 56 + 8 * seed] = rng.integers(0, 120, 3)
     pixels[40 + 4 * seed : 52 + 4 * seed, 24:104] = rng.integers(0, 120, 3)
     return Image.fromarray(pixels)
-
-
-def _is_hidden(path: Path) -> bool:
-    return path.name.startswith((".", "__"))
-
-
-def _is_picture(path: Path) -> bool:
-    return not _is_hidden(path) and path.suffix.lower() in SUFFIXES and path.is_file()
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """Give the files below a folder, sorted, without hidden folders and files."""
-    for path in sorted(folder.iterdir()):
-        if _is_hidden(path):
-            continue
-        if path.is_dir() and not path.is_symlink():
-            yield from _walk(path)
-        elif path.is_file():
-            yield path

@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from kit.errors import BadInput
 from kit.system import packages
+from kit.tasks.inputs import refuse_special, stdin
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt")
 STDIN = "-"
@@ -21,11 +21,12 @@ def rows_of(source: Path | str) -> Iterator[dict[str, Any]]:
     """Give the rows of a file as values by column; a line of a .txt is `{"text": line}`; `-` is CSV or JSON lines on stdin.
 
     Raises:
-        BadInput: There is no such file, or it is not what its suffix says.
+        BadInput: There is no such file, it is a pipe, or it is not what its suffix says.
     """
     if str(source) == STDIN:
+        content = io.BytesIO(stdin())
         try:
-            yield from _of_text(sys.stdin.read().removeprefix("\ufeff"))
+            yield from _of_text(io.TextIOWrapper(content, encoding="utf-8-sig").read())
         except (UnicodeDecodeError, csv.Error) as error:
             raise BadInput(f"stdin cannot be read: {error}", hint="give UTF-8: CSV or JSON lines") from error
         return
@@ -33,6 +34,7 @@ def rows_of(source: Path | str) -> Iterator[dict[str, Any]]:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise BadInput(f"{path} is no table", hint=f"give a file that ends in {', '.join(SUFFIXES)}")
+    refuse_special(path)
     try:
         if suffix == ".parquet":
             yield from _of_parquet(path)

@@ -16,6 +16,7 @@ from kit.errors import BadInput, DatasetInvalid, UsageError
 from kit.samples import Samples
 from kit.system.npz import open_npz
 from kit.tasks.base import Prediction, Prologue
+from kit.tasks.inputs import refuse_special
 from kit.tensors import Signature, Tensors
 
 _TARGET = "target."
@@ -119,9 +120,10 @@ def arrays_of(path: Path, signature: Signature | None = None) -> dict[str, NDArr
         signature: Whose dtypes the lists of a .json file take; without it, those that numpy gives them.
 
     Raises:
-        BadInput: There is no such file, or it holds something else.
+        BadInput: There is no such file, it is a pipe, or it holds something else.
     """
     suffix = path.suffix.lower()
+    refuse_special(path)
     try:
         if suffix == ".json":
             return _of_json(json.loads(path.read_bytes()), signature)

@@ -28,14 +28,18 @@ from numpy.typing import NDArray
 from kit.errors import DatasetInvalid, DatasetUnavailable, PictureInvalid, StorageUnavailable, UsageError
 from kit.lab.blueprint import Normalization
 from kit.lab.data import listing
-from kit.lab.data.listing import Picture
+from kit.lab.data.listing import Listing, Picture
 from kit.lab.data.sets import DATASETS, Dataset, DatasetInfo, Split
 from kit.system import files
 from kit.tasks.images import to_pixels
+from kit.tasks.images.folders import FIRST_SUFFIXES, SUFFIXES
 
 PREFIX = "folder:"
-PIPELINE = "resize@1"
+PIPELINE = "resize@2"
 SHAPE = (28, 28)
+
+_SUFFIXES = {PIPELINE: SUFFIXES, "resize@1": FIRST_SUFFIXES}
+"""Of the pictures that a recorded name stands for, by the pipeline that is part of its hash, the newest first."""
 
 _NAME = re.compile(re.escape(PREFIX) + r"(?P<stem>[A-Za-z0-9][A-Za-z0-9._-]*)@(?P<hash>[0-9a-f]{8})")
 _LEAST_STD = 0.01  # images of one grey are no reason to divide by nothing
@@ -90,21 +94,27 @@ def load(folder: Path, *, keep: bool = False, on_share: Callable[[float], None] 
         DatasetInvalid: It is laid out otherwise, or holds images that cannot be read, which are named.
     """
     found = listing.read(folder, on_share=lambda share: on_share(_HASHING_SHARE * share))
-    # what decides the pixels belongs to the name, as the contents do
-    name = f"{PREFIX}{stem(str(folder))}@{_short(found.sha256(), PIPELINE, str(SHAPE))}"
-    dataset = _kept(name)
-    if dataset is None:
-        pixels = _decode(folder, found.pictures, lambda share: on_share(_HASHING_SHARE + 0.9 * share))
-        labels = np.array([one.label for one in found.pictures], np.int64)
-        test = np.array([bool(one.test) for one in found.pictures])
-        train, held_out = (Split(pixels[chosen], labels[chosen]) for chosen in (~test, test))
-        dataset = Dataset(info=_info(name, found.labels, train), train=train, test=held_out)
+    dataset = _read(folder, found, PIPELINE, on_share)
     notes = list(found.notes)
     if keep and not _keep(dataset):
         notes.append(
             f"the images could not be kept in {kept_dir()}: kit export and bench will need --data-dir {folder}"
         )
     return Dataset(info=dataset.info, train=dataset.train, test=dataset.test, notes=tuple(notes))
+
+
+def _read(folder: Path, found: Listing, pipeline: str, on_share: Callable[[float], None]) -> Dataset:
+    """Return what a folder holds as pixels: the kept ones, or those that the pipeline makes now."""
+    # what decides the pixels belongs to the name, as the contents do
+    name = f"{PREFIX}{stem(str(folder))}@{_name_hash(found, pipeline)}"
+    dataset = _kept(name)
+    if dataset is None:
+        pixels = _decode(folder, found.pictures, pipeline, lambda share: on_share(_HASHING_SHARE + 0.9 * share))
+        labels = np.array([one.label for one in found.pictures], np.int64)
+        test = np.array([bool(one.test) for one in found.pictures])
+        train, held_out = (Split(pixels[chosen], labels[chosen]) for chosen in (~test, test))
+        dataset = Dataset(info=_info(name, found.labels, train, pipeline), train=train, test=held_out)
+    return dataset
 
 
 def load_recorded(name: str, data_dir: Path | None, *, on_share: Callable[[float], None] = lambda _: None) -> Dataset:
@@ -129,14 +139,17 @@ def load_recorded(name: str, data_dir: Path | None, *, on_share: Callable[[float
             f"the images that {name!r} stands for are not on this machine",
             hint="say where they are: --data-dir FOLDER, with a subfolder of images for each class",
         )
-    found = load(given, on_share=on_share)
-    if _hash(found.name) != _hash(name):
-        raise DatasetInvalid(
-            f"{given} does not hold the images of {name!r}: it is another folder, or files were added, removed or altered",
-            hint=f"train on what it holds now: kit train --dataset {given}",
-        )
-    # the folder may have been renamed
-    return Dataset(info=_info(name, found.info.labels, found.train), train=found.train, test=found.test)
+    for pipeline, suffixes in _SUFFIXES.items():
+        found = listing.read(given, suffixes=suffixes, on_share=lambda share: on_share(_HASHING_SHARE * share))
+        if _name_hash(found, pipeline) == _hash(name):
+            dataset = _read(given, found, pipeline, on_share)
+            # the folder may have been renamed
+            info = _info(name, found.labels, dataset.train, pipeline)
+            return Dataset(info=info, train=dataset.train, test=dataset.test)
+    raise DatasetInvalid(
+        f"{given} does not hold the images of {name!r}: it is another folder, or files were added, removed or altered",
+        hint=f"train on what it holds now: kit train --dataset {given}",
+    )
 
 
 def is_here(name: str, data_dir: Path | None) -> bool:
@@ -168,17 +181,23 @@ def _short(*parts: str) -> str:
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:8]
 
 
+def _name_hash(found: Listing, pipeline: str) -> str:
+    return _short(found.sha256(), pipeline, str(SHAPE))
+
+
 def _hash(name: str) -> str:
     return name.rpartition("@")[2]
 
 
-def _decode(folder: Path, pictures: tuple[Picture, ...], on_share: Callable[[float], None]) -> NDArray[np.uint8]:
+def _decode(
+    folder: Path, pictures: tuple[Picture, ...], pipeline: str, on_share: Callable[[float], None]
+) -> NDArray[np.uint8]:
     """Run every image through the pipeline, or name those that cannot be."""
     pixels = np.zeros((len(pictures), *SHAPE), np.uint8)
     problems: list[tuple[Path, str]] = []
     for number, one in enumerate(pictures):
         try:
-            pixels[number] = to_pixels(one.path, pipeline=PIPELINE, shape=SHAPE)
+            pixels[number] = to_pixels(one.path, pipeline=pipeline, shape=SHAPE)
         except PictureInvalid as error:
             problems.append((one.path, str(error).removeprefix(str(one.path)).strip()))
         on_share((number + 1) / len(pictures))
@@ -186,13 +205,13 @@ def _decode(folder: Path, pictures: tuple[Picture, ...], on_share: Callable[[flo
     return pixels
 
 
-def _info(name: str, labels: tuple[str, ...], train: Split) -> DatasetInfo:
+def _info(name: str, labels: tuple[str, ...], train: Split, pipeline: str) -> DatasetInfo:
     scaled_mean, scaled_std = float(train.images.mean()) / 255, float(train.images.std()) / 255
     return DatasetInfo(
         name=name,
         folder="",
         labels=labels,
-        pipeline=PIPELINE,
+        pipeline=pipeline,
         normalization=Normalization(mean=round(scaled_mean, 4), std=max(round(scaled_std, 4), _LEAST_STD)),
         golden=name,
         licence=f"images of the folder {stem(name)}, licence not stated",
@@ -217,6 +236,7 @@ def _keep(dataset: Dataset) -> bool:
     np.savez_compressed(
         buffer,
         names=np.array(dataset.info.labels),
+        pipeline=np.array(dataset.info.pipeline),
         train_images=dataset.train.images,
         train_labels=dataset.train.labels,
         test_images=dataset.test.images,
@@ -234,6 +254,9 @@ def _kept(name: str) -> Dataset | None:
             labels = tuple(str(label) for label in arrays["names"])
             train = Split(arrays["train_images"], arrays["train_labels"])
             test = Split(arrays["test_images"], arrays["test_labels"])
-            return Dataset(info=_info(name, labels, train), train=train, test=test)
+            pipeline = (
+                str(arrays["pipeline"]) if "pipeline" in arrays else "resize@1"
+            )  # the first, which was not written
+            return Dataset(info=_info(name, labels, train, pipeline), train=train, test=test)
     except (OSError, ValueError, KeyError, EOFError, UsageError, zipfile.BadZipFile, zlib.error):
         return None

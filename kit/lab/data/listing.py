@@ -4,21 +4,21 @@ Splits are FOLDER/train/CLASS and FOLDER/test/CLASS (or val/); without them abou
 testing, by a hash of each file's content: files that are added, renamed or moved within a class move no other, and copies of a
 picture never stand on both sides.
 
-Below a class folders may be nested, and links are followed. Hidden files, and files whose suffix is no picture's, are
-skipped and counted.
+Below a class folders may be nested, and links are followed. What is hidden counts for nothing; files that are no pictures are
+passed over, and that is said (kit/tasks/images/folders.py has the rules).
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from kit.errors import DatasetInvalid
-from kit.tasks.images import SUFFIXES
+from kit.tasks.images import folders
+from kit.tasks.images.folders import SUFFIXES
 
 TEST_SHARE = 0.2
 LEAST_IMAGES = 5
@@ -57,22 +57,30 @@ def holds_classes(folder: Path, *, nested: bool = True) -> bool:
     try:
         inside = _subfolders(folder)
         inside |= _subfolders(inside[_TRAIN]) if _TRAIN in inside else {}
-        return any(_is_picture(path) for one in inside.values() for path in (_walk(one) if nested else _entries(one)))
+        return any(
+            folders.is_picture(path) for one in inside.values() for path in (_walk(one) if nested else _entries(one))
+        )
     except DatasetInvalid:
         return False
 
 
-def read(folder: Path, *, on_share: Callable[[float], None] = lambda _: None) -> Listing:
+def read(
+    folder: Path,
+    *,
+    suffixes: frozenset[str] = SUFFIXES,
+    on_share: Callable[[float], None] = lambda _: None,
+) -> Listing:
     """List a folder and hash its files.
 
     Args:
         folder: Holds a subfolder for each class, or train/ and test/ that do.
+        suffixes: Of pictures.
         on_share: Told the share that is done, 0 to 1.
 
     Raises:
         DatasetInvalid: No classes or only one, too few images in one, or files that cannot be read.
     """
-    labels, found, notes = _list(folder)
+    labels, found, notes = _list(folder, suffixes)
     pictures = _hashed(found, on_share)
     if any(one.test is None for one in pictures):
         pictures = _split_by_content(pictures)
@@ -94,7 +102,7 @@ def refuse(folder: Path, problems: list[tuple[Path, str]]) -> None:
     )
 
 
-def _list(folder: Path) -> tuple[tuple[str, ...], list[Picture], list[str]]:
+def _list(folder: Path, suffixes: frozenset[str]) -> tuple[tuple[str, ...], list[Picture], list[str]]:
     """Return the labels, the pictures that are there, and notes on what is not taken."""
     subfolders = _subfolders(folder)
     splits, notes = _splits(subfolders)
@@ -103,25 +111,24 @@ def _list(folder: Path) -> tuple[tuple[str, ...], list[Picture], list[str]]:
     labels = tuple(_subfolders(roots[0][0]))
     _check_names(labels)
     pictures: list[Picture] = []
-    skipped: list[str] = []
+    rest: list[Path] = []
     for root, test in roots:
-        skipped += [path.name for path in _entries(root) if not path.is_dir()]
+        rest += [path for path in _entries(root) if not path.is_dir()]
         for name, one in _subfolders(root).items():
             if name not in labels:
                 raise DatasetInvalid(
                     f"{one} is a class that {roots[0][0]} does not have", hint=f"known classes: {', '.join(labels)}"
                 )
             for path in _walk(one):
-                if _is_picture(path):
+                if folders.is_picture(path, suffixes):
                     pictures.append(Picture(path, labels.index(name), test))
                 else:
-                    skipped.append(path.name)
+                    rest.append(path)
     _check_counts(roots[0][0], labels, pictures)
     if splits and not any(one.test for one in pictures):
         raise DatasetInvalid(f"{folder} has a folder of test images without images in it", hint="fill or remove it")
-    if skipped:
-        shown = ", ".join(sorted(skipped)[:3]) + (", ..." if len(skipped) > 3 else "")
-        notes.append(f"{len(skipped):,} file(s) skipped that are no images of a class ({shown})")
+    if rest:
+        notes.append(folders.passed_over(rest, "that are no pictures of a class"))
     return labels, pictures, notes
 
 
@@ -226,37 +233,24 @@ def _copies(pictures: list[Picture]) -> Iterator[str]:
         yield f"{several:,} image(s) stand in more than one class"
 
 
-def _is_picture(path: Path) -> bool:
-    """Whether it is to be read; a link that leads nowhere is, and is then reported with what else cannot be."""
-    named = path.name[0] != "." and path.suffix.lower() in SUFFIXES
-    return named and (path.is_file() or not path.exists())
-
-
 def _subfolders(folder: Path) -> dict[str, Path]:
     """Return the subfolders by name, sorted as ImageFolder sorts them, without hidden ones and those of tools."""
-    return {path.name: path for path in _entries(folder) if not path.name.startswith((".", "__")) and path.is_dir()}
+    return {path.name: path for path in _entries(folder) if path.is_dir()}
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Give the files below a folder, links followed, each folder once and hidden ones not at all."""
-    seen: set[str] = set()
-    waiting = [folder]
-    while waiting:
-        here = waiting.pop()
-        real = os.path.realpath(here)
-        if real in seen:  # a link to a folder above
-            continue
-        seen.add(real)
-        for path in _entries(here):
-            if path.is_dir():
-                if path.name[0] != ".":
-                    waiting.append(path)
-            else:
-                yield path
+    try:
+        yield from folders.walk(folder)
+    except OSError as error:
+        raise _invalid(folder, error) from error
 
 
 def _entries(folder: Path) -> list[Path]:
     try:
-        return sorted(folder.iterdir())
+        return folders.entries(folder)
     except OSError as error:
-        raise DatasetInvalid(f"{folder} cannot be read: {error.strerror or error}") from error
+        raise _invalid(folder, error) from error
+
+
+def _invalid(folder: Path, error: OSError) -> DatasetInvalid:
+    return DatasetInvalid(f"{error.filename or folder} cannot be read: {error.strerror or error}")

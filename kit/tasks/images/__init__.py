@@ -3,11 +3,12 @@
 A pipeline's name travels in the bundle, which so keeps its preprocessing. A change that alters results gets a new version; the
 old one stays. Knows Pillow and numpy, nothing of models.
 
-    pixels = to_pixels("photo.jpg", pipeline="mnist-ink@2", shape=(28, 28))  # uint8 (28, 28)
+    pixels = to_pixels("photo.jpg", pipeline="mnist-ink@3", shape=(28, 28))  # uint8 (28, 28)
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from PIL import Image
 
 from kit.errors import BundleInvalid, UsageError
 from kit.tasks.images.crop import Crop, imagenet
+from kit.tasks.images.folders import SUFFIXES
 from kit.tasks.images.ink import LARGEST_SIDE, ink_pixels
 from kit.tasks.images.layout import Layout, layout_of
 from kit.tasks.images.plain import Pixels, mnist_ink, place_by_mass, resize
@@ -34,9 +36,6 @@ __all__ = [
     "to_pixels",
 ]
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
-"""What a folder of pictures is searched for."""
-
 PIXELS_ONLY = ""
 """Pipeline of a model that takes no pictures."""
 
@@ -50,11 +49,13 @@ class Pipeline:
             channels last if they are more than one.
         least_side: Resolution it needs: larger JPEG files are decoded smaller. None: no limit.
         colours: Whether it makes more than grey.
+        own_range: Whether greys of more than 8 bits are scaled from their own range; see `open_picture`.
     """
 
     run: Callable[[Image.Image, tuple[int, int], str, Crop], Pixels]
     least_side: int | None = None
     colours: bool = False
+    own_range: bool = False
 
 
 PIPELINES = {
@@ -62,6 +63,11 @@ PIPELINES = {
     "mnist-ink@2": Pipeline(run=lambda image, shape, _mode, _crop: ink_pixels(image, shape), least_side=LARGEST_SIDE),
     "resize@1": Pipeline(run=lambda image, shape, mode, _crop: resize(image, shape, mode), colours=True),
     "imagenet@1": Pipeline(run=imagenet, colours=True),
+}
+# The newest versions differ from those before in the greys of more than 8 bits alone.
+PIPELINES |= {
+    newest: dataclasses.replace(PIPELINES[before], own_range=True)
+    for newest, before in (("mnist-ink@3", "mnist-ink@2"), ("resize@2", "resize@1"), ("imagenet@2", "imagenet@1"))
 }
 
 
@@ -80,7 +86,7 @@ def to_pixels(
         pipeline: Name in PIPELINES.
         shape: (height, width), (channels, height, width) or (height, width, channels) of the result.
         channels_last: Decides if both ends of the shape could be channels.
-        crop: How `imagenet@1` scales.
+        crop: How `imagenet` scales.
 
     Returns:
         uint8 of that shape.
@@ -103,7 +109,7 @@ def to_pixels(
 def run_pipeline(source: Source, pipeline: str, layout: Layout, crop: Crop) -> Pixels:
     """Read a picture and run a pipeline that was checked for the layout, whose height and width are known."""
     chosen = PIPELINES[pipeline]
-    picture = open_picture(source, least_side=chosen.least_side)
+    picture = open_picture(source, least_side=chosen.least_side, own_range=chosen.own_range)
     return layout.arrange(chosen.run(picture, (layout.height or 1, layout.width or 1), layout.mode, crop))
 
 
@@ -120,5 +126,5 @@ def check_pipeline(pipeline: str, layout: Layout) -> None:
     if layout.channels > 1 and not PIPELINES[pipeline].colours:
         raise UsageError(
             f"the pipeline {pipeline!r} makes grey pictures, the model takes {layout.channels} channels",
-            hint='use pipeline="imagenet@1" or "resize@1", or "" for a model that takes pixels only',
+            hint='use pipeline="imagenet@2" or "resize@2", or "" for a model that takes pixels only',
         )

@@ -1,4 +1,4 @@
-"""`imagenet@1`: scale, then cut out the middle, as torchvision's and timm's transforms do it for pictures of Pillow."""
+"""`imagenet`: scale, then cut out the middle, as torchvision's and timm's transforms do it for pictures of Pillow."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ INTERPOLATIONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Crop:
-    """How `imagenet@1` scales before it cuts.
+    """How `imagenet` scales before it cuts.
 
     Attributes:
         resize: Pixels of the shorter side, as torchvision's `Resize(256)`; or (height, width), whatever the proportions, as

@@ -1,4 +1,4 @@
-"""`mnist-ink@2`: a drawing, or a photograph of one, becomes what MNIST holds.
+"""`mnist-ink@2` and `@3`: a drawing, or a photograph of one, becomes what MNIST holds.
 
 1. Grey: alpha is laid on the opposite of what is drawn; at most 640 pixels a side.
 2. Even light: which of the two is ink, and what the light alone would show, follow from the picture (kit.tasks.images.light).

@@ -1,4 +1,4 @@
-"""The pipelines that ask for a clean drawing (`mnist-ink@1`) or for nothing at all (`resize@1`)."""
+"""The pipelines that ask for a clean drawing (`mnist-ink@1`) or for nothing at all (`resize`)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def mnist_ink(image: Image.Image, shape: tuple[int, int]) -> Pixels:
 
 
 def resize(image: Image.Image, shape: tuple[int, int], mode: str = "L") -> Pixels:
-    """`resize@1`: scaled to the shape, whatever the proportions; transparent ground becomes black, polarity stays."""
+    """`resize`: scaled to the shape, whatever the proportions; transparent ground becomes black, polarity stays."""
     if image.mode == "RGBA" and mode != "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
     scaled = image.convert(mode).resize((shape[1], shape[0]), Image.Resampling.BICUBIC)
