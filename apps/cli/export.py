@@ -59,7 +59,7 @@ _UNUSED = (None, ())
     help="Pictures: subtracted from each channel of 0 to 1, inside the graph.",
 )
 @click.option("--std", type=typed.Numbers(), metavar="X,Y,Z", help="Pictures: divides each channel after that.")
-@click.option("--pipeline", metavar="NAME", help="Pictures: how one becomes pixels, such as imagenet@1 or resize@1.")
+@click.option("--pipeline", metavar="NAME", help="Pictures: how one becomes pixels, such as imagenet@2 or resize@2.")
 @click.option(
     "--size",
     type=typed.PictureSize(),
