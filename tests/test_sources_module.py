@@ -552,14 +552,14 @@ def test_infinite_answers_are_answers(tmp_path: Path) -> None:
 
 def test_arrays_of_any_layout_and_byte_order_are_examples_and_inputs() -> None:
     rows = np.random.default_rng(0).random((4, 3), np.float32)
-    with open_source(nn.Linear(3, 2).eval(), inputs={"input": rows[:, ::-1]}) as original:
-        name = original.signature.inputs[0].name
-        expected = original.answer({name: np.ascontiguousarray(rows[:, ::-1])})["output"]
-        for given in (rows[:, ::-1], np.asfortranarray(rows[:, ::-1])):
-            assert np.array_equal(original.answer({name: given})["output"], expected)
-        assert len(original.answer({name: rows[:1][::-1]})["output"]) == 1
-    with open_source(nn.Linear(3, 2).eval(), inputs={"input": rows.astype(">f4")}) as original:
-        assert original.signature.inputs[0].dtype == "float32"
+    original = open_source(nn.Linear(3, 2).eval(), inputs={"input": rows[:, ::-1]})
+    name = original.signature.inputs[0].name
+    expected = original.answer({name: np.ascontiguousarray(rows[:, ::-1])})["output"]
+    for given in (rows[:, ::-1], np.asfortranarray(rows[:, ::-1])):
+        assert np.array_equal(original.answer({name: given})["output"], expected)
+    assert len(original.answer({name: rows[:1][::-1]})["output"]) == 1
+    foreign = open_source(nn.Linear(3, 2).eval(), inputs={"input": rows.astype(">f4")})
+    assert foreign.signature.inputs[0].dtype == "float32"
 
 
 def test_an_example_that_is_no_array_of_numbers_is_named() -> None:

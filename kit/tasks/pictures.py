@@ -15,7 +15,7 @@ from kit.errors import BadInput, DatasetInvalid, PictureInvalid, UsageError
 from kit.samples import drawn_rows
 from kit.tasks.batches import MOST_BYTES, LabelledArrays
 from kit.tasks.classification import Classifier
-from kit.tasks.images.folders import LOOKED_FOR, entries, is_picture, passed_over, walk
+from kit.tasks.images.folders import LOOKED_FOR, OF_NO_CLASS, UNREADABLE, entries, is_picture, passed_over, walk
 from kit.tasks.tensors import arrays_of
 from kit.tensors import TensorSpec
 
@@ -54,7 +54,7 @@ def read_folder(folder: Path, classifier: Classifier, values: Values) -> Labelle
         raise DatasetInvalid(f"{folder} cannot be read: {error.strerror or error}") from error
     if not listed:
         raise DatasetInvalid(f"{folder} holds no pictures", hint=LOOKED_FOR)
-    notes = [passed_over(passed, "that are no pictures of a class")] if passed else []
+    notes = [passed_over(passed, OF_NO_CLASS)] if passed else []
     first = next((array for path, _ in listed if (array := _value(path, values)) is not None), None)
     total = len(listed)
     if first is not None and total * first.nbytes > MOST_BYTES:
@@ -63,7 +63,7 @@ def read_folder(folder: Path, classifier: Classifier, values: Values) -> Labelle
         notes.append(f"{len(listed):,} of {total:,} pictures, drawn by seed 0")
     made = [(path, label, _value(path, values)) for path, label in listed]
     unreadable = [path for path, _, array in made if array is None]
-    notes += [passed_over(unreadable, "that cannot be read")] if unreadable else []
+    notes += [passed_over(unreadable, UNREADABLE)] if unreadable else []
     read = [(label, array) for _, label, array in made if array is not None]
     if not read:
         raise DatasetInvalid(f"no picture in {folder} can be read, such as {unreadable[0].name}")

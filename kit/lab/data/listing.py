@@ -128,7 +128,7 @@ def _list(folder: Path, suffixes: frozenset[str]) -> tuple[tuple[str, ...], list
     if splits and not any(one.test for one in pictures):
         raise DatasetInvalid(f"{folder} has a folder of test images without images in it", hint="fill or remove it")
     if rest:
-        notes.append(folders.passed_over(rest, "that are no pictures of a class"))
+        notes.append(folders.passed_over(rest, folders.OF_NO_CLASS))
     return labels, pictures, notes
 
 

@@ -22,7 +22,11 @@ SUFFIXES = FIRST_SUFFIXES | {".apng", ".avif", ".jfif", ".jpe", ".pbm", ".pgm", 
 """What a folder of pictures is searched for."""
 
 LOOKED_FOR = "looked for " + ", ".join(sorted(SUFFIXES))
-NO_PICTURES = "that are no pictures kit reads"
+
+NO_PICTURES = ("that is no picture kit reads", "that are no pictures kit reads")
+OF_NO_CLASS = ("that is no picture of a class", "that are no pictures of a class")
+UNREADABLE = ("that cannot be read", "that cannot be read")
+"""Why files are passed over: of one, and of several."""
 
 _NAMED = 3  # files named in a message, before "..."
 
@@ -98,9 +102,9 @@ def is_picture(path: Path, suffixes: frozenset[str] = SUFFIXES) -> bool:
         return True
 
 
-def passed_over(paths: Sequence[Path], why: str) -> str:
+def passed_over(paths: Sequence[Path], why: tuple[str, str]) -> str:
     """Return `passed over 2 files that are no pictures kit reads: e.heic, notes.txt`."""
-    return f"passed over {_counted(paths, 'file')} {why}: {_names(paths)}"
+    return f"passed over {_counted(paths, 'file')} {why[len(paths) > 1]}: {_names(paths)}"
 
 
 def _counted(paths: Sequence[Path], noun: str) -> str:
