@@ -88,6 +88,42 @@ def test_gates_that_are_put_together_in_each_call_are_put_together_once() -> Non
     assert np.array_equal(run(graph, x=x), before)
 
 
+def test_a_constant_of_the_users_own_is_not_taken_for_a_computed_one() -> None:
+    graph = graph_of(
+        """g (float[4, n, 3] x) => (float[4, 1, n, 5] y) {
+            whole = Unsqueeze(w, zero)  seen = LSTM<hidden_size = 5>(x, whole, r)  y = Mul(seen, own) }""",
+        w=floats(20, 3),
+        r=floats(1, 20, 5),
+        zero=np.array([0]),
+        own=np.array([2], np.float32),
+    )
+    names.renamed(graph.model, {"own": "whole.constant"})
+    x = floats(4, 2, 3)
+    before = run(graph, x=x)
+    gates(graph)
+    assert sorted(graph.constants) == ["r", "whole.constant", "whole.constant_"]
+    assert np.array_equal(run(graph, x=x), before)
+
+
+def test_gates_that_are_made_of_themselves_stay_and_end_the_walk() -> None:
+    loop = [helper.make_node("Identity", ["a"], ["b"]), helper.make_node("Identity", ["b"], ["a"])]
+    layer = helper.make_node("LSTM", ["x", "a", "r"], ["y"], hidden_size=5)
+    graph = Graph(helper.make_model(helper.make_graph([*loop, layer], "g", [], [])))
+    gates(graph)
+    assert kinds(graph) == ["Identity", "Identity", "LSTM"]
+
+
+def test_a_long_chain_of_moves_is_walked_to_its_end() -> None:
+    steps = [helper.make_node("Identity", [f"w{place}"], [f"w{place + 1}"]) for place in range(2000)]
+    layer = helper.make_node("LSTM", ["x", "w2000", "r"], ["y"], hidden_size=5)
+    weight = numpy_helper.from_array(floats(1, 20, 3), "w0")
+    inside = helper.make_graph([*steps, layer], "g", [], [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)])
+    inside.initializer.append(weight)
+    graph = Graph(helper.make_model(inside, opset_imports=[helper.make_opsetid("", 20)]))
+    gates(graph)
+    assert kinds(graph) == ["LSTM"]
+
+
 def test_gates_that_are_computed_of_an_input_stay() -> None:
     graph = graph_of(
         """g (float[4, n, 3] x, float[20, 3] w) => (float[4, 1, n, 5] y) {
@@ -179,6 +215,23 @@ def test_what_is_cut_away_is_not_computed() -> None:
     move_in(graph, batch="batch")
     assert kinds(graph) == ["Slice", "Cast", "Flatten", "Gemm"]
     assert np.allclose(run(graph, pixels=pixels), before, atol=1e-5)
+
+
+def test_names_that_a_rule_gives_make_way_for_the_models_own() -> None:
+    text = """g (uint8[batch, 6, 6] x) => (float[batch, m] y) {
+        a = Cast<to = 1>(x)  b = Mul(a, scale)  c = Slice(b, one, five, first)  f = Reshape(c, shape)
+        d = Gemm(f, w, bias)  e = Relu(d)  y = Mul(e, own) }"""
+    integers = {"one": [1], "five": [5], "first": [1], "shape": [-1, 24]}
+    given = {name: np.array(values) for name, values in integers.items()}
+    own = np.array([3], np.float32)
+    graph = graph_of(text, scale=SCALE, w=floats(24, 3), bias=floats(3), **given, own=own)
+    names.renamed(graph.model, {"own": "x.starts", "e": "x.cropped"})
+    x = RNG.integers(0, 256, (5, 6, 6), dtype=np.uint8)
+    before = run(graph, x=x)
+    move_in(graph, batch="batch")
+    onnx.checker.check_model(graph.model, full_check=True)
+    assert kinds(graph)[0] == "Slice"
+    assert np.allclose(run(graph, x=x), before, atol=1e-4)
 
 
 def convolution(channels: int = 3, *, attributes: str = "", groups: int = 1, bias: bool = True) -> Graph:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import helper
 
+from exporters.graph.names import free, taken
 from exporters.graph.rules import LAYERS, Layer, initializers, is_plain, uses
 
 _MOVES = ("Slice", "Reshape", "Flatten", "Transpose", "Split", "Pad", "Concat")
@@ -44,8 +45,9 @@ def doors(model: onnx.ModelProto, kept: tuple[Layer, ...]) -> list[Door]:
 
 
 def _from_cast(model: onnx.ModelProto, cast: str, stays_float: set[str]) -> Door | None:
-    tensor = cast
-    while True:
+    tensor, seen = cast, set[str]()
+    while tensor not in seen:
+        seen.add(tensor)
         readers = [node for node in model.graph.node if tensor in node.input]
         if len(readers) != 1:
             return None
@@ -56,6 +58,7 @@ def _from_cast(model: onnx.ModelProto, cast: str, stays_float: set[str]) -> Door
         if reader.op_type not in _MOVES or reader.input[0] != tensor:
             return None
         tensor = str(reader.output[0])
+    return None
 
 
 def read_as_quantized(model: onnx.ModelProto, door: Door) -> None:
@@ -96,7 +99,7 @@ def add_last_bias(model: onnx.ModelProto, output: str) -> None:
     bias = last.input[2]
     place = list(graph.node).index(last) + 1 if uses(model, output) else len(graph.node)
     del last.input[2:]
-    last.output[0] = f"{output}.product"
+    last.output[0] = free(f"{output}.product", taken(model))
     graph.node.insert(place, helper.make_node("Add", [last.output[0], bias], [output]))
 
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from exporters.graph.files import array_of
+from exporters.graph.names import free, taken
 from exporters.graph.rules import assign, drop_unused_initializers, follow, initializers, opset_of, uses
 
 Values = NDArray[np.float64]
@@ -154,7 +155,7 @@ def _pads(conv: onnx.NodeProto) -> list[int]:
 
 
 def _fold(model: onnx.ModelProto, way: _Way, folder: Path) -> None:
-    conv, constants = way.conv, initializers(model)
+    conv, constants, names = way.conv, initializers(model), taken(model)
     weights = array_of(constants[conv.input[1]], folder).astype(np.float64)
     bias = array_of(constants[conv.input[2]], folder).astype(np.float64) if len(conv.input) == 3 else 0.0
     bias = bias + (weights * way.line.shift[:, np.newaxis, np.newaxis]).sum(axis=(1, 2, 3))
@@ -162,17 +163,17 @@ def _fold(model: onnx.ModelProto, way: _Way, folder: Path) -> None:
     if len(conv.input) == 3:
         assign(constants[conv.input[2]], bias)
     else:
-        conv.input.append(f"{conv.input[1]}.bias")
+        conv.input.append(free(f"{conv.input[1]}.bias", names))
         model.graph.initializer.append(numpy_helper.from_array(bias.astype(np.float32), conv.input[2]))
     nodes: list[onnx.NodeProto] = []
     last = way.raw
     for number, transpose in enumerate(way.transposes):
         nodes.append(onnx.NodeProto.FromString(transpose.SerializeToString()))
-        nodes[-1].input[0], nodes[-1].output[0] = last, f"{way.raw}.transposed{number or ''}"
+        nodes[-1].input[0], nodes[-1].output[0] = last, free(f"{way.raw}.transposed{number or ''}", names)
         last = nodes[-1].output[0]
     if any(_pads(conv)):
-        last = _padded(model, way, last, nodes)
-    floats = f"{way.raw}.floats"
+        last = _padded(model, way, last, nodes, names)
+    floats = free(f"{way.raw}.floats", names)
     nodes.append(helper.make_node("Cast", [last], [floats], name=floats, to=onnx.TensorProto.FLOAT))
     place = list(model.graph.node).index(way.nodes[0])
     for node in way.nodes:
@@ -182,24 +183,27 @@ def _fold(model: onnx.ModelProto, way: _Way, folder: Path) -> None:
     conv.input[0] = floats
 
 
-def _padded(model: onnx.ModelProto, way: _Way, tensor: str, nodes: list[onnx.NodeProto]) -> str:
+def _padded(model: onnx.ModelProto, way: _Way, tensor: str, nodes: list[onnx.NodeProto], names: set[str]) -> str:
     """Pad each channel with its zero, in place of the convolution; return the name of the result."""
     pads = next(one for one in way.conv.attribute if one.name == "pads")
     top, left, bottom, right = pads.ints
     channels, constants = len(way.zero), model.graph.initializer
     pads.ints[:] = [0, 0, 0, 0]
-    sizes, ends = f"{way.raw}.ones", f"{way.raw}.pads"
+    sizes, ends = free(f"{way.raw}.ones", names), free(f"{way.raw}.pads", names)
     constants.append(numpy_helper.from_array(np.array([0, 0, top, left, 0, 0, bottom, right], np.int64), ends))
     parts = [tensor]
     if channels > 1:
         constants.append(numpy_helper.from_array(np.ones(channels, np.int64), sizes))
-        parts = [f"{way.raw}.channel{number}" for number in range(channels)]
-        nodes.append(helper.make_node("Split", [tensor, sizes], parts, name=f"{way.raw}.split", axis=1))
-    padded = [f"{way.raw}.padded{number}" for number in range(channels)]
+        parts = [free(f"{way.raw}.channel{number}", names) for number in range(channels)]
+        split = free(f"{way.raw}.split", names)
+        nodes.append(helper.make_node("Split", [tensor, sizes], parts, name=split, axis=1))
+    padded = [free(f"{way.raw}.padded{number}", names) for number in range(channels)]
     for part, whole, zero in zip(parts, padded, way.zero, strict=True):
-        constants.append(numpy_helper.from_array(np.array(zero, np.uint8), f"{whole}.zero"))
-        nodes.append(helper.make_node("Pad", [part, ends, f"{whole}.zero"], [whole], name=whole, mode="constant"))
+        filler = free(f"{whole}.zero", names)
+        constants.append(numpy_helper.from_array(np.array(zero, np.uint8), filler))
+        nodes.append(helper.make_node("Pad", [part, ends, filler], [whole], name=whole, mode="constant"))
     if channels == 1:
         return padded[0]
-    nodes.append(helper.make_node("Concat", padded, [f"{way.raw}.padded"], name=f"{way.raw}.padded", axis=1))
-    return f"{way.raw}.padded"
+    joined = free(f"{way.raw}.padded", names)
+    nodes.append(helper.make_node("Concat", padded, [joined], name=joined, axis=1))
+    return joined

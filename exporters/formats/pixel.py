@@ -21,6 +21,7 @@ from exporters import staging
 from exporters.formats.base import Source, refusal_of_int8
 from exporters.formats.calibration import draw
 from exporters.formats.int8 import StaticInt8
+from exporters.graph.names import free, taken
 from exporters.graph.rules import drop_unused_initializers, follow, initializers, is_plain, strip
 from kit.bundle.manifest import Quantization
 from kit.choices import VariantFormat
@@ -95,13 +96,13 @@ def from_qdq(model: onnx.ModelProto) -> onnx.ModelProto:
     gemms = [node for node in graph.node if node.op_type == "Gemm"]
     if not door or not gemms or any(name not in makers for gemm in gemms for name in gemm.input[:2]):
         raise UsageError("the pixel format is for quantized dense layers alone", hint="use --format qdq")
-    nodes, tensor = list(door), door[-1].output[0]
+    nodes, tensor, names = list(door), door[-1].output[0], taken(chain)
     for gemm in gemms:
         given, weight = (makers[name] for name in gemm.input[:2])  # a DequantizeLinear each
         bias, quantize = _bias(chain, gemm), _quantizer(chain, gemm)
         inputs = [tensor, *given.input[1:3], *weight.input[:3], ""]
         if bias:
-            inputs[-1] = f"{bias}.integer"
+            inputs[-1] = free(f"{bias}.integer", names)
             step = _value(constants, given.input[1]) * _value(constants, weight.input[1])
             rounded = np.rint(_value(constants, bias) / step).astype(np.int32)
             graph.initializer.append(numpy_helper.from_array(rounded, inputs[-1]))

@@ -31,6 +31,7 @@ from onnx.external_data_helper import ExternalDataInfo
 from exporters import staging
 from exporters.formats.inside import in_parts, tensors_inside
 from exporters.graph.files import array_of, overwrite
+from exporters.graph.names import free, taken
 from exporters.graph.rules import initializers, layers, uses
 from kit.tensors import Tensors
 
@@ -163,9 +164,10 @@ def smooth(model: onnx.ModelProto, chosen: Mapping[str, Floats], folder: Path, t
 
 def _divide(model: onnx.ModelProto, group: _Group, factor: Floats) -> None:
     """Put a Mul in front of layers."""
-    inverse = numpy_helper.from_array((1 / factor).astype(np.float32), f"{group.tensor}.smooth")
+    names = taken(model)
+    inverse = numpy_helper.from_array((1 / factor).astype(np.float32), free(f"{group.tensor}.smooth", names))
     model.graph.initializer.append(inverse)
-    smoothed = f"{group.tensor}.smoothed"
+    smoothed = free(f"{group.tensor}.smoothed", names)
     nodes = list(model.graph.node)
     place = min(nodes.index(node) for node in group.nodes)
     for node in group.nodes:

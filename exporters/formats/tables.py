@@ -13,6 +13,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from exporters.graph.files import array_of, nbytes
+from exporters.graph.names import free, taken
 from exporters.graph.rules import drop_unused_initializers, initializers, opset_of, uses
 
 _LEAST_BYTES = 16 * 2**10  # of a table: of smaller ones nothing is gained
@@ -56,13 +57,14 @@ def _quantize(
     values = array_of(table, folder)
     scale = np.maximum(np.abs(values).max(axis=0) / _MOST, np.finfo(np.float32).tiny).astype(np.float32)
     integers = np.clip(np.rint(values / scale), -_MOST, _MOST).astype(np.int8)
-    quantized, scales = f"{table.name}_quantized", f"{table.name}_scale"
+    names = taken(model)
+    quantized, scales = free(f"{table.name}_quantized", names), free(f"{table.name}_scale", names)
     made: onnx.TensorProto = model.graph.initializer.add()
     made.CopyFrom(numpy_helper.from_array(integers, quantized))
     model.graph.initializer.append(numpy_helper.from_array(scale, scales))
     for node in readers:
         output = str(node.output[0])
-        node.input[0], node.output[0] = quantized, f"{quantized}.{output}"
+        node.input[0], node.output[0] = quantized, free(f"{quantized}.{output}", names)
         place = list(model.graph.node).index(node) + 1
         dequantize = helper.make_node(
             "DequantizeLinear", [node.output[0], scales], [output], name=f"{quantized}.dequantize.{output}", axis=-1

@@ -16,6 +16,14 @@ def taken(model: onnx.ModelProto) -> set[str]:
     return found
 
 
+def free(name: str, names: set[str]) -> str:
+    """Return `name`, lengthened until none of `names` is like it; what is returned is added to them."""
+    while name in names:
+        name += "_"
+    names.add(name)
+    return name
+
+
 def _collect(graph: onnx.GraphProto, found: set[str]) -> None:
     for one in (*graph.input, *graph.output, *graph.initializer):
         found.add(one.name)
@@ -28,15 +36,12 @@ def _collect(graph: onnx.GraphProto, found: set[str]) -> None:
 
 def call(graph: Graph, names: Mapping[str, str]) -> None:
     """Give inputs and outputs the names that people know them by; whatever bears such a name inside makes way."""
-    held = taken(graph.model)
-    wanted = set(names.values())
+    held, wanted = taken(graph.model), set(names.values())
+    inside = (wanted & held) - set(names)
+    held |= wanted
     away: dict[str, str] = {}
-    for name in (wanted & held) - set(names):
-        free = f"{name}_"
-        while free in held | wanted:
-            free += "_"
-        held.add(free)
-        away[name] = free
+    for name in inside:
+        away[name] = free(name, held)
     changes = {**away, **{old: new for old, new in names.items() if old != new}}
     renamed(graph.model, changes)
     graph.rename_constants(changes)

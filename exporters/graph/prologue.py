@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from exporters.graph.files import Graph, inner_graphs
-from exporters.graph.names import renamed, taken
+from exporters.graph.names import free, renamed, taken
 from kit.errors import UsageError
 from kit.tasks.base import Prologue
 
@@ -41,17 +41,17 @@ def put_on(graph: Graph, prologue: Prologue, name: str) -> None:
     names = taken(model)
     if raw != name and raw in names:
         raise UsageError(f"the graph has another tensor {raw!r}", hint="give the input another name")
-    cast = _free("_to_copy", names)  # the names that torch gives: published files keep their bytes
-    nodes = [helper.make_node("Cast", [raw], [cast], name=_free("node__to_copy", names), to=TensorProto.FLOAT)]
+    cast = free("_to_copy", names)  # the names that torch gives: published files keep their bytes
+    nodes = [helper.make_node("Cast", [raw], [cast], name=free("node__to_copy", names), to=TensorProto.FLOAT)]
     last = cast
     if prologue.channels_last:
-        last = _add(nodes, "Transpose", [last], _free(f"{raw}.channels_first", names), perm=[0, 3, 1, 2])
+        last = _add(nodes, "Transpose", [last], free(f"{raw}.channels_first", names), perm=[0, 3, 1, 2])
     for operator, values in (("Mul", scale), ("Add", shift)):
-        constant = _free(f"{raw}.{'scale' if operator == 'Mul' else 'shift'}", names)
+        constant = free(f"{raw}.{'scale' if operator == 'Mul' else 'shift'}", names)
         model.graph.initializer.append(numpy_helper.from_array(values, constant))
-        last = _add(nodes, operator, [last, constant], _free(f"{constant}d", names))
+        last = _add(nodes, operator, [last, constant], free(f"{constant}d", names))
     if kind.elem_type != TensorProto.FLOAT:
-        last = _add(nodes, "Cast", [last], _free(f"{raw}.cast", names), to=kind.elem_type)
+        last = _add(nodes, "Cast", [last], free(f"{raw}.cast", names), to=kind.elem_type)
     kind.elem_type = TensorProto.UINT8
     if prologue.channels_last:
         _move_channels(given)
@@ -87,14 +87,6 @@ def _make_room(model: onnx.ModelProto) -> None:
     for node in model.graph.node:
         if found := _NUMBERED.fullmatch(node.name):
             node.name = f"{found[1]}{int(found[2]) + _STEPS}"
-
-
-def _free(name: str, names: set[str]) -> str:
-    free = name
-    while free in names:
-        free += "_"
-    names.add(free)
-    return free
 
 
 def _read_instead(graph: onnx.GraphProto, name: str, other: str) -> None:

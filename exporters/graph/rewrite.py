@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from exporters.graph.files import Graph, dtype_of, names_read
+from exporters.graph.names import free, taken
 from exporters.graph.rules import MOVES, RECURRENT, follow, is_plain, uses
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
@@ -81,39 +82,48 @@ def unscale(graph: Graph) -> None:
 def gates(graph: Graph) -> None:
     """Compute the weights and biases of recurrent layers that follow from constants alone."""
     model, makers = graph.model, {name: node for node in graph.model.graph.node for name in node.output}
-    found = 0
+    names, computed = taken(model), dict[str, str]()
     for layer in (one for one in model.graph.node if one.op_type in RECURRENT):
         for place, name in list(enumerate(layer.input))[1:4]:
-            steps: list[onnx.NodeProto] = []
-            if name in makers and _follows(name, graph, makers, steps):
-                layer.input[place] = _computed(name, graph, steps)
-                found += 1
-    if found:
+            if name not in makers:
+                continue
+            if name not in computed and (steps := _steps(name, graph, makers)):
+                computed[name] = free(f"{name}.constant", names)
+                model.graph.initializer.append(numpy_helper.from_array(_computed(name, graph, steps), computed[name]))
+            layer.input[place] = computed.get(name, name)
+    if computed:
         _drop_unread(model)
         graph.drop_unused()
 
 
-def _follows(name: str, graph: Graph, makers: Mapping[str, onnx.NodeProto], steps: list[onnx.NodeProto]) -> bool:
-    """Whether a tensor follows from constants; the nodes that make it are added to `steps` in the order they run."""
-    if not name or name in graph.constants:
-        return True
-    node = makers.get(name)
-    if node is None or node.domain or node.op_type not in MOVES:
-        return False
-    if not all(_follows(one, graph, makers, steps) for one in node.input):
-        return False
-    if node not in steps:
-        steps.append(node)
-    return True
+def _steps(name: str, graph: Graph, makers: Mapping[str, onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """Return the nodes that make a tensor of constants alone, in the order they run; none if it is made otherwise."""
+    known = {*graph.constants, ""}
+    steps: list[onnx.NodeProto] = []
+    entered: set[str] = set()
+    todo = [name]
+    while todo:
+        if todo[-1] in known:
+            todo.pop()
+            continue
+        node = makers.get(todo[-1])
+        if node is None or node.domain or node.op_type not in MOVES:
+            return []
+        if node.output[0] not in entered:
+            entered.add(node.output[0])
+            todo += node.input
+        elif known.issuperset(node.input):
+            known.update(node.output)
+            steps.append(node)
+        else:
+            return []  # it reads what it gives
+    return steps
 
 
-def _computed(name: str, graph: Graph, steps: Sequence[onnx.NodeProto]) -> str:
-    """Write a tensor as a constant beside what made it; return its name."""
+def _computed(name: str, graph: Graph, steps: Sequence[onnx.NodeProto]) -> NDArray[Any]:
+    """Return what nodes make of constants."""
     from onnx.reference import ReferenceEvaluator
 
-    made = f"{name}.constant"
-    if made in graph.constants:
-        return made
     inside = {one for step in steps for one in step.output}
     fed = sorted({one for step in steps for one in step.input} - inside - {""})
     inputs = [helper.make_tensor_value_info(one, graph.constants[one].data_type, None) for one in fed]
@@ -122,8 +132,7 @@ def _computed(name: str, graph: Graph, steps: Sequence[onnx.NodeProto]) -> str:
         helper.make_graph(steps, "constants", inputs, [output]), opset_imports=graph.model.opset_import
     )
     (values,) = ReferenceEvaluator(part).run(None, {one: np.asarray(graph.values(one)) for one in fed})
-    graph.model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), made))
-    return made
+    return np.ascontiguousarray(values)
 
 
 def _drop_unread(model: onnx.ModelProto) -> None:
@@ -144,7 +153,7 @@ def crop(graph: Graph) -> None:
 
 
 def _crop(graph: Graph, raw: str) -> None:
-    model, nodes, constants = graph.model, graph.model.graph.node, graph.constants
+    model, nodes = graph.model, graph.model.graph.node
     chain = follow(model, raw)
     if not chain or chain[0].op_type != "Cast":
         return
@@ -160,17 +169,16 @@ def _crop(graph: Graph, raw: str) -> None:
     axes = [axis for one in given for axis in one[2] or []]
     if len(set(axes)) < len(axes) or min(axes) < 1:
         return  # cut twice, or across the batch
-    names = [f"{raw}.{part}" for part in ("starts", "ends", "axes")]
-    if set(names) & set(constants):
-        return
+    held = taken(model)
+    names = [free(f"{raw}.{part}", held) for part in ("starts", "ends", "axes")]
     for name, parts in zip(names, zip(*(one[:3] for one in given), strict=True), strict=True):
         joined = np.array([number for part in parts for number in part or []], np.int64)
         model.graph.initializer.append(numpy_helper.from_array(joined, name))
     chain[place].input[0] = slices[0].input[0]
     for node in slices:
         nodes.remove(node)
-    chain[0].input[0] = f"{raw}.cropped"
-    nodes.insert(0, helper.make_node("Slice", [raw, *names], [chain[0].input[0]], name="crop"))
+    chain[0].input[0] = free(f"{raw}.cropped", held)
+    nodes.insert(0, helper.make_node("Slice", [raw, *names], [chain[0].input[0]], name=free("crop", held)))
     graph.drop_unused()
 
 
@@ -299,7 +307,7 @@ def _fold_into_conv(graph: Graph, layer: onnx.NodeProto, arithmetic: _Arithmetic
     if len(layer.input) == 3:
         graph.assign(layer.input[2], graph.values(layer.input[2]).astype(np.float64) + moved)
     elif moved.any():
-        name = f"{layer.input[1]}.bias"
+        name = free(f"{layer.input[1]}.bias", taken(graph.model))
         dtype = dtype_of(graph.constants[layer.input[1]])
         graph.model.graph.initializer.append(numpy_helper.from_array(moved.astype(dtype), name))
         layer.input.append(name)

@@ -122,9 +122,15 @@ class OnnxOriginal:
         return run_in_batches(self._runner, tensors)
 
     def graph(self, *, opset: int = DEFAULT_OPSET) -> Graph:  # noqa: ARG002 - its opset stays
-        """Return the graph without what does not compute, in the form that quantizers read."""
+        """Return the graph without what does not compute, in the form that quantizers read.
+
+        Raises:
+            GateFailed: It is no valid ONNX.
+        """
         if self._graph is None:
             raise UsageError("this model was closed")
+        if not self._is_quantized:
+            _check_standard(self._graph)  # the rules take it for granted
         strip(self._graph.model)
         if not self._is_quantized:
             self._graph = raised(self._graph)
@@ -169,6 +175,14 @@ def _check_operators(model: onnx.ModelProto, path: Path) -> None:
             f"{path.name} needs the custom operators {', '.join(used)} of {foreign[0]!r}, which ONNX Runtime does not have",
             hint="export it with ONNX's own operators",
         )
+
+
+def _check_standard(graph: Graph) -> None:
+    """Refuse what is no valid ONNX, such as a graph that runs in a circle."""
+    try:
+        onnx.checker.check_model(graph.outline())
+    except onnx.checker.ValidationError as error:
+        raise GateFailed(f"onnx.checker refuses the graph: {error}") from error
 
 
 def _frees_batch(model: onnx.ModelProto) -> bool:
