@@ -7,6 +7,7 @@ for recipe in recipes(options):
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from exporters import staging
 from exporters.formats.base import Format, Source, refusal_of_quantized
+from exporters.formats.counting import count_arithmetic
 from exporters.formats.float16 import Float16
 from exporters.formats.int8 import DynamicInt8, StaticInt8
 from exporters.formats.pixel import Pixel
@@ -75,6 +77,9 @@ class VariantRecipe:
         target = folder / "made.onnx"
         try:
             record = self.format.make(source, self.exclude if exclude is None else exclude, target)
+            if record is not None:
+                done, total = count_arithmetic(source.model, staging.read(target), source.signature)
+                record = dataclasses.replace(record, macs_quantized=done, macs_total=total)
             files = staging.settle(target, self.id)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)

@@ -76,7 +76,8 @@ def test_a_convolution_on_pictures_is_exported_quantized_and_proved(
     record = quantized.variant.quantization
     assert record is not None
     assert (record.layers_quantized, record.layers_total) == (2, 2)
-    assert record.weights_quantized == record.weights_total == 4 * 9 + 4 * 3
+    assert record.weights_quantized >= 4 * 9 + 4 * 3
+    assert record.macs_quantized == record.macs_total > 0
     assert verify(report.bundle).ok
 
 
@@ -96,7 +97,7 @@ def test_inputs_and_outputs_of_any_kind_are_exported_and_quantized(tmp_path: Pat
     record = report.bundle.variant("int8-qdq").quantization
     assert record is not None
     assert record.layers_quantized == record.layers_total == 2
-    assert record.weights_total - record.weights_quantized == 11 * 6  # the embedding table stays in float
+    assert record.weights_total - record.weights_quantized >= 11 * 6  # the embedding table stays in float
     assert verify(report.bundle).ok
 
 

@@ -11,7 +11,7 @@ from onnx import helper
 
 from exporters import workbench
 from exporters.formats import int8, recurrent
-from exporters.formats.base import count_weights
+from exporters.formats.counting import count_weights, remark
 from exporters.gate import Passed
 from exporters.options import ExportOptions
 from exporters.pipeline import make
@@ -77,7 +77,7 @@ def test_an_lstm_becomes_integers_with_its_state_and_gives_its_answers(per_chann
         with OnnxRuntimeRunner(one.SerializeToString()) as runner:
             answers.append(runner.run(samples.inputs)["y"])
     assert rms(*answers) < 0.03 * float(answers[0].std())
-    assert recurrent.remark(found.model, found.record) == ""
+    assert remark(found.model, found.record) == ""
 
 
 def test_it_passes_the_gate(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_an_lstm_whose_weights_another_one_reads_stays_in_float() -> None:
     model.graph.node.append(again)
     found = int8.quantize_dynamic(model)
     assert "LSTM" in kinds(found.model)
-    assert recurrent.remark(found.model, found.record).startswith("LSTM stays in float")
+    assert remark(found.model, found.record).startswith("LSTM stays in float")
 
 
 def test_an_lstm_of_another_layout_stays_in_float() -> None:
@@ -153,4 +153,4 @@ def test_a_recurrent_layer_in_a_branch_is_counted_where_its_weights_come_from() 
     record = int8.quantize_dynamic(dense).record
     assert count_weights(model, model) == (0, 3 * WIDTH * (8 + WIDTH))
     share = 3 * WIDTH * (8 + WIDTH) / record.weights_total
-    assert recurrent.remark(model, record) == f"GRU stays in float: {share:.0%} of the weights"
+    assert remark(model, record) == f"GRU stays in float: {share:.0%} of the weights"

@@ -53,9 +53,24 @@ def cosine(found: Fidelity) -> str:
 
 
 def layers(quantization: Quantization | None) -> str:
-    """Return how many layers are quantized, and how: `4/4 7 bit per channel`."""
+    """Return how much is quantized, and how: `1/1 layers, 12 % of weights, 9 % of arithmetic in integers, 8 bit`."""
     if quantization is None:
         return ""
     one = quantization
     scale = f"blocks of {one.block_size}" if one.block_size else "per channel" if one.per_channel else "per tensor"
-    return f"{one.layers_quantized}/{one.layers_total} {one.weight_bits} bit {scale}"
+    parts = [f"{one.layers_quantized}/{one.layers_total} layers"]
+    parts += [
+        f"{_percent(done, total)} of {what}"
+        for done, total, what in (
+            (one.weights_quantized, one.weights_total, "weights"),
+            (one.macs_quantized, one.macs_total, "arithmetic"),
+        )
+        if total > 0
+    ]
+    return f"{', '.join(parts)} in integers, {one.weight_bits} bit {scale}"
+
+
+def _percent(done: int, total: int) -> str:
+    """Return a share in whole percent; 100 % only if it is all, 0 % only if it is nothing."""
+    whole = round(100 * done / total)
+    return f"{whole if done in {0, total} else min(max(whole, 1), 99)} %"

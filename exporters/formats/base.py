@@ -243,28 +243,3 @@ def _hint_to_exclude(skipped: list[str]) -> str:
     if len(skipped) > _SHOWN:
         return "leave them in float: --exclude-layer auto"
     return "leave them in float by name: " + " ".join(f"--exclude-layer {name}" for name in skipped)
-
-
-def count_weights(model: onnx.ModelProto, quantized: onnx.ModelProto) -> tuple[int, int]:
-    """Count the single weights that became integers, and all of them.
-
-    A weight is a value of a float constant of two axes or more, wherever it is read: layers, recurrent ones too, embedding
-    tables, and the graphs inside loops and branches. Biases and the scales of norms have one axis.
-    """
-    before = _weights(model)
-    left = _weights(quantized)
-    total = sum(before.values())
-    return total - sum(min(size, left.get(name, 0)) for name, size in before.items()), total
-
-
-def _weights(model: onnx.ModelProto) -> dict[str, int]:
-    floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16}
-    found: dict[str, int] = {}
-    for place, tensor in enumerate(tensors_of(model)):
-        if tensor.data_type in floats and len(tensor.dims) >= 2:
-            size = 1
-            for dim in tensor.dims:
-                size *= dim
-            name = tensor.name or f"constant {place}"
-            found[name] = found.get(name, 0) + size
-    return found

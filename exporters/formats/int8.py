@@ -27,8 +27,9 @@ import onnx
 
 from exporters import staging
 from exporters.formats import ends, recurrent, rounding, smooth, workplace
-from exporters.formats.base import EveryLayer, Source, count, count_weights, excluded_layers, is_dense
+from exporters.formats.base import EveryLayer, Source, count, excluded_layers, is_dense
 from exporters.formats.calibration import CalibrationDraw, calibration_reader, draw
+from exporters.formats.counting import count_weights
 from exporters.formats.equalize import equalize
 from exporters.formats.tables import quantize_tables
 from exporters.graph.rules import (

@@ -21,12 +21,12 @@ from exporters.formats.base import (
     EveryLayer,
     Source,
     count,
-    count_weights,
     excluded_layers,
     is_convolutional,
     is_dense,
 )
 from exporters.formats.calibration import calibration_reader, draw
+from exporters.formats.counting import count_weights
 from exporters.graph.files import save
 from exporters.graph.rules import drop_unused_initializers, strip
 from kit.bundle.manifest import Quantization

@@ -22,9 +22,11 @@ from onnx import helper, numpy_helper
 from onnx.external_data_helper import ExternalDataInfo
 
 from exporters import staging
-from exporters.formats.base import Source, count, count_weights, excluded_layers, refusal_to_quantize
+from exporters.formats.base import Source, count, excluded_layers, refusal_to_quantize
+from exporters.formats.counting import count_weights
 from exporters.formats.tables import quantize_tables
 from exporters.graph.files import array_of
+from exporters.graph.names import free, renamed, taken
 from exporters.graph.rules import Layer, drop_unused_initializers, initializers, is_plain, layers, strip
 from kit.bundle.manifest import Quantization
 from kit.choices import Precision, QuantizationScheme, VariantFormat
@@ -77,9 +79,11 @@ class WeightOnly:
         kept = {layer.name for layer in excluded_layers(source.model, exclude)} | set(self.unable(source.model))
         quantized = source.copy()
         beside = target.with_suffix(".data")
+        named = _Named(taken(quantized))
         with staging.DataWriter(beside) as data:
             for layer in [one for one in layers(quantized) if one.name not in kept]:
-                made = _quantize(quantized, _as_matmul(quantized, layer), source.path.parent, self.bits)
+                matmul = _as_matmul(quantized, layer)
+                made = _quantize(quantized, matmul, source.path.parent, self.bits, named)
                 for tensor in made if source.is_large else ():
                     data.add(tensor)
             tables = quantize_tables(quantized, source.path.parent)
@@ -117,11 +121,29 @@ def _record(model: onnx.ModelProto, quantized: onnx.ModelProto, exclude: tuple[s
     )
 
 
-def _quantize(model: onnx.ModelProto, matmul: onnx.NodeProto, folder: Path, bits: int) -> list[onnx.TensorProto]:
+class _Named:
+    """What the quantizer's constants are called: by the names it gives them, unless the model has such names itself."""
+
+    def __init__(self, names: set[str]) -> None:
+        self._names = names
+        self._called: dict[str, str] = {}
+
+    def call(self, small: onnx.ModelProto) -> None:
+        """Rename the constants of one layer; those of a weight that two layers share are called the same."""
+        for tensor in small.graph.initializer:
+            if tensor.name not in self._called:
+                self._called[tensor.name] = free(tensor.name, self._names)
+        renamed(small, self._called)
+
+
+def _quantize(
+    model: onnx.ModelProto, matmul: onnx.NodeProto, folder: Path, bits: int, named: _Named
+) -> list[onnx.TensorProto]:
     """Quantize the weights of one MatMul; return its new constants, or none if another layer has brought them already."""
     constants = initializers(model)
     weight = numpy_helper.from_array(array_of(constants[matmul.input[1]], folder), matmul.input[1])
     small = _quantized_alone(weight, matmul.name, bits)
+    named.call(small)
     node = small.graph.node[0]
     node.input[0] = matmul.input[0]
     node.output[:] = matmul.output
@@ -193,12 +215,13 @@ def _as_matmul(model: onnx.ModelProto, layer: Layer) -> onnx.NodeProto:
     if gemm.op_type != "Gemm":
         return gemm
     place = list(model.graph.node).index(gemm)
-    name, product = f"{gemm.output[0]}.MatMul", f"{gemm.output[0]}.product"
+    names, given = taken(model), str(gemm.output[0])
+    name, product, added = (free(f"{given}.{part}", names) for part in ("MatMul", "product", "Add"))
     nodes = [helper.make_node("MatMul", list(gemm.input[:2]), [product], name=name)]
     if len(gemm.input) == 3:
-        nodes.append(helper.make_node("Add", [product, gemm.input[2]], [gemm.output[0]], name=f"{gemm.output[0]}.Add"))
+        nodes.append(helper.make_node("Add", [product, gemm.input[2]], [given], name=added))
     else:
-        nodes[0].output[0] = gemm.output[0]
+        nodes[0].output[0] = given
     model.graph.node.remove(gemm)
     for offset, node in enumerate(nodes):
         model.graph.node.insert(place + offset, node)

@@ -124,6 +124,8 @@ class Quantization:
             with them (Frantar et al. 2022, arXiv 2210.17323; Nagel et al. 2019).
         weights_quantized: Single weights that became integers; embedding tables and recurrent layers count like any other.
         weights_total: Single weights in all; 0 if they were not counted.
+        macs_quantized: Multiply-adds of one call of the usual sizes that are done with integers.
+        macs_total: Multiply-adds in all; 0 if they were not counted.
     """
 
     scheme: QuantizationScheme
@@ -141,6 +143,8 @@ class Quantization:
     adjusted: bool = False
     weights_quantized: int = 0
     weights_total: int = 0
+    macs_quantized: int = 0
+    macs_total: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +174,7 @@ class Variant:
         data: Its weights, if they lie beside it; the graph names these files and no others.
         fidelity: Against the original on the golden samples, output by output, when it was published.
         scores: Of metrics on named splits.
+        remarks: What its export could not decide, or left as it was, in words.
     """
 
     id: str
@@ -181,6 +186,7 @@ class Variant:
     fidelity: tuple[Fidelity, ...] = ()
     scores: tuple[Score, ...] = ()
     quantization: Quantization | None = None
+    remarks: tuple[str, ...] = ()
 
     @property
     def size_bytes(self) -> int:
