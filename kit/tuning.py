@@ -284,7 +284,7 @@ def _lost(variant: Variant, max_loss: float | None) -> str:
     allowed = max_loss
     if allowed is None:
         allowed = metrics.find(score.metric).allowed_loss if score.metric in metrics.names() else math.inf
-    return f"it loses {_amount(score, score.loss)}" if score.loss > allowed else ""
+    return f"it loses {_amount(score, score.loss)}" if not score.loss <= allowed else ""
 
 
 def _amount(score: Score, value: float, *, signed: bool = False) -> str:
@@ -306,7 +306,7 @@ def _problem(bundle: Bundle, variant: Variant, runtime: str, golden: Sequence[Sa
         return fidelity.judge_float(
             found, ROWS_RTOL
         ).reason  # a ready model promises nothing: as `kit verify` judges it
-    return fidelity.judge(found, variant.precision, variant.fidelity).reason
+    return fidelity.judge(found, variant.precision, variant.fidelity, stored=golden).reason
 
 
 def _bears_bf16(bundle: Bundle, variant: Variant, golden: Sequence[Samples]) -> bool:

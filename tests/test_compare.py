@@ -217,6 +217,12 @@ def test_exit_codes_of_the_command(kit_inside: Kit, run: Results, tmp_path: Path
     assert json.loads(kit_inside("compare", "base.json", "slow.json", "--json").stdout)["lost"] is True
 
 
+@pytest.mark.parametrize("limit", [{"slower": np.nan}, {"drop_points": np.nan}, {"loss": np.nan}, {"slower": np.inf}])
+def test_a_limit_that_is_no_number_allows_nothing(limit: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match="must be a number"):
+        Limits(**limit)
+
+
 def test_a_metric_that_the_newer_run_lacks_is_no_silent_success(run: Results, tmp_path: Path, kit_inside: Kit) -> None:
     gone = dataclasses.replace(run, rows=tuple(dataclasses.replace(row, scores=(), right="") for row in run.rows))
     found = compare(run, gone, Limits())

@@ -236,6 +236,69 @@ def test_one_place_may_have_another_highest_value_than_at_export_where_so_few_we
     assert not fidelity.judge_quantized(seen, before).passed
 
 
+def quantized(**about: Any) -> fidelity.Fidelity:
+    figures = {"output": "y", "samples": 4, "max_abs_error": 1.0, "rms_error": 0.1, "agreement": 1.0, "places": 4}
+    return fidelity.Fidelity(**{**figures, **about})
+
+
+@pytest.mark.parametrize(
+    ("promise", "said"),
+    [
+        ({"rms_error": 1e300}, "promises an rms error of 1e"),
+        ({"rms_error": 5.0}, "promises an rms error of 5, and the answers themselves have 2.65"),
+        ({"rms_error": float("inf")}, "promises an rms error of inf"),
+        ({"agreement": None}, "promises nothing of its agreement"),
+        ({"output": "z"}, "promises nothing"),
+    ],
+)
+def test_a_promise_that_anything_would_keep_is_none(promise: dict[str, Any], said: str) -> None:
+    stored = [Samples(inputs={}, expected={"y": SCORES})]
+    here = (quantized(),)
+    assert fidelity.judge(here, Precision.INT8, (quantized(),), stored=stored).passed
+    verdict = fidelity.judge(here, Precision.INT8, (quantized(**promise),), stored=stored)
+    assert not verdict.passed
+    assert said in verdict.reason
+    exact = quantized(is_exact=True, rms_error=5.0)
+    assert fidelity.judge_quantized((exact,), (exact,), stored=stored).passed, "an index may be far off"
+    never = dataclasses.replace(exact, agreement=0.0)
+    assert not fidelity.judge_quantized((never,), (never,), stored=stored).passed
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        {"rms_error": -1.0},
+        {"max_abs_error": -1.0},
+        {"max_rel_error": float("nan")},
+        {"agreement": 1.5},
+        {"agreement": -0.1},
+        {"cosine": -1.1},
+        {"cosine": float("nan")},
+    ],
+)
+def test_figures_that_no_comparison_gives_are_refused(figure: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(figure))):
+        quantized(**figure)
+
+
+def test_squares_that_overflow_are_no_agreement() -> None:
+    large = np.array([[1e200, -1e200]])
+    (found,) = fidelity.compare_tensors({"y": large}, {"y": -large})
+    assert found.cosine == -1
+    assert found.rms_error == np.inf
+    assert not fidelity.judge_quantized((found,), (found,)).passed
+
+
+def test_masked_values_are_equal_if_both_are_infinite() -> None:
+    expected = np.array([[1.0, -np.inf, 2.0], [3.0, 1.0, -np.inf]], np.float32)
+    nearly = expected + np.float32(0.25)
+    assert value("cosine", {"y": expected}, expected={"y": expected}).each.tolist() == pytest.approx([1, 1])
+    assert value("max-error", {"y": nearly}, expected={"y": expected}).each.tolist() == [0.25, 0.25]
+    assert value("cosine", {"y": nearly}, expected={"y": expected}).whole > 0.99
+    unmasked = np.where(np.isfinite(expected), expected, 0)
+    assert value("max-error", {"y": unmasked}, expected={"y": expected}).each.tolist() == [np.inf, np.inf]
+
+
 def test_an_index_may_differ_where_its_scores_tie_and_no_further() -> None:
     expected = {"index": np.arange(200)}
     one_off = {"index": np.where(np.arange(200) == 7, 8, np.arange(200))}

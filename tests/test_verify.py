@@ -15,6 +15,7 @@ from onnx import numpy_helper
 from kit import bundle as bundles
 from kit import ready
 from kit.bundle import Bundle, Items, find
+from kit.bundle.golden import golden_bytes
 from kit.bundle.manifest import TaskRef
 from kit.choices import Provider
 from kit.errors import BadInput, BundleInvalid, UsageError
@@ -79,6 +80,42 @@ def test_weights_that_changed_with_a_matching_hash_are_still_found(digits: Bundl
     assert not failed.ok
     assert failed.verdict is not None
     assert failed.verdict.needed > failed.verdict.tolerance
+
+
+def test_an_int8_file_that_its_manifest_promises_nothing_of_does_not_hold(digits: Bundle, tmp_path: Path) -> None:
+    variant = digits.variant("int8-qdq")
+    model = onnx.load_from_string(digits.read(variant.graph))
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.INT8:
+            tensor.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(tensor), tensor.name))
+    (figures,) = variant.fidelity
+    anything = dataclasses.replace(variant, fidelity=(dataclasses.replace(figures, rms_error=1e300, agreement=0.0),))
+    wrong = staged(tmp_path / "wrong", anything, model.SerializeToString())
+    result = verify(bundles.publish(digits, (wrong,), tools={}))
+    assert all(check.ok for check in result.files)
+    (failed,) = (check for check in result.variants if not check.ok)
+    assert failed.variant == "int8-qdq"
+    assert "its manifest promises an rms error of" in failed.problem
+
+
+def test_stored_answers_that_the_original_does_not_give_are_found_where_it_can_be_rebuilt(digits: Bundle) -> None:
+    """int8 alone is left: only the original can tell that the answers it was compared with are not its own."""
+    turned = [
+        dataclasses.replace(
+            group, expected={name: values[::-1].copy() for name, values in (group.expected or {}).items()}
+        )
+        for group in digits.golden()
+    ]
+    content = golden_bytes(turned)
+    ref = bundles.file_ref(content, "golden", ".npz")
+    (digits.folder / ref.file).write_bytes(content)
+    record = dataclasses.replace(digits.manifest.golden, file=ref)
+    result = verify(Bundle(digits.folder, dataclasses.replace(digits.manifest, golden=record)))
+    assert all(check.ok for check in result.files)
+    assert result.original is not None
+    assert not result.original.ok
+    assert not result.original.verdict.needed < 0.1
+    assert not result.ok
 
 
 def test_without_golden_samples_nothing_is_claimed(digits: Bundle) -> None:

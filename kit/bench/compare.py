@@ -45,9 +45,9 @@ class Limits:
     loss: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse limits below nothing."""
-        if self.slower < 0 or self.drop_points < 0 or (self.loss or 0.0) < 0:
-            raise UsageError("a limit must not be negative", hint="give 0 to allow no loss at all")
+        """Refuse limits below nothing, and without end: what is no number would allow everything."""
+        if not all(0 <= limit < math.inf for limit in (self.slower, self.drop_points, self.loss or 0.0)):
+            raise UsageError("a limit must be a number, and not negative", hint="give 0 to allow no loss at all")
 
     def allowed(self, score: Score) -> float:
         """Return how much of a metric may be lost, in the unit of its value."""
@@ -301,9 +301,9 @@ def _change(before: Score, now: Score, flips: Flips | None, allowed: float) -> S
     loss = before.value - now.value if now.better is Better.HIGHER else now.value - before.value
     margin = _margin(before, now)
     if flips is not None:
-        worse = flips.drop_points / 100 > allowed and flips.p_value < stats.ERROR_RATE
+        worse = not flips.drop_points / 100 <= allowed and flips.p_value < stats.ERROR_RATE
     else:
-        worse = loss > allowed and (margin is None or loss > margin)
+        worse = not loss <= allowed and (margin is None or not loss <= margin)
     return ScoreChange(
         metric=now.metric,
         unit=now.unit,

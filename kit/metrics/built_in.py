@@ -225,6 +225,10 @@ def _pair(name: str, ours: NDArray[np.generic], theirs: NDArray[np.generic], sam
             hint="choose another metric, such as --metric top-1 for labels",
         )
     one, other = (array.astype(np.float64).reshape(len(array), -1) for array in (ours, theirs))
+    # Masked scores are -inf in both: equal, and no number in any difference or product.
+    alike = (one == other) & ~np.isfinite(one)
+    if alike.any():
+        one, other = np.where(alike, 0.0, one), np.where(alike, 0.0, other)
     weights, is_row = (samples.weights or {}).get(name), len(shapes[0]) <= 1
     if weights is None:
         return _Pair(one, other, np.full(len(one), float(one.shape[1])), is_row)

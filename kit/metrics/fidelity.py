@@ -39,6 +39,13 @@ AGREEMENT_SLACK = 0.01
 
 
 _ROUNDING = 1e-9  # 53/54 - 1/54 is not 52/54
+_RANGES = {
+    "max_abs_error": (0.0, math.inf),
+    "rms_error": (0.0, math.inf),
+    "max_rel_error": (0.0, math.inf),
+    "cosine": (-1.0, 1.0),
+    "agreement": (0.0, 1.0),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +77,11 @@ class Fidelity:
     places: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse figures that are no numbers: with them, anything would pass."""
-        for name in ("max_abs_error", "rms_error", "max_rel_error", "cosine", "agreement"):
+        """Refuse figures that are no numbers or out of range: with them, anything would pass."""
+        for name, (least, most) in _RANGES.items():
             value = getattr(self, name)
-            if value is not None and math.isnan(value):
-                raise ValueError(f"{name} of {self.output!r} is no number")
+            if value is not None and not least <= value <= most:
+                raise ValueError(f"{name} of {self.output!r} is {value:g}, and not between {least:g} and {most:g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +148,7 @@ def _compare(name: str, pairs: Sequence[_Pair]) -> Fidelity:
     size = rows = places = 0
     for pair in pairs:
         reference, candidate = pair.reference, pair.candidate
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):
             difference: NDArray[np.float64] = np.abs(candidate - reference)
         same = np.asarray(
             (reference == candidate) | (np.isnan(reference) & np.isnan(candidate))
@@ -151,18 +158,19 @@ def _compare(name: str, pairs: Sequence[_Pair]) -> Fidelity:
         one, other = np.where(finite, reference, 0.0), np.where(finite, candidate, 0.0)
         largest = max(largest, float(np.abs(one).max(initial=0.0)))
         above = max(above, float(difference.max(initial=0.0)))
-        squares += float((difference**2).sum())
-        one_square += float((one**2).sum())
-        other_square += float((other**2).sum())
-        product += float((one * other).sum())
+        with np.errstate(over="ignore"):
+            squares += float((difference**2).sum())
+        with np.errstate(over="ignore", invalid="ignore"):
+            one_square += float((one**2).sum())
+            other_square += float((other**2).sum())
+            product += float((one * other).sum())
         size += difference.size if pair.counts is None else int(pair.counts.sum())
         rows += len(reference) if reference.ndim else 1
         agreed, of = _agreeing(pair, same)
         agreeing, places = agreeing + agreed, places + of
     first = pairs[0]
-    scale = math.sqrt(one_square) * math.sqrt(other_square)
     both_zero = one_square == 0 and other_square == 0
-    cosine = max(-1.0, min(1.0, product / scale)) if scale > 0 else 0.0  # one of them is nothing, the other is not
+    cosine = _cosine(product, one_square, other_square)
     has_classes = first.reference.ndim >= 2 and first.reference.shape[-1] > 1
     return Fidelity(
         output=name,
@@ -175,6 +183,14 @@ def _compare(name: str, pairs: Sequence[_Pair]) -> Fidelity:
         is_exact=first.is_exact,
         places=places,
     )
+
+
+def _cosine(product: float, one_square: float, other_square: float) -> float:
+    """Return a cosine from sums of squares; 0 if one side is nothing, -1 if the squares are too large to tell."""
+    scale = math.sqrt(one_square) * math.sqrt(other_square)
+    if not math.isfinite(product) or not math.isfinite(scale):
+        return -1.0
+    return max(-1.0, min(1.0, product / scale)) if scale > 0 else 0.0
 
 
 def _agreeing(pair: _Pair, same: NDArray[np.bool_]) -> tuple[float, int]:
@@ -198,11 +214,22 @@ def deviation(found: Sequence[Fidelity]) -> float:
     return max(shares, default=math.inf)
 
 
-def judge(found: Sequence[Fidelity], precision: Precision, published: Sequence[Fidelity]) -> FidelityVerdict:
-    """Hold a published variant to the bar of its precision: quantized ones to what they did when they were published."""
+def judge(
+    found: Sequence[Fidelity], precision: Precision, published: Sequence[Fidelity], *, stored: Sequence[Samples] = ()
+) -> FidelityVerdict:
+    """Hold a published variant to the bar of its precision: quantized ones to what they did when they were published.
+
+    Args:
+        found: What it does here.
+        precision: Of its weights.
+        published: What it did when it was published.
+        stored: The golden samples: a quantized variant must promise more than answers of zeros would.
+    """
     if precision is Precision.FP32:
         return judge_float(found, FLOAT_RTOL)
-    return judge_float(found, HALF_RTOL) if precision is Precision.FP16 else judge_quantized(found, published)
+    if precision is Precision.FP16:
+        return judge_float(found, HALF_RTOL)
+    return judge_quantized(found, published, stored=stored)
 
 
 def judge_float(found: Sequence[Fidelity], tolerance: float) -> FidelityVerdict:
@@ -230,20 +257,27 @@ def judge_bfloat(found: Sequence[Fidelity]) -> FidelityVerdict:
     return verdict
 
 
-def judge_quantized(found: Sequence[Fidelity], published: Sequence[Fidelity]) -> FidelityVerdict:
-    """Hold a quantized variant to what it did when it was published, on the same golden samples."""
+def judge_quantized(
+    found: Sequence[Fidelity], published: Sequence[Fidelity], *, stored: Sequence[Samples] = ()
+) -> FidelityVerdict:
+    """Hold a quantized variant to what it did when it was published, on the same golden samples.
+
+    A promise comes from a manifest, which anybody can write: one that lacks a figure, or that answers of zeros would keep,
+    is refused.
+    """
     promised = {one.output: one for one in published}
     tolerance = needed = 0.0
     reason = ""
     for one in found:
         before = promised.get(one.output)
+        if problem := _empty_promise(one, before, stored):
+            reason = reason or f"{one.output}: its manifest promises {problem}"
         if before is None:
-            reason = reason or f"{one.output}: its manifest promises nothing"
             continue
         allowed = before.rms_error * QUANTIZED_MARGIN
         if one.rms_error >= needed:
             tolerance, needed = allowed, one.rms_error
-        if not one.rms_error <= allowed and not reason:
+        if not (one.rms_error <= allowed < math.inf) and not reason:
             reason = (
                 f"{one.output}: rms error {one.rms_error:.3g} exceeds {allowed:.3g} "
                 f"({QUANTIZED_MARGIN:g}x that at export)"
@@ -254,3 +288,29 @@ def judge_quantized(found: Sequence[Fidelity], published: Sequence[Fidelity]) ->
         if one.agreement is not None and not one.agreement >= least and not reason:
             reason = f"{one.output}: agreement {one.agreement:.2%} is under {least:.2%}"
     return FidelityVerdict(passed=not reason, tolerance=tolerance, needed=needed, reason=reason)
+
+
+def _empty_promise(found: Fidelity, promise: Fidelity | None, stored: Sequence[Samples]) -> str:
+    """Say how a promise is none, such as `nothing`; empty if it is one."""
+    if promise is None:
+        return "nothing"
+    if found.agreement is not None and promise.agreement is None:
+        return "nothing of its agreement"
+    if found.is_exact:
+        return "" if promise.agreement or not found.places else "not one equal value"
+    size = _size(found.output, stored) if stored else math.inf
+    if not promise.rms_error <= size:
+        return f"an rms error of {promise.rms_error:.3g}, and the answers themselves have {size:.3g}"
+    return ""
+
+
+def _size(output: str, stored: Sequence[Samples]) -> float:
+    """Return the root of the mean square of an output's stored answers, without what does not count or is not finite."""
+    squares, count = 0.0, 0
+    for group in stored:
+        pair = _pair(output, group, group.expected or {})
+        finite = np.where(np.isfinite(pair.reference), pair.reference, 0.0)
+        with np.errstate(over="ignore"):
+            squares += float((finite**2).sum())
+        count += finite.size if pair.counts is None else int(pair.counts.sum())
+    return math.sqrt(squares / max(count, 1))

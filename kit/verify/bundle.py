@@ -348,7 +348,7 @@ def _check_variant(
             unavailable=isinstance(error, Unavailable),
         )
     found = fidelity.compare(golden, answers)
-    verdict = fidelity.judge(found, variant.precision, variant.fidelity)
+    verdict = fidelity.judge(found, variant.precision, variant.fidelity, stored=golden)
     return VariantCheck(
         variant=variant.id,
         runtime=runtime,
