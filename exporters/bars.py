@@ -162,7 +162,14 @@ def _lost(bar: Bar, score: Score, name: str, where: str, of: str) -> str:
 def power(bar: Bar, score: Score) -> str:
     """Say how large a loss a split cannot exclude, if that is more than is allowed; empty if it can decide."""
     interval = score.loss_interval
-    if score.baseline is None or interval is None or interval[1] <= bar.max_loss:
+    if score.baseline is None:
+        return ""
+    if interval is None:
+        if score.samples >= _LEAST_FOR_ONE:
+            return ""  # a metric of all samples at once has no interval, however many there are
+        count = "1 sample" if score.samples == 1 else f"{score.samples} samples"
+        return f"{count} of {_where(score)} cannot say how sure the loss of {bar.metric.name} is: give more data to be sure"
+    if interval[1] <= bar.max_loss:
         return ""
     shown = f"{100 * interval[1]:.1f} points" if bar.metric.unit == "%" else f"{interval[1]:.3g}"
     allowed = f"{100 * bar.max_loss:g} points" if bar.metric.unit == "%" else f"{bar.max_loss:g}"

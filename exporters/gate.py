@@ -18,7 +18,7 @@ import onnx
 from exporters import staging
 from exporters.bars import Bar, hold, power
 from exporters.candidates import Candidate
-from exporters.formats import recurrent
+from exporters.formats import counting
 from exporters.graph.rules import domains_of, least_onnxruntime, opset_of
 from exporters.sizes import Movement, check_sizes
 from kit.bundle import Staged, graph_file
@@ -26,7 +26,7 @@ from kit.bundle.manifest import Needs, Variant
 from kit.choices import Precision, VariantFormat
 from kit.errors import BundleInvalid, GateFailed, KitError, UsageError
 from kit.metrics import Fidelity, FidelityVerdict, Score, Values
-from kit.metrics.fidelity import FLOAT_RTOL, HALF_RTOL, compare, judge_float
+from kit.metrics.fidelity import FLOAT_RTOL, HALF_RTOL, compare, judge_float, judge_quantized
 from kit.runtime import trial
 from kit.runtime.base import Runner
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
@@ -79,13 +79,14 @@ class Proof:
         return self.data is not None and all(group.source == SEEDED for group in self.golden)
 
     def splits(self) -> Iterator[tuple[str, str, tuple[Samples, ...], tuple[Bar, ...]]]:
-        """Give the key, name, samples and bars of each set of samples, in the order they are looked at."""
-        if not self.is_noise_beside_data:
-            # Their bars compare with the original: right answers, which some of them have, are not what those are for.
-            blind = tuple(dataclasses.replace(group, targets=None) for group in self.golden)
-            yield _GOLDEN, "golden samples", blind, self.golden_bars
-        else:
-            yield _GOLDEN, "golden samples", self.golden, ()  # noise is nothing a model with data was quantized for
+        """Give the key, name, samples and bars of each set of samples, in the order they are looked at.
+
+        The golden samples are first. If they are noise beside data, their bars count only if the data cannot decide: noise is
+        nothing that a model with data was quantized for.
+        """
+        # Their bars compare with the original: right answers, which some of them have, are not what those are for.
+        blind = tuple(dataclasses.replace(group, targets=None) for group in self.golden)
+        yield _GOLDEN, "golden samples", blind, self.golden_bars
         if self.data is not None:
             yield self.data.validation_name, self.data.dataset, self.data.validation, self.bars
             yield "test", self.data.dataset, self.data.test, self.bars
@@ -158,6 +159,7 @@ def _measured(
     values: dict[str, tuple[Values | None, ...]] = {}
     scores: list[Score] = []
     remarks: list[str] = []
+    undecided: list[str] = []
     samples, verdict = "", None
     for key, dataset, groups, bars in proof.splits():
         answers = answer(runner, groups, signature)
@@ -170,23 +172,26 @@ def _measured(
                 _hold_to_equality(candidate.id, _unseen(by_split[key], proof, signature), samples)
         hint = _NOISE_HINT if any(group.source == SEEDED for group in groups) else _SPLIT_HINT
         values[key] = tuple(bar.values(groups, answers, signature) for bar in bars)
+        if key == _GOLDEN and proof.is_noise_beside_data:
+            continue
         if baseline is None and _is_quantized(candidate):
             _hold_to_original(candidate.id, bars, values[key], groups, signature, dataset=dataset, split=key)
-        before = None if baseline is None else baseline.values.get(key)
-        for place, (bar, found) in enumerate(zip(bars, values[key], strict=True)):
-            base = None if before is None else before[place]
-            if found is None or (base is None and (baseline is not None or not bar.metric.needs_targets)):
-                continue  # it says nothing of these samples; and against itself the baseline need not be scored
-            score = hold(bar, found, base, name=candidate.id, dataset=dataset, split=key, hint=hint)
-            scores.append(score)
-            if remark := power(bar, score):
-                remarks.append(remark)
+        held = _held(candidate, bars, values[key], baseline, dataset=dataset, split=key, hint=hint)
+        scores += [score for _, score in held]
+        undecided += [remark for bar, score in held if (remark := power(bar, score))]
         if key != _GOLDEN and _saw_all_of(candidate, proof, groups):
             remarks.append(
                 f"{dataset} {key} is what its ranges were made of, for want of other samples: give more data to be sure"
             )
+    if undecided and proof.is_noise_beside_data:
+        about = {"dataset": "golden samples", "split": _GOLDEN, "hint": _NOISE_HINT}
+        scores += [score for _, score in _held(candidate, proof.golden_bars, values[_GOLDEN], baseline, **about)]
+    if _is_quantized(candidate):
+        _hold_to_promise(candidate.id, by_split[_GOLDEN], proof.golden)
+    remarks = [*undecided, *remarks]
     if candidate.quantization is not None:
-        remarks.append(recurrent.remark(staging.read(candidate.files.path), candidate.quantization))
+        remarks.append(counting.remark(staging.read(candidate.files.path), candidate.quantization))
+    said = tuple(dict.fromkeys(filter(None, remarks)))
     variant = Variant(
         id=candidate.id,
         precision=candidate.precision,
@@ -197,6 +202,7 @@ def _measured(
         fidelity=by_split[_GOLDEN],
         scores=_one_for_each(scores),
         quantization=candidate.quantization,
+        remarks=said,
     )
     return Passed(
         variant=variant,
@@ -206,8 +212,46 @@ def _measured(
         samples=samples,
         verdict=verdict,
         values=values,
-        remarks=tuple(dict.fromkeys(filter(None, remarks))),
+        remarks=said,
     )
+
+
+def _held(
+    candidate: Candidate,
+    bars: Sequence[Bar],
+    values: Sequence[Values | None],
+    baseline: Passed | None,
+    *,
+    dataset: str,
+    split: str,
+    hint: str,
+) -> list[tuple[Bar, Score]]:
+    """Hold what the bars' metrics gave to the baseline's; return each bar that says something with its score.
+
+    Raises:
+        GateFailed: It loses more than is allowed.
+    """
+    before = None if baseline is None else baseline.values.get(split)
+    held = []
+    for place, (bar, found) in enumerate(zip(bars, values, strict=True)):
+        base = None if before is None else before[place]
+        if found is None or (base is None and (baseline is not None or not bar.metric.needs_targets)):
+            continue  # it says nothing of these samples; and against itself the baseline need not be scored
+        held.append((bar, hold(bar, found, base, name=candidate.id, dataset=dataset, split=split, hint=hint)))
+    return held
+
+
+def _hold_to_promise(name: str, found: Sequence[Fidelity], golden: Sequence[Samples]) -> None:
+    """Refuse what `kit verify` would refuse at once: figures on the golden samples that answers of zeros would reach.
+
+    Raises:
+        GateFailed: They are such.
+    """
+    verdict = judge_quantized(found, found, stored=golden)
+    if not verdict.passed:
+        seeded = any(group.source == SEEDED for group in golden)
+        said = verdict.reason.replace("its manifest promises", "it has")
+        raise GateFailed(f"{name}: {said} on golden samples", hint=_NOISE_HINT if seeded else _SPLIT_HINT)
 
 
 def _saw_all_of(candidate: Candidate, proof: Proof, groups: Sequence[Samples]) -> bool:

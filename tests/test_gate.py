@@ -12,7 +12,6 @@ import pytest
 from onnx import helper
 
 from exporters import candidates, request, workbench
-from exporters.bars import Bar, bars_for, hold, power
 from exporters.candidates import Candidate
 from exporters.formats.base import Source
 from exporters.formats.int8 import quantize_dynamic
@@ -20,9 +19,7 @@ from exporters.gate import Passed, answer, check_border, check_file
 from exporters.options import ExportOptions
 from exporters.pipeline import make
 from exporters.sizes import Movement
-from kit import metrics
 from kit.errors import GateFailed, UsageError
-from kit.metrics import Values
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
 from kit.samples import Samples, Splits
 from kit.tensors import Axis, Signature, TensorSpec
@@ -296,57 +293,6 @@ def test_a_file_that_the_standard_refuses_or_whose_weights_lie_elsewhere_fails(t
     candidate.files.path.write_bytes(model.SerializeToString())
     with pytest.raises(GateFailed, match="plain file name"):
         check_file(candidate, signature)
-
-
-def binary(wrong: int, samples: int) -> Values:
-    each = np.ones(samples)
-    each[:wrong] = 0
-    return Values(each, float(each.mean()), samples, is_binary=True)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "samples", "limit", "passes"),
-    [
-        *((1, 144, 0.003, True), (2, 144, 0.003, False), (1, 144, 0.0, False), (2, 144, 0.014, True)),
-        (1, 8, 0.003, False),
-    ],
-)
-def test_one_sample_is_the_least_that_a_gate_can_see_unless_it_is_a_large_share(
-    wrong: int, samples: int, limit: float, *, passes: bool
-) -> None:
-    """Of 144 samples one is 0.7 points, more than a limit of 0.3: whose luck that is depends on the machine."""
-    bar = Bar(metric=metrics.find("top-1"), max_loss=limit)
-    about = {"name": "int8", "dataset": "d", "split": "test"}
-    if passes:
-        assert hold(bar, binary(wrong, samples), binary(0, samples), **about).worse == wrong
-    else:
-        with pytest.raises(GateFailed, match="points of top-1"):
-            hold(bar, binary(wrong, samples), binary(0, samples), **about)
-
-
-def test_a_gate_of_few_samples_says_what_it_cannot_exclude() -> None:
-    bar = Bar(metric=metrics.find("top-1"), max_loss=0.003)
-    few = hold(bar, binary(0, 30), binary(0, 30), name="int8", dataset="d", split="test")
-    assert "30 samples of d test cannot exclude a loss of" in power(bar, few)
-    many = hold(bar, binary(0, 10_000), binary(0, 10_000), name="int8", dataset="d", split="test")
-    assert power(bar, many) == ""
-
-
-def test_the_bars_are_the_tasks_metrics_that_the_data_allow_else_the_originals_answers() -> None:
-    class Task:
-        metrics = ("top-1", "agreement")
-
-    signature = vectors(3, 3)
-    about = {"task": Task(), "metric": None, "max_loss": None}
-    for has_targets, name in ((True, "top-1"), (False, "agreement")):
-        on_data, on_golden = bars_for(signature, **about, has_targets=has_targets)
-        assert [bar.metric.name for bar in on_data] == [name]
-        assert [bar.metric.name for bar in on_golden] == ["agreement"]
-    without, _ = bars_for(signature, task=None, metric=None, max_loss=None, has_targets=False)
-    assert [(bar.metric.name, bar.output, bar.max_loss) for bar in without] == [
-        ("r2", "y", 0.05),
-        ("cosine", "y", 0.02),
-    ]
 
 
 def test_a_failed_gate_leaves_nothing_behind(tmp_path: Path) -> None:
