@@ -300,6 +300,23 @@ def test_what_travels_of_the_users_data_is_said(kit_inside: Kit, tmp_path: Path)
     assert "travel in the bundle" not in other.stderr
 
 
+NUMBERS = [
+    (name, parameter.opts[0], parameter.type)
+    for name in COMMANDS
+    for parameter in cli.commands[name].params
+    if isinstance(parameter.type, click.types.FloatParamType)
+    or type(parameter.type).__name__ in {"_Share", "Duration", "Size", "Numbers"}
+]
+
+
+def test_no_number_of_the_command_line_may_be_none_or_endless() -> None:
+    assert len(NUMBERS) > 10
+    for command, flag, kind in NUMBERS:
+        for text in ("nan", "inf", "9" * 400):
+            with pytest.raises(click.BadParameter):
+                pytest.fail(f"{command} {flag} takes {kind.convert(text, None, None)}")
+
+
 def test_tables_break_no_word_in_a_narrow_terminal() -> None:
     rows = Rows(headers=("variant", "verdict", "why"), left=("variant", "verdict", "why"), wraps=("why",))
     rows.add("int8-qdq-per-channel", "FASTER", "it is so much quicker than the others")

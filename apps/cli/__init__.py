@@ -6,8 +6,12 @@ anything unforeseen is a defect of kit, exit code 5, with a traceback only under
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import click
 
@@ -27,9 +31,13 @@ from apps.cli.train import train
 from apps.cli.tune import tune
 from apps.cli.verify import verify
 from kit import __version__
-from kit.errors import KitError
+from kit.errors import KitError, MemoryShort
+from kit.report.words import plain
 
 INTERRUPTED = 130
+PIPE_CLOSED = 141
+"""As a shell says it of a program that SIGPIPE ended: not 0, for what a command found was not heard."""
+
 _STORAGE, _DEFECT = 3, 5
 
 
@@ -42,8 +50,30 @@ _GROUPS: dict[str, tuple[click.Command, ...]] = {
 }
 
 
+class _PipeClosed(Exception):  # noqa: N818 - named for what happened
+    """Whoever read the output went away, as `kit list | head` does; click would make exit code 1 of it."""
+
+
+@contextlib.contextmanager
+def _piped() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise _PipeClosed from error
+
+
 class _Grouped(click.Group):
     """Lists its commands in the order of the work, under what they are for."""
+
+    def make_context(self, *given: Any, **named: Any) -> click.Context:
+        """Read the arguments; help is printed here."""
+        with _piped():
+            return super().make_context(*given, **named)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        with _piped():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return list(self.commands)
@@ -88,14 +118,22 @@ def run(arguments: list[str] | None = None) -> int:
         _trace(state)
         return error.exit_code
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        click.echo(plain(shown.getvalue(), lines=True), err=True, nl=False)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         _say("Interrupted.")
         return INTERRUPTED
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader went away, as `kit list | head` does
-        return 0
+    except _PipeClosed:
+        _discard_output()
+        return PIPE_CLOSED
+    except MemoryError as error:
+        said = f"there is not enough memory: {error}".removesuffix(": ")
+        short = MemoryShort(said, hint="free some, or give it less at once")
+        _say(f"Error: {short}", short.hint)
+        _trace(state)
+        return short.exit_code
     except ModuleNotFoundError as error:
         from kit.system import packages  # slow to import, as is traceback: only when something went wrong
 
@@ -130,9 +168,17 @@ def _defect(error: Exception, state: dict[str, bool]) -> int:
 
 
 def _say(message: str, hint: str = "") -> None:
-    click.echo(message, err=True)
+    click.echo(plain(message, lines=True), err=True)
     if hint:
-        click.echo(f"  → {hint}", err=True)
+        click.echo(plain(f"  → {hint}", lines=True), err=True)
+
+
+def _discard_output() -> None:
+    """Let Python's last flush of a closed pipe go nowhere, without a word."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(nowhere, stream.fileno())
 
 
 def _trace(state: dict[str, bool]) -> None:

@@ -11,6 +11,7 @@ from apps.cli import options
 from apps.cli.points import AxisSize, in_flags, points, swept
 from kit.choices import Mode, Provider
 from kit.errors import StorageUnavailable, UsageError
+from kit.report.words import in_json
 from kit.system import files
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class _BatchSize(click.ParamType[int | str]):
     show_default=True,
     help="How queries arrive, by MLPerf's names.",
 )
-@click.option("--rate", type=float, help="Queries a second that arrive, for Server.")
+@click.option("--rate", type=options.Number(0, min_open=True), help="Queries a second that arrive, for Server.")
 @click.option("--cold", is_flag=True, help="Fresh processes: from their start to the first prediction, stage by stage.")
 @click.option(
     "--profile", is_flag=True, help="Where the time goes, by node; writes traces for Perfetto beside the bundle."
@@ -194,7 +195,7 @@ def bench(
         )
         results = run(found, request)
     if json_file is not None and str(json_file) == "-":
-        click.echo(results.to_json(), nl=False)
+        click.echo(in_json(results.to_json()), nl=False)
     else:
         bench_tables.show(results)
     if json_file is not None and str(json_file) != "-":

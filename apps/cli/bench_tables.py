@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from apps.cli.render import stdout
+from apps.cli.tables import literal, styled
 from kit.bench import sweep
 from kit.bench.points import described, telling
 from kit.bench.results import Results, Row, Status
@@ -36,7 +37,7 @@ def show(results: Results) -> None:
         _sweep_lines(console, results)
     _notes(console, results)
     for said in results.remarks():
-        console.print(f"[yellow]Note: {escape(said)}.[/]", soft_wrap=True)
+        console.print(styled(f"Note: {said}.", "yellow"), soft_wrap=True)
 
 
 def _latency_table(console: Console, results: Results) -> None:
@@ -64,11 +65,13 @@ def _latency_table(console: Console, results: Results) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for header in headers:
         left = header in {"variant", "runtime", "nodes on"} or header.startswith("against")
-        table.add_column(header, justify="left" if left else "right", overflow="fold")
+        table.add_column(literal(header), justify="left" if left else "right", overflow="fold")
     for row in results.rows:
         cells = _cells(row, metric)
-        cells[against] = escape(row.verdict.describe() if row.verdict else NONE)
-        table.add_row(*(cells[header] for header in headers), style="yellow" if row.status is not Status.OK else "")
+        cells[against] = row.verdict.describe() if row.verdict else NONE
+        table.add_row(
+            *(literal(cells[header]) for header in headers), style="yellow" if row.status is not Status.OK else ""
+        )
     console.print(table)
 
 
@@ -103,7 +106,7 @@ def _cells(row: Row, metric: str) -> dict[str, str]:
     return {
         "variant": row.variant,
         "runtime": row.runtime,
-        "nodes on": escape(_where(row)),
+        "nodes on": _where(row),
         **{axis: f"{size:,}" for axis, size in row.sizes.items()},
         "p50 µs": microseconds(found.p50_us if found else None),
         "p90": microseconds(found.p90_us if found else None),
@@ -131,14 +134,17 @@ def _sweep_lines(console: Console, results: Results) -> None:
     if not results.arguments.get("sweep"):
         return
     for knee in sweep.knees(results):
-        axis = escape(knee.axis)
+        axis = knee.axis
         console.print(
-            f"[bold]{escape(knee.case)}[/]: knee at {axis} {knee.size:,}, {knee.samples_per_second:,.0f} samples/s, "
-            f"{knee.share:.0%} of the best ({knee.best_samples_per_second:,.0f} at {axis} {knee.best_size:,}).",
+            Text.assemble(
+                styled(knee.case, "bold"),
+                f": knee at {axis} {knee.size:,}, {knee.samples_per_second:,.0f} samples/s, "
+                f"{knee.share:.0%} of the best ({knee.best_samples_per_second:,.0f} at {axis} {knee.best_size:,}).",
+            ),
             soft_wrap=True,
         )
     for one in sweep.crossovers(results):
-        console.print(f"{escape(one.describe())}.", soft_wrap=True)
+        console.print(f"{one.describe()}.", soft_wrap=True)
 
 
 def _cold_table(console: Console, results: Results) -> None:
@@ -148,17 +154,17 @@ def _cold_table(console: Console, results: Results) -> None:
     for header in ("variant", *(["runtime"] if several else []), "nodes on"):
         table.add_column(header)
     for header in ("in all, ms", "95 % interval", *stages, "peak memory"):
-        table.add_column(header, justify="right")
+        table.add_column(literal(header), justify="right")
     for row in results.rows:
         cold = row.cold
-        cells = [row.variant, *([row.runtime] if several else []), escape(_where(row))]
+        cells = [row.variant, *([row.runtime] if several else []), _where(row)]
         if cold is None:
             cells += [NONE] * (len(stages) + 3)
         else:
-            cells += [f"{cold.total_ms:,.0f}", escape(interval(cold.low_ms, cold.high_ms).strip() or NONE)]
+            cells += [f"{cold.total_ms:,.0f}", interval(cold.low_ms, cold.high_ms).strip() or NONE]
             cells += [f"{cold.stages_ms[stage]:,.1f}" for stage in stages]
             cells.append(size(cold.peak_memory_bytes) if cold.peak_memory_bytes else NONE)
-        table.add_row(*cells, style="yellow" if row.status is not Status.OK else "")
+        table.add_row(*map(literal, cells), style="yellow" if row.status is not Status.OK else "")
     console.print(table)
     counted = next((row.cold.processes for row in results.rows if row.cold), 0)
     if not counted:
@@ -175,13 +181,14 @@ def _profile_tables(console: Console, results: Results) -> None:
         fell_back = f" (FALLBACK, asked for {row.provider})" if row.status is Status.FALLBACK else ""
         name = f"{row.variant} on {row.ran_on or row.provider}{fell_back}, {row.point}"
         if not row.profile:
-            console.print(f"[yellow]{escape(name)} in {row.runtime}: {row.status}[/]", soft_wrap=True)
+            console.print(styled(f"{name} in {row.runtime}: {row.status}", "yellow"), soft_wrap=True)
             continue
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=escape(name), title_justify="left")
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=literal(name), title_justify="left")
         for header in ("node", "operator", "provider", "µs", "share of the call"):
             table.add_column(header, justify="right" if header in {"µs", "share of the call"} else "left")
         for node in row.profile:
-            table.add_row(node.node, node.operator, node.provider, f"{node.mean_us:,.1f}", f"{node.share:.0%}")
+            cells = (node.node, node.operator, node.provider, f"{node.mean_us:,.1f}", f"{node.share:.0%}")
+            table.add_row(*map(literal, cells))
         rest = max(1 - sum(node.share for node in row.profile), 0.0)
         call_us = row.profile[0].mean_us / row.profile[0].share if row.profile[0].share else 0.0
         table.add_row("between the nodes", "", "", f"{rest * call_us:,.1f}", f"{rest:.0%}", style="dim")
@@ -211,10 +218,10 @@ def _notes(console: Console, results: Results) -> None:
         )
     baselines = _baselines(results)
     if baselines and not _usual_baseline(results):
-        console.print(f"Baseline: {escape(', '.join(sorted(baselines)))}.", soft_wrap=True)
+        console.print(f"Baseline: {', '.join(sorted(baselines))}.", soft_wrap=True)
     if axes := _alike(results):
-        console.print(escape(f"Sizes of one call: {axes}."), soft_wrap=True)
-    console.print(escape(f"Ran on {results.machine.describe()}."), soft_wrap=True)
+        console.print(f"Sizes of one call: {axes}.", soft_wrap=True)
+    console.print(f"Ran on {results.machine.describe()}.", soft_wrap=True)
     _noise(console, results)
     if not any(row.cold or row.profile for row in results.rows):
         _scores(console, results)
@@ -226,7 +233,7 @@ def _notes(console: Console, results: Results) -> None:
             f"INCONCLUSIVE: the interval is too wide to tell; run longer, such as --budget {budget}s.", soft_wrap=True
         )
     for reason, fix in dict.fromkeys((row.reason, row.fix) for row in results.rows if row.reason):
-        console.print(f"[yellow]{escape(reason)}[/]" + (f"\n  → {escape(fix)}" if fix else ""), soft_wrap=True)
+        console.print(Text.assemble(styled(reason, "yellow"), f"\n  → {fix}" if fix else ""), soft_wrap=True)
 
 
 def _alike(results: Results) -> str:
@@ -245,7 +252,7 @@ def _scores(console: Console, results: Results) -> None:
     sources = {row.score_source for row in scored}
     where = "counted now" if sources == {"live"} else "* from the manifest, not counted here"
     for one in dict.fromkeys(about(row.score) for row in scored if row.score):
-        console.print(escape(f"{one}; {where}."), soft_wrap=True)
+        console.print(f"{one}; {where}.", soft_wrap=True)
 
 
 def _load(results: Results) -> str:
@@ -268,9 +275,7 @@ def _noise(console: Console, results: Results) -> None:
     assert widest.comparison is not None  # filtered above
     low, high = widest.comparison.low, widest.comparison.high
     console.print(
-        escape(
-            f"Noise of the run: the baseline against itself {widest.comparison.speedup:.2f}x [{low:.2f}, {high:.2f}] "
-            f"at {widest.point}, where it was widest."
-        ),
+        f"Noise of the run: the baseline against itself {widest.comparison.speedup:.2f}x [{low:.2f}, {high:.2f}] "
+        f"at {widest.point}, where it was widest.",
         soft_wrap=True,
     )

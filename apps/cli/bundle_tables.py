@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from apps.cli import figures
 from apps.cli.render import stdout
@@ -33,17 +33,17 @@ def bundle_table(bundles: Mapping[str, Bundle | Packed | Exception]) -> None:
     broken = []
     for name, found in bundles.items():
         if isinstance(found, Exception):
-            broken.append(f"[red]{escape(name)} is broken:[/] {escape(str(found))}")
+            broken.append(Text.assemble((f"{name} is broken:", "red"), f" {found}"))
             continue
         manifest = found.manifest
         ids = ", ".join(variant.id for variant in manifest.variants) or "none yet"
         rows.add(
-            escape(name),
-            escape(_task_name(manifest)),
+            name,
+            _task_name(manifest),
             ids,
             _best(manifest),
             size(_bytes(manifest)),
-            escape(str(found.origin)),
+            str(found.origin),
         )
     if rows.rows:
         rows.show(console)
@@ -82,7 +82,7 @@ def bundle_info(bundle: Bundle) -> None:
         rows.append(("made with", ", ".join(f"{name} {version}" for name, version in manifest.tools.items())))
     if unknown := _unknown(bundle):
         rows.append(("not known", unknown))
-    pairs(console, [(name, escape(text)) for name, text in rows])
+    pairs(console, rows)
     _variants(console, bundle)
 
 
@@ -205,8 +205,11 @@ def _variants(console: Console, bundle: Bundle) -> None:
             "" if found is None or found.baseline is None else figures.loss(found),
         )
     rows.show(console)
+    for variant in variants:
+        for said in variant.remarks:
+            console.print(f"{variant.id}: {said}", soft_wrap=True)
     for line in dict.fromkeys(about(one) for one in scores if one is not None):
-        console.print(escape(line), soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
 
 def _needs(variant: Variant) -> str:

@@ -11,6 +11,7 @@ import click
 from apps.cli import options
 
 if TYPE_CHECKING:
+    from apps.cli.tables import Cell
     from kit.bench.compare import Change, Regression
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -41,14 +42,14 @@ class _Share(click.ParamType[float]):
 @click.option("--fail-if-slower", type=_Share(), default="5%", show_default=True, help="Slowdown that is allowed.")
 @click.option(
     "--fail-if-drop",
-    type=click.FloatRange(0),
+    type=options.Number(0),
     default=0.1,
     show_default=True,
     help="Points it may lose of a metric that is a share, such as top-1.",
 )
 @click.option(
     "--fail-if-loss",
-    type=click.FloatRange(0),
+    type=options.Number(0),
     help="What it may lose of any other metric, in its unit.  [default: what the metric allows]",
 )
 @click.option("--any-machine", is_flag=True, help="Compare runs of different machines all the same.")
@@ -121,9 +122,8 @@ def _show(found: Regression) -> None:
     console.print(f"Allowed: {allowed}. Speed: newer against older, 95 % interval.", soft_wrap=True)
 
 
-def _cells(change: Change, metrics: Sequence[str], *, names_runtime: bool) -> list[str]:
-    from rich.markup import escape
-
+def _cells(change: Change, metrics: Sequence[str], *, names_runtime: bool) -> list[Cell]:
+    from apps.cli.tables import styled
     from kit.report.format import NONE, microseconds
 
     speed, flips = change.speed, change.flips
@@ -137,10 +137,10 @@ def _cells(change: Change, metrics: Sequence[str], *, names_runtime: bool) -> li
         change.at,
         microseconds(change.base_p50_us),
         microseconds(change.new_p50_us),
-        escape(f"{speed.speedup:.2f}x [{speed.low:.2f}, {speed.high:.2f}]") if speed else NONE,
+        f"{speed.speedup:.2f}x [{speed.low:.2f}, {speed.high:.2f}]" if speed else NONE,
         *(_score(change, metric) for metric in metrics),
         f"{flips.lost}/{flips.gained} of {flips.samples:,}" if flips else "",
-        f"[red]LOST: {escape(words)}[/]" if lost else escape(words),
+        styled(f"LOST: {words}", "red") if lost else words,
     ]
 
 

@@ -13,7 +13,7 @@ from apps.cli import options
 @options.bundle_argument
 @click.option(
     "--target-speedup",
-    type=click.FloatRange(1, min_open=True),
+    type=options.Number(1, min_open=True),
     default=3.0,
     show_default=True,
     help="How many times as fast as the original's fp32 the new fp32 must be here.",
@@ -29,7 +29,7 @@ from apps.cli import options
 )
 @click.option(
     "--max-drop",
-    type=click.FloatRange(0),
+    type=options.Number(0),
     default=0.1,
     show_default=True,
     help="Top-1 points it may lose against the original.",

@@ -10,6 +10,9 @@ import click
 from apps.cli import options
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
+    from apps.cli.tables import Cell
     from kit.doctor import Diagnosis, Trial
 
 
@@ -49,49 +52,52 @@ def doctor(model: str | None, device_id: int, as_json: bool) -> int:
 
 
 def _show(found: Diagnosis) -> None:
-    from rich.markup import escape
-
     from apps.cli import render
+    from apps.cli.tables import styled
 
     console = render.stdout()
-    console.print(f"[bold]machine[/]    {escape(found.machine.describe())}", soft_wrap=True)
+    console.print(_line("machine", found.machine.describe()), soft_wrap=True)
     versions = ", ".join(f"{name} {version}" for name, version in found.tools.items())
-    console.print(f"[bold]versions[/]   {escape(versions)}", soft_wrap=True)
+    console.print(_line("versions", versions), soft_wrap=True)
     imported = f"{found.runtime} is the one that is imported" if found.runtime else "no ONNX Runtime is installed"
-    console.print(f"[bold]runtime[/]    {escape(imported)}", soft_wrap=True)
+    console.print(_line("runtime", imported), soft_wrap=True)
     for report in found.providers:
         if report.works:
-            console.print(
-                f"[bold]{report.provider.value:<9}[/]  [green]works[/]: it ran a model and the answer was right"
-            )
+            said = ": it ran a model and the answer was right"
+            console.print(_line(report.provider.value, styled("works", "green"), said))
             continue
-        console.print(f"[bold]{report.provider.value:<9}[/]  [yellow]{escape(report.reason)}[/]", soft_wrap=True)
+        console.print(_line(report.provider.value, styled(report.reason, "yellow")), soft_wrap=True)
         if report.fix:
-            console.print(f"           → {escape(report.fix)}", soft_wrap=True)
+            console.print(f"           → {report.fix}", soft_wrap=True)
     if found.int8_saturates is not None:
         said = "saturates with weights of 8 bits: kit makes ONNX Runtime exact, for others take --weight-bits 7"
         exact = "sums are exact in ONNX Runtime, whatever the weights' bits"
-        console.print(f"[bold]int8[/]       {said if found.int8_saturates else exact}", soft_wrap=True)
+        console.print(_line("int8", said if found.int8_saturates else exact), soft_wrap=True)
     for warning in found.warnings:
-        console.print(f"[red]warning[/]    {escape(warning)}", soft_wrap=True)
+        console.print(_line("warning", warning, style="red"), soft_wrap=True)
+
+
+def _line(name: str, *said: Cell, style: str = "bold") -> Text:
+    """Return a line that begins with what it is about."""
+    from rich.text import Text
+
+    return Text.assemble((f"{name:<11}", style), *said)
 
 
 def _show_trials(tried: Sequence[Trial]) -> None:
-    from rich.markup import escape
-
     from apps.cli import render
-    from apps.cli.tables import Rows
+    from apps.cli.tables import Rows, styled
 
     if not tried:
         return
     rows = Rows(headers=("runtime", "provider", "model", "nodes on"), left=("runtime", "provider", "model", "nodes on"))
     for one in tried:
-        runs = "[green]runs[/]" if one.works else "[yellow]does not run[/]"
-        rows.add(one.runtime, one.provider.value, runs, escape(one.placement))
+        runs = styled("runs", "green") if one.works else styled("does not run", "yellow")
+        rows.add(one.runtime, one.provider.value, runs, one.placement)
     console = render.stdout()
     rows.show(console)
     for one in tried:
         if not one.works:
-            console.print(f"[yellow]{one.runtime} on {one.provider}: {escape(one.reason)}[/]", soft_wrap=True)
+            console.print(styled(f"{one.runtime} on {one.provider}: {one.reason}", "yellow"), soft_wrap=True)
             if one.fix:
-                console.print(f"  → {escape(one.fix)}", soft_wrap=True)
+                console.print(f"  → {one.fix}", soft_wrap=True)

@@ -111,12 +111,12 @@ _UNUSED = (None, ())
 )
 @click.option(
     "--max-loss",
-    type=click.FloatRange(0),
+    type=options.Number(0),
     help="How much of the metric a variant may lose against the baseline, in its unit.  [default: the metric's own]",
 )
 @click.option(
     "--max-drop",
-    type=click.FloatRange(0),
+    type=options.Number(0),
     help="The same in points of 100, for metrics that are shares; one sample in any case, unless 0.  [default: 0.3 for top-1]",
 )
 @click.option(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich.markup import escape
+from rich.text import Text
 
 from apps.cli import figures
 from apps.cli.render import remark, stdout
-from apps.cli.tables import Rows
+from apps.cli.tables import Rows, literal, styled
 from apps.cli.verify_tables import sizes_in_words
 from kit.metrics import Score
 from kit.report.format import NONE, about, microseconds, score, size
@@ -53,7 +53,7 @@ def export_table(report: ExportReport) -> None:
     console = stdout()
     rows.show(console)
     for line in _footnotes(report, (*held, *tests)):
-        console.print(escape(line), soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
 
 def _validation(scores: tuple[Score, ...]) -> str:
@@ -98,7 +98,7 @@ def rungs_table(rungs: Sequence[Rung]) -> None:
     for one in rungs:
         said = one.problem or ("right" if one.is_right else "loses too much")
         noise = NONE if one.problem else f"{one.sqnr_db:.1f}"
-        rows.add(escape(one.name), _lost(one.score), noise, f"{one.seconds:.0f} s", escape(said))
+        rows.add(one.name, _lost(one.score), noise, f"{one.seconds:.0f} s", said)
     rows.show(stdout())
     scored = next((one.score for one in rungs if one.score is not None), None)
     stdout().print(
@@ -119,8 +119,8 @@ def judgement_table(judgement: Judgement, *, names_winner: bool = True) -> None:
     for one in judgement.candidates:
         found = {tuple(row.sizes.items()): row.latency.p50_us for row in one.rows if row.latency}
         chosen = names_winner and one.name == judgement.winner.name
-        name = f"[bold green]{escape(one.name)}[/]" if chosen else escape(one.name)
-        reason = escape(one.reason) + ("  [bold green]<- chosen[/]" if chosen else "")
+        name = styled(one.name, "bold green") if chosen else one.name
+        reason = Text.assemble(literal(one.reason), styled("  <- chosen" if chosen else "", "bold green"))
         rows.add(name, *(microseconds(found.get(point)) for point in points), reason)
     rows.show(stdout())
     if names_winner:
@@ -140,8 +140,11 @@ def choice(found: Choice | None, name: str) -> None:
         else f", {found.speedup:.2f}x [{found.low:.2f}, {found.high:.2f}] of the baseline on one thread"
     )
     stdout().print(
-        f"{name} here, for {found.goal} at {sizes_in_words(found.sizes)}: [bold]{escape(found.describe())}[/], "
-        f"p50 {microseconds(found.p50_us)} µs{told}; measured {found.measured}",
+        Text.assemble(
+            f"{name} here, for {found.goal} at {sizes_in_words(found.sizes)}: ",
+            styled(found.describe(), "bold"),
+            f", p50 {microseconds(found.p50_us)} µs{told}; measured {found.measured}",
+        ),
         soft_wrap=True,
     )
 
@@ -157,7 +160,7 @@ def blame_table(found: Blame) -> None:
     )
     for row in found.rows:
         rows.add(
-            escape(row.layer),
+            row.layer,
             f"{row.own_sqnr_db:.1f}",
             f"{row.alone_sqnr_db:.1f}",
             _lost(row.alone),
@@ -170,10 +173,8 @@ def blame_table(found: Blame) -> None:
     rows.show(console)
     scored = f" Lost: {about(found.together)}." if found.together else ""
     console.print(
-        escape(
-            f"{found.variant} against the baseline, {found.samples}. dB: signal to quantization noise, 6 more are half the "
-            f"error.{scored}"
-        ),
+        f"{found.variant} against the baseline, {found.samples}. dB: signal to quantization noise, 6 more are half the "
+        f"error.{scored}",
         soft_wrap=True,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -85,6 +86,17 @@ def fallback(function: F) -> F:
     )
 
 
+class Number(click.FloatRange):
+    """A finite number in a range; click's own takes `nan`, which no comparison refuses."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number."""
+        found = float(super().convert(value, param, ctx))
+        if not math.isfinite(found):
+            self.fail(f"{str(value)!r} is no finite number", param, ctx)
+        return found
+
+
 class Duration(click.ParamType[float]):
     """A time typed as `30s`, `2m`, `1h` or `500ms`; seconds without a unit."""
 
@@ -94,7 +106,7 @@ class Duration(click.ParamType[float]):
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Return seconds."""
         found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(value))
-        if found is None or found[2] not in self._UNITS or float(found[1]) == 0:
+        if found is None or found[2] not in self._UNITS or not 0 < float(found[1]) < math.inf:
             self.fail(f"{str(value)!r} is no duration such as 30s, 2m or 1h", param, ctx)
         return float(found[1]) * self._UNITS[found[2]]
 
@@ -141,7 +153,7 @@ class Size(click.ParamType[int]):
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Return bytes."""
         found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(value).lower())
-        if found is None or found[2] not in self._UNITS:
+        if found is None or found[2] not in self._UNITS or not float(found[1]) < math.inf:
             self.fail(f"{str(value)!r} is no size such as 512MB or 2GiB", param, ctx)
         return round(float(found[1]) * self._UNITS[found[2]])
 

@@ -14,6 +14,7 @@ import click
 from apps.cli import options
 from kit.choices import Provider
 from kit.errors import BadInput, KitError, UsageError
+from kit.report.words import in_json, plain
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -149,7 +150,7 @@ def _answers(engine: Engine, items: Iterator[Item], keep: Callable[[Prediction],
             waiting = next(items, None)
             if count == 1 and waiting is None:
                 raise
-            click.echo(f"Error: {name}: {error}", err=True)
+            click.echo(plain(f"Error: {name}: {error}", lines=True), err=True)
             records = [{"file": name, "error": str(error)}]
         yield from records
         waiting = waiting or next(items, None)
@@ -200,7 +201,7 @@ def _as_json_lines(records: Iterator[Record]) -> None:
 def _as_lines(records: Iterator[Record]) -> None:
     for record in records:
         if "error" not in record:
-            click.echo(_line(record))
+            click.echo(plain(_line(record)))
 
 
 def _as_nothing(records: Iterator[Record]) -> None:
@@ -234,7 +235,7 @@ def _csv_lines(rows: Sequence[Record], columns: Sequence[str]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([row.get(column, "") for column in columns] for row in rows)
-    return text.getvalue()
+    return plain(text.getvalue(), lines=True)
 
 
 def _cells(record: Record) -> Record:
@@ -284,9 +285,9 @@ def _short(value: Any) -> str:
 def _json(value: Any, indent: int | None = None) -> str:
     """Return JSON; numbers that JSON does not have become null."""
     try:
-        return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+        return in_json(json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False))
     except ValueError:
-        return json.dumps(_finite(value), indent=indent, ensure_ascii=False)
+        return in_json(json.dumps(_finite(value), indent=indent, ensure_ascii=False))
 
 
 def _finite(value: Any) -> Any:

@@ -10,12 +10,27 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from kit.report.words import plain
+
 _GAP, _EDGES = 3, 2  # characters between two columns, and on both sides of all
+
+Cell = str | Text
+"""A str is shown as it is, whatever it holds; only a Text has styles."""
+
+
+def literal(cell: Cell) -> Text:
+    """Return a cell as text that can be printed: what a str holds is neither markup nor an escape sequence."""
+    return Text(plain(cell)) if isinstance(cell, str) else cell
+
+
+def styled(text: str, style: str) -> Text:
+    """Return words in a style of rich's, such as `red`."""
+    return Text(plain(text), style=style)
 
 
 @dataclass(kw_only=True)
 class Rows:
-    """Rows of cells in rich's markup.
+    """Rows of cells.
 
     Attributes:
         headers: Of the columns; the first names a row.
@@ -27,10 +42,10 @@ class Rows:
     headers: tuple[str, ...]
     left: tuple[str, ...] = ()
     wraps: tuple[str, ...] = ()
-    rows: list[tuple[str, ...]] = field(default_factory=list)
+    rows: list[tuple[Cell, ...]] = field(default_factory=list)
     ruled: set[int] = field(default_factory=set)
 
-    def add(self, *cells: str) -> None:
+    def add(self, *cells: Cell) -> None:
         """Add a row."""
         self.rows.append(cells)
 
@@ -49,7 +64,7 @@ class Rows:
         return header in self.headers[:1] or any(row[place] for row in self.rows)
 
     def _least_width(self, place: int) -> int:
-        cells = [_plain(cell) for cell in (self.headers[place], *(row[place] for row in self.rows))]
+        cells = [literal(cell).plain for cell in (self.headers[place], *(row[place] for row in self.rows))]
         if self.headers[place] in self.wraps:
             cells = [word for cell in cells for word in cell.split()]
         return max((Text(cell).cell_len for cell in cells), default=0)
@@ -60,7 +75,7 @@ class Rows:
             header = self.headers[place]
             wraps = header in self.wraps
             table.add_column(
-                header,
+                literal(header),
                 justify="left" if header in {*self.left, *self.wraps} else "right",
                 no_wrap=not wraps,
                 min_width=self._least_width(place),
@@ -68,30 +83,28 @@ class Rows:
         for number, row in enumerate(self.rows):
             if number in self.ruled and number:
                 table.add_section()
-            table.add_row(*(row[place] for place in kept))
+            table.add_row(*(literal(row[place]) for place in kept))
         console.print(table)
 
     def _stacked(self, console: Console, kept: Sequence[int]) -> None:
-        width = max(Text(self.headers[place]).cell_len for place in kept)
+        headers = [literal(header) for header in self.headers]
+        width = max(headers[place].cell_len for place in kept)
         console.print()
         for row in self.rows:
             if row[0]:
-                console.print(f"[bold]{row[0]}[/]", soft_wrap=True)
+                console.print(Text.assemble(literal(row[0]), style="bold"), soft_wrap=True)
             for place in kept[1:]:
                 if row[place]:
-                    console.print(f"  {self.headers[place]:<{width}}  {row[place]}", soft_wrap=True)
+                    gap = " " * (width - headers[place].cell_len + 2)
+                    console.print(Text.assemble("  ", headers[place], gap, literal(row[place])), soft_wrap=True)
         console.print()
 
 
-def pairs(console: Console, rows: Sequence[tuple[str, str]]) -> None:
-    """Print named facts, in rich's markup, below each other; long ones are wrapped between words."""
+def pairs(console: Console, rows: Sequence[tuple[str, Cell]]) -> None:
+    """Print named facts below each other; long ones are wrapped between words."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, text in rows:
-        table.add_row(name, text)
+        table.add_row(literal(name), literal(text))
     console.print(table)
-
-
-def _plain(markup: str) -> str:
-    return Text.from_markup(markup).plain

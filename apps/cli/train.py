@@ -35,7 +35,7 @@ MODELS = ("mlp-512-256-128", "mlp-64-64", "cnn-16-48-96")
 @click.option("--recipe", type=click.Choice(list(recipes.RECIPES)), default="default", show_default=True)
 @click.option("--epochs", type=click.IntRange(1), help="Passes over the training data.  [default: the recipe's]")
 @click.option("--batch-size", type=click.IntRange(1), help="Images in a step.  [default: the recipe's]")
-@click.option("--lr", type=click.FloatRange(0, min_open=True), help="Peak learning rate.  [default: the recipe's]")
+@click.option("--lr", type=options.Number(0, min_open=True), help="Peak learning rate.  [default: the recipe's]")
 @click.option("--optimizer", type=click.Choice(recipes.OPTIMIZERS), help="[default: the recipe's]")
 @click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), help="Of split, weights, order and augmentation.  [default: 0]"
@@ -43,7 +43,7 @@ MODELS = ("mlp-512-256-128", "mlp-64-64", "cnn-16-48-96")
 @click.option("--augment/--no-augment", default=None, help="Distort training images.  [default: the recipe's]")
 @click.option(
     "--val-fraction",
-    type=click.FloatRange(0, 1, max_open=True),
+    type=options.Number(0, 1, max_open=True),
     help="Share of the training data held out to choose the best epoch; 0 trains on all of it.  [default: the recipe's]",
 )
 @click.option("--device", type=click.Choice(DEVICES), default=DEVICES[0], show_default=True, help="Where to train.")

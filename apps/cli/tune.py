@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 @click.option("--max-threads", type=click.IntRange(1), help="Threads to try at most.  [default: the CPUs there are]")
 @click.option(
     "--max-drop",
-    type=click.FloatRange(0),
+    type=options.Number(0),
     help="Leave out variants that lost more points of a share, such as top-1, when they were published.  [default: what the "
     "metric allows]",
 )
-@click.option("--max-loss", type=click.FloatRange(0), help="The same for any metric, in its unit.")
+@click.option("--max-loss", type=options.Number(0), help="The same for any metric, in its unit.")
 @click.option(
     "--budget",
     "budget_seconds",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,9 +125,12 @@ class Numbers(click.ParamType[tuple[float, ...]]):
         if isinstance(value, tuple):
             return value
         try:
-            return tuple(float(number) for number in str(value).split(","))
+            numbers = tuple(float(number) for number in str(value).split(","))
         except ValueError:
+            numbers = ()
+        if not numbers or not all(map(math.isfinite, numbers)):
             self.fail(f"{str(value)!r} is no list of numbers such as 0.485,0.456,0.406", param, ctx)
+        return numbers
 
 
 class PictureSize(click.ParamType[tuple[int, int]]):

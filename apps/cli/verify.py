@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--tolerance",
-    type=click.FloatRange(0),
+    type=options.Number(0),
     help="--against: largest error that passes, as a share of the largest value of an output.  [default: 0.0001]",
 )
 @click.option(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from rich.markup import escape
+from rich.text import Text
 
 from apps.cli import figures
 from apps.cli.render import stdout
-from apps.cli.tables import Rows
+from apps.cli.tables import Rows, styled
 from kit.metrics import Fidelity, FidelityVerdict
 from kit.report.format import value
 from kit.tensors import Sizes
@@ -16,33 +16,29 @@ from kit.verify.model import ROWS_RTOL, RuntimeCheck
 
 _LONG = 240  # characters of a runtime's own message
 
-_PASS, _FAIL, _NOT_RUN = "[green]PASS[/]", "[red]FAIL[/]", "[yellow]NOT RUN[/]"
+_PASS, _FAIL, _NOT_RUN = styled("PASS", "green"), styled("FAIL", "red"), styled("NOT RUN", "yellow")
 
 
 def verify_table(result: Verification) -> None:
     """Print files, the way in, each variant's fidelity and the verdicts."""
     console = stdout()
     for check in result.files:
-        problem = f": {escape(check.problem)}" if check.problem else ""
-        console.print(f"{_mark(check.ok)} {escape(check.file)}{problem}", soft_wrap=True)
+        problem = f": {check.problem}" if check.problem else ""
+        console.print(Text.assemble(_mark(check.ok), f" {check.file}{problem}"), soft_wrap=True)
     way_in = result.way_in
     if way_in is not None and not way_in.unavailable:
-        console.print(f"{_mark(way_in.ok)} {way_in.items} raw items become the tensors they should", soft_wrap=True)
+        said = f" {way_in.items} raw items become the tensors they should"
+        console.print(Text.assemble(_mark(way_in.ok), said), soft_wrap=True)
         for problem in way_in.problems:
-            console.print(f"     {escape(problem)}", soft_wrap=True)
+            console.print(f"     {problem}", soft_wrap=True)
     if result.original is not None:
         error = max((one.max_rel_error or 0.0 for one in result.original.fidelity), default=0.0)
-        name = escape(result.original.name)
-        console.print(
-            f"{_mark(result.original.ok)} {name} answers here as it did then (relative error {error:.2g})",
-            soft_wrap=True,
-        )
+        said = f" {result.original.name} answers here as it did then (relative error {error:.2g})"
+        console.print(Text.assemble(_mark(result.original.ok), said), soft_wrap=True)
     if result.variants:
         _variants(result)
         console.print(
-            escape(
-                f"{result.samples} golden samples ({result.golden_source or 'source unknown'}), against {result.reference}."
-            ),
+            f"{result.samples} golden samples ({result.golden_source or 'source unknown'}), against {result.reference}.",
             soft_wrap=True,
         )
         console.print(
@@ -51,9 +47,9 @@ def verify_table(result: Verification) -> None:
         )
     for row in result.variants:
         if row.problem:
-            console.print(f"[yellow]{row.variant} in {row.runtime}: {escape(row.problem)}[/]", soft_wrap=True)
+            console.print(styled(f"{row.variant} in {row.runtime}: {row.problem}", "yellow"), soft_wrap=True)
     for remark in result.remarks:
-        console.print(f"[yellow]{escape(remark)}[/]", soft_wrap=True)
+        console.print(styled(remark, "yellow"), soft_wrap=True)
 
 
 def _variants(result: Verification) -> None:
@@ -117,21 +113,17 @@ def model_table(result: ModelCheck) -> None:
     rows.show(console)
     for one in result.runtimes:
         if one.problem:
-            console.print(f"[yellow]{one.runtime}: {escape(one.problem)}[/]", soft_wrap=True)
+            console.print(styled(f"{one.runtime}: {one.problem}", "yellow"), soft_wrap=True)
         if text := _did_not_run(one):
-            console.print(f"[yellow]{one.runtime}: {escape(text)}[/]", soft_wrap=True)
+            console.print(styled(f"{one.runtime}: {text}", "yellow"), soft_wrap=True)
         broken = sorted({name for size in one.sizes for name in size.not_a_number})
         if broken:
-            console.print(
-                f"[yellow]{one.runtime}: values of {escape(', '.join(broken))} are no numbers, and the original's are[/]",
-                soft_wrap=True,
-            )
+            said = f"{one.runtime}: values of {', '.join(broken)} are no numbers, and the original's are"
+            console.print(styled(said, "yellow"), soft_wrap=True)
     rows_said = "" if result.batch else " It has no batch axis, or its rows depend on each other: one call, one answer."
     console.print(
-        escape(
-            f"Errors: against ONNX Runtime's own answers with optimizations off, {result.samples} samples "
-            f"({result.source}).{rows_said} Not known: what it is for, how right it is."
-        ),
+        f"Errors: against ONNX Runtime's own answers with optimizations off, {result.samples} samples "
+        f"({result.source}).{rows_said} Not known: what it is for, how right it is.",
         soft_wrap=True,
     )
 
@@ -155,10 +147,10 @@ def pair_table(result: PairCheck) -> None:
     sizes = " and ".join(sizes_in_words(one) for one in result.sizes)
     pair = f"{result.bundle} ({result.variant}) against {result.against} ({result.against_variant})"
     bar = f"Relative error needed {result.verdict.needed:.2g}, allowed {result.verdict.tolerance:.2g}."
-    console.print(escape(f"{pair}, {result.source or 'given samples'} at {sizes}. {bar}"), soft_wrap=True)
+    console.print(f"{pair}, {result.source or 'given samples'} at {sizes}. {bar}", soft_wrap=True)
     for names, whose in ((result.only_here, result.bundle), (result.only_there, result.against)):
         if names:
-            console.print(f"[yellow]only {escape(whose)} has: {escape(', '.join(names))}[/]", soft_wrap=True)
+            console.print(styled(f"only {whose} has: {', '.join(names)}", "yellow"), soft_wrap=True)
 
 
 def sizes_in_words(sizes: Sizes) -> str:
@@ -206,5 +198,5 @@ def _agrees(one: RuntimeCheck) -> str:
     return "" if not one.fidelity else f"{max(found.max_rel_error or 0.0 for found in one.fidelity):.2g}"
 
 
-def _mark(ok: bool) -> str:
-    return "[green]ok[/]  " if ok else "[red]BAD[/] "
+def _mark(ok: bool) -> Text:
+    return styled("ok  ", "green") if ok else styled("BAD ", "red")

@@ -13,6 +13,7 @@ from kit.bench.results import Results, Row, Status
 from kit.choices import Mode
 from kit.report.format import NONE, about, interval, microseconds, size
 from kit.report.format import score as score_of
+from kit.report.words import plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +163,7 @@ def to_markdown(results: Sequence[Results], *, names: Sequence[str] = ()) -> str
     for one, name in zip(results, headings, strict=True):
         lines = [f"### {_escape(name)}", ""] if len(results) > 1 else []
         tables.append("\n".join([*lines, *_markdown(one)]) + "\n")
-    return "\n".join(tables)
+    return plain("\n".join(tables), lines=True)
 
 
 def to_csv(results: Sequence[Results], *, names: Sequence[str] = ()) -> str:
@@ -178,7 +179,7 @@ def to_csv(results: Sequence[Results], *, names: Sequence[str] = ()) -> str:
     for index, one in enumerate(results):
         run = [names[index] if names else "", *(cell(one) for cell in _RUN.values())]
         writer.writerows([*run, *(_plain(cell(row)) for cell in _ROW.values())] for row in one.rows)
-    return text.getvalue()
+    return plain(text.getvalue(), lines=True)
 
 
 def _markdown(results: Results) -> list[str]:
