@@ -70,3 +70,15 @@ def test_a_brief_encoding_leaves_out_what_decoding_fills_in() -> None:
 def test_what_is_no_number_is_refused(number: str) -> None:
     with pytest.raises(DecodeError, match="finite"):
         decode(Inner, json.loads(f'{{"number": {number}, "where": "cpu"}}'))
+
+
+@pytest.mark.parametrize("number", [2**63 + 1, -(10**400)])
+def test_whole_numbers_are_bounded_wherever_they_stand(number: int) -> None:
+    for kind, data in (
+        (Outer, {"inner": [], "names": {"a": number}}),
+        (Inner, {"number": number, "where": "cpu"}),
+        (Loose, {"shape": [number], "options": {}}),
+        (Loose, {"shape": [], "options": {"deep": [{"a": number}]}}),
+    ):
+        with pytest.raises(DecodeError, match=r"beyond 2\*\*63"):
+            decode(kind, data)

@@ -184,7 +184,7 @@ def _decode_union(kind: Any, data: Any, path: str) -> Any:
         return _decode(inner[0], data, path)
     for arg in inner:
         if isinstance(data, arg) and (arg is bool or not isinstance(data, bool)):
-            return data
+            return _decode_scalar(arg, data, path)
     names = " or ".join(arg.__name__ for arg in inner)
     raise DecodeError(f"{path}: expected {names}, found {type(data).__name__}")
 
@@ -197,14 +197,29 @@ def _decode_tuple(kind: Any, data: Any, path: str) -> tuple[Any, ...]:
     return tuple(_decode(item, value, f"{path}[{index}]") for index, value in enumerate(data))
 
 
+_LARGEST = 2**63
+
+
+def _check_any(data: Any, path: str) -> None:
+    """Refuse numbers inside plain values that no field would take."""
+    if isinstance(data, dict):
+        for key, value in data.items():
+            _check_any(value, f"{path}.{key}")
+    elif isinstance(data, list):
+        for index, value in enumerate(data):
+            _check_any(value, f"{path}[{index}]")
+    elif isinstance(data, int | float) and not isinstance(data, bool):
+        _decode_scalar(type(data), data, path)
+
+
 def _decode_scalar(kind: Any, data: Any, path: str) -> Any:
     if kind is Any:
+        _check_any(data, path)
         return data
+    if isinstance(data, int) and abs(data) > _LARGEST:
+        raise DecodeError(f"{path}: a number beyond 2**63")
     if kind is float and isinstance(data, int) and not isinstance(data, bool):
-        try:
-            return float(data)
-        except OverflowError as error:
-            raise DecodeError(f"{path}: {error}") from error
+        return float(data)
     if kind is float and isinstance(data, float) and not math.isfinite(data):
         raise DecodeError(f"{path}: expected a finite number, found {data}")
     if not isinstance(data, kind) or (kind is int and isinstance(data, bool)):
