@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import pytest
 from kit import metrics
 from kit.choices import Precision
 from kit.errors import UsageError
-from kit.metrics import fidelity
+from kit.metrics import fidelity, intervals
 from kit.samples import Samples
 from kit.tensors import Signature, TensorSpec
 
@@ -338,3 +341,65 @@ def test_the_bound_of_a_batch_is_a_bound_of_a_call_and_not_of_a_data_set() -> No
     assert [len(piece["x"]) for piece in sampling.batches([many], given, 2**30)] == [50, 50, 50, 50]
     with pytest.raises(UsageError, match="200 is more than 64"):
         given.check(many.inputs)
+
+
+def _limits_by_sums(count: int, total: int, tail: float) -> tuple[float, float]:
+    """The limits of Clopper and Pearson by adding every probability up."""
+
+    def at_most(most: int, share: float) -> float:
+        return math.fsum(math.comb(total, k) * share**k * (1 - share) ** (total - k) for k in range(most + 1))
+
+    def root(rising: Callable[[float], float]) -> float:
+        low, high = 0.0, 1.0
+        for _ in range(45):
+            middle = (low + high) / 2
+            low, high = (low, middle) if rising(middle) > 0 else (middle, high)
+        return low
+
+    low = 0.0 if count == 0 else root(lambda share: 1 - at_most(count - 1, share) - tail)
+    return low, 1.0 if count == total else root(lambda share: tail - at_most(count, share))
+
+
+@pytest.mark.parametrize(
+    ("count", "total"), [(0, 1), (1, 1), (0, 50), (1, 50), (25, 50), (50, 50), (3, 200), (199, 200)]
+)
+def test_limits_of_a_share_are_those_of_the_sum(count: int, total: int) -> None:
+    found = intervals.proportion(count, total, 0.0125)
+    assert found == pytest.approx(_limits_by_sums(count, total, 0.0125), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("count", "total", "limits"),
+    [  # by adding up 20,000 and 7,000 probabilities
+        (5_000, 20_000, (0.24315882218, 0.25693369049)),
+        (3_500, 7_000, (0.48653654698, 0.51346345302)),
+    ],
+)
+def test_limits_of_many_are_those_of_the_sum(count: int, total: int, limits: tuple[float, float]) -> None:
+    assert intervals.proportion(count, total, 0.0125) == pytest.approx(limits, abs=1e-9)
+
+
+def test_limits_of_very_many_are_quick_and_those_of_the_normal_law() -> None:
+    n = 10**8
+    started = time.perf_counter()
+    found = intervals.loss_of_counts(n // 2, n // 2, n)
+    assert time.perf_counter() - started < 0.1
+    z = 2.2414027276  # 1.25 % lie beyond
+    assert found == pytest.approx((-2 * z * math.sqrt(0.25 / n), 2 * z * math.sqrt(0.25 / n)), rel=1e-4)
+    assert intervals.loss_of_counts(n, 0, n)[1] == 1.0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"worse": -1, "improved": 2},
+        {"worse": 6, "improved": 5},
+        {"samples": 0},
+        {"samples": 10**13},
+        *({name: math.inf} for name in ("value", "baseline", "low", "high")),
+        *({name: math.nan} for name in ("value", "baseline", "low", "high")),
+    ],
+)
+def test_scores_that_cannot_be_are_refused(change: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"score|became wrong"):
+        metrics.Score(**{"metric": "m", "dataset": "d", "split": "test", "samples": 10, "value": 0.5, **change})

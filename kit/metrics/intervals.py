@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
+_MANY = 3000
+_MOST_STEPS = 10_000
+_EXACT = 1e-15
+_TINY = 1e-300
 _Z = 1.959963984540054  # of the normal law, for CONFIDENCE
 
 
@@ -50,10 +55,54 @@ def _root(rising: Callable[[float], float]) -> float:
 
 def _at_most(count: int, total: int, share: float) -> float:
     """Return the probability of `count` or fewer of `total`, each as likely as `share`."""
-    if share in {0.0, 1.0}:
+    if share in {0.0, 1.0} or count >= total:
         return float(share == 0.0 or count >= total)
-    hits = np.arange(count + 1, dtype=np.float64)
-    ways = np.array(
-        [math.lgamma(total + 1) - math.lgamma(k + 1) - math.lgamma(total - k + 1) for k in range(count + 1)]
-    )
-    return float(min(np.exp(ways + hits * math.log(share) + (total - hits) * math.log1p(-share)).sum(), 1.0))
+    return _beta(total - count, count + 1, 1 - share, share)
+
+
+def _beta(a: float, b: float, x: float, rest: float) -> float:
+    """Return the regularised incomplete beta function I_x(a, b); `rest` is 1 - x (Press et al. 2007, section 6.4)."""
+    if x > (a + 1) / (a + b + 2):  # the other tail is the one that is quick
+        return 1 - _beta(b, a, rest, x)
+    ways = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
+    if min(a, b) > _MANY:
+        return _beta_of_many(a, b, x, ways)
+    return math.exp(ways + a * math.log(x) + b * math.log(rest)) * _fraction(a, b, x) / a
+
+
+def _fraction(a: float, b: float, x: float) -> float:
+    """Return the continued fraction of the incomplete beta function, by Lentz's method."""
+    c, d = 1.0, 1 / _not_zero(1 - (a + b) * x / (a + 1))
+    value = d
+    for m in range(1, _MOST_STEPS):
+        before = value
+        for term in (
+            m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
+            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
+        ):
+            d = 1 / _not_zero(1 + term * d)
+            c = _not_zero(1 + term / c)
+            value *= c * d
+        if abs(value - before) <= _EXACT * abs(value):
+            break
+    return value
+
+
+def _not_zero(value: float) -> float:
+    return value if abs(value) > _TINY else _TINY
+
+
+def _beta_of_many(a: float, b: float, x: float, ways: float) -> float:
+    """Integrate the density from x ten standard deviations down, where the fraction would take thousands of steps."""
+    spread = math.sqrt(a * b / ((a + b) ** 2 * (a + b + 1)))
+    start = max(0.0, min(a / (a + b) - 10 * spread, x - 5 * spread))
+    places, weights = _nodes()
+    shares = start + (x - start) * (places + 1) / 2
+    density = np.exp(ways + (a - 1) * np.log(shares) + (b - 1) * np.log1p(-shares))
+    return min(float((weights * density).sum()) * (x - start) / 2, 1.0)
+
+
+@cache
+def _nodes() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    places, weights = np.polynomial.legendre.leggauss(64)
+    return places, weights

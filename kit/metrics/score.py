@@ -17,6 +17,9 @@ from kit.metrics.metric import Better, Metric
 from kit.samples import Samples
 from kit.tensors import Signature, Tensors
 
+MOST_SAMPLES = 10**12
+"""Of one score: beyond it, intervals of counts are no longer exact."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
@@ -50,11 +53,16 @@ class Score:
 
     def __post_init__(self) -> None:
         """Refuse values that say nothing and counts that do not fit together."""
-        if self.samples < 1 or not math.isfinite(self.value):
-            raise ValueError(f"a score of {self.value} on {self.samples} samples")
+        if not 1 <= self.samples <= MOST_SAMPLES:
+            raise ValueError(f"a score on {self.samples:,} samples")
+        for name in ("value", "baseline", "low", "high"):
+            number = getattr(self, name)
+            if number is not None and not math.isfinite(number):
+                raise ValueError(f"a score whose {name} is {number}")
         if self.unit == "%" and not 0 <= self.value <= 1:
             raise ValueError(f"a share of {self.value}")
-        if not 0 <= (self.worse or 0) + (self.improved or 0) <= self.samples:
+        changed = (self.worse or 0, self.improved or 0)
+        if min(changed) < 0 or sum(changed) > self.samples:
             raise ValueError(f"{self.worse} became wrong and {self.improved} right, of {self.samples} samples")
 
     @property
