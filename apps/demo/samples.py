@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from kit import datasets, ready
 from kit.bundle import Bundle
 from kit.errors import BadInput, PackageMissing
 from kit.samples import Samples, Splits, count
-from kit.system.npz import open_npz
+from kit.system.npz import NpzError, open_npz
 from kit.tasks.base import Task
 from kit.tasks.registry import task_of
 from kit.tasks.tensors import PlainTensors, samples_of
@@ -122,6 +120,6 @@ def from_file(data: bytes, signature: Signature) -> dict[str, NDArray[Any]]:
     try:
         with open_npz(io.BytesIO(data), most_bytes=MOST_BYTES) as held:
             arrays = {name: held[name] for name in held.files}
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except NpzError as error:
         raise BadInput(f"the file holds no named arrays: {error}", hint=hint) from error
     return dict(samples_of(arrays, signature, "the file").inputs)

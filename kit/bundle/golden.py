@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,14 +14,17 @@ from numpy.typing import NDArray
 from kit import samples
 from kit.errors import BundleInvalid, UsageError
 from kit.samples import Samples
-from kit.system.npz import open_npz
+from kit.system import plain_json
+from kit.system.npz import NUMBERS, TEXT, Npz, NpzError, open_npz
 from kit.tensors import Signature, Sizes, Tensors
 
 MOST_BYTES = 2**30
 """Of all arrays in one file, unpacked: a small file must not become more than this in memory."""
 
 _PARTS = ("inputs", "expected", "targets", "weights")
-_UNREADABLE = (ValueError, KeyError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error)
+_META_MOST_BYTES = 2**28
+# Of a description that is JSON and means something else; of the file itself, NpzError alone, which is a ValueError.
+_UNREADABLE = (ValueError, KeyError, IndexError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,7 +60,10 @@ def golden_from_bytes(data: bytes, signature: Signature) -> tuple[Samples, ...]:
     """
     try:
         with _arrays(data) as arrays:
-            groups = _groups(arrays) if "meta" in arrays.files else (_first_version(arrays, signature),)
+            meta = _meta(arrays)["groups"] if "meta" in arrays.files else None
+            for reads in (_Promised(arrays), arrays):  # what the headers say is proved before any data is read
+                groups = (_first_version(reads, signature),) if meta is None else _groups(meta, reads)
+                _check_shapes(groups, signature)
         check_golden(groups, signature)
     except UsageError as error:
         raise BundleInvalid(f"the golden samples do not fit the model: {error}") from error
@@ -69,13 +73,37 @@ def golden_from_bytes(data: bytes, signature: Signature) -> tuple[Samples, ...]:
 
 
 def check_golden(groups: Sequence[Samples], signature: Signature) -> None:
-    """Raise UsageError unless golden samples fit the signature: inputs, answers and weights."""
+    """Raise UsageError unless golden samples fit the signature, and every output has answers that are numbers."""
+    _check_shapes(groups, signature)
+    for group in groups:
+        _check_weights(group.weights or {}, group.expected or {})
+        _check_numbers(group)
+    sizes = {spec: sum((group.expected or {})[spec.name].size for group in groups) for spec in signature.outputs}
+    for spec, size in sizes.items():
+        if size == 0 and not (spec.varies and any(sizes.values())):
+            raise UsageError(
+                f"golden samples have no value of the output {spec.name!r}: it would be compared with nothing"
+            )
+
+
+def _check_shapes(groups: Sequence[Samples], signature: Signature) -> None:
+    """Raise UsageError unless dtypes and shapes fit the signature; no value is looked at."""
     samples.check(groups, signature, name="golden samples")
     for group in groups:
-        expected = group.expected or {}
-        sizes = signature.sizes(group.inputs)
-        _check_answers(expected, sizes, signature)
-        _check_weights(group.weights or {}, expected)
+        _check_answers(group.expected or {}, signature.sizes(group.inputs), signature)
+        for name, array in (group.targets or {}).items():
+            if array.dtype.kind not in NUMBERS:
+                raise UsageError(f"golden samples have the target {name} as {array.dtype}: targets are numbers")
+
+
+def _check_numbers(group: Samples) -> None:
+    """Refuse answers that are no numbers: nothing can be compared with them. Infinities are answers."""
+    for name, array in (group.expected or {}).items():
+        if array.dtype.kind != "f":
+            continue
+        wrong = int(np.isnan(array).sum())
+        if wrong:
+            raise UsageError(f"golden samples have {wrong:,} answers of {name} that are no numbers (NaN)")
 
 
 def _check_answers(expected: Tensors, sizes: Sizes, signature: Signature) -> None:
@@ -102,7 +130,7 @@ def _check_weights(weights: Tensors, expected: Tensors) -> None:
             fits = np.broadcast_shapes(array.shape, shape) == shape
         except ValueError:
             fits = False
-        if not fits or array.dtype.kind not in "biuf":
+        if not fits or array.dtype.kind not in NUMBERS:
             raise UsageError(
                 f"golden samples have the weights {array.dtype} {list(array.shape)} for {name}, an output of {list(shape)}",
                 hint="weights are numbers, each axis as long as that of the output, or 1",
@@ -150,21 +178,36 @@ def _npz(meta: str, arrays: Mapping[str, NDArray[Any]]) -> bytes:
     return buffer.getvalue()
 
 
-def _arrays(data: bytes) -> Any:
+class _Promised:
+    """Arrays of the shapes and dtypes that headers promise, which take no memory: every value is the same one."""
+
+    def __init__(self, held: Npz) -> None:
+        self._headers = held.headers
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        header = self._headers[name]
+        return np.broadcast_to(np.zeros((), header.dtype), header.shape)
+
+
+def _arrays(data: bytes) -> Npz:
     """Open an npz whose arrays are of a bearable size."""
     return open_npz(io.BytesIO(data), most_bytes=MOST_BYTES)
 
 
-def _meta(arrays: Any) -> Any:
-    meta = json.loads(str(arrays["meta"]))
+def _meta(arrays: Npz) -> Any:
+    header = arrays.headers["meta"]
+    if header.dtype.kind != TEXT or header.shape or header.nbytes > 4 * _META_MOST_BYTES:
+        raise NpzError(f"its description is {header.dtype} {list(header.shape)}")
+    # A row of a table may hold NaN for what is missing.
+    meta = plain_json.read(str(arrays["meta"]), what="its description", most_bytes=_META_MOST_BYTES, finite=False)
     if meta["version"] != 1:
         raise ValueError(f"version {meta['version']} is newer than this kit")
     return meta
 
 
-def _groups(arrays: Any) -> tuple[Samples, ...]:
+def _groups(meta: Any, arrays: Npz | _Promised) -> tuple[Samples, ...]:
     groups = []
-    for place, described in enumerate(_meta(arrays)["groups"]):
+    for place, described in enumerate(meta):
         parts = {
             part: {name: arrays[f"{place}.{part}.{number}"] for number, name in enumerate(described[part])}
             for part in _PARTS
@@ -181,9 +224,13 @@ def _groups(arrays: Any) -> tuple[Samples, ...]:
     return tuple(groups)
 
 
-def _first_version(arrays: Any, signature: Signature) -> Samples:
+def _first_version(arrays: Npz | _Promised, signature: Signature) -> Samples:
     """Read the samples of a model with one input and one output, as manifests 1 and 2 have them."""
     labels = arrays["labels"]
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+        raise UsageError(
+            f"golden samples have the labels as {labels.dtype} {list(labels.shape)}: a class for each sample"
+        )
     return Samples(
         inputs={signature.inputs[0].name: arrays["pixels"]},
         expected={signature.outputs[0].name: arrays["logits"]},
