@@ -106,7 +106,8 @@ def staging_beside(folder: Path) -> Iterator[Path]:
     while not above.exists():
         above = above.parent
     try:
-        made = tempfile.TemporaryDirectory(prefix=files.PARTIAL, dir=above, ignore_cleanup_errors=True)
+        files.sweep(above)
+        made = tempfile.TemporaryDirectory(prefix=files.partial_name(), dir=above, ignore_cleanup_errors=True)
     except OSError as error:
         raise _unwritable(folder, error) from error
     with made as name:

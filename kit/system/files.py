@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import os
+import platform
+import re
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
+
+import psutil
 
 from kit.errors import StorageUnavailable
 
 PARTIAL = ".partial-"
-"""How the names of files begin that are not yet whole."""
+"""How the names of files and folders begin that are not yet whole."""
+
+_OF_WRITER = re.compile(re.escape(PARTIAL) + r"(?P<host>[0-9a-f]{8})-(?P<pid>\d{1,9})-.+")
+_DAY_SECONDS = 24 * 3600
 
 _ELSEWHERE = "free some space there, or name another place"
 
@@ -72,12 +81,47 @@ def partial(folder: Path) -> Iterator[Path]:
 
     Its mode is the one that the umask leaves: a service must be able to read what it is meant to serve.
     """
-    own = folder / f"{PARTIAL}{secrets.token_hex(8)}"
+    sweep(folder)
+    own = folder / partial_name()
     os.close(os.open(own, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield own
     finally:
         own.unlink(missing_ok=True)
+
+
+def partial_name() -> str:
+    """Return a new name for what is not yet whole; it says which process writes it, for `sweep`."""
+    return f"{PARTIAL}{_host()}-{os.getpid()}-{secrets.token_hex(8)}"
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed writers left in a folder: at once if their process is gone, after a day if that cannot be known."""
+    try:
+        left = [Path(one) for one in os.scandir(folder) if one.name.startswith(PARTIAL)]
+    except OSError:
+        return
+    for path in left:
+        with contextlib.suppress(OSError):
+            if not _is_left(path):
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def _is_left(path: Path) -> bool:
+    named = _OF_WRITER.fullmatch(path.name)
+    if named is not None and named["host"] == _host():
+        return not psutil.pid_exists(int(named["pid"]))
+    return time.time() - path.lstat().st_mtime > _DAY_SECONDS
+
+
+@functools.cache
+def _host() -> str:
+    """Return what tells machines apart that write into one folder: numbers of processes mean nothing elsewhere."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 
 def install(source: Path, target: Path, *, read_only: bool = False) -> None:
