@@ -153,7 +153,11 @@ def seeded(signature: Signature, *, sizes: Sizes, seed: int = 0) -> Samples:
         signature: What the model takes.
         sizes: Of every axis of the inputs.
         seed: Of the draw.
+
+    Raises:
+        MemoryShort: They do not fit into the memory that is free.
     """
+    signature.check_room(sizes)
     rng = np.random.default_rng(seed)
     return Samples(inputs={spec.name: _drawn(spec, spec.sized(sizes), rng) for spec in signature.inputs}, source=SEEDED)
 

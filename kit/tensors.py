@@ -1,4 +1,4 @@
-"""Named tensors: what a model takes and gives, and which of its sizes may differ from call to call. Needs numpy alone.
+"""Named tensors: what a model takes and gives, and which of its sizes may differ from call to call. Imports no runtime.
 
 signature = Signature(
     inputs=(TensorSpec(name="input_ids", dtype="int64", shape=("batch", "sequence"), below=30522),),
@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
-from kit.errors import UsageError
+from kit.errors import MemoryShort, UsageError
 
 Tensors = Mapping[str, NDArray[Any]]
 """Arrays by the name of the input or output."""
@@ -28,6 +29,8 @@ Sizes = Mapping[str, int]
 
 BATCH = "batch"
 """The usual name of the axis along which samples are independent of each other."""
+
+_NEVER_SHORT_BYTES = 64 * 2**20
 
 _INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 DTYPES = ("bool", *_INTEGERS, "float16", "float32", "float64")
@@ -184,8 +187,30 @@ class Signature:
         return {name: given.get(name, self.axes[name].usual) for name in self.dynamic}
 
     def zeros(self, sizes: Sizes) -> dict[str, NDArray[Any]]:
-        """Return inputs of these sizes, all zero."""
+        """Return inputs of these sizes, all zero.
+
+        Raises:
+            MemoryShort: They do not fit into the memory that is free.
+        """
+        self.check_room(sizes)
         return {spec.name: np.zeros(spec.sized(sizes), spec.dtype) for spec in self.inputs}
+
+    def check_room(self, sizes: Sizes) -> None:
+        """Refuse inputs that do not fit into the memory that is free: before they are made.
+
+        Raises:
+            MemoryShort: They do not.
+        """
+        needed = sum(math.prod(spec.sized(sizes)) * np.dtype(spec.dtype).itemsize for spec in self.inputs)
+        if needed <= _NEVER_SHORT_BYTES:
+            return
+        free = psutil.virtual_memory().available
+        if needed > free:
+            said = ", ".join(f"{name} {size:,}" for name, size in sizes.items()) or "fixed sizes"
+            raise MemoryShort(
+                f"inputs of {said} take {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free",
+                hint="give smaller sizes",
+            )
 
     def nbytes(self, sizes: Sizes) -> int:
         """Return the bytes of inputs and outputs at these sizes; axes of outputs alone count as their usual size."""

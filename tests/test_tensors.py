@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kit import samples
-from kit.errors import UsageError
+from kit.errors import MemoryShort, UsageError
 from kit.samples import SEEDED, Samples, seeded
 from kit.tensors import Axis, Signature, TensorSpec
 
@@ -286,3 +286,10 @@ def test_arrays_of_a_foreign_byte_order_are_inputs_too() -> None:
     found = STATE.arrays({"state": given})["state"]
     assert found.dtype.isnative
     assert np.array_equal(found, given)
+def test_inputs_of_absurd_sizes_are_told_before_memory_is_asked_for() -> None:
+    for make in (TEXT.zeros, lambda sizes: seeded(TEXT, sizes=sizes)):
+        with pytest.raises(MemoryShort, match=r"inputs of batch 1,000,000,000,000, sequence 8 take"):
+            make({"batch": 10**12, "sequence": 8})
+    fixed = TensorSpec(name="x", dtype="float32", shape=(2**62, 2**62))
+    with pytest.raises(MemoryShort, match="fixed sizes"):
+        Signature(inputs=(fixed,), outputs=(fixed,), batch=None).zeros({})
