@@ -10,16 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kit.bench import stats
+from kit.bench import results, stats
 from kit.bench.compare import Limits, compare
 from kit.bench.measure import Plan
 from kit.bench.results import Results, Row, Status
 from kit.bench.run import Request, bench
 from kit.bundle import Bundle
 from kit.choices import Provider
-from kit.errors import UsageError
+from kit.errors import BadInput, UsageError
 from kit.metrics import Better, Score
-from tests.conftest import Kit
+from kit.system import serial
+from tests.conftest import ROOT, Kit
 from tests.helpers.points import batch
 
 QUICK = Plan(rounds=10, turn_ms=0.5, warmup_ms=1.0)
@@ -238,3 +239,37 @@ def test_a_metric_that_the_newer_run_lacks_is_no_silent_success(run: Results, tm
     said = kit_inside("compare", "base.json", "new.json")
     assert said.returncode == 3
     assert "not in the newer run" in " ".join(said.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("right", "problem"), [("!!", "no base64"), ("AA=", "no base64"), ("AA==", "right has 1 bytes"), ("é", "no base64")]
+)
+def test_bits_of_right_samples_fit_the_score(tmp_path: Path, right: str, problem: str) -> None:
+    found = results.load(ROOT / "tests" / "fixtures" / "results-2.json")
+    row = found.rows[0]
+    score = Score(metric="top-1", dataset="d", split="test", samples=10**9, value=0.5, unit="%")
+    with pytest.raises(ValueError, match=problem):
+        dataclasses.replace(row, right=right, scores=(score,))
+    plain = json.loads(found.to_json())
+    plain["rows"][0] |= {"right": right, "scores": [serial.encode(score)]}
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(plain))
+    with pytest.raises(BadInput, match=problem):
+        results.load(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[" * 100_000,
+        b"\xff",
+        b'{"kind": "kit-bench", "schema_version": 3, "seed": NaN}',
+        b'{"kind": "kit-bench", "schema_version": 2, "arguments": {"batch_sizes": 3}, "rows": []}',
+        b'{"kind": "kit-bench", "schema_version": 2, "arguments": {}, "rows": [{"batch_size": 1, "accuracy": {"images": 0}}]}',
+    ],
+)
+def test_files_that_hold_no_results_are_told(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "results.json"
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match="results"):
+        results.load(path)

@@ -184,7 +184,9 @@ def test_a_choice_is_forgotten_with_what_it_was_made_of(digits: Bundle, monkeypa
     assert tuned.choice_for(open_folder(digits.folder)) is None
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"kind": "x"}', '{"kind": "kit-tuning", "version": 9, "choices": {}}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "[" * 100_000, '{"kind": "x"}', '{"kind": "kit-tuning", "version": 9, "choices": {}}']
+)
 def test_a_broken_store_keeps_nobody_from_predicting(digits: Bundle, choices: Path, content: str) -> None:
     choices.parent.mkdir(parents=True)
     choices.write_text(content)

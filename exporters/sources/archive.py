@@ -79,10 +79,12 @@ def _problem(name: str, content: bytes) -> str:
     if not _is_json(name):
         return ""
     try:
-        described = json.loads(content)
-    except (ValueError, RecursionError):
+        pairs = list(_pairs(json.loads(content)))
+    except ValueError:
         return ""  # torch will say so
-    for key, value in _pairs(described):
+    except RecursionError:  # torch may still read it: what cannot be looked through is not opened
+        return f"{name} is nested too deep"
+    for key, value in pairs:
         if key == "path_name" and str(value).startswith(_PICKLED):
             return f"{value} is an object in a pickle"
         if key in _IMPORTED:

@@ -7,7 +7,6 @@ tokenizer for texts, pooling for embeddings, mean and std for pictures; otherwis
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -25,11 +24,12 @@ from exporters.sources.names import bundle_name
 from exporters.sources.torch_export import root_cause, silence
 from kit.bundle.manifest import Provenance
 from kit.errors import BadInput, KitError, UsageError
-from kit.system import files
+from kit.system import files, plain_json
 from kit.tasks.base import Task
 from kit.tensors import BATCH, Axis, Signature, TensorSpec
 
 SEQUENCE, SAMPLES = "sequence", "samples"
+_MOST_BYTES = 64 * 2**20  # of one JSON file
 _CONFIG, _MODULES, _WEIGHTS = "config.json", "modules.json", "model.safetensors"
 _PREPROCESSOR = "preprocessor_config.json"
 _CLASSIFIES_TEXT, _CLASSIFIES_PICTURES = "ForSequenceClassification", "ForImageClassification"
@@ -86,11 +86,13 @@ def open_folder(
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        return plain_json.read(path.read_bytes(), what=path.name, most_bytes=_MOST_BYTES, finite=False)
     except FileNotFoundError as error:
         raise BadInput(f"there is no {path.name} in {path.parent.name}") from error
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{path.name} is no JSON: {error}") from error
+    except OSError as error:
+        raise BadInput(f"{path.name} cannot be read: {error.strerror or error}") from error
+    except plain_json.PlainJsonError as error:
+        raise BadInput(str(error)) from error
 
 
 def _check(folder: Path, config: Mapping[str, Any]) -> None:

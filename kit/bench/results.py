@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from kit.bundle import Bundle
 from kit.choices import Mode, Precision, Provider
 from kit.errors import BadInput
 from kit.metrics import Score
-from kit.system import files, serial
+from kit.system import files, plain_json, serial
 from kit.system.machine import Machine
 
 SCHEMA_VERSION = 3
@@ -31,6 +32,9 @@ SCHEMA_VERSION = 3
 KIND = "kit-bench"
 SCHEMA_FILE = Path(__file__).with_name("results.schema.json")
 """JSON Schema of a results file, for programs that are not kit. Made from the classes below, and a test keeps it so."""
+
+MOST_BYTES = 256 * 2**20
+"""Of a results file."""
 
 _DRIFTED = 0.1
 _OVER_BUDGET = 1.1
@@ -233,6 +237,16 @@ class Row:
     trace_file: str = ""
     session: str = ""
 
+    def __post_init__(self) -> None:
+        """Refuse `right` that is no base64, or holds another number of samples than its score has."""
+        if self.right:
+            try:
+                held = len(base64.b64decode(self.right, validate=True))
+            except ValueError as error:
+                raise ValueError(f"right is no base64: {error}") from error
+            if not self.scores or held != -(-self.scores[0].samples // 8):
+                raise ValueError(f"right has {held:,} bytes, a bit for each sample of the first score")
+
     @property
     def score(self) -> Score | None:
         """The score that counts; None if nothing is known."""
@@ -340,14 +354,25 @@ def load(path: Path) -> Results:
         BadInput: It is not one, or newer than this kit.
     """
     try:
-        data = json.loads(path.read_bytes())
+        data = path.read_bytes()
     except OSError as error:
         raise BadInput(
             f"{path} cannot be read: {error.strerror}", hint=f"make one: kit bench BUNDLE --json {path}"
         ) from error
-    except ValueError as error:
-        raise BadInput(f"{path} is no JSON: {error}") from error
-    return from_json(data, path)
+    return from_bytes(data, path)
+
+
+def from_bytes(data: bytes, path: Path) -> Results:
+    """Read what a results file holds; `path` names it in errors.
+
+    Raises:
+        BadInput: It is not one, or newer than this kit.
+    """
+    try:
+        plain = plain_json.read(data, what=str(path), most_bytes=MOST_BYTES)
+    except plain_json.PlainJsonError as error:
+        raise BadInput(str(error)) from error
+    return from_json(plain, path)
 
 
 def from_json(data: Any, path: Path) -> Results:
@@ -367,9 +392,9 @@ def from_json(data: Any, path: Path) -> Results:
         newest = migrations.migrated(data)
         _validator()(newest)
         return serial.decode(Results, newest, path="results")
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
         raise BadInput(f"{path} is no valid results file: {type(error).__name__}: {error}") from error
-    except (serial.DecodeError, fastjsonschema.JsonSchemaValueException) as error:
+    except (ValueError, fastjsonschema.JsonSchemaValueException) as error:
         raise BadInput(f"{path} is no valid results file: {error}") from error
 
 

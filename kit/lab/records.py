@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from kit.bundle import Bundle
 from kit.errors import BundleInvalid
 from kit.metrics import Score
-from kit.system import serial
+from kit.system import plain_json, serial
 
 TRAINING, ORIGIN = "training", "origin"
 """Roles of the attachments."""
@@ -134,11 +134,11 @@ def _read(bundle: Bundle, role: str, kind: type[T], *, score: str) -> T | None:
     if data is None:
         return None
     try:
-        plain = json.loads(data)
+        plain = plain_json.read(data, what=f"the {role} record", most_bytes=len(data))
         if isinstance(plain, dict):
             plain[score] = _as_score(plain.get(score, plain.pop("accuracy", None)))
         return serial.decode(kind, plain, path=role)
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise BundleInvalid(f"the {role} record of bundle {bundle.name!r} cannot be read: {error}") from error
 
 

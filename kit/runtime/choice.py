@@ -18,10 +18,11 @@ from kit.bundle import Bundle
 from kit.choices import Goal
 from kit.errors import BadInput, KitError
 from kit.runtime.base import RunnerOptions
-from kit.system import files, packages, serial
+from kit.system import files, packages, plain_json, serial
 
 _KIND = "kit-tuning"
 _VERSION = 2
+_MOST_BYTES = 16 * 2**20
 _DISTRIBUTIONS = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu"), "openvino": ("openvino",)}
 
 
@@ -134,7 +135,7 @@ def _held() -> dict[str, Any]:
     """Return the choices as they are kept, of other machines that share the folder too: only one's own is decoded."""
     path = store_path()
     try:
-        data: Any = json.loads(path.read_bytes())
+        data: Any = plain_json.read(path.read_bytes(), what=str(path), most_bytes=_MOST_BYTES)
         if data["kind"] != _KIND or data["version"] != _VERSION:
             raise BadInput(f"{path} is of another version of kit", hint="remove it and tune again")
         return dict(data["choices"])
