@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kit import ready
-from kit.bundle import Bundle, Variant
+from kit.bundle import Bundle, Variant, with_fresh
 from kit.choices import Provider
 from kit.errors import Unavailable, UsageError
 from kit.runtime import registry
@@ -275,11 +275,7 @@ def load(
     Raises:
         BundleNotFound, BundleInvalid, UsageError, ProviderUnavailable, PackageMissing.
     """
-    bundle = ready.find(name)
-    if variant is None and runtime is None and provider is None and threads is None:
-        engine = _tuned(bundle)
-        if engine is not None:
-            return engine
+    by_choice = variant is None and runtime is None and provider is None and threads is None
     options = RunnerOptions(
         provider=Provider.CPU if provider is None else Provider.parse(provider),
         threads=1 if threads is None else threads,
@@ -287,7 +283,12 @@ def load(
         allow_fallback=allow_fallback,
         gpu_memory_limit_bytes=gpu_memory_limit_bytes,
     )
-    return open_engine(bundle, variant, options=options, runtime=runtime or registry.DEFAULT)
+
+    def opened(bundle: Bundle) -> Engine:
+        engine = _tuned(bundle) if by_choice else None
+        return engine or open_engine(bundle, variant, options=options, runtime=runtime or registry.DEFAULT)
+
+    return with_fresh(ready.find(name), opened)
 
 
 def _tuned(bundle: Bundle) -> Engine | None:

@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+import kit
 from kit import bundle as bundles
 from kit.bundle import Bundle
 from kit.bundle.manifest import Provenance
 from kit.errors import BundleInvalid, BundleNotFound, CheckFailed, UsageError
 from kit.samples import Samples
+from kit.verify import verify
 from tests.conftest import ROOT, Kit
 from tests.helpers.bundles import edit_manifest, overwrite, staged
 
@@ -80,6 +82,72 @@ def test_a_manifest_that_reaches_out_of_its_folder_is_refused(tiny: Bundle, name
     edit_manifest(tiny, golden={**golden, "file": {**golden["file"], "file": name}})
     with pytest.raises(BundleInvalid, match="plain file name"):
         bundles.find(tiny.folder)
+
+
+def test_a_file_whose_name_is_not_that_of_its_bytes_is_refused(tiny: Bundle) -> None:
+    manifest = json.loads((tiny.folder / "manifest.json").read_text())
+    golden = manifest["golden"]
+    for name in ("golden.npz", "golden-00000000.npz", f"golden{golden['file']['sha256'][:8]}.npz"):
+        (tiny.folder / name).write_bytes(tiny.read(tiny.manifest.golden.file))
+        edit_manifest(tiny, golden={**golden, "file": {**golden["file"], "file": name}})
+        with pytest.raises(BundleInvalid, match="must carry the beginning of its sha256"):
+            bundles.find(tiny.folder)
+
+
+@pytest.mark.parametrize("text", ['{"schema_version": NaN}', "[" * 100_000, '{"name": "\\ud800"}'])
+def test_a_manifest_that_is_no_json_is_refused_with_a_reason(tiny: Bundle, text: str) -> None:
+    (tiny.folder / "manifest.json").write_text(text)
+    with pytest.raises(BundleInvalid, match=r"finite|nested too deep|surrogate"):
+        bundles.find(tiny.folder)
+
+
+def test_names_and_counts_of_a_manifest_are_bounded(tiny: Bundle) -> None:
+    manifest = json.loads((tiny.folder / "manifest.json").read_text())
+    (variant,), signature = manifest["variants"], manifest["signature"]
+    named = {"default": "a b", "baseline": "a b"}
+    for changes in (
+        {"variants": [{**variant, "id": "a b"}], **named},
+        {"variants": [{**variant, "id": "x" * 101}], "default": "x" * 101, "baseline": "x" * 101},
+        {"variants": [{**variant, "needs": {**variant["needs"], "domains": ["[red]"]}}]},
+        {"variants": [{**variant, "needs": {**variant["needs"], "opset": -1}}]},
+        {"golden": {**manifest["golden"], "samples": -1}},
+        {"golden": {**manifest["golden"], "samples": 10**400}},
+        {"signature": {**signature, "axes": {"batch": {"typical": [10**30]}}}},
+        {"signature": {**signature, "axes": {**signature["axes"], "\x1b[2J": {}}}},
+        {"task": {**manifest["task"], "options": {**manifest["task"]["options"], "temperature": 10**400}}},
+    ):
+        (tiny.folder / "manifest.json").write_text(json.dumps({**manifest, **changes}))
+        with pytest.raises(BundleInvalid):
+            bundles.find(tiny.folder)
+
+
+def test_readers_of_a_folder_that_is_published_into_open_it_again(
+    tiny: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them opened the bundle before its files were replaced."""
+    model = tiny.read(tiny.variant("fp32").graph)
+    other = staged(
+        tmp_path / "staging", tiny.variant("fp32"), model + b"\x12\x01x", name="fp32"
+    )  # who made it: the same model
+    old = bundles.open_folder(tiny.folder)
+    new = bundles.publish(tiny, [other], tools={})
+    with pytest.raises(BundleInvalid, match="lacks fp32-"):
+        old.check(old.variant("fp32").graph)
+    assert bundles.with_fresh(old, lambda now: now.check(now.variant("fp32").graph)).is_file()
+    assert bundles.renewed(old) == new
+    assert bundles.renewed(new) is None
+    assert bundles.packed_bytes(old) == bundles.packed_bytes(new)
+    assert verify(old).ok
+    monkeypatch.setattr("kit.ready.find", lambda _: old)
+    with kit.load("tiny", variant="fp32") as engine:
+        assert engine.bundle.manifest == new.manifest
+
+
+def test_what_is_missing_without_a_change_is_still_missing(tiny: Bundle) -> None:
+    tiny.path(tiny.variant("fp32").graph).unlink()
+    with pytest.raises(BundleInvalid, match="lacks fp32-"):
+        bundles.with_fresh(tiny, lambda now: now.read(now.variant("fp32").graph))
+    assert not verify(tiny).ok
 
 
 def test_a_newer_manifest_is_refused_with_words(tiny: Bundle) -> None:

@@ -97,6 +97,80 @@ def test_what_killed_processes_left_in_the_cache_is_swept(packed: Path, cache: P
     assert set(cache.iterdir()) == {folder, cache / ".partial-new"}
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX modes")
+@pytest.mark.parametrize(
+    ("umask", "modes"), [("0o077", ["0o600", "0o400", "0o600"]), ("0o002", ["0o664", "0o444", "0o664"])]
+)
+def test_packing_and_unpacking_heed_the_umask(packed: Path, python: Kit, umask: str, modes: list[str]) -> None:
+    """Modes of the packed file, of the bundle's files and of its manifest."""
+    found = python(
+        f"""
+import os
+from pathlib import Path
+from kit import bundle as bundles
+os.umask({umask})
+folder = bundles.unpack(Path({str(packed)!r}), Path("made")).folder
+file = bundles.pack(bundles.find(folder), Path("made.kit"))
+for places in ([file], folder.glob("*-*"), [folder / "manifest.json"]):
+    print(*{{oct(path.stat().st_mode & 0o777) for path in places}})
+"""
+    )
+    assert found.stdout.split() == modes, found.stderr
+
+
+def test_a_file_that_another_bundle_gives_the_same_name_is_not_replaced(
+    packed: Path, tiny: Bundle, tmp_path: Path
+) -> None:
+    """Two contents whose hashes begin alike take four billion tries to find, so that the manifest says it here."""
+    there = bundles.unpack(packed, tmp_path / "there")
+    path = there.folder / "manifest.json"
+    ref = tiny.variant().graph
+    path.write_text(path.read_text().replace(ref.sha256, f"{ref.sha256[:8]}{'0' * 56}"))
+    before = {item.name: item.read_bytes() for item in there.folder.iterdir()}
+    with pytest.raises(BundleInvalid, match="holds another fp32-"):
+        bundles.unpack(packed, there.folder)
+    assert {item.name: item.read_bytes() for item in there.folder.iterdir()} == before
+
+
+def test_two_bundles_unpacked_at_once_into_one_new_folder_leave_one_of_them_whole(
+    tiny: Bundle, packed: Path, tmp_path: Path
+) -> None:
+    bundles.publish(tiny, [staged(tmp_path / "staging", tiny.variant(), bytes(300_000), name="two")], tools={})
+    both = (packed, bundles.pack(bundles.find(tiny.folder), tmp_path))
+    programs = [
+        f"""
+import sys
+from pathlib import Path
+from kit import bundle as bundles
+for number in range(10):
+    print("ready", flush=True)
+    sys.stdin.readline()
+    bundles.unpack(Path({str(path)!r}), Path(f"new-{{number}}"))
+print("done", flush=True)
+"""
+        for path in both
+    ]
+    line = (sys.executable, "-P", "-c")
+    started = [
+        subprocess.Popen([*line, one], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+        for one in programs
+    ]
+    for _ in range(10):
+        for process in started:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        for process in started:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+    for process in started:
+        assert process.communicate(timeout=60)[0] == "done\n"
+    for number in range(10):
+        survivor = bundles.open_folder(tmp_path / f"new-{number}")
+        names = {ref.file for ref in survivor.manifest.files() if survivor.read(ref)}
+        assert {item.name for item in survivor.folder.iterdir()} == {"manifest.json", *names}
+
+
 def test_a_copy_damaged_while_it_is_open_says_how_it_is_mended(packed: Path) -> None:
     found = bundles.find(packed)
     overwrite(found.path(found.variant().graph), b"damaged")
@@ -172,7 +246,7 @@ for what in (
 """
     )
     assert found.stdout.count("refused:") == 3, found.stderr
-    assert not list((tmp_path / "empty").iterdir())
+    assert [item.name for item in (tmp_path / "empty").iterdir()] == [".unpacked.lock"]
     assert not list((tmp_path / "cache" / "kit" / "bundles").iterdir())
 
 

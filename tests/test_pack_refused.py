@@ -90,6 +90,7 @@ def test_a_packed_file_may_be_renamed_but_not_altered_under_its_name(packed: Pat
         (lambda members: members.append((stranger("link", stat.S_IFLNK | 0o777), b"/etc/passwd")), "link"),
         (lambda members: members.append((stranger("pipe", stat.S_IFIFO | 0o644), b"")), "link"),
         (lambda members: members.append((stranger("bell\a"), b"")), "printed"),
+        (lambda members: members.append((stranger(""), b"")), "has no name"),
         (lambda members: members.append(members[-1]), "same name"),
         (lambda members: members.append((stranger("Manifest.json"), b"{}")), "same name"),
         (lambda members: members.append((stranger("extra.onnx"), b"x")), "'extra.onnx' is not in its manifest"),
@@ -163,23 +164,25 @@ def test_members_that_share_their_bytes_are_refused(packed: Path, cache: Path) -
     """A small file that would unpack to a large folder: many names for the same bytes."""
     payload = bytes(100_000)
     ref = {"sha256": hashlib.sha256(payload).hexdigest(), "size_bytes": len(payload)}
+    names = [f"v{n}-{ref['sha256'][:8]}.onnx" for n in range(2)]
 
     def change(members: Members) -> None:
         variant = json.loads(members[0][1])["variants"][0]
-        many = [{**variant, "id": f"v{n}", "graph": {"file": f"v{n}.onnx", **ref}} for n in range(2)]
+        many = [{**variant, "id": f"v{n}", "graph": {"file": names[n], **ref}} for n in range(2)]
         edit_manifest(members, variants=many, default="v0", baseline="v0")
         del members[1]  # fp32
-        members += [(stranger("v0.onnx"), payload), (stranger("v1.onnx"), payload)]
+        members += [(stranger(name), payload) for name in names]
 
     path = rewrite(packed, change)
     bundles.find(path)  # honest so far
     shutil.rmtree(cache)
     data = path.read_bytes()
-    second = data.index(b"v1.onnx", data.index(payload)) - 30  # cut it out, and let its entry point at the first one
+    first, other = (name.encode() for name in names)
+    second = data.index(other, data.index(payload)) - 30  # cut it out, and let its entry point at the first one
     directory = int.from_bytes(data[-6:-2], "little")
     entries = bytearray(data[directory:-22])
-    pointer = entries.index(b"v1.onnx") - 4
-    entries[pointer : pointer + 4] = entries[entries.index(b"v0.onnx") - 4 : entries.index(b"v0.onnx")]
+    pointer = entries.index(other) - 4
+    entries[pointer : pointer + 4] = entries[entries.index(first) - 4 : entries.index(first)]
     end = bytearray(data[-22:])
     end[16:20] = second.to_bytes(4, "little")
     path.write_bytes(data[:second] + entries + end)

@@ -31,7 +31,7 @@ from kit.bundle.lookup import available, find, is_bundle, scan, scan_packed
 from kit.bundle.manifest import FileRef, Manifest, Variant
 from kit.bundle.packed import Packed
 from kit.bundle.packed import check as check_packed
-from kit.bundle.read import ROOT, Bundle, open_folder
+from kit.bundle.read import ROOT, Bundle, open_folder, renewed, with_fresh
 
 if TYPE_CHECKING:
     from kit.bundle.packing import pack, pack_into, packed_bytes, unpack
@@ -78,10 +78,12 @@ __all__ = [
     "refuse_foreign",
     "refuse_packed",
     "refuse_unwritable",
+    "renewed",
     "scan",
     "scan_packed",
     "unpack",
     "upgrade",
+    "with_fresh",
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,14 @@ SCHEMA_VERSION = 3
 """3: named tensors, tasks, scores of any metric, weights in files of their own. 1 and 2 are read (kit.bundle.migrations)."""
 
 MANIFEST = "manifest.json"
+
+
+def _refuse_negative(value: Golden | Calibration | Quantization | Needs, *but: str) -> None:
+    """Refuse counts below nothing in a dataclass; other whole numbers are named in `but`."""
+    for one in dataclasses.fields(value):
+        number = getattr(value, one.name)
+        if one.name not in but and isinstance(number, int) and number < 0:
+            raise ValueError(f"{one.name} is {number}, and counts things")
 
 
 def check_name(name: str) -> str:
@@ -91,6 +100,10 @@ class Golden:
     source: str = ""
     items: FileRef | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse counts below nothing."""
+        _refuse_negative(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
@@ -105,6 +118,10 @@ class Calibration:
     samples: int
     indices_sha256: str
     seed: int
+
+    def __post_init__(self) -> None:
+        """Refuse counts below nothing."""
+        _refuse_negative(self, "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +163,10 @@ class Quantization:
     macs_quantized: int = 0
     macs_total: int = 0
 
+    def __post_init__(self) -> None:
+        """Refuse counts below nothing."""
+        _refuse_negative(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
@@ -162,6 +183,10 @@ class Needs:
     ir_version: int
     onnxruntime: str
     domains: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse versions below nothing."""
+        _refuse_negative(self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,12 +16,10 @@ import contextlib
 import functools
 import hashlib
 import os
-import secrets
 import shutil
 import stat
 import struct
 import tempfile
-import time
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -44,7 +42,6 @@ _OTHER_ZIPS = frozenset({".pt2", ".npz", ".pt", ".pth", ".whl"})  # which begin 
 _MAGIC = b"PK\x03\x04"
 _LOCAL_BYTES = 30
 _CHUNK_BYTES = 2**20
-_DAY_SECONDS = 24 * 3600
 _ENTRY_MAX_BYTES = 46 + 1024
 # APPNOTE.TXT 4.3.16: signature, two disk numbers, entries here and in all, size and offset of the directory, comment length.
 _END = struct.Struct("<4s4H2LH")
@@ -200,7 +197,8 @@ def unpack_into(packed: Packed, file: BinaryIO, folder: Path) -> None:
     """
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = folder.parent / f"{files.PARTIAL}{secrets.token_hex(8)}"
+        files.sweep(folder.parent)
+        partial = folder.parent / files.partial_name()
         partial.mkdir()  # as the umask has it
         try:
             _install(packed, file, partial)
@@ -315,6 +313,8 @@ def _check_members(infos: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
 def _problem(info: zipfile.ZipInfo) -> str:
     """Return why a member is refused; empty when it is not."""
     name = info.orig_filename
+    if not name or not info.filename:  # zipfile's is_dir needs a character
+        return "has no name"
     if name.startswith(("/", "\\")) or name[1:2] == ":":
         return "has an absolute path"
     if ".." in name.replace("\\", "/").split("/"):
@@ -395,7 +395,7 @@ def _unpack_somewhere(packed: Packed, file: BinaryIO) -> Path:
     for root in (cache_folder, _temporary_folder):
         try:
             folder = root() / packed.sha256
-            _sweep(folder.parent)
+            files.sweep(folder.parent)
             unpack_into(packed, file, folder)
         except OSError as error:
             refusal = error
@@ -405,14 +405,6 @@ def _unpack_somewhere(packed: Packed, file: BinaryIO) -> Path:
         f"cannot unpack {packed.origin}: {refusal.strerror or refusal}",
         hint=f"free some space in {cache_folder()} or in {tempfile.gettempdir()}",
     ) from refusal
-
-
-def _sweep(root: Path) -> None:
-    """Remove what processes left that were killed while they unpacked; one that is at work is not a day old."""
-    for left in root.glob(f"{files.PARTIAL}*"):
-        with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > _DAY_SECONDS:
-                shutil.rmtree(left)
 
 
 @functools.cache

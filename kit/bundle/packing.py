@@ -13,7 +13,7 @@ from kit.bundle import packed as reading
 from kit.bundle import write
 from kit.bundle.manifest import MANIFEST, check_name
 from kit.bundle.packed import MAX_BYTES, MAX_MEMBERS, SUFFIX, Packed
-from kit.bundle.read import ROOT, Bundle, digest_of, manifest_from_bytes
+from kit.bundle.read import ROOT, Bundle, digest_of, manifest_from_bytes, with_fresh
 from kit.errors import BundleInvalid, StorageUnavailable, UsageError
 from kit.system import files
 
@@ -104,6 +104,17 @@ def pack_into(bundle: Bundle, file: BinaryIO) -> None:
         BundleInvalid: A file of the bundle is missing or was altered.
         UsageError: It is too large.
     """
+    start = file.tell()
+
+    def whole(now: Bundle) -> None:
+        file.seek(start)
+        file.truncate()
+        _write(now, file)
+
+    with_fresh(bundle, whole)
+
+
+def _write(bundle: Bundle, file: BinaryIO) -> None:
     path = bundle.folder / MANIFEST
     try:
         manifest_bytes = path.read_bytes()

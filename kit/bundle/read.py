@@ -6,10 +6,10 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import Any, TypeVar
 
 import platformdirs
 
@@ -20,7 +20,7 @@ from kit.bundle.migrations import Migrated, migrated
 from kit.choices import Precision, VariantFormat
 from kit.errors import BundleInvalid, UsageError
 from kit.samples import Samples
-from kit.system import files, serial
+from kit.system import files, plain_json, serial
 from kit.tensors import Signature
 
 MANIFEST_MAX_BYTES = 16 * 2**20
@@ -32,6 +32,8 @@ STAMPED_ABOVE_BYTES = 64 * 2**20
 """Files above this are hashed once, and again when their size, time or inode has changed."""
 
 _NAMED = re.compile(r"(?P<name>.+)-(?P<digest>[0-9a-f]{8})(?: ?\(\d+\))?")  # browsers add " (1)" to a second download
+_WORD = re.compile(r"[\w.@+-]{1,100}")
+_LONGEST = 500
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -226,6 +228,37 @@ class Bundle:
         return _restore_hint(self.name, _flags(variant) if variant else "")
 
 
+T = TypeVar("T")
+
+
+def with_fresh(bundle: Bundle, use: Callable[[Bundle], T]) -> T:
+    """Use a bundle; if that fails because another process published into it meanwhile, once more as it is now.
+
+    A file that no manifest names any more is collected, so that a reader who opened the folder before finds it gone.
+
+    Raises:
+        BundleInvalid: It fails, and the manifest is as it was.
+    """
+    try:
+        return use(bundle)
+    except BundleInvalid:
+        now = renewed(bundle)
+        if now is None:
+            raise
+    return use(now)
+
+
+def renewed(bundle: Bundle) -> Bundle | None:
+    """Return a bundle's folder opened again if its manifest has changed; None if not, or if nobody publishes into it."""
+    if type(bundle) is not Bundle or bundle.packed is not None or bundle.is_shipped:
+        return None
+    try:
+        now = open_folder(bundle.folder)
+    except BundleInvalid:
+        return None
+    return None if now.manifest == bundle.manifest else now
+
+
 def open_folder(folder: Path) -> Bundle:
     """Read and check a bundle's manifest.
 
@@ -258,9 +291,9 @@ def manifest_from_bytes(data: bytes, path: Path, *, hint: str) -> tuple[Manifest
         BundleInvalid: It is corrupt, newer than this kit, or names files outside its folder.
     """
     try:
-        plain = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise BundleInvalid(f"{path} is no JSON: {error}", hint=hint) from error
+        plain = plain_json.read(data, what=str(path), most_bytes=MANIFEST_MAX_BYTES)
+    except plain_json.PlainJsonError as error:
+        raise BundleInvalid(str(error), hint=hint) from error
     version = plain.get("schema_version") if isinstance(plain, dict) else None
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise BundleInvalid(
@@ -272,6 +305,7 @@ def manifest_from_bytes(data: bytes, path: Path, *, hint: str) -> tuple[Manifest
     except serial.DecodeError as error:
         raise BundleInvalid(f"{path} is no valid manifest: {error}", hint=hint) from error
     _refuse_paths(manifest, path)
+    _refuse_words(manifest, path)
     return manifest, newest.attachments
 
 
@@ -290,13 +324,32 @@ def _migrated(plain: Any) -> Migrated:
 
 
 def _refuse_paths(manifest: Manifest, path: Path) -> None:
-    """Refuse a manifest that reaches out of its folder, or gives one name to two files."""
+    """Refuse a manifest that reaches out of its folder, gives one name to two files, or a file the name of other bytes."""
     named: dict[str, FileRef] = {}
     for ref in manifest.files():
         if not _PLAIN_NAME.fullmatch(ref.file) or ref.file.casefold() == MANIFEST:
             raise BundleInvalid(f"{path} names {ref.file!r}, which is not a plain file name")
+        if not PurePath(ref.file).stem.endswith(f"-{ref.sha256[:8]}"):
+            raise BundleInvalid(
+                f"{path} names {ref.file}, which must carry the beginning of its sha256: -{ref.sha256[:8]}"
+            )
         if named.setdefault(ref.file, ref) != ref:
             raise BundleInvalid(f"{path} names {ref.file} twice, with different contents")
+
+
+def _refuse_words(manifest: Manifest, path: Path) -> None:
+    """Refuse names that a table, a file name or a command line could not take; a graph's own need only be printable."""
+    signature = manifest.signature
+    words = [("variant", one.id) for one in manifest.variants]
+    words += [("operator domain", domain) for one in manifest.variants for domain in one.needs.domains]
+    for what, word in words:
+        if not _WORD.fullmatch(word):
+            raise BundleInvalid(
+                f"{path} names a {what} {word[:100]!r}: letters, digits, '.', '_', '@', '+' and '-' make one"
+            )
+    for name in (*signature.axes, *(spec.name for spec in (*signature.inputs, *signature.outputs))):
+        if len(name) > _LONGEST or not name.isprintable():
+            raise BundleInvalid(f"{path} names a tensor or an axis {name[:100]!r}, which cannot be printed")
 
 
 def _restore_hint(name: str, flags: str = "") -> str:
@@ -328,9 +381,9 @@ def _stamp(path: Path) -> str:
 def _stamps() -> dict[str, str]:
     """Return the hashes of large files by their stamps; an unreadable store is as good as none."""
     try:
-        found = json.loads(_stamps_path().read_bytes())
+        found = plain_json.read(_stamps_path().read_bytes(), what="hashes", most_bytes=MANIFEST_MAX_BYTES)
         return {str(stamp): str(digest) for stamp, digest in found.items()}
-    except (OSError, ValueError, AttributeError, RecursionError):
+    except (OSError, ValueError, AttributeError):
         return {}
 
 

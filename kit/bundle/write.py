@@ -25,10 +25,10 @@ from kit.bundle.manifest import (
     Variant,
 )
 from kit.bundle.packed import Packed, looks_packed, unpack_into
-from kit.bundle.read import Bundle, manifest_from_bytes, open_folder
+from kit.bundle.read import MANIFEST_MAX_BYTES, Bundle, manifest_from_bytes, open_folder
 from kit.errors import BundleInvalid, CheckFailed, StorageUnavailable, UsageError
 from kit.samples import Samples, count
-from kit.system import files, packages, serial
+from kit.system import files, packages, plain_json, serial
 from kit.tensors import Signature
 
 _HASHED = re.compile(r"^[A-Za-z0-9._-]+-([0-9a-f]{8})\.(?:onnx|data|npz|safetensors|md|json|txt|model)$")
@@ -244,13 +244,28 @@ def unpack_over(packed: Packed, file: BinaryIO, folder: Path) -> Bundle:
     """Make a folder of a packed file, new or in place of the bundle that is in it, in one step.
 
     Raises:
-        BundleInvalid: A member was altered.
+        BundleInvalid: A member was altered, or has the name of another file of the bundle that is there.
         StorageUnavailable: The folder cannot be written; the bundle is as it was.
     """
     with _storage(folder), _locked_from_exports(folder):
+        _refuse_same_names(packed, folder)
         unpack_into(packed, file, folder)
         _collect(folder, packed.manifest)
     return Bundle(folder, packed.manifest)
+
+
+def _refuse_same_names(packed: Packed, folder: Path) -> None:
+    """Refuse to replace a file before the manifest that names it: names carry 32 bits of a hash, which can be made to meet."""
+    try:
+        present = {ref.file: ref.sha256 for ref in open_folder(folder).manifest.files()}
+    except BundleInvalid:  # there is none, or none that could still be read
+        return
+    for ref in packed.manifest.files():
+        if present.get(ref.file, ref.sha256) != ref.sha256:
+            raise BundleInvalid(
+                f"{packed.origin} holds another {ref.file} than the bundle in {folder}",
+                hint="unpack it elsewhere: -o FOLDER",
+            )
 
 
 def _is_packed(path: Path) -> UsageError:
@@ -260,8 +275,8 @@ def _is_packed(path: Path) -> UsageError:
 def _is_our_manifest(path: Path) -> bool:
     """Whether a manifest.json is a bundle's, in however bad a state, and not some web page's."""
     try:
-        data = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        data = plain_json.read(path.read_bytes(), what=str(path), most_bytes=MANIFEST_MAX_BYTES)
+    except (OSError, ValueError):
         return False
     return isinstance(data, dict) and {"schema_version", "golden"} <= data.keys()
 
@@ -367,7 +382,9 @@ def _checked(path: Path, manifest: Manifest) -> bytes:
         UsageError: It could not be opened again: a figure is not finite, a name is no file's, an option is no JSON.
     """
     try:
-        text = _readable(serial.encode(manifest, brief=True)).encode()
+        plain = serial.encode(manifest, brief=True)
+        serial.decode(Manifest, plain, path="manifest")  # names the field
+        text = _readable(plain).encode()
         manifest_from_bytes(text, path, hint="")
     except (BundleInvalid, TypeError, ValueError) as error:
         raise UsageError(f"the bundle could not be opened again, so nothing was written: {error}") from error
@@ -410,8 +427,8 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _locked_from_exports(folder: Path) -> contextlib.AbstractContextManager[None]:
-    """Lock a bundle if there is one; where filelock is not installed nothing is exported, and there is nobody to keep out."""
-    return _locked(folder) if folder.is_dir() and find_spec("filelock") else contextlib.nullcontext()
+    """Lock a bundle, or the place of a new one; where filelock is not installed nothing is exported."""
+    return _locked(folder) if find_spec("filelock") else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

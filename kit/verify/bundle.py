@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kit import metrics
-from kit.bundle import Bundle
+from kit.bundle import Bundle, renewed, with_fresh
 from kit.bundle.manifest import FileRef, Variant
 from kit.choices import Precision, Provider
 from kit.errors import KitError, PackageMissing, Unavailable, UsageError
@@ -178,8 +178,17 @@ def verify(
     Raises:
         UsageError: A runtime that does not exist.
     """
+
+    def checked(now: Bundle) -> Verification:
+        return _verify(now, options or RunnerOptions(), runtimes, on_progress)
+
+    found = with_fresh(bundle, checked)
+    now = None if found.ok else renewed(bundle)
+    return found if now is None else checked(now)
+
+
+def _verify(bundle: Bundle, options: RunnerOptions, runtimes: tuple[str, ...], on_progress: OnProgress) -> Verification:
     wanted = registry.chosen(runtimes, bundle)
-    options = options or RunnerOptions()
     on_progress("hashes")
     files = tuple(_check_file(bundle, ref) for ref in dict.fromkeys(bundle.manifest.files()))
     intact = {check.file for check in files if check.ok}
