@@ -218,3 +218,19 @@ def test_records_of_earlier_versions_are_read(dataset: Dataset, tmp_path: Path) 
     assert (record.validation.metric, record.validation.value, record.validation.correct) == ("top-1", 0.75, 108)
     with pytest.raises(BundleInvalid, match="training record"):
         training_record(attach(bundle, "training", b"[]"))
+
+
+@pytest.mark.parametrize("architecture", ["mlp-999999-999999", "mlp-9", "cnn-9999-9999-9999"])
+def test_weights_that_are_not_those_of_the_architecture_are_told_before_it_is_built(
+    tiny: Bundle, architecture: str
+) -> None:
+    """The first would take 4 TB."""
+    blueprint = Blueprint.of(tiny)
+    assert blueprint is not None
+    assert tiny.manifest.original is not None
+    assert tiny.manifest.original.weights is not None
+    weights = tiny.check(tiny.manifest.original.weights)
+    assert models.load_trained(blueprint, weights)
+    with pytest.raises(BundleInvalid, match=r"does not fit the model .* expected"):
+        models.load_trained(dataclasses.replace(blueprint, architecture=architecture), weights)
+    assert not models.is_known("mlp" + "-9" * 65)

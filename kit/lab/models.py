@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import re
 from itertools import pairwise
@@ -117,7 +118,9 @@ def mlp_name(hidden: tuple[int, ...], *, crop: int = 0) -> str:
 
 def _parse(architecture: str) -> tuple[str, tuple[int, ...], int] | None:
     """Return the kind, the sizes and the crop; None if it is no architecture of the lab's."""
-    found = re.fullmatch(r"(mlp)((?:-[1-9]\d{0,5})+)(?:-crop-([1-9]\d?))?|(cnn)((?:-[1-9]\d{0,3}){3})", architecture)
+    found = re.fullmatch(
+        r"(mlp)((?:-[1-9]\d{0,5}){1,64})(?:-crop-([1-9]\d?))?|(cnn)((?:-[1-9]\d{0,3}){3})", architecture
+    )
     if found is None:
         return None
     kind, sizes = found[1] or found[4], found[2] or found[5]
@@ -198,13 +201,25 @@ def load_trained(blueprint: Blueprint, weights: Path) -> Network:
     safetensors = packages.needed("safetensors", distribution="safetensors", purpose="reading weights", extra="train")
     from safetensors.torch import load_file
 
-    module = build(blueprint.architecture, shape=blueprint.shape, outputs=len(blueprint.labels))
+    make = functools.partial(build, blueprint.architecture, shape=blueprint.shape, outputs=len(blueprint.labels))
     try:
+        with torch.device("meta"):  # a name of a few letters may ask for any amount of memory
+            wanted = {name: tuple(tensor.shape) for name, tensor in make().state_dict().items()}
+        with safetensors.safe_open(str(weights), framework="numpy") as held:
+            shapes = {name: tuple(held.get_slice(name).get_shape()) for name in held.keys()}  # noqa: SIM118 - no mapping
+        _refuse_other_shapes(shapes, wanted)
+        module = make()
         module.load_state_dict(load_file(str(weights)))
     except (RuntimeError, ValueError, OSError, safetensors.SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise BundleInvalid(f"{weights} does not fit the model {blueprint.architecture!r}: {reason}") from error
     return module.eval()
+
+
+def _refuse_other_shapes(found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> None:
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            raise ValueError(f"{name} is {found.get(name, 'missing')}, expected {wanted.get(name, 'none')}")
 
 
 def original(bundle: Bundle) -> Network | None:
