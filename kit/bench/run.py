@@ -73,11 +73,10 @@ def bench(
 
 
 def _newest(bundle: Bundle) -> Bundle:
-    """Return a bundle as it is now if models that it had are gone; rows say what is still missing."""
+    """Return a bundle as it is now if files that it had are gone; rows say what is still missing."""
     try:
-        for variant in bundle.variants:
-            for ref in variant.files():
-                bundle.path(ref)
+        for ref in bundle.manifest.files():
+            bundle.path(ref)
     except BundleInvalid:
         return renewed(bundle) or bundle
     return bundle

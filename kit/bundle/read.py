@@ -34,6 +34,7 @@ STAMPED_ABOVE_BYTES = 64 * 2**20
 _NAMED = re.compile(r"(?P<name>.+)-(?P<digest>[0-9a-f]{8})(?: ?\(\d+\))?")  # browsers add " (1)" to a second download
 _WORD = re.compile(r"[\w.@+-]{1,100}")
 _LONGEST = 500
+_TRIES = 4
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -232,20 +233,22 @@ T = TypeVar("T")
 
 
 def with_fresh(bundle: Bundle, use: Callable[[Bundle], T]) -> T:
-    """Use a bundle; if that fails because another process published into it meanwhile, once more as it is now.
+    """Use a bundle; if that fails because another process published into it meanwhile, again as it is now.
 
     A file that no manifest names any more is collected, so that a reader who opened the folder before finds it gone.
 
     Raises:
-        BundleInvalid: It fails, and the manifest is as it was.
+        BundleInvalid: It fails, and the manifest is as it was; or it fails again and again.
     """
-    try:
-        return use(bundle)
-    except BundleInvalid:
-        now = renewed(bundle)
-        if now is None:
-            raise
-    return use(now)
+    for _ in range(_TRIES):
+        try:
+            return use(bundle)
+        except BundleInvalid:
+            now = renewed(bundle)
+            if now is None:
+                raise
+        bundle = now
+    return use(bundle)
 
 
 def renewed(bundle: Bundle) -> Bundle | None:
