@@ -24,31 +24,31 @@ from tests import graphs
 RUNTIMES = ("onnxruntime", "onnxruntime-plain", "openvino", "onnx-reference")
 
 
-def published(folder: Path, graph: bytes, data: dict[str, bytes]) -> Bundle:
-    """A bundle like that of `pixels`, with another graph and other files beside it."""
+def published(folder: Path, graph: bytes, data: dict[str, bytes] | None = None) -> Bundle:
+    """A bundle like that of `pixels`, with another graph and other files beside it, by the stems of their names."""
     bundle = graphs.bundle(graphs.pixels(), folder)
     staged = folder.with_name("staged")
     staged.mkdir()
     refs = []
-    for name, content in data.items():
-        (staged / name).write_bytes(content)
-        refs.append(dataclasses.replace(file_ref(content, "w", ".data"), file=name))
+    for stem, content in (data or {}).items():
+        refs.append(file_ref(content, stem, ".data"))
+        (staged / refs[-1].file).write_bytes(content)
     ref = file_ref(graph, "graph", ".onnx")
     (staged / ref.file).write_bytes(graph)
     variant = dataclasses.replace(bundle.variant(), graph=ref, data=tuple(refs))
     return bundles.publish(bundle, [Staged(variant=variant, folder=staged)], tools={})
 
 
-def beside(folder: Path, location: str) -> tuple[bytes, bytes]:
-    """The graph `pixels` with its weights under a name, and those weights."""
+def beside(folder: Path, location: str = "") -> tuple[bytes, bytes]:
+    """The graph `pixels` with its weights under a name, a bundle's own if none is given, and those weights."""
     folder.mkdir(parents=True)
     path = graphs.save_beside(graphs.pixels(), folder / "model.onnx")
-    model = onnx.load(path, load_external_data=False)
+    model, data = onnx.load(path, load_external_data=False), (folder / "model.data").read_bytes()
     for tensor in model.graph.initializer:
         for entry in tensor.external_data:
             if entry.key == "location":
-                entry.value = location
-    return model.SerializeToString(), (folder / "model.data").read_bytes()
+                entry.value = location or file_ref(data, "w", ".data").file
+    return model.SerializeToString(), data
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -56,7 +56,7 @@ def test_weights_that_no_manifest_names_are_not_read_from_the_current_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: str
 ) -> None:
     graph, data = beside(tmp_path / "made", "stray.bin")
-    bundle = published(tmp_path / "bundle", graph, {})
+    bundle = published(tmp_path / "bundle", graph)
     current = tmp_path / "current"
     current.mkdir()
     for folder in (current, bundle.folder):
@@ -68,23 +68,23 @@ def test_weights_that_no_manifest_names_are_not_read_from_the_current_folder(
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_named_weights_are_read_and_no_other_beside_them(tmp_path: Path, runtime: str) -> None:
-    graph, data = beside(tmp_path / "made", "w-1.data")
-    bundle = published(tmp_path / "bundle", graph, {"w-1.data": data})
+    graph, data = beside(tmp_path / "made")
+    bundle = published(tmp_path / "bundle", graph, {"w": data})
     (golden,) = bundle.golden()
     assert golden.expected is not None
     with registry.open_runner(runtime, bundle, bundle.variant(), RunnerOptions()) as runner:
         assert np.allclose(runner.run(golden.inputs)["logits"], golden.expected["logits"], atol=1e-4)
-    for names in (("w-1.data", "more.data"), ("other.data",)):
-        other = published(tmp_path / f"{names[0]}{len(names)}" / "bundle", graph, dict.fromkeys(names, data))
-        with pytest.raises(BundleInvalid, match=r"more\.data|other\.data"):
+    for stems in (("w", "more"), ("other",)):
+        other = published(tmp_path / stems[0] / "bundle", graph, dict.fromkeys(stems, data))
+        with pytest.raises(BundleInvalid, match=r"more-|other-"):
             registry.open_runner(runtime, other, other.variant(), RunnerOptions())
 
 
 @pytest.mark.parametrize("link", [os.link, os.symlink])
 def test_weights_with_a_name_elsewhere_are_refused(tmp_path: Path, link: object) -> None:
-    graph, data = beside(tmp_path / "made", "w-1.data")
-    bundle = published(tmp_path / "bundle", graph, {"w-1.data": data})
-    own, elsewhere = bundle.folder / "w-1.data", tmp_path / "elsewhere"
+    graph, data = beside(tmp_path / "made")
+    bundle = published(tmp_path / "bundle", graph, {"w": data})
+    own, elsewhere = bundle.path(bundle.variant().data[0]), tmp_path / "elsewhere"
     own.rename(elsewhere)
     assert callable(link)
     link(elsewhere, own)

@@ -15,7 +15,6 @@ from kit.bench.request import Request
 from kit.bench.results import KIND, SCHEMA_VERSION, Control, Results, Row
 from kit.bundle import Bundle, renewed
 from kit.choices import CPU_FORMATS, Precision, Provider
-from kit.errors import BundleInvalid
 from kit.runtime import providers
 from kit.system import machine
 from kit.system.progress import OnProgress, silent
@@ -41,7 +40,7 @@ def bench(
     Raises:
         UsageError: A variant, an axis or a size that the bundle does not have, or no variant exported yet.
     """
-    bundle = _newest(bundle)
+    bundle = renewed(bundle) or bundle
     budget = request.plan.budget_seconds
     deadline = None if budget is None else time.perf_counter_ns() + int(budget * 1e9)
     on_gpu = any(one.options.provider is not Provider.CPU for one in request.cases_of(bundle))
@@ -70,16 +69,6 @@ def bench(
         conditions=watch.conditions(),
         left_out=left_out,
     )
-
-
-def _newest(bundle: Bundle) -> Bundle:
-    """Return a bundle as it is now if files that it had are gone; rows say what is still missing."""
-    try:
-        for ref in bundle.manifest.files():
-            bundle.path(ref)
-    except BundleInvalid:
-        return renewed(bundle) or bundle
-    return bundle
 
 
 def advice(bundle: Bundle, request: Request) -> tuple[str, ...]:

@@ -252,8 +252,13 @@ def with_fresh(bundle: Bundle, use: Callable[[Bundle], T]) -> T:
 
 
 def renewed(bundle: Bundle) -> Bundle | None:
-    """Return a bundle's folder opened again if its manifest has changed; None if not, or if nobody publishes into it."""
+    """Return a bundle's folder opened again if files are gone and its manifest has changed; None else.
+
+    Packed bundles, those that came with kit and ready models are never published into.
+    """
     if type(bundle) is not Bundle or bundle.packed is not None or bundle.is_shipped:
+        return None
+    if all((bundle.folder / ref.file).exists() for ref in bundle.manifest.files()):
         return None
     try:
         now = open_folder(bundle.folder)
