@@ -97,7 +97,7 @@ def show(visitor: Visitor, bundle: Bundle) -> None:
 def _classes(found: Counted, classified: Classified) -> None:
     """Draw what only classifiers have."""
     ids = list(found.variants)
-    variant = st.segmented_control("Variant", ids, default=ids[0], required=True)
+    variant = st.segmented_control("Variant", ids, default=ids[0], required=True, format_func=words.plain)
     place = ids.index(variant or ids[0])
     left, right = st.columns([1, 1], gap="large")
     with left:
@@ -223,7 +223,7 @@ def _figures(found: Counted, bundle: Bundle) -> None:
     columns = st.columns(max(len(found.variants), 1))
     for column, (variant, scores) in zip(columns, found.variants.items(), strict=True):
         if not scores:
-            column.metric(variant, NONE)
+            column.metric(words.plain(variant), NONE)
             continue
         first = scores[0]
         column.metric(
@@ -327,7 +327,7 @@ def _pictures(found: Classified, wanted: NDArray[np.bool_], caption: Callable[[i
     else:
         st.image(
             [pixels_of(found.pictures[place], _SIDE) for _, place in shown],
-            caption=[caption(number) for number, _ in shown],
+            caption=[words.plain(caption(number)) for number, _ in shown],
             alt=[f"test sample {number}" for number, _ in shown],
             width=_SIDE,
         )
@@ -353,14 +353,18 @@ def _disagreements(variants: Sequence[str], found: Classified) -> None:
         return
     st.subheader("Where variants disagree")
     most = int((found.answers != found.answers[0]).sum(axis=1).argmax()) or 1
-    other = st.segmented_control(f"{variants[0]} against", variants[1:], default=variants[most], required=True)
+    other = st.segmented_control(
+        words.plain(f"{variants[0]} against"),
+        variants[1:],
+        default=variants[most],
+        required=True,
+        format_func=words.plain,
+    )
     place = variants.index(other or variants[most])
     wanted = found.answers[0] != found.answers[place]
     names = found.names
-    st.caption(
-        f"{int(wanted.sum()):,} of {len(found.labels):,} samples: "
-        f"the label, then what {variants[0]} and {variants[place]} read."
-    )
+    said = f"the label, then what {variants[0]} and {variants[place]} read."
+    st.caption(words.plain(f"{int(wanted.sum()):,} of {len(found.labels):,} samples: {said}"))
 
     def told(number: int) -> str:
         return (

@@ -30,6 +30,7 @@ def show(visitor: Visitor, bundle: Bundle) -> None:
         [one.id for one in bundle.variants],
         default=bundle.variant().id,
         required=True,
+        format_func=words.plain,
         key="artifact variant",
     )
     chosen = bundle.variant(variant)
@@ -126,14 +127,16 @@ def _files(bundle: Bundle) -> None:
         return
     with st.container(horizontal=True, vertical_alignment="center"):
         st.download_button(
-            f"Download {bundle.name}.kit",
+            f"Download {words.plain(bundle.name)}.kit",
             lambda: packed_bytes(bundle),
             file_name=f"{bundle.name}.kit",
             mime="application/octet-stream",
             icon=":material/download:",
             on_click="ignore",
         )
-        st.caption(f"one file of {size(total)}, which every command takes as it is: kit verify {bundle.name}.kit")
+        st.caption(
+            words.plain(f"one file of {size(total)}, which every command takes as it is: kit verify {bundle.name}.kit")
+        )
 
 
 def _graph(visitor: Visitor, variant: str) -> None:

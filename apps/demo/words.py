@@ -10,12 +10,15 @@ import streamlit as st
 
 from kit.errors import KitError
 
-_SPECIAL = re.compile(r"([\\`*_\[\]<>$:~#|])")
+_SPECIAL = re.compile(r"([\\`*_\[\]<>$:~#|&])")
+# Addresses become links, and names between colons pictures, after escapes are undone: only a sign between the letters helps.
+_JOINER = "\u2060"  # word joiner: it takes no room and no line breaks at it
+_ADDRESS = re.compile(r"(?i)(www(?=\.)|:(?=//|\S+:)|@(?=[-\w]))")
 
 
 def plain(text: object) -> str:
-    """Return a text that Markdown shows as it is."""
-    return _SPECIAL.sub(r"\\\1", str(text))
+    """Return a text that Markdown shows as it is, without links."""
+    return _SPECIAL.sub(r"\\\1", _ADDRESS.sub(rf"\1{_JOINER}", str(text)))
 
 
 def problem(error: KitError) -> str:
