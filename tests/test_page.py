@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -11,9 +13,17 @@ import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from apps.demo import visitor
-from kit.bundle import Bundle
+from apps.demo import places, sessions, visitor
+from apps.demo.sessions import Sessions
+from apps.demo.visitor import Visitor
+from kit.bench import results
+from kit.bench.measure import Plan
+from kit.bench.request import Request
+from kit.bench.run import bench
+from kit.bundle import Bundle, open_folder, pack
+from kit.errors import BundleNotFound, UsageError
 from tests.conftest import ROOT
+from tests.helpers import onnx_files
 from tests.helpers.bundles import overwrite
 
 PAGE = ROOT / "apps" / "demo" / "page.py"
@@ -23,8 +33,8 @@ PAGE = ROOT / "apps" / "demo" / "page.py"
 def page(monkeypatch: pytest.MonkeyPatch, cache: Path):  # noqa: ARG001 - nothing goes into the user's own cache
     opened: list[AppTest] = []
 
-    def show(path: Path | str, tab: str = "Try it", **state: object) -> AppTest:
-        monkeypatch.setattr(sys, "argv", ["page.py", str(path)])
+    def show(path: Path | str, tab: str = "Try it", *, flags: tuple[str, ...] = (), **state: object) -> AppTest:
+        monkeypatch.setattr(sys, "argv", ["page.py", *flags, str(path)])
         app = AppTest.from_file(str(PAGE), default_timeout=60)
         app.session_state["tab"] = tab
         for name, value in state.items():
@@ -120,13 +130,71 @@ def test_under_the_threshold_it_says_that_it_is_unsure(page, tiny: Bundle) -> No
     assert "golden sample" in texts(app.caption)
 
 
-def test_what_a_stranger_wrote_stays_text(page, tiny: Bundle) -> None:
+EVIL = "www.evil.example me@evil.example [x](http://evil.example) :streamlit: &#119;ww.evil.example"
+MARKDOWN = (
+    "markdown",
+    "caption",
+    "title",
+    "subheader",
+    "info",
+    "warning",
+    "success",
+    "error",
+    "metric",
+    "button",
+    "imgs",
+)
+MARKED = re.compile(r"(?<!\\)[&\[\]]")
+LINK = re.compile(r"www\.|@evil|http:/|:streamlit:")  # these are found after escapes are undone
+
+
+def drawn(app: AppTest) -> list[str]:
+    """Return all that the page draws as Markdown, labels of choices and cells of tables too."""
+    said = [one.proto for kind in (*MARKDOWN, "button_group", "download_button") for one in app.get(kind)]
+    found = [text for one in said for text in strings(one)]
+    for one in app.table:
+        found += [str(cell) for cell in (*one.value.index, *one.value.to_numpy().ravel())]
+    return found
+
+
+def strings(message) -> list[str]:
+    """Return the texts of a protocol buffer, except names of its widgets and icons."""
+    found = []
+    for field, value in message.ListFields():
+        if field.name in {"id", "form_id", "element_id", "icon", "url", "alt"}:
+            continue
+        values = value if field.is_repeated else [value]
+        for one in values:
+            if field.type == field.TYPE_STRING:
+                found.append(one)
+            elif field.type == field.TYPE_MESSAGE:
+                found += strings(one)
+    return found
+
+
+def test_what_a_stranger_wrote_stays_text_in_every_tab(page, tiny: Bundle) -> None:
     manifest = json.loads((tiny.folder / "manifest.json").read_text())
-    manifest["original"] |= {"name": "![x](http://evil.example/x.png)"}
+    manifest["original"]["name"] = EVIL
+    manifest["task"]["options"]["labels"] = [EVIL, f"{EVIL} 2", f"{EVIL} 3"]
+    manifest["variants"] = [{**manifest["variants"][0], "id": name} for name in (EVIL, f"{EVIL} 2")]
+    manifest |= {"default": EVIL, "baseline": EVIL}
     (tiny.folder / "manifest.json").write_text(json.dumps(manifest))
-    app = page(tiny.folder)
-    assert not app.exception
-    assert "!\\[x\\](http\\://evil.example/x.png)" in app.caption[0].value
+    plan = Plan(budget_seconds=0.1)
+    points = ({"batch": 1}, {"batch": 2})
+    measured = bench(open_folder(tiny.folder), Request(points=points, plan=plan))
+    results.last_path(tiny).write_text(measured.to_json())
+    app = page(tiny.folder, source="Random")
+    seen = drawn(app)
+    for tab in ("Accuracy", "Latency", "Artifact"):
+        app.session_state["tab"] = tab
+        app.run()
+        if tab == "Accuracy":
+            press(app, "Count on this machine")
+        assert not app.exception
+        seen += drawn(app)
+    told = [text.replace(":color[■]", "") for text in seen if "evil" in text]
+    assert len(told) > 20
+    assert [text for text in told if MARKED.search(text) or LINK.search(re.sub(r"\\(.)", r"\1", text))] == []
 
 
 def test_a_bundle_that_disappears_leaves_the_choice_of_another(page, tiny: Bundle) -> None:
@@ -192,3 +260,121 @@ def test_a_ready_model_is_shown_as_it_is(page, duo: Bundle) -> None:
     assert not app.exception
     assert "A ready model" in texts(app.caption)
     assert not app.get("download_button")
+
+
+def open_path(app: AppTest, path: Path | str) -> None:
+    next(one for one in app.text_input if "Path of a folder" in one.label).set_value(str(path)).run()
+    press(app, "Open path")
+
+
+@pytest.fixture
+def workplace(tiny: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a bundle under `artifacts`, one elsewhere, and a link from the former place to the latter."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny.folder, "artifacts/mine")
+    tiny.folder.rename("elsewhere")
+    Path("artifacts/link").symlink_to(tmp_path / "elsewhere")
+    return tmp_path
+
+
+def test_what_only_looks_like_an_artifact_runs_with_limits(page, workplace: Path) -> None:
+    app = page("mine", "Artifact")
+    assert "runs with limits" not in texts(app.caption)
+    open_path(app, "artifacts/../elsewhere")
+    assert not app.exception
+    assert app.title[0].value == "elsewhere"
+    assert "runs with limits" in texts(app.caption)
+    me = app.session_state["visitor"]
+    me.choose(me.place("mine"), me.look(me.place("mine")))
+    assert not me.is_strange
+    me.choose(me.place("link"), me.look(me.place("link")))
+    assert me.path == str(workplace / "elsewhere")
+    assert me.is_strange
+
+
+def test_what_the_page_was_started_with_runs_without_limits_wherever_it_lies(workplace: Path) -> None:
+    assert not Visitor("elsewhere").is_strange
+    assert not Visitor("artifacts/link").is_strange
+    assert Visitor("mine").place(str(workplace / "elsewhere")) == workplace / "elsewhere"
+
+
+def test_another_visitors_folder_is_not_opened(page, tiny: Bundle) -> None:
+    other = Visitor(str(tiny.folder))
+    theirs = shutil.copytree(tiny.folder, other.folder / "theirs")
+    assert other.place(str(theirs)) == theirs
+    app = page(tiny.folder, "Artifact")
+    open_path(app, theirs)
+    assert "there is no bundle" in texts(app.error)
+    assert app.title[0].value == "tiny"
+    with pytest.raises(BundleNotFound):
+        app.session_state["visitor"].place(f"{tiny.folder}/{os.path.relpath(theirs, tiny.folder)}")
+    other.leave()
+    assert not theirs.exists()
+
+
+def test_only_artifacts_are_opened_when_told_so(page, workplace: Path) -> None:
+    app = page("mine", "Artifact", flags=("--artifacts-only",))
+    assert not app.exception
+    assert app.text_input.len == 0
+    assert app.get("file_uploader")
+    me = app.session_state["visitor"]
+    assert me.place("artifacts/mine") == workplace / "artifacts" / "mine"
+    for path in (workplace / "elsewhere", "artifacts/link", "artifacts/../elsewhere"):
+        with pytest.raises(UsageError, match="none of this page's bundles"):
+            me.place(str(path))
+
+
+def test_a_packed_file_of_elsewhere_is_checked_before_it_is_opened(page, workplace: Path) -> None:
+    packed = pack(open_folder(workplace / "elsewhere"), workplace)
+    app = page("mine", "Artifact")
+    open_path(app, packed)
+    assert not app.exception
+    assert "was checked" in texts(app.success)
+    assert app.title[0].value == "elsewhere"
+    assert "runs with limits" in texts(app.caption)
+
+
+def test_a_model_that_never_answers_is_refused(page, tiny: Bundle, tmp_path: Path) -> None:
+    app = page(tiny.folder, "Artifact", visitor=Visitor(str(tiny.folder), seconds=4))
+    open_path(app, onnx_files.endless(tmp_path / "endless.onnx"))
+    assert "longer than 4 s" in texts(app.error)
+    assert app.title[0].value == "tiny"
+
+
+def test_one_visitor_too_many_is_told_so(page, tiny: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "everyone", Sessions(most=0))
+    app = page(tiny.folder)
+    assert not app.exception
+    assert "Please try again in a few minutes" in texts(app.info)
+    assert not app.title
+
+
+def test_visitors_are_bounded_and_those_who_have_gone_make_room(tiny: Bundle) -> None:
+    everyone = Sessions(most=2)
+    first, second, third = (everyone.admit(name, lambda: Visitor(str(tiny.folder))) for name in ("a", "b", "c"))
+    assert third is None
+    first.ready()
+    worker = first._worker
+    assert everyone.dismiss(lambda session: session == "b", patience=1) == []
+    assert everyone.dismiss(lambda session: session == "b", patience=1) == [first]
+    first.leave()
+    assert not worker.is_alive
+    assert not first.folder.exists()
+    assert everyone.holds("b", second)
+    assert everyone.admit("c", lambda: Visitor(str(tiny.folder))) is not None
+
+
+def test_the_list_of_bundles_is_read_again_only_if_a_manifest_has_changed(workplace: Path) -> None:
+    known = places.listed()
+    assert known["mine"] == str(workplace / "artifacts" / "mine")
+    assert known["elsewhere"] == str(workplace / "elsewhere")  # by the link
+    manifest = workplace / "artifacts" / "mine" / "manifest.json"
+    stamp = manifest.stat()
+    data = manifest.read_bytes()
+    manifest.write_bytes(b" " * len(data))
+    os.utime(manifest, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert "mine" in places.listed()  # by its time and size nothing has changed: it was not read
+    manifest.touch()
+    assert "mine" not in places.listed()
+    me = Visitor(str(workplace / "elsewhere"))
+    assert me.bundle() is me.bundle()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -10,12 +13,15 @@ import numpy as np
 import psutil
 import pytest
 
-from apps.demo.worker import Worker, WorkerStopped
+from apps.demo.worker import Limits, Worker, WorkerStopped
 from kit.errors import BundleNotFound, KitError, MemoryShort, UsageError
+from tests.conftest import ROOT
 
 TASKS = """
 import os
+import subprocess
 import sys
+import time
 import numpy as np
 from kit.errors import UsageError
 from apps.demo.worker import Answer
@@ -54,6 +60,22 @@ def grow(job):
     kept = []
     while True:
         kept.append(np.ones(2**24, np.uint8))
+
+LIVE = (
+    "import sys, time; file = open(sys.argv[1], 'w');"
+    "print('born', file=file, flush=True); time.sleep(20); print('old', file=file)"
+)
+
+def live(job):
+    sys.argv = ["-c", job.asked["pipe"]]
+    exec(LIVE)
+
+def beget(job):
+    subprocess.Popen([sys.executable, "-c", LIVE, job.asked["pipe"]])
+    return {}
+
+def grow_in_another(job):
+    subprocess.run([sys.executable, "-c", "kept = b'x' * 400_000_000; import time; time.sleep(20)"])
 """
 
 
@@ -154,11 +176,14 @@ def test_a_process_that_ends_by_itself_is_told(worker: Worker) -> None:
         worker.ask("tasks:leave")
 
 
-def test_a_process_that_takes_too_much_memory_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("task", ["tasks:grow", "tasks:grow_in_another"])
+def test_a_process_that_takes_too_much_memory_is_ended(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "tasks.py").write_text(TASKS)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with Worker(memory_bytes=300_000_000) as limited, pytest.raises(MemoryShort):
-        limited.ask("tasks:grow", seconds=60)
+    with Worker(Limits(memory_bytes=300_000_000)) as limited, pytest.raises(MemoryShort):
+        limited.ask(task, seconds=60)
 
 
 def test_a_worker_that_is_forgotten_ends() -> None:
@@ -167,3 +192,54 @@ def test_a_worker_that_is_forgotten_ends() -> None:
     del forgotten
     gc.collect()
     assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows limits no processor time")
+def test_a_process_that_takes_too_much_processor_time_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tasks.py").write_text(TASKS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with (
+        Worker(Limits(cpu_seconds=2)) as limited,
+        pytest.raises(WorkerStopped, match="more than 2 s of processor time"),
+    ):
+        limited.ask("tasks:sleep", seconds=60)
+
+
+@pytest.fixture
+def pipe(tmp_path: Path) -> Path:
+    """A pipe with a name, which a process holds open as long as it lives: its reader sees the end."""
+    if sys.platform == "win32":
+        pytest.skip("Windows has no such pipes")
+    os.mkfifo(tmp_path / "pipe")
+    return tmp_path / "pipe"
+
+
+def test_what_a_process_has_started_ends_with_it(worker: Worker, pipe: Path) -> None:
+    worker.ask("tasks:beget", {"pipe": str(pipe)})
+    with pipe.open() as life:
+        assert life.readline() == "born\n"
+        worker.stop()
+        assert life.read() == ""
+
+
+def test_what_a_process_has_started_ends_when_it_ends_by_itself(worker: Worker, pipe: Path) -> None:
+    worker.ask("tasks:beget", {"pipe": str(pipe)})
+    with pipe.open() as life:
+        assert life.readline() == "born\n"
+        with pytest.raises(WorkerStopped):
+            worker.ask("tasks:leave")
+        assert life.read() == ""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
+def test_a_process_ends_with_a_parent_that_is_killed(worker: Worker, pipe: Path) -> None:  # noqa: ARG001 - its tasks
+    program = f"from apps.demo.worker import Worker; Worker().ask('tasks:live', {{'pipe': {str(pipe)!r}}})"
+    with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT) as parent, pipe.open() as life:
+        assert life.readline() == "born\n"
+        parent.kill()
+        assert life.read() == ""
+
+
+def test_limits_below_zero_are_refused() -> None:
+    with pytest.raises(ValueError, match="0 or more"):
+        Limits(memory_bytes=-1)

@@ -33,7 +33,7 @@ BATCH_SIZES = (1, 8, 64, 256, 1024)
 MOST_POINTS = 16
 """Combinations of sizes in one run."""
 
-BUDGETS = {"5 s": 5, "15 s": 15, "30 s": 30, "1 min": 60, "3 min": 180}
+BUDGETS = {"2 s": 2, "5 s": 5, "15 s": 15, "30 s": 30, "1 min": 60, "3 min": 180}
 MAX_RESULTS_MB = 20
 _GLANCE_SECONDS = 0.5
 _GRACE_SECONDS = 120
@@ -106,10 +106,10 @@ def _form(visitor: Visitor, bundle: Bundle) -> None:
         "sweep": None if swept == NONE else swept,
         "threads": int(threads),
     }
-    seconds = BUDGETS[budget]
-    visitor.bench = BenchJob(
-        visitor.new_worker(), visitor.path, {**request, "budget_seconds": seconds}, seconds + _GRACE_SECONDS
-    )
+    budget_seconds = BUDGETS[budget]
+    seconds = budget_seconds + _GRACE_SECONDS
+    request["budget_seconds"] = budget_seconds
+    visitor.bench = BenchJob(visitor.bench_worker(seconds), visitor.path, request, seconds)
     st.rerun()
 
 
@@ -174,7 +174,7 @@ def _watch(visitor: Visitor) -> None:
     if job is None or not job.is_running:
         st.rerun()
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.progress(min(max(job.share, 0.0), 1.0), job.what)
+        words.progress(st.progress(0.0), job.what, job.share)
         if st.button("Stop", icon=":material/stop:"):
             job.stop()
 
@@ -267,7 +267,9 @@ def _charts(found: Results, rows: list[Row]) -> None:
     ink = "#fafafa" if st.context.theme.type == "dark" else "#1f2933"
     style = charts.Style.of(rows, ink=ink)
     points = list(dict.fromkeys(row.point for row in sorted(rows, key=lambda row: row.samples)))
-    point = st.segmented_control("Sizes", points, default=points[0], required=True) or points[0]
+    point = (
+        st.segmented_control("Sizes", points, default=points[0], required=True, format_func=words.plain) or points[0]
+    )
     here = [row for row in rows if row.point == point]
     left, right = st.columns(2, gap="large")
     with left:
@@ -299,7 +301,9 @@ def _charts(found: Results, rows: list[Row]) -> None:
         )
         for one in sweep.crossovers(found):
             st.markdown(words.plain(f"{one.describe()}."))
-    st.caption(" · ".join(f':color[■]{{foreground="{style.colour(one)}"}} {one}' for one in style.variants))
+    st.caption(
+        " · ".join(f':color[■]{{foreground="{style.colour(one)}"}} {words.plain(one)}' for one in style.variants)
+    )
 
 
 def _row(row: Row, metric: str) -> dict[str, str]:

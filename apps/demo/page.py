@@ -10,7 +10,9 @@ import sys
 
 import streamlit as st
 
-from apps.demo import accuracy_tab, artifact_tab, latency_tab, picker, try_it, visitor, words
+from apps.demo import accuracy_tab, artifact_tab, latency_tab, picker, sessions, try_it, words
+from apps.demo.settings import Settings
+from apps.demo.visitor import Visitor
 from kit.bundle import Bundle
 from kit.errors import KitError
 
@@ -32,7 +34,13 @@ def main() -> None:
     """Draw the page."""
     st.set_page_config(page_title="kit demo", page_icon="✏️", layout="wide")
     st.html(_STYLE)
-    me = visitor.here(sys.argv[1] if len(sys.argv) > 1 else "mnist-mlp")
+    me = sessions.here(Settings.parse(sys.argv[1:]))
+    if me is None:
+        st.info(
+            "As many people are here as this machine can serve. Please try again in a few minutes.",
+            icon=":material/group:",
+        )
+        return
     try:
         bundle = me.bundle()
         bundle.variant()
@@ -45,7 +53,7 @@ def main() -> None:
     with st.container(horizontal=True, vertical_alignment="bottom", horizontal_alignment="distribute"):
         st.title(words.plain(bundle.name), anchor=False)
         picker.show(me, bundle)
-    st.caption(words.plain(_about(bundle, is_strange=me.is_strange)))
+    st.caption(words.plain(_about(bundle, me)))
     if told := st.session_state.pop("upload told", ""):
         st.success(words.plain(told), icon=":material/verified:")
     tabs = st.tabs(list(TABS), key="tab", on_change="rerun")
@@ -55,8 +63,9 @@ def main() -> None:
                 show(me, bundle)
 
 
-def _about(bundle: Bundle, *, is_strange: bool) -> str:
+def _about(bundle: Bundle, visitor: Visitor) -> str:
     """Return what the bundle is, in a line: its task, what it takes and gives, and where it comes from."""
+    limits = "uploaded, runs with limits" if visitor.is_own else "runs with limits"
     signature, task, original = bundle.signature, bundle.manifest.task, bundle.manifest.original
     ends = []
     for said, specs in (("takes", signature.inputs), ("gives", signature.outputs)):
@@ -65,7 +74,7 @@ def _about(bundle: Bundle, *, is_strange: bool) -> str:
         ends.append(f"{said} {', '.join([*shown, *more])}")
     kind = task.name.partition("@")[0].replace("-", " ") if task else "tensors"
     came = [f"from {original.kind} {original.name}"] if original else []
-    return " · ".join([kind, *ends, *came, *(["uploaded, runs with limits"] if is_strange else [])])
+    return " · ".join([kind, *ends, *came, *([limits] if visitor.is_strange else [])])
 
 
 main()

@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import streamlit as st
 
-from apps.demo import words
-from apps.demo.visitor import LIMIT_BYTES, LIMIT_SECONDS, MAX_UPLOAD_MB, Visitor
-from apps.demo.worker import Worker
-from kit import ready
-from kit.bundle import Bundle, available
+from apps.demo import places, words
+from apps.demo.visitor import MAX_UPLOAD_MB, Visitor
+from kit.bundle import Bundle
 from kit.errors import KitError
 
 
 def show(visitor: Visitor, bundle: Bundle | None) -> None:
     """Draw the button that opens the choice."""
     with st.popover("Another bundle", icon=":material/folder_open:"):
-        known = {one.name: str(one.origin) for one in available() if one.variants}
-        known |= visitor.uploads | ({bundle.name: visitor.path} if bundle and not visitor.is_strange else {})
+        known = (
+            places.listed() | visitor.checked | ({bundle.name: visitor.path} if bundle and not visitor.is_own else {})
+        )
         names = list(known)
         place = next((place for place, name in enumerate(names) if known[name] == visitor.path), 0)
         chosen = st.selectbox("On this machine", names, index=place if names else None)
-        if chosen is not None and known[chosen] != visitor.path and st.button(f"Open {chosen}", type="primary"):
+        if (
+            chosen is not None
+            and known[chosen] != visitor.path
+            and st.button(f"Open {words.plain(chosen)}", type="primary")
+        ):
             _open(visitor, known[chosen])
-        path = st.text_input(
-            "Path of a folder, a packed file or a ready model",
-            placeholder="artifacts/my-model, my-model.kit, model.onnx",
-        )
-        if path and st.button("Open path"):
-            _open(visitor, path)
+        if not visitor.artifacts_only:
+            path = st.text_input(
+                "Path of a folder, a packed file or a ready model",
+                placeholder="artifacts/my-model, my-model.kit, model.onnx",
+            )
+            if path and st.button("Open path"):
+                _open(visitor, path)
         file = st.file_uploader(
             "Packed bundle (.kit)",
             type=["kit"],
@@ -42,36 +48,41 @@ def show(visitor: Visitor, bundle: Bundle | None) -> None:
             st.error(words.plain(problem))
 
 
-def _open(visitor: Visitor, path: str) -> None:
+def _open(visitor: Visitor, name: str) -> None:
+    """Put a bundle of this machine in sight; a stranger's packed file is checked as an upload is."""
     try:
-        ready.find(path).variant()
+        place = visitor.place(name)
+        if visitor.needs_check(place):
+            _checked(visitor, place, place.name)
+        else:
+            found = visitor.look(place)
+            found.variant()
+            visitor.choose(place, found)
     except KitError as error:
         st.error(words.problem(error))
         return
-    visitor.choose(path)
     st.rerun()
 
 
 def _check(visitor: Visitor, name: str, data: bytes, file_id: str) -> None:
-    """Check an upload in a process with limits, which unpacks it; only what holds is put in sight."""
-    bar = st.progress(0.0, "checking")
+    """Check an upload once; only what holds is put in sight."""
     try:
-        path, into = visitor.keep_upload(name, data)
-        with Worker(memory_bytes=LIMIT_BYTES) as worker:
-            found = worker.ask(
-                "apps.demo.jobs:check",
-                {"path": path, "into": into},
-                seconds=LIMIT_SECONDS,
-                on_progress=lambda what, share=None: words.progress(bar, what, share),
-            )
+        _checked(visitor, visitor.keep_upload(data), name)
     except KitError as error:
-        bar.empty()
         st.session_state["checked"] = file_id
         st.session_state["upload problem"] = f"{name} is refused: {error}. {error.hint}"
         return
     st.session_state["checked"] = file_id
     st.session_state["upload problem"] = ""
-    visitor.uploads[f"{found.told['name']} (uploaded)"] = into
-    visitor.choose(into)
-    st.session_state["upload told"] = f"{name} was checked: {'; '.join(found.told['checked'])}."
     st.rerun()
+
+
+def _checked(visitor: Visitor, path: Path, name: str) -> None:
+    """Check a packed file and put it in sight; raises KitError if it is refused."""
+    bar = st.progress(0.0, "checking")
+    try:
+        done = visitor.check(path, name, lambda what, share=None: words.progress(bar, what, share))
+    except KitError:
+        bar.empty()
+        raise
+    st.session_state["upload told"] = f"{name} was checked: {'; '.join(done)}."

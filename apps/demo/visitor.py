@@ -1,7 +1,7 @@
 """What belongs to one visitor: the bundle in sight, the process that runs it, what was uploaded. Nothing of it is shared.
 
-A bundle of this machine is run in a process without limits; one that was uploaded in a process that may take LIMIT_BYTES of
-memory and, for each question, LIMIT_SECONDS, after it was checked in one of the same kind.
+Bundles that are trusted (apps.demo.places) run in a process without limits. All others run in one that may take LIMIT_BYTES
+of memory and, for each question, LIMIT_SECONDS; even what they take and give is asked of such a process.
 """
 
 from __future__ import annotations
@@ -15,21 +15,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import streamlit as st
 from numpy.typing import NDArray
 
+from apps.demo import places
+from apps.demo.describing import described
 from apps.demo.explain import plane_of
-from apps.demo.worker import Answer, Worker
+from apps.demo.worker import NO_LIMITS, Answer, Limits, Worker
 from kit import ready
 from kit.bundle import Bundle
-from kit.bundle.packed import SUFFIX
-from kit.errors import StorageUnavailable
+from kit.bundle.packed import SUFFIX, looks_packed
+from kit.errors import BundleNotFound, KitError, StorageUnavailable, UsageError
 from kit.runtime import registry
+from kit.system.machine import this_machine
 from kit.system.progress import OnProgress, silent
 from kit.tensors import Tensors
 
 LIMIT_BYTES = 2 * 10**9
 LIMIT_SECONDS = 30.0
+LIMIT_CPU_SECONDS = 900
 MAX_UPLOAD_MB = 200
 FIRST_RUNTIMES = ("onnxruntime", "openvino")
 """Those that are open from the start, where they are installed; PyTorch takes some seconds to import."""
@@ -57,49 +60,104 @@ class Contestant:
 
 @dataclass
 class Visitor:
-    """One visitor's own things."""
+    """One visitor's own things.
+
+    Attributes:
+        path: Of the bundle in sight; what `kit demo` was started with at first.
+        artifacts_only: Open no path that is not trusted, except uploads.
+        seconds: How long a question about a stranger's bundle may take.
+        checked: Packed files that were checked, by the names under which they are listed: where they lie unpacked.
+    """
 
     path: str
-    uploads: dict[str, str] = field(default_factory=dict)
-    folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="kit-demo-")))
+    artifacts_only: bool = False
+    seconds: float = LIMIT_SECONDS
+    checked: dict[str, str] = field(default_factory=dict)
+    folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix=places.VISITORS)).resolve())
     bench: Any = None
     results: dict[str, Any] = field(default_factory=dict)
+    _told: Path | None = None
     _worker: Worker | None = None
     _stamp: str = ""
-    _uploads: int = 0
-    _ready: tuple[tuple[str, int, int], Bundle] | None = None
+    _rooms: int = 0
+    _seen: tuple[tuple[str, int, int], Bundle] | None = None
     _opened: dict[tuple[str, tuple[str, ...]], list[Contestant]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Take what was uploaded away when the visitor is gone."""
+        """Find what `kit demo` was started with, and take what was uploaded away when the visitor is gone."""
         weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+        try:
+            self._told = places.find(self.path)
+            self.path = str(self._told)
+        except KitError:  # the page says so: it opens the same path
+            self._told = None
 
     @property
     def is_strange(self) -> bool:
-        """Whether the bundle in sight was uploaded."""
+        """Whether the bundle in sight runs with limits."""
+        return not places.is_trusted(Path(self.path), self._told)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the bundle in sight lies in the visitor's own folder, where packed files are unpacked."""
         return Path(self.path).is_relative_to(self.folder)
 
+    def place(self, name: str) -> Path:
+        """Return the place of a bundle that this visitor may open; nothing of it is opened.
+
+        Raises:
+            BundleNotFound: There is none, or it is another visitor's.
+            BundleInvalid: Its place cannot be read.
+            UsageError: Only artifacts may be opened, and it is none.
+        """
+        found = places.find(name)
+        if found.is_relative_to(self.folder) or places.is_trusted(found, self._told):
+            return found
+        if places.is_of_visitors(found):
+            raise BundleNotFound(f"there is no bundle {name!r}")
+        if self.artifacts_only:
+            raise UsageError(f"{name} is none of this page's bundles", hint="choose one of the list, or upload a .kit")
+        return found
+
+    def look(self, place: Path) -> Bundle:
+        """Return what a bundle or a ready model is, in a process of its own if it might do harm.
+
+        Raises:
+            KitError: It cannot be opened, or took too much to find out.
+        """
+        if places.is_trusted(place, self._told) and not ready.is_ready(place):
+            return ready.find(place)
+        with Worker(self._limits(place)) as worker:
+            answer = worker.ask("apps.demo.describing:describe", {"path": str(place)}, seconds=self._patience(place))
+        return described(place, answer)
+
     def bundle(self) -> Bundle:
-        """Open the bundle or the ready model in sight; raises what `find` raises."""
-        path = Path(self.path)
-        if not ready.is_ready(path):
-            return ready.find(self.path)
-        found = path.stat()
-        stamp = (self.path, found.st_mtime_ns, found.st_size)
-        if self._ready is None or self._ready[0] != stamp:  # it is run to find out what it takes: once is enough
-            self._ready = (stamp, ready.find(self.path))
-        return self._ready[1]
+        """Return the bundle in sight, looked at again only if its file or its manifest has changed; raises what `look` does."""
+        place = Path(self.path)
+        stamp = places.stamp(place)
+        if stamp is None:
+            return self.look(places.find(self.path))  # says that it is gone
+        if self._seen is None or self._seen[0] != stamp:
+            self._seen = (stamp, self.look(place))
+        return self._seen[1]
 
     @property
     def stamp(self) -> str:
         """What differs if the bundle in sight was exported again."""
         return self._stamp
 
-    def choose(self, path: str) -> None:
-        """Put another bundle in sight; its questions go to a process of its own."""
-        if path != self.path:
-            self.path = path
+    def choose(self, place: Path, bundle: Bundle) -> None:
+        """Put another bundle in sight; its questions go to a process of its own.
+
+        Args:
+            place: As `place` returned it.
+            bundle: As `look` returned it.
+        """
+        stamp = places.stamp(place)
+        if str(place) != self.path:
+            self.path = str(place)
             self._start_over()
+        self._seen = (stamp, bundle) if stamp else None
 
     def notice(self, bundle: Bundle) -> None:
         """Forget what was found of a bundle that has been exported again."""
@@ -117,10 +175,21 @@ class Visitor:
     def _start_over(self) -> None:
         self.results = {}
         self._stamp = ""
+        self._seen = None
+        self.stop_bench()
+        self.forget()
+
+    def stop_bench(self) -> None:
+        """End a bench that runs; what it measured is lost."""
         if self.bench is not None:
             self.bench.stop()
             self.bench = None
+
+    def leave(self) -> None:
+        """End all that runs, and take what was uploaded away."""
+        self.stop_bench()
         self.forget()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def forget(self) -> None:
         """End the process; the next question starts another."""
@@ -135,12 +204,22 @@ class Visitor:
             self._opened = {}
             self._worker = self.new_worker()
 
-    def new_worker(self, *, for_long: bool = False) -> Worker:
-        """Start a process that may run the bundle in sight; one that works for long ends with its visitor."""
-        worker = Worker(memory_bytes=LIMIT_BYTES if self.is_strange else None)
-        if for_long:
-            weakref.finalize(self, worker.stop)
+    def new_worker(self) -> Worker:
+        """Start a process that may run the bundle in sight."""
+        return Worker(self._limits(Path(self.path)))
+
+    def bench_worker(self, seconds: int) -> Worker:
+        """Start a process that may measure the bundle in sight on every core for some time; it ends with its visitor."""
+        worker = Worker(self._limits(Path(self.path), seconds * max(this_machine().cpus_to_use, 1)))
+        weakref.finalize(self, worker.stop)
         return worker
+
+    def _limits(self, place: Path, cpu_seconds: int = LIMIT_CPU_SECONDS) -> Limits:
+        trusted = places.is_trusted(place, self._told)
+        return NO_LIMITS if trusted else Limits(memory_bytes=LIMIT_BYTES, cpu_seconds=cpu_seconds)
+
+    def _patience(self, place: Path) -> float:
+        return _PATIENT_SECONDS if places.is_trusted(place, self._told) else self.seconds
 
     def ask(
         self,
@@ -153,14 +232,8 @@ class Visitor:
         """Have a task done, such as `jobs:predict` of apps.demo; raises KitError with the reason if that fails."""
         self.ready()
         assert self._worker is not None  # just started
-        return self._worker.ask(
-            f"apps.demo.{task}", values, arrays, seconds=self.patience_seconds, on_progress=on_progress
-        )
-
-    @property
-    def patience_seconds(self) -> float:
-        """How long one question may take."""
-        return LIMIT_SECONDS if self.is_strange else _PATIENT_SECONDS
+        patience = self._patience(Path(self.path))
+        return self._worker.ask(f"apps.demo.{task}", values, arrays, seconds=patience, on_progress=on_progress)
 
     def contestants(self, runtimes: tuple[str, ...]) -> list[Contestant]:
         """Open every variant in these runtimes, unless they are open already."""
@@ -171,30 +244,65 @@ class Visitor:
             self._opened = {key: [Contestant(number, **one) for number, one in enumerate(told)]}
         return self._opened[key]
 
-    def keep_upload(self, name: str, data: bytes) -> tuple[str, str]:
-        """Write an upload into a folder of its own; return its path and where it may be unpacked.
+    def keep_upload(self, data: bytes) -> Path:
+        """Write an upload into a folder of its own and return its path.
 
         Raises:
             StorageUnavailable: It cannot be written.
         """
-        self._uploads += 1
-        folder = self.folder / str(self._uploads)
-        path = folder / f"upload{SUFFIX}"
+        path = self._room() / f"upload{SUFFIX}"
         try:
-            folder.mkdir(parents=True)
             path.write_bytes(data)
         except OSError as error:
             raise StorageUnavailable(f"the upload cannot be kept: {error.strerror or error}") from error
-        stem = re.sub(r"[^A-Za-z0-9._-]", "_", Path(name).stem)[-60:].strip("._-") or "bundle"
-        return str(path), str(folder / re.sub(r"-[0-9a-f]{8}$", "", stem))
+        return path
+
+    def needs_check(self, place: Path) -> bool:
+        """Whether it is a packed file from elsewhere, which is checked before it is put in sight."""
+        return not places.is_trusted(place, self._told) and looks_packed(place)
+
+    def check(self, path: Path, name: str, on_progress: OnProgress) -> list[str]:
+        """Check a packed file in a process with limits, which unpacks it into the visitor's folder, and put it in sight.
+
+        Args:
+            path: Of the packed file; an upload is not kept.
+            name: What its sender calls it; its bundle is called so.
+            on_progress: Told what is being checked.
+
+        Returns:
+            What was checked, a sentence each.
+
+        Raises:
+            KitError: It is refused; nothing of it is kept.
+        """
+        is_upload = path.is_relative_to(self.folder)
+        into = self._room() / re.sub(r"-[0-9a-f]{8}$", "", _stem(name))
+        asked = {"path": str(path), "into": str(into)}
+        try:
+            with Worker(self._limits(into)) as worker:
+                told = worker.ask("apps.demo.jobs:check", asked, seconds=self.seconds, on_progress=on_progress).told
+                answer = worker.ask("apps.demo.describing:describe", {"path": str(into)}, seconds=self.seconds)
+        finally:
+            if is_upload:
+                path.unlink(missing_ok=True)
+        self.checked[f"{told['name']} ({'uploaded' if is_upload else 'checked'})"] = str(into)
+        self.choose(into, described(into, answer))
+        return [str(one) for one in told["checked"]]
+
+    def _room(self) -> Path:
+        """Make a folder inside the visitor's own."""
+        self._rooms += 1
+        room = self.folder / str(self._rooms)
+        try:
+            room.mkdir(parents=True)
+        except OSError as error:
+            raise StorageUnavailable(f"the upload cannot be kept: {error.strerror or error}") from error
+        return room
 
 
-def here(path: str) -> Visitor:
-    """Return this visitor's things; `path` is the bundle that is in sight at first."""
-    found: Visitor | None = st.session_state.get("visitor")
-    if found is None:
-        found = st.session_state["visitor"] = Visitor(path)
-    return found
+def _stem(name: str) -> str:
+    """Return a file's name without its ending, as a folder can be called."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", Path(name).stem)[-60:].strip("._-") or "bundle"
 
 
 def installed_runtimes() -> tuple[str, ...]:

@@ -1,11 +1,11 @@
-"""Work in a process of its own, with a limit of time and of memory; it can be stopped at any moment.
+"""Work in a process of its own, with limits of time, processor time and memory; it can be stopped at any moment.
 
 A parent starts `Worker()` and asks it to call functions by name. The child keeps a dict, its state, from one call to the next,
 so that what was opened stays open. Both sides speak JSON lines, each followed by the raw bytes of the arrays it announces:
 nothing that a process which reads strangers' files might send back is executed here. When the parent ends, or forgets the
-worker, the child ends.
+worker, the child ends, and with it every process it has started (apps.demo.group).
 
-    with Worker(memory_bytes=4 * 10**9) as worker:
+    with Worker(Limits(memory_bytes=4 * 10**9)) as worker:
         answer = worker.ask("apps.demo.jobs:open_bundle", {"path": "artifacts/mnist-mlp"}, seconds=30)
 
 A task is a function `task(job: Job) -> Answer | dict`; errors of kit's tree arrive as what they are.
@@ -19,6 +19,7 @@ import json
 import math
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -28,9 +29,9 @@ from dataclasses import dataclass, field
 from typing import IO, Any, Self
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
+from apps.demo import group
 from kit import errors
 from kit.errors import KitError, MemoryShort, Unavailable, UsageError
 from kit.system.progress import OnProgress, silent
@@ -44,6 +45,7 @@ _MOST_ARRAYS = 256
 _MOST_ARRAY_BYTES = 2**30
 _LONGEST_LINE = 2**26
 _KINDS = frozenset({"progress", "done", "error"})
+_OUT_OF_CPU = int(getattr(signal, "SIGXCPU", 0)) or 24
 
 
 @dataclass(frozen=True)
@@ -83,18 +85,39 @@ class WorkerStopped(Unavailable):
     """The process was stopped, ended by itself, or took longer than it may."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a worker and all processes it starts may take; 0 for as much as there is.
+
+    Attributes:
+        memory_bytes: All of them together, while a question is answered. On Linux the system refuses each twice as much.
+        cpu_seconds: Of processor time, each of them, from its start; where the system can limit it.
+    """
+
+    memory_bytes: int = 0
+    cpu_seconds: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse limits below zero."""
+        if self.memory_bytes < 0 or self.cpu_seconds < 0:
+            raise ValueError("a limit is 0 or more")
+
+
+NO_LIMITS = Limits()
+
+
 class Worker:
     """A child process that calls functions by name, one at a time. It is started at once and ready when it is first asked.
 
     Args:
-        memory_bytes: The most it may hold; it is ended beyond that. On Linux the system refuses it twice as much as well.
+        limits: What it may take; it is ended beyond that.
     """
 
-    def __init__(self, *, memory_bytes: int | None = None) -> None:
-        self._memory_bytes = memory_bytes
+    def __init__(self, limits: Limits = NO_LIMITS) -> None:
+        self._limits = limits
         # By its name, not as a script: tasks import this module as well, and must get the same classes.
-        line = [sys.executable, "-P", "-c", f"from {__name__} import serve; serve({memory_bytes or 0})"]
-        self._process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        asked = f"{os.getpid()}, {limits.memory_bytes}, {limits.cpu_seconds}"
+        self._process = group.start([sys.executable, "-P", "-c", f"from {__name__} import serve; serve({asked})"])
         self._answers: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         threading.Thread(target=_read_all, args=(self._process.stdout, self._answers), daemon=True).start()
         self._asking = threading.Lock()
@@ -103,7 +126,10 @@ class Worker:
     @property
     def is_alive(self) -> bool:
         """Whether it can be asked."""
-        return self._process.poll() is None
+        alive = self._process.poll() is None
+        if not alive:
+            self.stop()  # what it has started may outlive it
+        return alive
 
     def ask(
         self,
@@ -124,7 +150,7 @@ class Worker:
             on_progress: Told what the task tells.
 
         Raises:
-            WorkerStopped: It took too long, was stopped, or ended.
+            WorkerStopped: It took too long or too much processor time, was stopped, or ended.
             MemoryShort: It took more memory than it may.
             KitError: What the task raised, of the same class.
         """
@@ -159,7 +185,7 @@ class Worker:
                 return Answer(message["values"], given)
 
     def stop(self) -> None:
-        """End the process now; whoever waits for it is told."""
+        """End the process and all it has started now; whoever waits for it is told."""
         self._end()
 
     def __enter__(self) -> Self:
@@ -176,8 +202,9 @@ class Worker:
         """Return the next message; None when it is time to look at the clock and the memory again."""
         if time.monotonic() > until:
             raise WorkerStopped(f"it took longer than {seconds:g} s and was ended")
-        if self._memory_bytes and _resident_bytes(self._process.pid) > self._memory_bytes:
-            raise MemoryShort(f"it took more than {self._memory_bytes / 1e9:.1f} GB of memory and was ended")
+        most = self._limits.memory_bytes
+        if most and group.resident_bytes(self._process.pid) > most:
+            raise MemoryShort(f"it took more than {most / 1e9:.1f} GB of memory and was ended")
         try:
             found = self._answers.get(timeout=_GLANCE_SECONDS)
         except queue.Empty:
@@ -185,21 +212,15 @@ class Worker:
         if found is None:
             self.stop()
             self._answers.put(None)  # for whoever asks next
-            raise WorkerStopped(f"the process ended with code {self._process.returncode}", hint="try again")
+            code = self._process.returncode
+            if code == -_OUT_OF_CPU:
+                raise WorkerStopped(f"it took more than {self._limits.cpu_seconds} s of processor time and was ended")
+            raise WorkerStopped(f"the process ended with code {code}", hint="try again")
         return found
 
 
-def _resident_bytes(pid: int) -> int:
-    try:
-        return int(psutil.Process(pid).memory_info().rss)
-    except psutil.Error:
-        return 0
-
-
 def _end(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(OSError):
-        process.kill()
-    process.wait()
+    group.end(process)
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
             with contextlib.suppress(OSError, ValueError):
@@ -268,13 +289,20 @@ def _raised(message: dict[str, Any]) -> KitError:
     return kind(str(message["text"]), hint=str(message["hint"]))
 
 
-def serve(memory_bytes: int) -> None:
-    """Answer until the parent says no more. What tasks print goes nowhere: stdout is the parent's ear."""
+def serve(parent: int, memory_bytes: int, cpu_seconds: int) -> None:
+    """Answer until the parent says no more. Whatever a task prints is discarded: stdout carries the answers.
+
+    Args:
+        parent: Number of the process that asks.
+        memory_bytes: As in `Limits`.
+        cpu_seconds: Likewise.
+    """
+    group.end_with(parent)
     answers, questions = os.fdopen(os.dup(1), "wb"), os.fdopen(os.dup(0), "rb")
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1):
         os.dup2(nowhere, stream)
-    _limit(memory_bytes)
+    _limit(memory_bytes, cpu_seconds)
     state: dict[str, Any] = {}
 
     def progress(what: str, share: float | None = None, /) -> None:
@@ -297,10 +325,13 @@ def serve(memory_bytes: int) -> None:
             _write(answers, {"kind": "error", "name": "KitError", "text": text, "hint": "please report it"})
 
 
-def _limit(memory_bytes: int) -> None:
-    """Have the system refuse more, where it can; libraries ask for more than they use, so it gets twice that."""
-    if not memory_bytes or sys.platform != "linux":
+def _limit(memory_bytes: int, cpu_seconds: int) -> None:
+    """Have the system refuse more, where it can; libraries ask for more memory than they use, so it gets twice that."""
+    if sys.platform == "win32":
         return
     import resource
 
-    resource.setrlimit(resource.RLIMIT_DATA, (2 * memory_bytes, 2 * memory_bytes))
+    if cpu_seconds:  # the processes it starts inherit it; a second later the system kills what did not listen
+        resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
+    if memory_bytes and sys.platform == "linux":
+        resource.setrlimit(resource.RLIMIT_DATA, (2 * memory_bytes, 2 * memory_bytes))

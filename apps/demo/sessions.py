@@ -1,0 +1,90 @@
+"""Who is here: a bounded number of visitors, each with processes that end when the browser has gone."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+
+import streamlit as st
+from streamlit import runtime
+from streamlit.runtime.scriptrunner import get_script_run_ctx
+
+from apps.demo.settings import Settings
+from apps.demo.visitor import Visitor
+
+MOST_VISITORS = 16
+"""At a time; each may hold a process with models open in every runtime."""
+
+
+class Sessions:
+    """Visitors by the session of their browser, as long as anyone else holds them.
+
+    Args:
+        most: How many there may be.
+    """
+
+    def __init__(self, most: int = MOST_VISITORS) -> None:
+        self._most = most
+        self._visitors: weakref.WeakValueDictionary[str, Visitor] = weakref.WeakValueDictionary()
+        self._missed: dict[str, int] = {}
+        self._changing = threading.Lock()
+
+    def __len__(self) -> int:
+        """How many are here."""
+        return len(self._visitors)
+
+    def holds(self, session: str, visitor: Visitor) -> bool:
+        """Whether this visitor is here."""
+        return self._visitors.get(session) is visitor
+
+    def admit(self, session: str, make: Callable[[], Visitor]) -> Visitor | None:
+        """Return a new visitor, or None if too many are here."""
+        with self._changing:
+            if session not in self._visitors and len(self._visitors) >= self._most:
+                return None
+            found = self._visitors[session] = make()
+            return found
+
+    def dismiss(self, is_active: Callable[[str], bool], *, patience: int = 0) -> list[Visitor]:
+        """Return visitors who have gone and are no longer counted: what runs for them is to be ended.
+
+        Args:
+            is_active: Whether a session has a browser that looks at it.
+            patience: How many times in a row a session may be found without one; it may come back.
+        """
+        with self._changing:
+            missed = {session: self._missed.get(session, 0) + 1 for session in self._visitors if not is_active(session)}
+            left = {session for session, times in missed.items() if times > patience}
+            self._missed = {session: times for session, times in missed.items() if session not in left}
+            found = [self._visitors.pop(session, None) for session in left]
+        return [one for one in found if one is not None]
+
+
+everyone = Sessions()
+
+
+def here(settings: Settings) -> Visitor | None:
+    """Return this visitor's things; None if too many others are here."""
+    kept: Visitor | None = st.session_state.get("visitor")
+    context = get_script_run_ctx()
+    session = context.session_id if context else ""
+    if kept is not None and everyone.holds(session, kept):
+        return kept
+
+    def make() -> Visitor:
+        return kept or Visitor(settings.bundle, artifacts_only=settings.artifacts_only)
+
+    found = everyone.admit(session, make)
+    if found is None and runtime.exists():  # those who lost their connection may come back, but have to make room
+        for visitor in everyone.dismiss(runtime.get_instance().is_active_session):
+            visitor.leave()
+        found = everyone.admit(session, make)
+    if found is not None:
+        st.session_state["visitor"] = found
+    return found
+
+
+def gone(patience: int) -> list[Visitor]:
+    """Return the visitors whose browser was not there so many times in a row."""
+    return everyone.dismiss(runtime.get_instance().is_active_session, patience=patience) if runtime.exists() else []
