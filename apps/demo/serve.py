@@ -1,0 +1,99 @@
+"""The server of the page: Streamlit, asked by this machine's own names only. `kit demo` starts it as a module.
+
+A page of elsewhere can have its own name point at this machine, and its scripts then ask this server as if it were theirs
+(DNS rebinding). Their requests still carry that name as their Host, so every other Host than the allowed ones is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import webbrowser
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import streamlit.config
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from streamlit.starlette import App
+
+from apps.demo import sessions
+from apps.demo.settings import THIS_MACHINE, Settings
+from apps.demo.visitor import MAX_UPLOAD_MB
+
+PAGE = Path(__file__).with_name("page.py")
+KEPT_SECONDS = 60
+"""How long a visitor who lost the connection is waited for."""
+
+_SWEEP_SECONDS = 10
+
+
+def options(settings: Settings) -> dict[str, Any]:
+    """Return Streamlit's options by name: those of this page, and of the others all that opens a server wider."""
+    return {
+        "server.address": "localhost",
+        "server.port": settings.port,
+        "server.headless": True,  # the browser is opened here
+        "server.maxUploadSize": MAX_UPLOAD_MB,
+        "server.fileWatcherType": "none",
+        "server.disconnectedSessionTTL": KEPT_SECONDS,
+        "server.allowedHosts": [*(name.strip("[]") for name in THIS_MACHINE), *settings.allowed_hosts],
+        "server.enableCORS": True,
+        "server.corsAllowedOrigins": [],
+        "server.enableXsrfProtection": True,
+        "server.enableStaticServing": False,
+        "server.enableAgentApi": False,
+        "server.scriptHealthCheckEnabled": False,
+        "server.trustedUserHeaders": {},
+        "server.baseUrlPath": "",
+        "server.customComponentBaseUrlPath": "",
+        "server.sslCertFile": "",
+        "server.sslKeyFile": "",
+        "browser.serverAddress": "localhost",
+        "browser.serverPort": settings.port,
+        "browser.gatherUsageStats": False,
+        "client.allowedOrigins": [],
+        "client.showErrorDetails": "type",
+        "client.showErrorLinks": "false",
+        "client.toolbarMode": "viewer",
+        "global.developmentMode": False,
+        "logger.hideWelcomeMessage": False,
+        "runner.fastReruns": False,  # quick clicks become one run after the present one, not a thread each
+        "runner.magicEnabled": False,
+        "secrets.files": [],
+        "theme.light.primaryColor": "#2a6fdb",
+        "theme.dark.primaryColor": "#6ea0f0",
+    }
+
+
+def serve(settings: Settings) -> None:
+    """Serve the page until the process is told to end."""
+    # The files it would read lie in the current folder and may be anyone's; some options, such as fonts of elsewhere, have no
+    # value that undoes them.
+    setattr(streamlit.config, "get_config_files", lambda _name: [])  # noqa: B010 - a function of the library, for its type
+
+    @contextlib.asynccontextmanager
+    async def running(_app: App) -> AsyncIterator[None]:
+        sweeping = asyncio.create_task(_sweep())
+        if settings.open_browser:
+            await asyncio.to_thread(webbrowser.open, f"http://localhost:{settings.port}")
+        yield
+        sweeping.cancel()
+
+    hosts = [*THIS_MACHINE, *settings.allowed_hosts]
+    guard = Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
+    App(PAGE, middleware=[guard], lifespan=running).run(config=options(settings))
+
+
+async def _sweep() -> None:
+    """End, again and again, what runs for visitors who have gone."""
+    while True:
+        await asyncio.sleep(_SWEEP_SECONDS)
+        for visitor in sessions.gone(KEPT_SECONDS // _SWEEP_SECONDS):
+            await asyncio.to_thread(visitor.leave)
+
+
+if __name__ == "__main__":
+    serve(Settings.parse(sys.argv[1:]))
