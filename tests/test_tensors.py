@@ -287,6 +287,7 @@ def test_arrays_of_a_foreign_byte_order_are_inputs_too() -> None:
     assert found.dtype.isnative
     assert np.array_equal(found, given)
 
+
 def test_inputs_of_absurd_sizes_are_told_before_memory_is_asked_for() -> None:
     for make in (TEXT.zeros, lambda sizes: seeded(TEXT, sizes=sizes)):
         with pytest.raises(MemoryShort, match=r"inputs of batch 1,000,000,000,000, sequence 8 take"):
