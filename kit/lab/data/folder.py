@@ -253,7 +253,9 @@ def _kept(name: str) -> Dataset | None:
             labels = tuple(str(label) for label in arrays["names"])
             train = Split(arrays["train_images"], arrays["train_labels"])
             test = Split(arrays["test_images"], arrays["test_labels"])
-            pipeline = str(arrays["pipeline"]) if "pipeline" in arrays else "resize@1"  # the first was not written
+            pipeline = (
+                str(arrays["pipeline"]) if "pipeline" in arrays.files else "resize@1"
+            )  # the first was not written
             return Dataset(info=_info(name, labels, train, pipeline), train=train, test=test)
     except (OSError, ValueError, UsageError):
         return None
