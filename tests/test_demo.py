@@ -345,7 +345,7 @@ def test_only_the_allowed_hosts_are_answered(site: Site) -> None:
     assert status(site.address, f"localhost:{port}", "/_stcore/stream", **upgrade, Origin="http://evil.example") == 403
 
 
-def test_hundreds_of_quick_clicks_are_a_few_runs_and_the_server_answers(guest, site: Site) -> None:
+def test_hundreds_of_quick_clicks_leave_a_server_that_answers(guest, site: Site) -> None:
     (server,) = psutil.Process(site.process.pid).children()
     before, most = server.num_threads(), 0
     for _ in range(10):
@@ -360,9 +360,9 @@ def test_hundreds_of_quick_clicks_are_a_few_runs_and_the_server_answers(guest, s
             }"""
         )
         most = max(most, server.num_threads())
-    assert most - before < 20  # a run for each click would be a thread for each
+    assert most - before < 20  # if all clicks ran at once, each would have a thread
     tab(guest, "Artifact")
-    guest.get_by_text("Run it").wait_for()
+    guest.get_by_text("Run it").wait_for(timeout=240_000)  # the last question comes first, and a machine may be busy
 
 
 def test_nothing_asks_the_internet_and_the_console_is_clean(site: Site) -> None:
