@@ -378,7 +378,7 @@ def test_list_shows_bundles_and_broken_ones(kit_inside: Kit, tiny: Bundle, tmp_p
 def test_info_tells_a_stranger_what_the_model_takes_and_gives(kit_inside: Kit, digits: Bundle) -> None:
     found = kit_inside("info", str(digits.folder))
     words = (
-        *("uint8 [batch, 28, 28]", "float32 [batch, 10]", "mnist-ink@2", "int8-qdq", "onnxruntime 1.18+"),
+        *("uint8 [batch, 28, 28]", "float32 [batch, 10]", "mnist-ink@3", "int8-qdq", "onnxruntime 1.18+"),
         *("image-classification@1", "top-1 (higher is better)", "architecture"),
     )
     for one in words:
@@ -496,7 +496,7 @@ def test_fashion_mnist_takes_the_same_path(kit_inside: Kit, tmp_path: Path) -> N
     assert exported.returncode == 0, exported.stderr
     shown = kit_inside("info", "my-fashion-mnist-mlp-64-64")
     assert "Ankle boot" in shown.stdout
-    assert "resize@1" in shown.stdout
+    assert "resize@2" in shown.stdout
     assert kit_inside("verify", "my-fashion-mnist-mlp-64-64").returncode == 0
     line = ("bench", "my-fashion-mnist-mlp-64-64", "--provider", "cpu", "--budget", "300ms", "--batch-size", "1")
     assert "fashion-mnist test, 400 samples; counted now" in kit_inside(*line, *here).stdout

@@ -351,9 +351,9 @@ def test_hundreds_of_quick_clicks_leave_a_server_that_answers(guest, site: Site)
     for _ in range(10):
         assert guest.evaluate(
             """async () => {
-                const tabs = [...document.querySelectorAll('[role=tab]')];
                 for (let i = 0; i < 30; i++) {
-                    tabs[i % 2 ? 0 : 3].click();
+                    const tabs = document.querySelectorAll('[role=tab]');
+                    (tabs[i % 2 ? 0 : 3] ?? document.body).click();
                     await new Promise(requestAnimationFrame);
                 }
                 return (await fetch('/_stcore/health')).ok;

@@ -93,9 +93,9 @@ def cycle_through_a_branch(model: onnx.ModelProto) -> None:
 
 
 def deep(model: onnx.ModelProto) -> None:
-    graph = graph_of([graphs.node("Identity", "logits", "z")], [])
+    flat = graph = graph_of([graphs.node("Identity", "logits", "z")], [])
     for _ in range(20):
-        graph = graph_of([inside(graph)], [])
+        graph = graph_of([helper.make_node("If", ["c"], ["z"], then_branch=graph, else_branch=flat)], [])
     model.graph.node.append(inside(graph))
 
 
@@ -110,11 +110,23 @@ def large(model: onnx.ModelProto) -> None:
     model.graph.initializer.append(TensorProto(name="w", data_type=1, dims=[2**20, 2**20]))
 
 
+def nowhere(model: onnx.ModelProto) -> None:
+    model.graph.initializer.append(TensorProto(name="w", data_type=1, dims=[4], data_location=TensorProto.EXTERNAL))
+
+
+def twice(model: onnx.ModelProto) -> None:
+    tensor = outside()
+    tensor.external_data.add(key="location", value="w.data")
+    model.graph.initializer.append(tensor)
+
+
 UNSOUND: dict[str, tuple[Change, str]] = {
     "nodes that wait for each other": (cycle, "wait for each other"),
     "nodes that wait through a branch": (cycle_through_a_branch, "wait for each other"),
     "graphs in graphs": (deep, "deep"),
     "functions that call each other": (calling_each_other, "call each other"),
+    "values in a file without a name": (nowhere, "another file, and names none"),
+    "values in two files": (twice, "another file, and names 2"),
     "a size that is not there": (large, "says to hold"),
     "a size below nothing": (
         lambda m: m.graph.initializer.append(TensorProto(name="w", data_type=1, dims=[-4])),

@@ -360,7 +360,7 @@ def _attribute(data: memoryview, met: _Seen, depth: int, reads: set[str]) -> dic
 
 def _tensor(data: memoryview, met: _Seen) -> str:
     """Walk a tensor; return its name."""
-    dims, kind, name, outside = list[int](), 0, "", list[str]()
+    dims, kind, name, outside = list[int](), 0, "", list[Any]()
     for field, value in fields(data):
         if field == 1:
             dims += itertools.islice(varints(value), _MOST_DIMS + 1) if isinstance(value, memoryview) else (value,)
@@ -368,11 +368,10 @@ def _tensor(data: memoryview, met: _Seen) -> str:
             kind = value
         elif field == 8:
             name = text(value)
-        elif field == 13:
-            parts = dict(fields(value))
-            if text(parts.get(1, b"")) == "location":
-                outside.append(text(parts.get(2, b"")))
-    met.external |= dict.fromkeys(outside)
+        elif field == 13 or (field == 14 and value == 1):
+            outside.append(value)
+    if outside:
+        met.external[_location(outside, name)] = None
     count = _count(dims, name)
     if kind not in _KINDS:
         raise _UnsoundError(f"its tensor {name!r} is of no kind that ONNX has: {kind}")
@@ -381,6 +380,15 @@ def _tensor(data: memoryview, met: _Seen) -> str:
     if kind in _TYPES and kind != 7:
         met.weights[kind] += int(count * _TYPES[kind])
     return name
+
+
+def _location(entries: Sequence[Any], name: str) -> str:
+    """Return the one file that a tensor names: of two, each reader picks another."""
+    parts = [dict(fields(entry)) for entry in entries if not isinstance(entry, int)]
+    found = [text(one.get(2, b"")) for one in parts if text(one.get(1, b"")) == "location"]
+    if len(found) != 1:
+        raise _UnsoundError(f"its tensor {name!r} has its values in another file, and names {len(found) or 'none'}")
+    return found[0]
 
 
 def _count(dims: Sequence[int], name: str) -> int:
