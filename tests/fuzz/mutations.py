@@ -76,7 +76,7 @@ def _spoil(holder: Any, key: Any, places: list[tuple[Any, Any]], rng: Rng) -> No
             with contextlib.suppress(RecursionError):
                 holder[key] = copy.deepcopy(places[int(rng.integers(0, len(places)))][0])
         case 2:
-            holder[key] = _nested(int(rng.integers(10, 5000)))
+            holder[key] = _nested(int(2 ** rng.uniform(0, 13)))
         case 3 if isinstance(holder, dict):
             holder[f"{key}{rng.integers(0, 10)}"] = holder[key]
         case _:
@@ -204,12 +204,38 @@ CHANGES: tuple[Callable[[onnx.ModelProto, Rng], None], ...] = (
 )
 
 
-def of_zip(data: bytes, rng: Rng) -> bytes:
-    """Return a zip archive with members that are spoilt, renamed, doubled, or compressed otherwise; or other bytes."""
+def _other_header(content: bytes, rng: Rng) -> bytes:
+    words = (
+        b"(4,)",
+        b"()",
+        b"(-1,)",
+        b"(99999999999999,)",
+        b"((((",
+        b"'|O'",
+        b"'<U5'",
+        b"'>f8'",
+        b"True",
+        b"None",
+        b"\x00",
+    )
+    old = (b"False", b"'<f4'", b"'|u1'", b"(", b"4", b"}")
+    wanted, given = old[int(rng.integers(0, len(old)))], words[int(rng.integers(0, len(words)))]
+    return content[:128].replace(wanted, given, 1) + content[128:]
+
+
+def of_zip(data: bytes, rng: Rng, *, usual: int) -> bytes:
+    """Return a zip archive with members that are spoilt, renamed, lost, or compressed otherwise; or other bytes.
+
+    Args:
+        data: The archive.
+        rng: Decides.
+        usual: How its members are compressed, most of the time.
+    """
     if rng.random() < 0.4:
         return of_bytes(data, rng)
     written = io.BytesIO()
-    kinds = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+    others = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+    method = others[int(rng.integers(0, 4))] if rng.random() < 0.1 else usual
     names = ("", "../x", "/x", "a/../b", "x\x00y", "manifest.json", "c:x", "ä", "a" * 5000)
     with zipfile.ZipFile(io.BytesIO(data)) as archive, zipfile.ZipFile(written, "w") as spoilt:
         for info in archive.infolist():
@@ -223,7 +249,10 @@ def of_zip(data: bytes, rng: Rng) -> bytes:
                     continue
                 case 3:
                     content = bytes(2**20)
+                case 4:  # the header of an array: its dtype, order and shape as Python writes them
+                    content = _other_header(content, rng)
                 case _:
                     pass
-            spoilt.writestr(zipfile.ZipInfo(name), content, kinds[int(rng.integers(0, 4))])
+            if name not in spoilt.namelist():
+                spoilt.writestr(zipfile.ZipInfo(name), content, method)
     return written.getvalue()

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -98,7 +99,7 @@ class Subjects:
     def _golden(self, place: Path, rng: Rng) -> list[list[str]]:
         folder = self._copied(place)
         golden = self.bundle.manifest.golden
-        content = mutations.of_zip((folder / golden.file.file).read_bytes(), rng)
+        content = mutations.of_zip((folder / golden.file.file).read_bytes(), rng, usual=zipfile.ZIP_DEFLATED)
         (folder / golden.file.file).unlink()
         ref = file_ref(content, "golden", ".npz")
         (folder / ref.file).write_bytes(content)
@@ -108,7 +109,7 @@ class Subjects:
 
     def _packed(self, place: Path, rng: Rng) -> list[list[str]]:
         path = place / "tiny.kit"
-        path.write_bytes(mutations.of_zip(self.packed, rng))
+        path.write_bytes(mutations.of_zip(self.packed, rng, usual=zipfile.ZIP_STORED))
         return [["info", str(path)], ["unpack", str(path), "-o", str(place / "out")]]
 
     def _picture(self, place: Path, rng: Rng) -> list[list[str]]:
