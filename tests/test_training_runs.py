@@ -68,7 +68,12 @@ train(data.load("digits"), recipe, name="a", run_folder=Path(sys.argv[4]), check
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
 @pytest.mark.parametrize(
-    ("recipe", "phase", "epoch"), [("quick", "student", 2), ("taught", "teacher-1", 1), ("taught", "student", 3)]
+    ("recipe", "phase", "epoch"),
+    [
+        ("quick", "student", 2),
+        pytest.param("taught", "teacher-1", 1, marks=pytest.mark.slow),
+        pytest.param("taught", "student", 3, marks=pytest.mark.slow),
+    ],
 )
 def test_a_killed_run_goes_on_to_the_same_weights(
     dataset: Dataset, tmp_path: Path, recipe: str, phase: str, epoch: int

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -196,9 +195,7 @@ def _uploads(visitor: Visitor) -> None:
         if file is None:
             return
         try:
-            found = files.from_json(json.loads(file.getvalue()), Path(file.name))
-        except (ValueError, RecursionError):
-            st.error(words.plain(f"{file.name} is no JSON."))
+            found = files.from_bytes(file.getvalue(), Path(file.name))
         except BadInput as error:
             st.error(words.problem(error))
         else:
