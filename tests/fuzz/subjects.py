@@ -124,7 +124,7 @@ class Subjects:
         sound.write_bytes(self.results)
         spoil = mutations.of_bytes if rng.random() < 0.2 else mutations.of_json
         path.write_bytes(spoil(self.results, rng))
-        return [["report", str(path)], ["compare", str(sound), str(path)]]
+        return [["report", str(path), "-o", str(place / "report.html")], ["compare", str(sound), str(path)]]
 
 
 def _pictures() -> dict[str, bytes]:
