@@ -197,6 +197,11 @@ def test_results_with_impossible_figures_are_refused(tiny: Bundle, tmp_path: Pat
         (tmp_path / "bad.json").write_text(json.dumps(data))
         with pytest.raises(BadInput, match=place):
             results.load(tmp_path / "bad.json")
+    data = json.loads(good)
+    data["rows"][0]["latency"]["medians_us"][0] = 1e300
+    (tmp_path / "bad.json").write_text(json.dumps(data))
+    with pytest.raises(BadInput, match="thirty years"):
+        results.load(tmp_path / "bad.json")
 
 
 def test_the_baseline_stands_in_twice_and_shows_the_noise_of_the_run(digits: Bundle) -> None:

@@ -49,6 +49,9 @@ class Status(StrEnum):
     FALLBACK = "fallback"
 
 
+_LONGEST_US = 1e15
+
+
 @dataclass(frozen=True, kw_only=True)
 class Latency:
     """Latency of one query, whole batch, in microseconds; p99 only from 1,000 calls or more.
@@ -85,6 +88,13 @@ class Latency:
     warmup_ms: float | None = None
     settled: bool = True
     service_us: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse times that nobody measured."""
+        single = (self.p50_us, self.p90_us, self.p95_us, self.p99_us, self.max_us, self.low_us, self.high_us)
+        times = (*single, self.mean_us, self.service_us, *self.medians_us, *self.percentiles_us)
+        if not all(time is None or 0 <= time <= _LONGEST_US for time in times):
+            raise ValueError("a latency is negative, or longer than thirty years")
 
 
 @dataclass(frozen=True, kw_only=True)
