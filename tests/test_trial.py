@@ -19,6 +19,7 @@ from kit.runtime import registry, trial
 from kit.runtime.base import RunnerOptions
 from tests import graphs
 from tests.conftest import ROOT, Kit
+from tests.helpers.bundles import overwrite
 
 
 @pytest.fixture(autouse=True)
@@ -97,6 +98,15 @@ def test_what_survived_is_remembered_and_answers(tmp_path: Path, runtime: str) -
         with registry.open_runner(runtime, bundle, bundle.variant(), RunnerOptions()) as runner:
             assert np.allclose(runner.run(golden.inputs)["logits"], golden.expected["logits"], atol=1e-4)
     assert len(list((tmp_path / "cache" / "kit" / "tried").iterdir())) == 1
+
+
+def test_a_file_that_is_not_what_its_manifest_says_vouches_for_none_that_is(tmp_path: Path) -> None:
+    bundle = graphs.bundle(graphs.pixels(), tmp_path / "bundle")
+    path = bundle.path(bundle.variant().graph)
+    overwrite(path, path.read_bytes()[:-1] + b"!")
+    with pytest.raises(BundleInvalid, match="altered"):
+        registry.open_runner("onnxruntime", bundle, bundle.variant(), RunnerOptions())
+    assert not (tmp_path / "cache" / "kit" / "tried").exists()
 
 
 def test_a_model_that_refuses_inputs_made_up_for_it_is_opened_all_the_same(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from exporters.formats.base import Source
+from exporters.graph.shapes import with_shapes
 from kit.bundle.manifest import Calibration
 from kit.choices import CalibrationMethod
 from kit.errors import UsageError
@@ -88,19 +89,8 @@ def batch_rows(model: onnx.ModelProto, signature: Signature, group: Samples) -> 
 
 def _bytes_inside(model: onnx.ModelProto, signature: Signature, sizes: dict[str, int]) -> int:
     """Return the bytes of all that a model computes for inputs of these sizes, as far as their shapes can be inferred."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    del copy.graph.value_info[:]
-    for value in copy.graph.input:
-        spec = next((one for one in signature.inputs if one.name == value.name), None)
-        if spec is not None:
-            dtype = value.type.tensor_type.elem_type
-            value.CopyFrom(helper.make_tensor_value_info(value.name, dtype, list(spec.sized(sizes))))
-    for value in copy.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    try:
-        inferred = onnx.shape_inference.infer_shapes(copy)
-    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):  # a bound on memory, not a check
+    inferred = with_shapes(model, signature, sizes)
+    if inferred is None:  # a bound on memory, not a check
         return 0
     total = 0
     for value in inferred.graph.value_info:

@@ -14,10 +14,11 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from exporters.graph.files import inner_graphs, tensors_of
 from exporters.graph.rules import LAYERS, MOVES, RECURRENT, layers
+from exporters.graph.shapes import with_shapes
 from kit.bundle.manifest import Quantization
 from kit.tensors import Signature
 
@@ -112,21 +113,8 @@ def count_arithmetic(model: onnx.ModelProto, quantized: onnx.ModelProto, signatu
 
 def _shapes(model: onnx.ModelProto, signature: Signature) -> dict[str, _Shape]:
     """Return the shapes of all tensors in a call of the usual sizes, as far as they can be inferred."""
-    copy, sizes = onnx.ModelProto(), signature.usual_sizes()
-    copy.CopyFrom(model)
-    del copy.graph.value_info[:]
-    for value in copy.graph.input:
-        spec = next((one for one in signature.inputs if one.name == value.name), None)
-        if spec is not None:
-            dtype = value.type.tensor_type.elem_type
-            value.CopyFrom(helper.make_tensor_value_info(value.name, dtype, list(spec.sized(sizes))))
-    for value in copy.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    try:
-        copy = onnx.shape_inference.infer_shapes(copy, data_prop=True)
-    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):  # a figure for people, not a check
-        return {}
-    return dict(_known_shapes(copy.graph))
+    inferred = with_shapes(model, signature, signature.usual_sizes())
+    return {} if inferred is None else dict(_known_shapes(inferred.graph))  # a figure for people, not a check
 
 
 def _known_shapes(graph: onnx.GraphProto) -> Iterator[tuple[str, _Shape]]:

@@ -43,8 +43,10 @@ TRIED = ("onnxruntime", "onnxruntime-plain", "openvino", "onnx-reference")
 def try_variant(bundle: Bundle, variant: Variant, runtime: str) -> None:
     """Open and run a variant in a child, unless it is known to survive that; see `try_file`."""
     refs = (variant.graph, *variant.data)
-    if not _is_trusted() and not _is_shipped(variant.graph):
-        try_file(bundle.path(variant.graph), refs, runtime, signature=bundle.signature)
+    if _is_trusted() or _is_known(refs, runtime) or _is_shipped(variant.graph):
+        return
+    path, *_ = [bundle.check(ref) for ref in refs]  # what is remembered are hashes: they must be those of what is tried
+    try_file(path, refs, runtime, signature=bundle.signature)
 
 
 def try_file(path: Path, refs: Sequence[FileRef], runtime: str, *, signature: Signature | None) -> None:
@@ -62,13 +64,10 @@ def try_file(path: Path, refs: Sequence[FileRef], runtime: str, *, signature: Si
         BundleInvalid: The child was ended by the system, or did not answer in time.
         MemoryShort: It needed more memory than is free.
     """
-    if _is_trusted():
-        return
-    marks = [_mark(refs, word) for word in ("", _named(runtime))]
-    if any(mark.exists() for mark in marks):
+    if _is_trusted() or _is_known(refs, runtime):
         return
     if survives(path, runtime, signature=signature, size_bytes=sum(ref.size_bytes for ref in refs)):
-        _remember(marks[1])
+        _remember(_mark(refs, _named(runtime)))
 
 
 def remember(variant: Variant) -> None:
@@ -128,6 +127,11 @@ def _path() -> list[str]:
 
 def _is_trusted() -> bool:
     return os.environ.get(TRUST, "") not in {"", "0"}
+
+
+def _is_known(refs: Sequence[FileRef], runtime: str) -> bool:
+    """Whether these files were made and run by kit here, or survived this runtime before."""
+    return any(_mark(refs, word).exists() for word in ("", _named(runtime)))
 
 
 def _is_shipped(ref: FileRef) -> bool:
