@@ -105,6 +105,9 @@ class Task(Protocol):
     A task whose `read` leaves things out may have a method `passed_over(argument) -> str` that says which: `kit predict` then
     prints it beside the answers.
 
+    A task whose items differ in length and may be filled up has an attribute or property `padding`, after `check`: the name of
+    the axis and the value for each input, or None. Servers then put items of several lengths into one call.
+
     A task that reads one output of several names it by an optional attribute or property `output`, which `check` finds:
     metrics then look at this output alone (`scored_output`).
     """

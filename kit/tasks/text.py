@@ -226,6 +226,18 @@ class _Texts:
         """Whether the model tells padding from tokens, or always has as many."""
         return self._fixed is not None or any(spec.name == "attention_mask" for spec in self._inputs)
 
+    @property
+    def padding(self) -> tuple[str, dict[str, float]] | None:
+        """The axis along which texts of other lengths may be filled up, and with what, by input; None if they may not be."""
+        if self._fixed is not None or not self._can_fill_up:
+            return None
+        ids = next(spec for spec in self._inputs if spec.name == "input_ids")
+        axis = ids.shape[1]
+        known = {"input_ids": self._pad_id, "attention_mask": 0, "token_type_ids": 0}
+        if not isinstance(axis, str) or any(axis in spec.shape and spec.name not in known for spec in self._inputs):
+            return None
+        return axis, {spec.name: float(known[spec.name]) for spec in self._inputs if axis in spec.shape}
+
     def _weights(self, lengths: Sequence[int], filled: int) -> Tensors | None:
         """Return what counts of outputs that have a value for each token: not the padding."""
         mask = (np.arange(filled) < np.array(lengths)[:, np.newaxis]).astype(np.uint8)
