@@ -1,0 +1,344 @@
+"""The service as one ASGI callable: routes, and what each answers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from time import perf_counter
+from typing import Any
+
+import orjson
+
+from apps.serve import openapi, people, protocol
+from apps.serve.batcher import Answer
+from apps.serve.guard import WAITING, Bodies, Keys, Receive, Scope, Send
+from apps.serve.metrics import CONTENT_TYPE, Figures
+from apps.serve.model import Model, platform_of
+from apps.serve.refusals import RETRY_AFTER_SECONDS, Refused, bad, of_error
+from apps.serve.repository import READY, Repository
+
+log = logging.getLogger("kit.serve")
+
+_MODEL = re.compile(r"/(v[12])/models/([A-Za-z0-9._-]+)(?:/versions/([0-9]+))?(?:/([a-z]+))?")
+_CONTROL = re.compile(r"/v2/repository/models/([A-Za-z0-9._-]+)/(load|unload)")
+_JSON = (b"content-type", b"application/json")
+_BINARY = (b"content-type", b"application/octet-stream")
+_EXTENSIONS = ["binary_tensor_data", "model_repository"]
+_OPEN = frozenset({"/v2/health/live", "/v2/health/ready"})
+"""What needs no key: who asks whether a server lives has none."""
+
+
+@dataclass(slots=True)
+class Reply:
+    """An answer to a request.
+
+    Attributes:
+        body: Bytes.
+        status: Of HTTP.
+        headers: Beside its length.
+    """
+
+    body: bytes = b""
+    status: int = 200
+    headers: tuple[tuple[bytes, bytes], ...] = (_JSON,)
+
+
+def as_json(value: Any, status: int = 200) -> Reply:
+    """Return a value as a reply; arrays of numpy are taken."""
+    return Reply(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY), status)
+
+
+class App:
+    """The service.
+
+    Args:
+        repository: Models.
+        figures: Metrics.
+        keys: That open it.
+        bodies: Bounds of requests.
+        allows_control: Whether clients may load and unload models.
+        watch_every: Seconds between looks at the files of models; None for none.
+        logs_requests: Whether each request is a line of the log.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        figures: Figures,
+        keys: Keys,
+        bodies: Bodies,
+        *,
+        allows_control: bool,
+        watch_every: float | None = None,
+        logs_requests: bool = False,
+    ) -> None:
+        self.repository = repository
+        self.figures = figures
+        self.keys = keys
+        self._bodies = bodies
+        self._allows_control = allows_control
+        self._watch_every = watch_every
+        self._logs_requests = logs_requests
+        self._tasks: list[asyncio.Task[Any]] = []
+        self.is_draining = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or the events of the server's life."""
+        if scope["type"] == "http":
+            await self._http(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._live(receive, send)
+        else:
+            await send({"type": "websocket.close"})
+
+    async def start(self) -> None:
+        """Open the models, and watch their files if that was asked."""
+        await self.repository.load_all()
+        if self._watch_every is not None:
+            self._tasks.append(asyncio.create_task(self.repository.watch(self._watch_every)))
+
+    async def stop(self) -> None:
+        """Answer what was taken and close the models."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.repository.close()
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        await receive()
+        opening = asyncio.create_task(self.start())  # it lives at once, and is ready when its models are
+        self._tasks.append(opening)
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self.stop()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = perf_counter()
+        path = scope["path"]
+        try:
+            if path not in _OPEN:
+                self.keys.check(scope["headers"])
+            reply = await self._route(scope, receive, path)
+        except ConnectionError:
+            self.figures.failures.labels("", "client_gone").inc()
+            return
+        except asyncio.CancelledError:
+            if not scope.get(WAITING) or not scope[WAITING].cancelled():
+                raise
+            self.figures.failures.labels("", "client_gone").inc()
+            return
+        except Exception as error:  # noqa: BLE001 - the border: whatever comes, the client is told in words
+            reply = self._refusal(error, path)
+        length = (b"content-length", b"%d" % len(reply.body))
+        await send({"type": "http.response.start", "status": reply.status, "headers": [*reply.headers, length]})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else reply.body})
+        if self._logs_requests:
+            taken = round((perf_counter() - started) * 1e3, 3)
+            said = {"method": scope["method"], "path": path[:200], "status": reply.status, "ms": taken}
+            log.info("request", extra={"fields": said})
+
+    def _refusal(self, error: Exception, path: str) -> Reply:
+        refused = of_error(error)
+        found = _MODEL.fullmatch(path)
+        name = found[2] if found and refused.cause != "unknown_model" else ""
+        self.figures.failures.labels(name, refused.cause).inc()
+        if refused.status is HTTPStatus.INTERNAL_SERVER_ERROR:
+            log.error("failed", extra={"fields": {"model": name, "problem": repr(error)[:1000]}}, exc_info=error)
+        headers: tuple[tuple[bytes, bytes], ...] = (_JSON,)
+        if refused.status is HTTPStatus.SERVICE_UNAVAILABLE:
+            headers = (_JSON, (b"retry-after", b"%d" % RETRY_AFTER_SECONDS))
+        elif refused.status is HTTPStatus.UNAUTHORIZED:
+            headers = (_JSON, (b"www-authenticate", b"Bearer"))
+        elif refused.status is HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            headers = (_JSON, (b"connection", b"close"))
+        body = orjson.dumps({"error": refused.message.encode("utf-8", "replace").decode()})
+        return Reply(body, refused.status.value, headers)
+
+    async def _route(self, scope: Scope, receive: Receive, path: str) -> Reply:
+        method = scope["method"]
+        found = _MODEL.fullmatch(path)
+        if found is not None:
+            api, name, version, verb = found.groups()
+            if api == "v2" and verb == "infer":
+                _only(method, "POST")
+                return await self._infer(name, version, scope, receive)
+            if api == "v1" and verb == "predict":
+                _only(method, "POST")
+                return await self._predict(name, version, scope, receive)
+            _only(method, "GET", "HEAD")
+            return self._about(api, name, version, verb)
+        if path.startswith("/v2/repository/"):
+            _only(method, "POST")
+            return await self._control(path, scope, receive)
+        _only(method, "GET", "HEAD")
+        return self._plain(path)
+
+    async def _infer(self, name: str, version: str | None, scope: Scope, receive: Receive) -> Reply:
+        started = perf_counter()
+        length, header_length, _, encoding = _lengths(scope["headers"])
+        if encoding:
+            raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "compressed requests are not taken")
+        self._check_draining()
+        self.repository.model(name, version)  # before the body is read
+        body = await self._bodies.read(length, receive)
+        try:
+            model = self.repository.model(name, version)
+            question = protocol.read(body, header_length, model.signature)
+            protocol.chosen(question, model.signature)
+            answer = await self._ask(model, question.tensors, scope)
+            said, said_length = protocol.write(answer.outputs, question, model.signature, model.head)
+        finally:
+            self._bodies.release(len(body))
+        entry = self.repository.entry(model.name, model.version)
+        if entry.figures is not None:
+            entry.figures.latency.observe(perf_counter() - started)
+            entry.figures.queue.observe(answer.queue_us * 1e-6)
+        timing = (b"server-timing", _timing(answer))
+        if said_length is None:
+            return Reply(said, 200, (_JSON, timing))
+        return Reply(said, 200, (_BINARY, (protocol.HEADER_LENGTH, b"%d" % said_length), timing))
+
+    async def _predict(self, name: str, version: str | None, scope: Scope, receive: Receive) -> Reply:
+        started = perf_counter()
+        length, _, kind, encoding = _lengths(scope["headers"])
+        if encoding:
+            raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "compressed requests are not taken")
+        self._check_draining()
+        self.repository.model(name, version)
+        body = await self._bodies.read(length, receive)
+        try:
+            with self.repository.model(name, version).used() as model:
+                inputs = await asyncio.to_thread(people.encoded, model, body, kind)
+                answer = await self._ask(model, inputs, scope)
+                records = await asyncio.to_thread(people.records, model, answer.outputs, inputs)
+        finally:
+            self._bodies.release(len(body))
+        entry = self.repository.entry(model.name, model.version)
+        if entry.figures is not None:
+            entry.figures.latency.observe(perf_counter() - started)
+            entry.figures.queue.observe(answer.queue_us * 1e-6)
+        reply = as_json({**model.head, "predictions": people.finite(records)})
+        reply.headers = (_JSON, (b"server-timing", _timing(answer)))
+        return reply
+
+    async def _ask(self, model: Model, tensors: Mapping[str, Any], scope: Scope) -> Answer:
+        future = model.queue.submit(tensors)
+        scope[WAITING] = future
+        return await future
+
+    def _check_draining(self) -> None:
+        if self.is_draining:
+            raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "the server is going away", cause="draining")
+
+    def _about(self, api: str, name: str, version: str | None, verb: str | None) -> Reply:
+        entry = self.repository.entry(name, version)
+        if api == "v2" and verb == "ready":
+            return Reply(b"", 200 if entry.state == READY else 503)
+        if api == "v2" and verb is None:
+            model = self.repository.model(name, version)
+            versions = self.repository.versions(name)
+            platform = platform_of(model.describe())
+            return as_json(protocol.metadata(model.signature, name, versions, platform))
+        if api == "v1" and verb == "schema":
+            return as_json(people.schema(self.repository.model(name, version)))
+        raise Refused(HTTPStatus.NOT_FOUND, "there is no such route", cause="unknown_route")
+
+    async def _control(self, path: str, scope: Scope, receive: Receive) -> Reply:
+        body = await self._bodies.read(_lengths(scope["headers"])[0], receive)
+        self._bodies.release(len(body))
+        asked = _object(body)
+        if path == "/v2/repository/index":
+            index = self.repository.index()
+            return as_json([one for one in index if one["state"] == READY] if asked.get("ready") is True else index)
+        found = _CONTROL.fullmatch(path)
+        if found is None:
+            raise Refused(HTTPStatus.NOT_FOUND, "there is no such route", cause="unknown_route")
+        if not self._allows_control:
+            raise Refused(HTTPStatus.FORBIDDEN, "models are loaded and unloaded with a key alone", cause="key")
+        parameters = asked.get("parameters") or {}
+        if not isinstance(parameters, dict) or set(parameters) - {"unload_dependents"}:
+            raise bad("a model is loaded as its folder holds it, without parameters")
+        await self.control(found[1], found[2])
+        return Reply(b"", 200)
+
+    async def control(self, name: str, verb: str) -> None:
+        """Load or unload a model."""
+        await (self.repository.load(name) if verb == "load" else self.repository.unload(name))
+
+    def _plain(self, path: str) -> Reply:
+        if path == "/v2/health/live":
+            return Reply(b"", 200)
+        if path == "/v2/health/ready":
+            return Reply(b"", 200 if self.repository.is_ready and not self.is_draining else 503)
+        if path in {"/v2", "/v2/"}:
+            return as_json(self.describe())
+        if path == "/v1/models":
+            return as_json({"models": self.repository.index()})
+        if path == "/metrics":
+            self._count_waiting()
+            return Reply(self.figures.text(), 200, ((b"content-type", CONTENT_TYPE.encode()),))
+        if path == "/openapi.json":
+            return as_json(openapi.document(self.repository, needs_key=bool(self.keys)))
+        page = openapi.page(path)
+        if page is not None:
+            return Reply(page[0], 200, ((b"content-type", page[1].encode()), *openapi.SAFE_HEADERS))
+        if path == "/":
+            return Reply(b"", 307, ((b"location", b"/docs"),))
+        raise Refused(HTTPStatus.NOT_FOUND, "there is no such route", cause="unknown_route")
+
+    def describe(self) -> dict[str, Any]:
+        """Return the protocol's metadata of a server; its version is that of the protocol."""
+        return {"name": "kit", "version": "2", "extensions": _EXTENSIONS}
+
+    def _count_waiting(self) -> None:
+        for entry in self.repository.entries:
+            if entry.model is not None and entry.figures is not None:
+                entry.figures.waiting.set(entry.model.queue.waiting)
+
+
+def _only(method: str, *allowed: str) -> None:
+    if method not in allowed:
+        raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, f"this route takes {' and '.join(allowed)}", cause="method")
+
+
+def _lengths(headers: Sequence[tuple[bytes, bytes]]) -> tuple[int | None, int | None, str, bool]:
+    """Return the length of a body, that of its JSON, its kind, and whether it is compressed."""
+    length = header_length = None
+    kind, encoding = "", False
+    for name, value in headers:
+        if name == b"content-length":
+            length = _whole(value)
+        elif name == protocol.HEADER_LENGTH:
+            header_length = _whole(value)
+        elif name == b"content-type":
+            kind = value.decode("latin-1").partition(";")[0].strip().lower()
+        elif name == b"content-encoding":
+            encoding = value.lower() not in {b"", b"identity"}
+    return length, header_length, kind, encoding
+
+
+def _whole(value: bytes) -> int:
+    if not value.isdigit() or len(value) > 18:
+        raise bad("a length in the headers is no whole number")
+    return int(value)
+
+
+def _object(body: bytes | bytearray) -> dict[str, Any]:
+    if not body.strip():
+        return {}
+    try:
+        found = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise bad(f"the request is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise bad("the request must be a JSON object")
+    return found
+
+
+def _timing(answer: Answer) -> bytes:
+    return b"queue;dur=%.3f, model;dur=%.3f" % (answer.queue_us / 1e3, answer.run_us / 1e3)

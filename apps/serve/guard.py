@@ -1,0 +1,134 @@
+"""Who may ask, and how much: keys, and the bodies of requests."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from apps.serve.refusals import Refused, full
+from kit.errors import BadInput, UsageError
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+WAITING = "kit.waiting"
+"""Where a request keeps the future that it waits for, so that a lost connection cancels it."""
+
+_LEAST_KEY = 16
+_MOST_KEY_FILE = 2**20
+
+
+class Keys:
+    """The keys that open the service; none: it is open to whoever reaches it.
+
+    Args:
+        keys: As clients send them.
+    """
+
+    def __init__(self, keys: Sequence[str] = ()) -> None:
+        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+
+    def __bool__(self) -> bool:
+        return bool(self._digests)
+
+    @classmethod
+    def read(cls, path: Path) -> Keys:
+        """Read a file with a key on each line; what begins with # is a remark.
+
+        Raises:
+            BadInput: It cannot be read.
+            UsageError: It holds no key, or one that can be guessed.
+        """
+        try:
+            if path.stat().st_size > _MOST_KEY_FILE:
+                raise BadInput(f"{path} is too large for a file of keys")
+            lines = path.read_text("utf-8").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadInput(f"the keys in {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        keys = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+        if not keys:
+            raise UsageError(f"{path} holds no key", hint=f"openssl rand -hex 32 > {path}")
+        if any(len(key) < _LEAST_KEY for key in keys):
+            raise UsageError(f"a key in {path} is shorter than {_LEAST_KEY} characters", hint="openssl rand -hex 32")
+        return cls(keys)
+
+    def admits(self, given: bytes | str | None) -> bool:
+        """Whether a key opens the service. Every key is compared, in constant time."""
+        if not self._digests:
+            return True
+        raw = given.encode() if isinstance(given, str) else given or b""
+        found = hashlib.sha256(raw).digest()
+        return any([hmac.compare_digest(found, digest) for digest in self._digests])
+
+    def check(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        """Raise Refused 401 unless headers hold a key: `Authorization: Bearer KEY` or `X-API-Key: KEY`."""
+        if not self._digests:
+            return
+        given = None
+        for name, value in headers:
+            if name == b"authorization" and value[:7].lower() == b"bearer ":
+                given = value[7:].strip()
+            elif name == b"x-api-key":
+                given = value.strip()
+        if not self.admits(given):
+            raise Refused(HTTPStatus.UNAUTHORIZED, "a key is needed: Authorization: Bearer KEY", cause="key")
+
+
+class Bodies:
+    """Reads bodies within bounds: of one, and of all that are held at a time.
+
+    Args:
+        most: Bytes of one body.
+        most_together: Bytes of all bodies whose requests are not answered.
+    """
+
+    def __init__(self, most: int, most_together: int) -> None:
+        self.most = most
+        self._most_together = most_together
+        self._held = 0
+
+    async def read(self, length: int | None, receive: Receive) -> bytes | bytearray:
+        """Return a body; the caller releases its length.
+
+        Args:
+            length: As the request says; None if it says none.
+            receive: Of ASGI.
+
+        Raises:
+            Refused: 413 before anything is read, or 503 if too much is held.
+            ConnectionError: The client went away.
+        """
+        if length is not None and length > self.most:
+            raise self._too_large()
+        if self._held + (length or 0) > self._most_together:
+            raise full("too much is being answered")
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ConnectionResetError
+        body: bytes | bytearray = message.get("body", b"")
+        if message.get("more_body"):
+            body = bytearray(body)
+            while message.get("more_body"):
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ConnectionResetError
+                body += message.get("body", b"")
+                if len(body) > self.most:
+                    raise self._too_large()
+                if self._held + len(body) > self._most_together:
+                    raise full("too much is being answered")
+        self._held += len(body)
+        return body
+
+    def release(self, count: int) -> None:
+        """Forget a body that was answered."""
+        self._held -= count
+
+    def _too_large(self) -> Refused:
+        said = f"a request may have {self.most:,} bytes at most"
+        return Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, said, cause="too_large")
