@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from time import perf_counter
@@ -63,6 +63,10 @@ class App:
         allows_control: Whether clients may load and unload models.
         watch_every: Seconds between looks at the files of models; None for none.
         logs_requests: Whether each request is a line of the log.
+
+    Attributes:
+        also: Opens another door to the same models when the server starts, such as gRPC; what it gives is stopped at the end.
+        is_draining: The server answers what it has, and takes no more.
     """
 
     def __init__(
@@ -85,6 +89,8 @@ class App:
         self._logs_requests = logs_requests
         self._tasks: list[asyncio.Task[Any]] = []
         self.is_draining = False
+        self.also: Callable[[App], Awaitable[Any]] | None = None
+        self._other: Any = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or the events of the server's life."""
@@ -97,6 +103,8 @@ class App:
 
     async def start(self) -> None:
         """Open the models, and watch their files if that was asked."""
+        if self.also is not None:
+            self._other = await self.also(self)
         await self.repository.load_all()
         if self._watch_every is not None:
             self._tasks.append(asyncio.create_task(self.repository.watch(self._watch_every)))
@@ -106,6 +114,8 @@ class App:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._other is not None:
+            await self._other.stop(grace=5)
         await self.repository.close()
 
     async def _live(self, receive: Receive, send: Send) -> None:
@@ -148,7 +158,7 @@ class App:
         name = found[2] if found and refused.cause != "unknown_model" else ""
         self.figures.failures.labels(name, refused.cause).inc()
         if refused.status is HTTPStatus.INTERNAL_SERVER_ERROR:
-            log.error("failed", extra={"fields": {"model": name, "problem": repr(error)[:1000]}}, exc_info=error)
+            self.note_failure(error)
         headers: tuple[tuple[bytes, bytes], ...] = (_JSON,)
         if refused.status is HTTPStatus.SERVICE_UNAVAILABLE:
             headers = (_JSON, (b"retry-after", b"%d" % RETRY_AFTER_SECONDS))
@@ -183,7 +193,6 @@ class App:
         length, header_length, _, encoding = _lengths(scope["headers"])
         if encoding:
             raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "compressed requests are not taken")
-        self._check_draining()
         self.repository.model(name, version)  # before the body is read
         body = await self._bodies.read(length, receive)
         try:
@@ -194,10 +203,7 @@ class App:
             said, said_length = protocol.write(answer.outputs, question, model.signature, model.head)
         finally:
             self._bodies.release(len(body))
-        entry = self.repository.entry(model.name, model.version)
-        if entry.figures is not None:
-            entry.figures.latency.observe(perf_counter() - started)
-            entry.figures.queue.observe(answer.queue_us * 1e-6)
+        self.observe(model, started, answer)
         timing = (b"server-timing", _timing(answer))
         if said_length is None:
             return Reply(said, 200, (_JSON, timing))
@@ -208,32 +214,35 @@ class App:
         length, _, kind, encoding = _lengths(scope["headers"])
         if encoding:
             raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "compressed requests are not taken")
-        self._check_draining()
         self.repository.model(name, version)
         body = await self._bodies.read(length, receive)
         try:
             with self.repository.model(name, version).used() as model:
-                inputs = await asyncio.to_thread(people.encoded, model, body, kind)
-                answer = await self._ask(model, inputs, scope)
-                records = await asyncio.to_thread(people.records, model, answer.outputs, inputs)
+                calls = await asyncio.to_thread(people.encoded, model, body, kind)
+                answers = [await self._ask(model, inputs, scope) for inputs in calls]
+                records = await asyncio.to_thread(people.records, model, answers, calls)
         finally:
             self._bodies.release(len(body))
-        entry = self.repository.entry(model.name, model.version)
-        if entry.figures is not None:
-            entry.figures.latency.observe(perf_counter() - started)
-            entry.figures.queue.observe(answer.queue_us * 1e-6)
-        reply = as_json({**model.head, "predictions": people.finite(records)})
-        reply.headers = (_JSON, (b"server-timing", _timing(answer)))
+        self.observe(model, started, answers[0])
+        reply = as_json({**model.head, "predictions": records})
+        reply.headers = (_JSON, (b"server-timing", _timing(answers[0])))
         return reply
+
+    def observe(self, model: Model, started: float, answer: Answer) -> None:
+        """Count an answer in the metrics."""
+        figures = model.figures
+        if figures is not None:
+            figures.latency.observe(perf_counter() - started)
+            figures.queue.observe(answer.queue_us * 1e-6)
+
+    def note_failure(self, error: Exception) -> None:
+        """Write a failure of ours into the log."""
+        log.error("failed", extra={"fields": {"problem": repr(error)[:1000]}}, exc_info=error)
 
     async def _ask(self, model: Model, tensors: Mapping[str, Any], scope: Scope) -> Answer:
         future = model.queue.submit(tensors)
         scope[WAITING] = future
         return await future
-
-    def _check_draining(self) -> None:
-        if self.is_draining:
-            raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "the server is going away", cause="draining")
 
     def _about(self, api: str, name: str, version: str | None, verb: str | None) -> Reply:
         entry = self.repository.entry(name, version)
@@ -258,8 +267,6 @@ class App:
         found = _CONTROL.fullmatch(path)
         if found is None:
             raise Refused(HTTPStatus.NOT_FOUND, "there is no such route", cause="unknown_route")
-        if not self._allows_control:
-            raise Refused(HTTPStatus.FORBIDDEN, "models are loaded and unloaded with a key alone", cause="key")
         parameters = asked.get("parameters") or {}
         if not isinstance(parameters, dict) or set(parameters) - {"unload_dependents"}:
             raise bad("a model is loaded as its folder holds it, without parameters")
@@ -267,7 +274,13 @@ class App:
         return Reply(b"", 200)
 
     async def control(self, name: str, verb: str) -> None:
-        """Load or unload a model."""
+        """Load or unload a model.
+
+        Raises:
+            Refused: 403: whoever reaches this server may not; 404: no folder holds it; 400: it does not load.
+        """
+        if not self._allows_control:
+            raise Refused(HTTPStatus.FORBIDDEN, "models are loaded and unloaded with a key alone", cause="key")
         await (self.repository.load(name) if verb == "load" else self.repository.unload(name))
 
     def _plain(self, path: str) -> Reply:
@@ -297,8 +310,8 @@ class App:
 
     def _count_waiting(self) -> None:
         for entry in self.repository.entries:
-            if entry.model is not None and entry.figures is not None:
-                entry.figures.waiting.set(entry.model.queue.waiting)
+            if entry.model is not None and entry.model.figures is not None:
+                entry.model.figures.waiting.set(entry.model.queue.waiting)
 
 
 def _only(method: str, *allowed: str) -> None:

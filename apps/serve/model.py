@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from apps.serve.metrics import ModelFigures
 from apps.serve.batcher import Batcher, Limits, Padding, filled_up
 from kit import engine as engines
 from kit.engine import Engine
@@ -78,6 +79,7 @@ class Model:
         self.call_us = math.inf
         self.proof = ""
         self.batcher: Batcher | None = None
+        self.figures: ModelFigures | None = None
         self._executor: ThreadPoolExecutor | None = None
         self._users = 0
         axis = self.signature.axes[self.signature.batch] if self.signature.batch else None
@@ -122,8 +124,9 @@ class Model:
         assert self.batcher is not None
         return self.batcher
 
-    def start(self, on_call: Callable[[int, float], None]) -> None:
+    def start(self, figures: ModelFigures) -> None:
         """Begin to take questions, in the running event loop."""
+        self.figures = figures
         if not self.is_inline:
             self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"kit-{self.name}")
         self.batcher = Batcher(
@@ -132,7 +135,7 @@ class Model:
             self.how.limits,
             executor=self._executor,
             padding=self.padding,
-            on_call=on_call,
+            on_call=figures.on_call,
         )
 
     @contextlib.contextmanager

@@ -43,7 +43,6 @@ class Entry:
         state: One of READY, LOADING and UNAVAILABLE, in the protocol's words.
         reason: Why it is not ready; kept from clients.
         model: What answers.
-        figures: Of the metrics.
         stamp: Of its file when it was opened; another one means that it was replaced.
     """
 
@@ -53,7 +52,6 @@ class Entry:
     state: str = UNAVAILABLE
     reason: str = "not loaded"
     model: Model | None = None
-    figures: ModelFigures | None = None
     stamp: tuple[int, ...] = ()
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -219,8 +217,7 @@ class Repository:
                 self._refused(entry, error)
                 return False
             old, entry.stamp = entry.model, stamp
-            entry.figures = ModelFigures(self._figures, entry.name, entry.version)
-            model.start(entry.figures.on_call)
+            model.start(ModelFigures(self._figures, entry.name, entry.version))
             if old is not None:
                 self._tell(old, is_ready=False)
             self._tell(model, is_ready=True)

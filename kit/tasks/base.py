@@ -95,7 +95,8 @@ class Task(Protocol):
     """A task of a model: opened from the options and files that travel in its bundle, or made by its own constructor.
 
     `check` tells it the signature, before anything is encoded. A task whose items are strings of text says so by an attribute
-    `takes_text = True`: `kit predict --text` is then allowed.
+    `takes_text = True`: `kit predict --text` is then allowed. One that takes the bytes of a file, such as a picture's, says
+    `takes_bytes = True`: servers then pass on the body of a request.
 
     Attributes:
         name: With its version, such as `image-classification@1`: bundles outlive code.

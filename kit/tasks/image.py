@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +61,8 @@ class ImageClassification:
     Raises:
         ValueError: Labels that are blank or stand twice, or another value that cannot be.
     """
+
+    takes_bytes: ClassVar[bool] = True
 
     labels: Sequence[str]
     pipeline: str = "resize@2"

@@ -1,0 +1,76 @@
+"""Connections that cannot hold the server: a client that sends or reads too slowly is cut off, one that left is not computed."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from apps.serve.guard import WAITING
+
+_SWEEP_SECONDS = 1.0
+_LEAST_BYTES_PER_SECOND = 64 * 1024
+
+
+class PatientFor(HttpToolsProtocol):
+    """HTTP whose requests must arrive, and whose answers must be read, within bounds of time.
+
+    Attributes:
+        patience: Seconds for a request to arrive whole, and a second more for each 64 KiB of it; likewise for an answer.
+    """
+
+    patience = 30.0
+
+    def connection_made(self, transport: Any) -> None:
+        """Begin to wait for the first request."""
+        super().connection_made(transport)
+        self._began = self.loop.time()
+        self._is_arriving = True
+        self._received = 0
+        self._left = 0
+        self._left_since = self._began
+        state = self.server_state
+        if not hasattr(state, "sweeper"):
+            state.sweeper = self.loop.call_later(_SWEEP_SECONDS, _sweep, self.loop, state)  # type: ignore[attr-defined]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Cancel what the client waited for."""
+        future = self.scope.get(WAITING) if self.scope else None
+        super().connection_lost(exc)
+        if isinstance(future, asyncio.Future) and not future.done():
+            future.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        """Count and parse what arrives."""
+        self._received += len(data)
+        super().data_received(data)
+
+    def on_message_begin(self) -> None:
+        """Note when a request begins."""
+        super().on_message_begin()
+        self._began = self.loop.time()
+        self._is_arriving = True
+        self._received = 0
+
+    def on_message_complete(self) -> None:
+        """Note that a request has arrived."""
+        super().on_message_complete()
+        self._is_arriving = False
+
+    def is_too_slow(self, now: float) -> bool:
+        """Whether the client has had its time."""
+        left = self.transport.get_write_buffer_size()
+        if left != self._left or not left:
+            self._left, self._left_since = left, now
+        if left and now - self._left_since > self.patience:
+            return True
+        return self._is_arriving and now - self._began > self.patience + self._received / _LEAST_BYTES_PER_SECOND
+
+
+def _sweep(loop: asyncio.AbstractEventLoop, state: Any) -> None:
+    now = loop.time()
+    for connection in list(state.connections):
+        if isinstance(connection, PatientFor) and connection.is_too_slow(now):
+            connection.transport.abort()
+    state.sweeper = loop.call_later(_SWEEP_SECONDS, _sweep, loop, state)
