@@ -27,6 +27,7 @@ from apps.cli.pack import pack, unpack
 from apps.cli.predict import predict
 from apps.cli.quickstart import quickstart
 from apps.cli.report import report
+from apps.cli.serve import serve
 from apps.cli.train import train
 from apps.cli.tune import tune
 from apps.cli.verify import verify
@@ -45,7 +46,7 @@ _GROUPS: dict[str, tuple[click.Command, ...]] = {
     "Begin": (quickstart, doctor),
     "Make": (train, export, blame, compress),
     "Prove and measure": (verify, bench, tune, report, compare),
-    "Use": (predict, demo),
+    "Use": (predict, serve, demo),
     "Bundles": (list_bundles, info, pack, unpack, upgrade),
 }
 

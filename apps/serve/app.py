@@ -255,6 +255,11 @@ class App:
             return as_json(protocol.metadata(model.signature, name, versions, platform))
         if api == "v1" and verb == "schema":
             return as_json(people.schema(self.repository.model(name, version)))
+        if api == "v1" and verb == "example":
+            example = people.predict_example(self.repository.model(name, version))
+            if example is None:
+                raise Refused(HTTPStatus.NOT_FOUND, "this model's items are no JSON; its schema has a request to infer")
+            return as_json(example)
         raise Refused(HTTPStatus.NOT_FOUND, "there is no such route", cause="unknown_route")
 
     async def _control(self, path: str, scope: Scope, receive: Receive) -> Reply:

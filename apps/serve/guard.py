@@ -63,7 +63,7 @@ class Keys:
             return True
         raw = given.encode() if isinstance(given, str) else given or b""
         found = hashlib.sha256(raw).digest()
-        return any([hmac.compare_digest(found, digest) for digest in self._digests])
+        return sum(hmac.compare_digest(found, digest) for digest in self._digests) > 0
 
     def check(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
         """Raise Refused 401 unless headers hold a key: `Authorization: Bearer KEY` or `X-API-Key: KEY`."""

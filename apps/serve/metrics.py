@@ -27,9 +27,7 @@ class Figures:
             registry=own,
             buckets=_SECONDS,
         )
-        self.queue = Histogram(
-            "kit_queue_seconds", "Waiting for the model.", by_model, registry=own, buckets=_SECONDS
-        )
+        self.queue = Histogram("kit_queue_seconds", "Waiting for the model.", by_model, registry=own, buckets=_SECONDS)
         self.calls = Histogram("kit_call_seconds", "The model's calls.", by_model, registry=own, buckets=_SECONDS)
         self.rows = Histogram("kit_call_rows", "Samples in a call.", by_model, registry=own, buckets=_ROWS)
         self.failures = Counter(

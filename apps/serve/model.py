@@ -14,8 +14,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from apps.serve.metrics import ModelFigures
 from apps.serve.batcher import Batcher, Limits, Padding, filled_up
+from apps.serve.metrics import ModelFigures
 from kit import engine as engines
 from kit.engine import Engine
 from kit.errors import KitError, PackageMissing, VerifyFailed

@@ -96,9 +96,7 @@ def _operation(summary: str, tag: str, *, body: Any = None, kinds: list[str] | N
             "default": {
                 "description": "Why there is none",
                 "content": {
-                    "application/json": {
-                        "schema": {"type": "object", "properties": {"error": {"type": "string"}}}
-                    }
+                    "application/json": {"schema": {"type": "object", "properties": {"error": {"type": "string"}}}}
                 },
             },
         },

@@ -81,7 +81,9 @@ def read(body: bytes | bytearray, header_length: int | None, signature: Signatur
     return _question(asked, tensors)
 
 
-def write(answer: Tensors, question: Question, signature: Signature, head: Mapping[str, str]) -> tuple[bytes, int | None]:
+def write(
+    answer: Tensors, question: Question, signature: Signature, head: Mapping[str, str]
+) -> tuple[bytes, int | None]:
     """Return the body of an answer, and the length of its JSON if bytes follow it.
 
     Args:
@@ -177,9 +179,7 @@ def _described(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "datatype": DATATYPES[spec.dtype], "shape": shape}
 
 
-def _input(
-    one: Any, signature: Signature, body: bytes | bytearray, place: int
-) -> tuple[str, NDArray[Any], int]:
+def _input(one: Any, signature: Signature, body: bytes | bytearray, place: int) -> tuple[str, NDArray[Any], int]:
     """Return name and values of an input, and where the bytes of the next one begin."""
     if not isinstance(one, dict):
         raise bad("an input must be an object with name, datatype, shape and data")

@@ -79,7 +79,7 @@ class Repository:
         self._entries: dict[str, dict[str, Entry]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         for source in sources:
-            for name, version, path in _found(source):
+            for name, version, path in found(source):
                 self._add(name, version, path)
             if _is_folder_of_models(Path(source)):
                 self._folders.append(Path(source))
@@ -209,9 +209,7 @@ class Repository:
             if entry.model is None:
                 entry.state, entry.reason = LOADING, "loading"
             try:
-                model = self._opened.pop(entry.source, None) or await asyncio.to_thread(
-                    Model.opened, entry.name, entry.version, entry.source, self._how
-                )
+                model = await self._open(entry)
             except (KitError, OSError, MemoryError) as error:
                 entry.stamp = stamp  # not tried again until it changes
                 self._refused(entry, error)
@@ -229,6 +227,12 @@ class Repository:
                 retiring.add_done_callback(self._tasks.discard)
             return True
 
+    async def _open(self, entry: Entry) -> Model:
+        inherited = self._opened.pop(entry.source, None)
+        if inherited is not None:
+            return inherited
+        return await asyncio.to_thread(Model.opened, entry.name, entry.version, entry.source, self._how)
+
     def _refused(self, entry: Entry, error: Exception) -> None:
         kept = entry.model is not None
         if kept:
@@ -241,7 +245,8 @@ class Repository:
     def _tell(self, model: Model, *, is_ready: bool) -> None:
         described = model.describe()
         labels = {
-            name: described[name] for name in ("model", "version", "variant", "runtime", "provider", "placement", "sha256")
+            name: described[name]
+            for name in ("model", "version", "variant", "runtime", "provider", "placement", "sha256")
         }
         self._figures.info.labels(**labels).set(1 if is_ready else 0)
 
@@ -267,7 +272,7 @@ def stamp_of(source: Path) -> tuple[int, ...]:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _found(source: str) -> Iterator[tuple[str, str, Path]]:
+def found(source: str) -> Iterator[tuple[str, str, Path]]:
     """Give name, version and path of every model that a word of the command line means."""
     named, is_named, rest = source.partition("=")
     if is_named and _NAME.fullmatch(named) and not Path(source).exists():
@@ -318,4 +323,3 @@ def _is_folder_of_models(path: Path) -> bool:
 
 def _name_of(path: Path) -> str:
     return path.name if path.is_dir() else _HASHED.sub("", path.stem)
-

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import uvicorn
 from apps.serve.guard import Bodies, Keys
 from apps.serve.metrics import MULTIPROCESS
 from apps.serve.model import How, Model
+from apps.serve.repository import Repository, found
 from apps.serve.sockets import PatientFor
 from kit.errors import KitError, Unavailable, UsageError
 
@@ -95,16 +96,23 @@ class _Server(uvicorn.Server):
                 self._captured_signals.clear()
 
 
-def serve(settings: Settings) -> int:
+def serve(settings: Settings, on_listening: Callable[[str, list[str]], None]) -> int:
     """Serve until a signal; returns the exit code.
+
+    Args:
+        settings: What and how.
+        on_listening: Told the address and the names of the models, before they are opened.
 
     Raises:
         UsageError: Sources that are no models.
         Unavailable: The port is in use.
     """
     set_up_log(settings.log)
+    names = list(dict.fromkeys(name for source in settings.sources for name, _, _ in found(source)))
     listening = listen(settings.host, settings.port)
     try:
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        on_listening(f"{'https' if settings.tls else 'http'}://{host}:{listening.getsockname()[1]}", names)
         if settings.workers == 1:
             return _work(settings, listening, {})
         return _supervise(settings, listening)
@@ -135,7 +143,6 @@ def listen(host: str, port: int) -> socket.socket:
 def _work(settings: Settings, listening: socket.socket, opened: dict[Path, Model]) -> int:
     from apps.serve.app import App
     from apps.serve.metrics import Figures
-    from apps.serve.repository import Repository
 
     figures = Figures()
     repository = Repository(settings.sources, settings.how, figures, opened=opened)
@@ -228,15 +235,21 @@ def _supervise(settings: Settings, listening: socket.socket) -> int:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, end)
-        while any(worker.is_alive() for worker in workers):
-            for place, worker in enumerate(workers):
-                worker.join(0.1)
-                if worker.exitcode is not None and not ending:
-                    log.error("a worker ended", extra={"fields": {"exit_code": worker.exitcode}})
-                    time.sleep(_RESTART_SECONDS)
-                    if not ending:
-                        workers[place] = _begin(context, settings, listening, opened)
+        _keep_alive(workers, lambda: _begin(context, settings, listening, opened), ending)
         return 0 if len(ending) == 1 else 1
+
+
+def _keep_alive(workers: list[Any], begin: Callable[[], Any], ending: Sequence[int]) -> None:
+    """Begin a worker anew that ends by itself, until all have ended because they were told to."""
+    while any(worker.is_alive() for worker in workers):
+        for place, worker in enumerate(workers):
+            worker.join(0.1)
+            if worker.exitcode is None or ending:
+                continue
+            log.error("a worker ended", extra={"fields": {"exit_code": worker.exitcode}})
+            time.sleep(_RESTART_SECONDS)
+            if not ending:
+                workers[place] = begin()
 
 
 def _begin(context: Any, settings: Settings, listening: socket.socket, opened: dict[Path, Model]) -> Any:
@@ -257,7 +270,6 @@ def _open_once(settings: Settings) -> dict[Path, Model]:
     A session of ONNX Runtime with one thread survives a fork; pools of threads do not.
     """
     from apps.serve.metrics import Figures
-    from apps.serve.repository import Repository
 
     if (settings.how.threads or 1) > 1 or settings.how.provider not in {None, "cpu"}:
         return {}
@@ -276,7 +288,7 @@ def _open_once(settings: Settings) -> dict[Path, Model]:
 
 def _threads() -> int:
     try:
-        return len(os.listdir("/proc/self/task"))
+        return sum(1 for _ in Path("/proc/self/task").iterdir())
     except OSError:
         return 2  # not known: as if there were others
 

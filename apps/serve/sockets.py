@@ -1,4 +1,4 @@
-"""Connections that cannot hold the server: a client that sends or reads too slowly is cut off, one that left is not computed."""
+"""Connections that cannot hold the server: who sends or reads too slowly is cut off, who left is not computed for."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ class PatientFor(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancel what the client waited for."""
-        future = self.scope.get(WAITING) if self.scope else None
+        scope: dict[str, Any] | None = self.scope  # type: ignore[assignment]
+        future = scope.get(WAITING) if scope else None
         super().connection_lost(exc)
         if isinstance(future, asyncio.Future) and not future.done():
             future.cancel()
