@@ -216,6 +216,48 @@ def quantized(_quantized: Path, tmp_path: Path) -> Bundle:
     return open_folder(Path(shutil.copytree(_quantized, tmp_path / "quantized")))
 
 
+@pytest.fixture(scope="session")
+def reviews(once: Once) -> Path:
+    """A bundle that tells dull texts from nice ones, of any length up to 32 tokens; not to be written to."""
+
+    def make(folder: Path) -> None:
+        import torch
+        from torch import nn
+
+        import exporters
+        from kit.tasks.text import TextClassification
+        from kit.tensors import Axis, Signature, TensorSpec
+
+        tokenizers = pytest.importorskip("tokenizers")
+        words = {word: number for number, word in enumerate(("[PAD]", "[UNK]", "a", "nice", "dull", "film"))}
+        made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+        made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+        made.save(str(folder / "tokenizer.json"))
+
+        class Reviews(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.words = nn.Embedding(6, 2)
+
+            def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+                return (self.words(input_ids) * attention_mask.unsqueeze(-1)).sum(dim=1)
+
+        module = Reviews()
+        module.words.weight.data = torch.tensor([[0.0, 0], [0, 0], [0, 0], [0, 5], [5, 0], [0, 0]])
+        signature = Signature(
+            inputs=tuple(
+                TensorSpec(name=name, dtype="int64", shape=("batch", "sequence"), below=below)
+                for name, below in (("input_ids", 6), ("attention_mask", 2))
+            ),
+            outputs=(TensorSpec(name="logits", dtype="float32", shape=("batch", 2)),),
+            axes={"sequence": Axis(most=32, typical=(4, 8))},
+        )
+        task = TextClassification(labels=("dull", "nice"), tokenizer=folder / "tokenizer.json", max_tokens=32)
+        exporters.export(module, name="reviews", task=task, signature=signature, out=folder / "reviews")
+
+    return once("reviews", make) / "reviews"
+
+
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where packed files are unpacked, here and in processes that the test starts."""

@@ -18,7 +18,7 @@ from exporters.pipeline import export_original
 from kit.bundle import Bundle
 from kit.tensors import Signature, TensorSpec
 from tests import graphs
-from tests.conftest import Kit, Once
+from tests.conftest import Kit
 from tests.helpers.originals import OnnxOriginal, graph
 
 
@@ -156,53 +156,13 @@ def test_a_closed_stdin_is_one_message(tiny: Bundle, duo: Bundle, kind: str) -> 
     assert found.stderr.count("Error") == 1
 
 
-@pytest.fixture(scope="session")
-def _reviews(once: Once) -> Path:
-    def make(folder: Path) -> None:
-        import torch
-        from torch import nn
-
-        import exporters
-        from kit.tasks.text import TextClassification
-        from kit.tensors import Axis, Signature, TensorSpec
-
-        tokenizers = pytest.importorskip("tokenizers")
-        words = {word: number for number, word in enumerate(("[PAD]", "[UNK]", "a", "nice", "dull", "film"))}
-        made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
-        made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-        made.save(str(folder / "tokenizer.json"))
-
-        class Reviews(nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.words = nn.Embedding(6, 2)
-
-            def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-                return (self.words(input_ids) * attention_mask.unsqueeze(-1)).sum(dim=1)
-
-        module = Reviews()
-        module.words.weight.data = torch.tensor([[0.0, 0], [0, 0], [0, 0], [0, 5], [5, 0], [0, 0]])
-        signature = Signature(
-            inputs=tuple(
-                TensorSpec(name=name, dtype="int64", shape=("batch", "sequence"), below=below)
-                for name, below in (("input_ids", 6), ("attention_mask", 2))
-            ),
-            outputs=(TensorSpec(name="logits", dtype="float32", shape=("batch", 2)),),
-            axes={"sequence": Axis(most=32, typical=(4, 8))},
-        )
-        task = TextClassification(labels=("dull", "nice"), tokenizer=folder / "tokenizer.json", max_tokens=32)
-        exporters.export(module, name="reviews", task=task, signature=signature, out=folder / "reviews")
-
-    return once("reviews", make) / "reviews"
-
-
-def test_texts_are_given_on_the_command_line_and_in_files(kit_inside: Kit, _reviews: Path, tmp_path: Path) -> None:  # noqa: PT019
-    found = kit_inside("predict", str(_reviews), "--text", "a nice film", "--text", "dull", "--jsonl")
+def test_texts_are_given_on_the_command_line_and_in_files(kit_inside: Kit, reviews: Path, tmp_path: Path) -> None:
+    found = kit_inside("predict", str(reviews), "--text", "a nice film", "--text", "dull", "--jsonl")
     assert found.returncode == 0, found.stderr
     rows = [json.loads(line) for line in found.stdout.splitlines()]
     assert [(row["file"], row["label"]) for row in rows] == [("a nice film", "nice"), ("dull", "dull")]
     (tmp_path / "films.csv").write_text("text,other\na dull film,1\nnice,2\n")
-    found = kit_inside("predict", str(_reviews), "films.csv", "a nice film", "--csv")
+    found = kit_inside("predict", str(reviews), "films.csv", "a nice film", "--csv")
     rows = list(csv.DictReader(io.StringIO(found.stdout)))
     assert [row["label"] for row in rows] == ["dull", "nice", "nice"]
     assert rows[0]["file"] == "films.csv:1"
