@@ -320,3 +320,18 @@ def of_ids() -> Any:
         inputs=(TensorSpec(name="ids", dtype="int64", shape=("batch", "sequence")),),
         outputs=(TensorSpec(name="tokens", dtype="int64", shape=("batch", "sequence")),),
     )
+
+
+def test_the_bench_measures_a_server_beside_the_runtimes(served: Served, kit: Any) -> None:
+    ask = ("bench", "mnist-mlp", "--variant", "fp32", "--url", served.address, "--budget", "2s", "--json", "-")
+    results = json.loads(kit(*ask, "--scenario", "Server", "--rate", "200").stdout)
+    here, there = results["rows"]
+    assert (here["runtime"], there["runtime"]) == ("onnxruntime", served.address)
+    assert (here["status"], there["status"]) == ("ok", "ok")
+    assert there["latency"]["p50_us"] > here["latency"]["p50_us"]
+
+
+def test_the_bench_refuses_a_server_that_runs_something_else(served: Served, kit: Any) -> None:
+    found = kit("bench", "mnist-mlp", "--variant", "int8-pixel", "--url", served.address, "--budget", "2s")
+    assert found.returncode == 3
+    assert "the server runs fp32" in found.stdout + found.stderr

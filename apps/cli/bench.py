@@ -52,6 +52,11 @@ class _BatchSize(click.ParamType[int | str]):
     help="May be repeated; auto is every provider that works here.",
 )
 @options.runtimes
+@click.option(
+    "--url",
+    metavar="ADDRESS",
+    help="A kit serve that holds the same variant, measured beside the runtimes: http://HOST:PORT. $KIT_API_KEY is its key.",
+)
 @click.option("--variant", "variants", multiple=True, help="May be repeated.  [default: all of the bundle]")
 @click.option(
     "--batch-size",
@@ -118,6 +123,7 @@ def bench(
     bundle: str | None,
     providers: tuple[str, ...],
     runtimes: tuple[str, ...],
+    url: str | None,
     variants: tuple[str, ...],
     batch_sizes: tuple[int | str, ...],
     axes: tuple[tuple[str, int], ...],
@@ -153,6 +159,7 @@ def bench(
       kit bench mnist-mlp --batch-size 1 --batch-size 1024 --threads 2 --json results.json
       kit bench mnist-mlp --runtime all --batch-size sweep --budget 2m
       kit bench mnist-mlp --scenario Server --rate 2000
+      kit bench mnist-mlp --variant fp32 --url http://127.0.0.1:8080 --scenario Server --rate 2000
       kit bench mnist-mlp --provider cuda --mode host --mode device --cuda-graph
     """
     from apps.cli import bench_tables, render
@@ -166,12 +173,14 @@ def bench(
         raise UsageError("--provider auto already means every provider that works here", hint="leave the others out")
     if json_file is not None and str(json_file) != "-":
         files.check_writable(json_file)
+    if url and not url.startswith(("http://", "https://")):
+        raise UsageError(f"{url} is no address of a server", hint="such as http://127.0.0.1:8080")
     found = ready.find(bundle)
     chosen = None if _AUTO in providers else tuple(Provider(name) for name in dict.fromkeys(providers))
     with in_flags():
         request = Request(
             providers=chosen,
-            runtimes=runtimes,
+            runtimes=(*runtimes, url) if url else runtimes,
             variants=variants or None,
             points=points(found.signature, batch_sizes, axes),
             sweep=swept(found.signature, batch_sizes, sweep),

@@ -57,6 +57,9 @@ def schema(model: Model) -> dict[str, Any]:
     found: dict[str, Any] = {
         "model_name": model.name,
         "model_version": model.version,
+        "variant": model.engine.variant.id,
+        "sha256": model.sha256,
+        "provider": model.engine.provider.value,
         "task": None if model.task is None else model.task.name,
         "inputs": {spec.name: spec.describe() for spec in model.signature.inputs},
         "outputs": {spec.name: spec.describe() for spec in model.signature.outputs},

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kit.bench.cases import OpenCase
 from kit.bench.measure import Call
@@ -21,10 +24,32 @@ from kit.bench.scenarios import Load, Scenario
 from kit.choices import Mode
 from kit.errors import KitError
 from kit.runtime.base import Runner
-from kit.tensors import Sizes
+from kit.tensors import Sizes, Tensors
 
 _SLOW_SECONDS = 1.0
 _MOST_BALLAST_BYTES = 16 * 2**20
+
+
+class Overlapping:
+    """A query of a runner that answers several at once, such as a server.
+
+    Args:
+        runner: With a method `answered_at`.
+        inputs: Of the query.
+    """
+
+    def __init__(self, runner: Any, inputs: Tensors) -> None:
+        self._runner = runner
+        self._inputs = inputs
+
+    def __call__(self) -> None:
+        """Ask one query and wait for its answer."""
+        self._runner.run(self._inputs)
+
+    def at(self, due_ns: Sequence[int], clock: Callable[[], int]) -> NDArray[np.int64]:
+        """Return the latencies in nanoseconds of queries that are due at these moments."""
+        found: NDArray[np.int64] = self._runner.answered_at(self._inputs, due_ns, clock)
+        return found
 
 
 class Queries:
@@ -92,6 +117,8 @@ class Queries:
             bound = runner.bind(self._sizes)
             bound.copy_in(*inputs.values())
             return bound.compute
+        if self._load.scenario is Scenario.SERVER and hasattr(runner, "answered_at"):
+            return Overlapping(runner, inputs)
         if self._load.scenario is not Scenario.OFFLINE:
             return partial(runner.run, inputs)
         signature, rows = self.case.subject.bundle.signature, self.case.subject.rows(self._sizes)

@@ -168,9 +168,14 @@ def chosen(wanted: tuple[str, ...], bundle: Bundle | None = None) -> tuple[str, 
         has_module = bundle is None or (original is not None and original.weights is not None)
         return tuple(name for name in names() if has_module or name not in _PYTORCH)
     for name in wanted:
-        if name not in _BUILT_IN and name not in names():
+        if name not in _BUILT_IN and not is_address(name) and name not in names():
             raise UsageError(f"unknown runtime {name!r}", hint="choose one of: " + ", ".join((ALL, *names())))
     return tuple(dict.fromkeys(wanted))
+
+
+def is_address(name: str) -> bool:
+    """Whether a runtime's name is the address of a server that holds the model: see kit.runtime.remote."""
+    return name.startswith(("http://", "https://"))
 
 
 def is_here(name: str) -> bool:
@@ -181,8 +186,12 @@ def is_here(name: str) -> bool:
 def can_run(name: str, variant: Variant, provider: Provider = Provider.CPU) -> bool:
     """Whether a runtime takes variants of this format, and the reference their operators; PyTorch in fp16 on a GPU alone.
 
+    A server, whose address is its name, runs what it runs: `open_runner` says if it is another variant.
+
     One of another package that does not load is taken to: `open_runner` then says what is wrong with it.
     """
+    if is_address(name):
+        return True
     try:
         formats = _BUILT_IN[name][1] if name in _BUILT_IN else getattr(load_plug(_entry(name)), "formats", None)
     except Unavailable:
@@ -202,6 +211,10 @@ def open_runner(name: str, bundle: Bundle, variant: Variant, options: RunnerOpti
         Unavailable: The runtime or its provider cannot run here.
         BundleInvalid: It does not accept the model, crashes on it, or a file was altered.
     """
+    if is_address(name):
+        from kit.runtime.remote import RemoteRunner
+
+        return RemoteRunner(name, bundle, variant, options)
     if name not in _BUILT_IN:
         entry = _entry(name)
         opened: Open = load_plug(entry)
