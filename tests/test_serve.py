@@ -335,3 +335,31 @@ def test_the_bench_refuses_a_server_that_runs_something_else(served: Served, kit
     found = kit("bench", "mnist-mlp", "--variant", "int8-pixel", "--url", served.address, "--budget", "2s")
     assert found.returncode == 3
     assert "the server runs fp32" in found.stdout + found.stderr
+
+
+def test_pages_of_strangers_may_not_ask(served: Served) -> None:
+    def status(**headers: str) -> int:
+        request = urllib.request.Request(
+            f"{served.address}/v2/repository/models/pair/unload", b"", headers, method="POST"
+        )
+        try:
+            return urllib.request.urlopen(request, timeout=30).status
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    assert status(Origin="https://elsewhere.example") == 403
+    assert status(Host="elsewhere.example") == 403
+    assert served.status("/v2/models/pair/ready") == 200
+
+
+def test_many_people_at_once_get_what_their_items_say(served: Served) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    def ask(number: int) -> bool:
+        word = ("nice", "dull")[number % 2]
+        text = " ".join([word] * (1 + number % 9))
+        code, answer = post(served, "/v1/models/reviews/predict", text.encode(), "text/plain")
+        return code == 200 and answer["predictions"][0]["label"] == word
+
+    with ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(ask, range(200)))

@@ -15,7 +15,7 @@ import orjson
 
 from apps.serve import openapi, people, protocol
 from apps.serve.batcher import Answer
-from apps.serve.guard import WAITING, Bodies, Keys, Receive, Scope, Send
+from apps.serve.guard import WAITING, Bodies, Keys, Receive, Scope, Send, Visitors
 from apps.serve.metrics import CONTENT_TYPE, Figures
 from apps.serve.model import Model, platform_of
 from apps.serve.refusals import RETRY_AFTER_SECONDS, Refused, bad, of_error
@@ -59,6 +59,7 @@ class App:
         repository: Models.
         figures: Metrics.
         keys: That open it.
+        visitors: Which pages of browsers may ask.
         bodies: Bounds of requests.
         allows_control: Whether clients may load and unload models.
         watch_every: Seconds between looks at the files of models; None for none.
@@ -74,6 +75,7 @@ class App:
         repository: Repository,
         figures: Figures,
         keys: Keys,
+        visitors: Visitors,
         bodies: Bodies,
         *,
         allows_control: bool,
@@ -83,6 +85,7 @@ class App:
         self.repository = repository
         self.figures = figures
         self.keys = keys
+        self._visitors = visitors
         self._bodies = bodies
         self._allows_control = allows_control
         self._watch_every = watch_every
@@ -131,6 +134,7 @@ class App:
         started = perf_counter()
         path = scope["path"]
         try:
+            self._visitors.check(scope["headers"])
             if path not in _OPEN:
                 self.keys.check(scope["headers"])
             reply = await self._route(scope, receive, path)
@@ -218,9 +222,10 @@ class App:
         body = await self._bodies.read(length, receive)
         try:
             with self.repository.model(name, version).used() as model:
-                calls = await asyncio.to_thread(people.encoded, model, body, kind)
+                loop = asyncio.get_running_loop()
+                calls = await loop.run_in_executor(model.items, people.encoded, model, body, kind)
                 answers = [await self._ask(model, inputs, scope) for inputs in calls]
-                records = await asyncio.to_thread(people.records, model, answers, calls)
+                records = await loop.run_in_executor(model.items, people.records, model, answers, calls)
         finally:
             self._bodies.release(len(body))
         self.observe(model, started, answers[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
@@ -19,6 +20,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 WAITING = "kit.waiting"
 """Where a request keeps the future that it waits for, so that a lost connection cancels it."""
 
+_LOCAL = re.compile(rb"(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]{1,5})?")
 _LEAST_KEY = 16
 _MOST_KEY_FILE = 2**20
 
@@ -77,6 +79,32 @@ class Keys:
                 given = value.strip()
         if not self.admits(given):
             raise Refused(HTTPStatus.UNAUTHORIZED, "a key is needed: Authorization: Bearer KEY", cause="key")
+
+
+class Visitors:
+    """Keeps pages of strangers out, which a browser on this machine may show: they can send requests to loopback.
+
+    Args:
+        origins: Of pages that may ask, such as `https://app.example.com`; `*` for all.
+        only_local: Answer to the names of loopback alone, so that no other name can be made to lead here.
+    """
+
+    def __init__(self, origins: Sequence[str] = (), *, only_local: bool = False) -> None:
+        self._origins = frozenset(origin.rstrip("/").lower().encode() for origin in origins)
+        self._only_local = only_local
+
+    def check(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        """Raise Refused 403 for a page of another origin, or a name that is not loopback's."""
+        host = origin = b""
+        for name, value in headers:
+            if name == b"host":
+                host = value.lower()
+            elif name == b"origin":
+                origin = value.lower()
+        if self._only_local and host and not _LOCAL.fullmatch(host):
+            raise Refused(HTTPStatus.FORBIDDEN, "this server answers to the name localhost alone", cause="host")
+        if origin and origin.partition(b"://")[2] != host and not self._origins & {origin, b"*"}:
+            raise Refused(HTTPStatus.FORBIDDEN, "pages of this origin may not ask; see --cors", cause="origin")
 
 
 class Bodies:

@@ -64,6 +64,7 @@ class Model:
         signature: What it takes and gives.
         call_us: Median time of a call of the usual sizes, measured when it was opened.
         proof: What the golden samples said, for the log.
+        items: The thread in which its task reads items and answers: tasks, tokenizers among them, are for one thread at a time.
     """
 
     def __init__(self, name: str, version: str, engine: Engine, how: How) -> None:
@@ -81,6 +82,7 @@ class Model:
         self.batcher: Batcher | None = None
         self.figures: ModelFigures | None = None
         self._executor: ThreadPoolExecutor | None = None
+        self.items = ThreadPoolExecutor(1, thread_name_prefix=f"kit-items-{name}")
         self._users = 0
         axis = self.signature.axes[self.signature.batch] if self.signature.batch else None
         self._is_plain = axis is None or (axis.least <= 1 and axis.multiple_of == 1)
@@ -162,6 +164,7 @@ class Model:
 
     def close(self) -> None:
         """Free the engine and its thread."""
+        self.items.shutdown(wait=True, cancel_futures=True)
         if self._executor is not None:
             self._executor.shutdown(wait=True, cancel_futures=True)
         self.engine.close()

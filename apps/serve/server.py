@@ -20,7 +20,7 @@ from typing import Any
 
 import uvicorn
 
-from apps.serve.guard import Bodies, Keys
+from apps.serve.guard import Bodies, Keys, Visitors
 from apps.serve.metrics import MULTIPROCESS
 from apps.serve.model import How, Model
 from apps.serve.repository import Repository, found
@@ -151,6 +151,7 @@ def _work(settings: Settings, listening: socket.socket, opened: dict[Path, Model
         repository,
         figures,
         settings.keys,
+        Visitors(settings.cors, only_local=settings.host in LOOPBACK and not settings.keys),
         bodies,
         allows_control=bool(settings.keys) or settings.host in LOOPBACK,
         watch_every=settings.watch_every,
