@@ -65,10 +65,18 @@ _GRPC_MODULES = {"grpc": "grpcio", "tritonclient": "tritonclient"}
 )
 @click.option("--tls-cert", type=click.Path(dir_okay=False, path_type=Path), help="Certificate chain, PEM.")
 @click.option("--tls-key", type=click.Path(dir_okay=False, path_type=Path), help="Its private key, PEM.")
+@click.option(
+    "--dockerfile",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Do not serve: write what an image is built of, with --provider cuda for CUDA, and a KServe example.",
+)
 @click.option("--log", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the log.")
 @click.option("--log-requests", is_flag=True, help="A line for each request; never what it holds.")
 @options.debug
+@click.pass_context
 def serve(
+    ctx: click.Context,
     models: tuple[str, ...],
     host: str,
     port: int,
@@ -89,6 +97,7 @@ def serve(
     api_key_file: Path | None,
     tls_cert: Path | None,
     tls_key: Path | None,
+    dockerfile: Path | None,
     log: str,
     log_requests: bool,
 ) -> int:
@@ -105,9 +114,15 @@ def serve(
       kit serve mnist-mlp
       kit serve models/ --watch --api-key-file keys.txt --host 0.0.0.0
       kit serve digits=mnist-mlp other=model.onnx --grpc-port 8081
+      kit serve mnist-mlp --dockerfile image
     """
     from kit.bundle.lookup import find
 
+    sources = models or (str(find(None).origin),)
+    if dockerfile is not None:
+        options.refuse_unused(ctx, flag="--dockerfile", uses={"models", "dockerfile", "provider"})
+        _write_image(sources, dockerfile, gpu=provider not in {None, Provider.CPU})
+        return 0
     if provider is None and (device_id or allow_fallback):
         raise UsageError("--device-id and --allow-fallback change nothing on the CPU", hint="add --provider cuda")
     if (tls_cert is None) != (tls_key is None):
@@ -122,7 +137,7 @@ def serve(
     if tls is not None:
         _check_tls(*tls)
     settings = server.Settings(
-        sources=models or (str(find(None).origin),),
+        sources=sources,
         how=How(
             variant=variant,
             provider=None if provider is None else provider.value,
@@ -145,6 +160,18 @@ def serve(
         workers=workers,
     )
     return server.serve(settings, lambda address, names: _say(settings, address, names))
+
+
+def _write_image(sources: tuple[str, ...], folder: Path, *, gpu: bool) -> None:
+    from apps.cli import render
+    from apps.serve import containers
+
+    for path in containers.write(sources, folder, gpu=gpu):
+        click.echo(path)
+    render.next_steps(
+        (f"uv build --wheel -o {folder}", "kit's wheel, from a clone of kit"),
+        (f"docker build -t IMAGE {folder}", "where Docker is"),
+    )
 
 
 def _say(settings: Settings, address: str, names: list[str]) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import orjson
 
 from apps.serve.batcher import Answer
+from apps.serve.datatypes import DATATYPES
 from apps.serve.model import Model
-from apps.serve.protocol import DATATYPES
 from apps.serve.refusals import Refused, bad
 from kit.samples import seeded
 from kit.tasks.base import Task

@@ -15,19 +15,11 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from apps.serve.datatypes import DATATYPES
 from apps.serve.refusals import bad
 from kit.tensors import Signature, Tensors, TensorSpec
 
 HEADER_LENGTH = b"inference-header-content-length"
-
-DATATYPES = {
-    "bool": "BOOL",
-    **{f"{sign}int{bits}": f"{sign.upper()}INT{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
-    "float16": "FP16",
-    "float32": "FP32",
-    "float64": "FP64",
-}
-"""The protocol's names of numpy's dtypes."""
 
 _MOST_AXES = 32
 _INPUT_KEYS = frozenset({"name", "datatype", "shape", "data", "parameters"})

@@ -18,6 +18,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as stubs
 
 from apps.serve import protocol
+from apps.serve.datatypes import DATATYPES
 from apps.serve.model import platform_of
 from apps.serve.refusals import bad, of_error
 from apps.serve.repository import READY
@@ -147,9 +148,7 @@ def _response(asked: str, head: Mapping[str, str], outputs: Mapping[str, NDArray
         **head,
         id=asked,
         outputs=[
-            pb.ModelInferResponse.InferOutputTensor(
-                name=name, datatype=protocol.DATATYPES[array.dtype.name], shape=array.shape
-            )
+            pb.ModelInferResponse.InferOutputTensor(name=name, datatype=DATATYPES[array.dtype.name], shape=array.shape)
             for name, array in outputs.items()
         ],
         raw_output_contents=[
