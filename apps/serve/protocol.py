@@ -7,6 +7,7 @@ header gives, the values of tensors follow as little-endian bytes in the order i
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,9 @@ from apps.serve.refusals import bad
 from kit.tensors import Signature, Tensors, TensorSpec
 
 HEADER_LENGTH = b"inference-header-content-length"
+
+_CODES = {np.dtype(code).name: code for code in "bBhHiIqQfd"}
+"""Of the module array, by numpy's names."""
 
 _MOST_AXES = 32
 _INPUT_KEYS = frozenset({"name", "datatype", "shape", "data", "parameters"})
@@ -64,10 +68,10 @@ def read(body: bytes | bytearray, header_length: int | None, signature: Signatur
     tensors: dict[str, NDArray[Any]] = {}
     place = header_length
     for one in inputs:
-        name, array, place = _input(one, signature, body, place)
+        name, values, place = _input(one, signature, body, place)
         if name in tensors:
             raise bad(f"the input {name!r} stands twice")
-        tensors[name] = array
+        tensors[name] = values
     if place != len(body):
         raise bad(f"{len(body) - place} bytes follow that no input names")
     return _question(asked, tensors)
@@ -89,14 +93,14 @@ def write(
     """
     outputs, parts = [], []
     for name, is_binary in chosen(question, signature):
-        array = answer[name]
-        described: dict[str, Any] = {"name": name, "datatype": DATATYPES[array.dtype.name], "shape": array.shape}
+        values = answer[name]
+        described: dict[str, Any] = {"name": name, "datatype": DATATYPES[values.dtype.name], "shape": values.shape}
         if is_binary:
-            raw = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
+            raw = np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tobytes()
             described["parameters"] = {"binary_data_size": len(raw)}
             parts.append(raw)
         else:
-            described["data"] = np.ascontiguousarray(array).reshape(-1)
+            described["data"] = np.ascontiguousarray(values).reshape(-1)
         outputs.append(described)
     given = {**head, "id": question.id, "outputs": outputs} if question.id else {**head, "outputs": outputs}
     said = orjson.dumps(given, option=orjson.OPT_SERIALIZE_NUMPY, default=_listed)
@@ -139,10 +143,10 @@ def of_bytes(raw: bytes | memoryview, spec: TensorSpec, shape: Sequence[int]) ->
     needed = math.prod(shape) * dtype.itemsize
     if len(raw) != needed:
         raise bad(f"{spec.name} of {list(shape)} takes {needed} bytes of {spec.dtype}, found {len(raw)}")
-    array = np.frombuffer(raw, dtype).reshape(shape)
-    if dtype.kind == "b" and array.size and array.view(np.uint8).max() > 1:
+    values = np.frombuffer(raw, dtype).reshape(shape)
+    if dtype.kind == "b" and values.size and values.view(np.uint8).max() > 1:
         raise bad(f"{spec.name} is BOOL: its bytes must be 0 or 1")
-    return array
+    return values
 
 
 def spec_of(name: Any, datatype: Any, shape: Any, signature: Signature) -> TensorSpec:
@@ -208,6 +212,9 @@ def _of_list(data: Any, spec: TensorSpec, shape: Sequence[int]) -> NDArray[Any]:
     """Return a list, flat or nested, as an array; numbers must be what the dtype can hold."""
     if not isinstance(data, list):
         raise bad(f"the data of {spec.name} must be a list")
+    quick = _quickly(data, spec, shape)
+    if quick is not None:
+        return quick
     try:
         found = np.array(data)
     except (ValueError, OverflowError) as error:
@@ -218,13 +225,29 @@ def _of_list(data: Any, spec: TensorSpec, shape: Sequence[int]) -> NDArray[Any]:
     if found.size != math.prod(shape):
         raise bad(f"{spec.name} of {list(shape)} takes {math.prod(shape)} values, found {found.size}")
     with np.errstate(over="ignore", invalid="ignore"):
-        array = found.astype(spec.dtype)
-    if array.dtype.kind == "f":
-        if not np.isfinite(array).all():
+        values = found.astype(spec.dtype)
+    if values.dtype.kind == "f":
+        if not np.isfinite(values).all():
             raise bad(f"{spec.name} holds a number that {spec.dtype} cannot")
-    elif not np.array_equal(array, found):
+    elif not np.array_equal(values, found):
         raise bad(f"{spec.name} holds a number that is no {spec.dtype}")
-    return array.reshape(shape)
+    return values.reshape(shape)
+
+
+def _quickly(data: list[Any], spec: TensorSpec, shape: Sequence[int]) -> NDArray[Any] | None:
+    """Return a flat list of numbers that fit as an array; None for anything else, which `_of_list` judges.
+
+    `bytes` and `array` refuse what does not fit, and take half the time that numpy needs to find out what a list holds.
+    """
+    code = _CODES.get(spec.dtype)
+    if code is None or len(data) != math.prod(shape):
+        return None
+    try:
+        held = bytes(data) if spec.dtype == "uint8" else array(code, data)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    found = np.frombuffer(held, spec.dtype).reshape(shape)
+    return found if found.dtype.kind != "f" or np.isfinite(found).all() else None
 
 
 def _question(asked: Mapping[str, Any], tensors: dict[str, NDArray[Any]]) -> Question:

@@ -1,0 +1,527 @@
+"""What a request costs: kit serve beside a bare server, MLServer and LitServe, on Linux with two cores or more.
+
+python scripts/serving.py --rounds 7 --seconds 3 --json serving.json
+python scripts/serving.py --only soak --soak 600
+
+Servers run on one core, the client on another. In each round every server answers for some seconds, one after the other, so
+that what the machine does meanwhile meets all of them. The client keeps its connections and checks that every answer is that
+of its own question. CPU is what the server's processes used, by the operating system.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import psutil
+from serving_rivals import FLOOR, LITSERVE, MLSERVER
+
+import kit
+
+SERVER_CORE, CLIENT_CORE = 0, 1
+PATIENCE = 60
+SAMPLES = 64
+VARIANTS = ("fp32", "int8-pixel")
+
+
+@dataclass
+class Case:
+    """How a server is asked."""
+
+    name: str
+    clients: int
+    binary: bool
+
+
+CASES = (Case("JSON, 8 clients", 8, binary=False), Case("binary, 64 clients", 64, binary=True))
+
+
+@dataclass
+class Server:
+    """A server that runs, and what was measured of it by case."""
+
+    name: str
+    process: psutil.Process
+    port: int
+    path: str = "/v2/models/mnist-mlp/infer"
+    speaks_binary: bool = True
+    found: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+
+    def cpu_seconds(self) -> float:
+        """Return what its processes have used."""
+        used = 0.0
+        for one in (self.process, *self.process.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                times = one.cpu_times()
+                used += times.user + times.system
+        return used
+
+
+class Questions:
+    """Requests for single digits, and their right answers."""
+
+    def __init__(self, variant: str) -> None:
+        pixels = np.random.default_rng(0).integers(0, 256, (SAMPLES, 28, 28), dtype=np.uint8)
+        with kit.load("mnist-mlp", variant=variant) as engine:
+            self.expected = engine.run({"pixels": pixels})["logits"]
+        self.json = [self._body(one, binary=False) for one in pixels]
+        self.binary = [self._body(one, binary=True) for one in pixels]
+
+    @staticmethod
+    def _body(one: np.ndarray, *, binary: bool) -> tuple[bytes, int | None]:
+        asked: dict[str, Any] = {"name": "pixels", "datatype": "UINT8", "shape": [1, 28, 28]}
+        if not binary:
+            return json.dumps({"inputs": [{**asked, "data": one.reshape(-1).tolist()}]}).encode(), None
+        asked["parameters"] = {"binary_data_size": one.nbytes}
+        head = json.dumps({"inputs": [asked], "parameters": {"binary_data_output": True}}).encode()
+        return head + one.tobytes(), len(head)
+
+    def requests(self, path: str, *, binary: bool) -> list[bytes]:
+        """Return whole HTTP requests."""
+        made = []
+        for body, length in self.binary if binary else self.json:
+            kind = "application/octet-stream" if binary else "application/json"
+            beside = f"Inference-Header-Content-Length: {length}\r\n" if length else ""
+            head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {kind}\r\n{beside}Content-Length: {len(body)}\r\n\r\n"
+            made.append(head.encode() + body)
+        return made
+
+    def is_right(self, number: int, head: bytes, body: bytes) -> bool:
+        """Whether an answer belongs to a question."""
+        lower = head.lower()
+        place = lower.find(b"inference-header-content-length:")
+        if place >= 0:
+            length = int(lower[place + 32 :].split(b"\r\n", 1)[0])
+            logits = np.frombuffer(body, np.float32, offset=length)
+        else:
+            logits = np.array(json.loads(body)["outputs"][0]["data"]).reshape(-1)
+        return bool(np.abs(logits - self.expected[number]).max() < 1e-2)
+
+
+class Client(asyncio.Protocol):
+    """A connection that asks one question after the other; or, with `pace`, when it is told to."""
+
+    def __init__(self, asked: Sequence[bytes], questions: Questions, first: int, until: float) -> None:
+        self.asked, self.questions, self.number, self.until = asked, questions, first, until
+        self.latencies: list[float] = []
+        self.wrong = 0
+        self.buffer = b""
+        self.done = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        self._ask()
+
+    def _ask(self) -> None:
+        self.number = (self.number + 7) % SAMPLES
+        self.began = time.perf_counter()
+        self.transport.write(self.asked[self.number])
+
+    def data_received(self, data: bytes) -> None:
+        self.buffer += data
+        end = self.buffer.find(b"\r\n\r\n")
+        if end < 0:
+            return
+        head = self.buffer[:end]
+        lower = head.lower() + b"\r\n"
+        place = lower.find(b"\ncontent-length:")
+        length = int(lower[place + 16 :].split(b"\r\n", 1)[0])
+        if len(self.buffer) < end + 4 + length:
+            return
+        now = time.perf_counter()
+        self.latencies.append(now - self.began)
+        body, self.buffer = self.buffer[end + 4 : end + 4 + length], b""
+        if b" 200 " not in head[:16] or not self.questions.is_right(self.number, head, body):
+            self.wrong += 1
+        if now >= self.until:
+            self.transport.close()
+            self.done.set_result(None)
+        else:
+            self._ask()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.done.done():
+            self.wrong += 1
+            self.done.set_result(None)
+
+
+async def closed_loop(server: Server, asked: Sequence[bytes], questions: Questions, clients: int, seconds: float) -> list[Client]:
+    """Let clients ask, each as soon as it has its answer."""
+    loop = asyncio.get_running_loop()
+    until = time.perf_counter() + seconds
+    made = []
+    for number in range(clients):
+        _, client = await loop.create_connection(
+            lambda number=number: Client(asked, questions, number, until), "127.0.0.1", server.port
+        )
+        made.append(client)
+    await asyncio.gather(*(client.done for client in made))
+    return made
+
+
+def measure(server: Server, case: Case, questions: Questions, seconds: float) -> None:
+    """Measure one server for some seconds and keep what was found."""
+    asked = questions.requests(server.path, binary=case.binary)
+    used, started = server.cpu_seconds(), time.perf_counter()
+    clients = asyncio.run(closed_loop(server, asked, questions, case.clients, seconds))
+    spent, used = time.perf_counter() - started, server.cpu_seconds() - used
+    latencies = np.concatenate([client.latencies for client in clients])
+    wrong = sum(client.wrong for client in clients)
+    server.found.setdefault(case.name, []).append(
+        {
+            "cpu_us": used / len(latencies) * 1e6,
+            "per_second": len(latencies) / spent,
+            "p50_us": float(np.quantile(latencies, 0.5)) * 1e6,
+            "p99_us": float(np.quantile(latencies, 0.99)) * 1e6,
+            "wrong": wrong,
+        }
+    )
+
+
+def free_port() -> int:
+    """Return a port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def started(name: str, line: Sequence[str], port: int, ready: str, folder: Path, **about: Any) -> Iterator[Server]:
+    """Run a server on its core until the block ends; raises RuntimeError with its log if it does not come up."""
+    log = folder / f"{name.replace(' ', '-')}.log"
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            list(line),
+            stdout=out,
+            stderr=out,
+            cwd=folder,
+            preexec_fn=lambda: os.sched_setaffinity(0, {SERVER_CORE}),
+        )
+    try:
+        end = time.monotonic() + PATIENCE
+        while True:
+            with contextlib.suppress(OSError):
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}{ready}", timeout=2) as answer:
+                    if answer.status == 200:
+                        break
+            with contextlib.suppress(OSError):  # a server without such a route lives as well
+                if not ready and socket.create_connection(("127.0.0.1", port), 1).close() is None:
+                    break
+            if process.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(log.read_text()[-2000:])
+            time.sleep(0.1)
+        yield Server(name, psutil.Process(process.pid), port, **about)
+    finally:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(10)
+        process.kill()
+
+
+def environment(cache: Path, name: str, *packages: str) -> Path:
+    """Return the interpreter of an environment of a rival's own."""
+    folder = cache / name
+    python = folder / "bin" / "python"
+    if not python.exists():
+        subprocess.run(["uv", "venv", "-q", "--python", f"{sys.version_info.major}.{sys.version_info.minor}", folder], check=True)
+        subprocess.run(["uv", "pip", "install", "-q", "--python", python, *packages], check=True)
+    return python
+
+
+def servers(variant: str, folder: Path, cache: Path, stack: contextlib.ExitStack, wanted: Sequence[str]) -> list[Server]:
+    """Start every server; one that does not start is said and left out."""
+    model = folder / "model.onnx"
+    bundle = kit.load("mnist-mlp", variant=variant).bundle
+    shutil.copyfile(bundle.check(bundle.variant(variant).graph), model)
+    (folder / "floor.py").write_text(FLOOR)
+    (folder / "digits.py").write_text(MLSERVER)
+    (folder / "lit.py").write_text(LITSERVE)
+    found = []
+
+    def begin(name: str, make: Callable[[int], Sequence[str | Path]], ready: str, **about: Any) -> None:
+        if name not in wanted:
+            return
+        port = free_port()
+        try:
+            line = [str(one) for one in make(port)]
+            found.append(stack.enter_context(started(name, line, port, ready, folder, **about)))
+        except (RuntimeError, subprocess.CalledProcessError) as error:
+            print(f"{name} did not start: {str(error)[-300:]}", file=sys.stderr)
+
+    def mlserver(port: int) -> Sequence[str | Path]:
+        python = environment(cache, "mlserver", "mlserver==1.7.1", "onnxruntime", "setuptools<81")
+        settings = {"http_port": port, "grpc_port": free_port(), "metrics_port": free_port(), "parallel_workers": 0, "debug": False}
+        (folder / "settings.json").write_text(json.dumps(settings))
+        about = {"name": "mnist-mlp", "implementation": "digits.Digits", "parameters": {"uri": str(model)}}
+        (folder / "model-settings.json").write_text(json.dumps(about))
+        return (python.with_name("mlserver"), "start", ".")
+
+    program = Path(sys.executable).with_name("kit")
+    begin("bare server", lambda port: (sys.executable, "floor.py", port, variant), "")
+    begin("kit serve", lambda port: (program, "serve", "mnist-mlp", "--port", port, "--variant", variant), "/v2/health/ready")
+    begin("MLServer", mlserver, "/v2/health/ready", speaks_binary=False)
+    begin(
+        "LitServe",
+        lambda port: (environment(cache, "litserve", "litserve", "onnxruntime"), "lit.py", port, model),
+        "/health",
+        path="/predict",
+        speaks_binary=False,
+    )
+    return found
+
+
+def compare(variant: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure all servers in rounds; print and return what was found."""
+    questions = Questions(variant)
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        running = servers(variant, Path(folder), options.cache, stack, options.servers.split(","))
+        for number in range(options.rounds + 1):  # the first warms up
+            for case in CASES:
+                for server in running:
+                    if server.speaks_binary or not case.binary:
+                        measure(server, case, questions, options.seconds if number else 1.0)
+                        if not number:
+                            server.found[case.name].clear()
+        found = {server.name: server.found for server in running}
+    for case in CASES:
+        floor = found.get("bare server", {}).get(case.name)
+        for name, by_case in found.items():
+            rows = by_case.get(case.name)
+            if rows:
+                told = figures(rows)
+                ratio = (
+                    f"{median(a['cpu_us'] / b['cpu_us'] for a, b in zip(rows, floor, strict=True)):.2f} of the bare server's"
+                    if floor
+                    else ""
+                )
+                print(f"{variant:11} {case.name:19} {name:12} {told}  {ratio}")
+    return found
+
+
+def figures(rows: Sequence[dict[str, float]]) -> str:
+    """Return medians, and the spread of the CPU."""
+    cpu = [row["cpu_us"] for row in rows]
+    return (
+        f"CPU {median(cpu):7.1f} us [{min(cpu):.1f}, {max(cpu):.1f}]  {median(row['per_second'] for row in rows):7,.0f}/s  "
+        f"p50 {median(row['p50_us'] for row in rows):7,.0f} us  p99 {median(row['p99_us'] for row in rows):7,.0f} us  "
+        f"wrong {sum(row['wrong'] for row in rows):.0f}"
+    )
+
+
+async def open_loop(server: Server, asked: Sequence[bytes], rate: float, seconds: float) -> list[float]:
+    """Send requests at random moments, whether or not the ones before are answered; latencies from when they were due."""
+    rng = np.random.default_rng(1)
+    due = np.cumsum(rng.exponential(1 / rate, int(rate * seconds)))
+    free: asyncio.LifoQueue[Any] = asyncio.LifoQueue()
+    for _ in range(SAMPLES):
+        free.put_nowait(await asyncio.open_connection("127.0.0.1", server.port))
+    latencies: list[float] = []
+    started = time.perf_counter() + 0.05
+
+    async def ask(moment: float, number: int) -> None:
+        reader, writer = await free.get()
+        writer.write(asked[number % SAMPLES])
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        await reader.readexactly(int(head.split(b"\ncontent-length:")[1].split(b"\r\n")[0]))
+        latencies.append(time.perf_counter() - started - moment)
+        free.put_nowait((reader, writer))
+
+    async with asyncio.TaskGroup() as group:
+        for number, moment in enumerate(due):
+            ahead = started + moment - time.perf_counter()
+            if ahead > 0:
+                await asyncio.sleep(ahead)
+            group.create_task(ask(float(moment), number))
+    while not free.empty():
+        free.get_nowait()[1].close()
+    return latencies
+
+
+def loaded(variant: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure the tail at 70 % of the most that the server answers."""
+    questions = Questions(variant)
+    case = CASES[0]
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        (server,) = servers(variant, Path(folder), options.cache, stack, ["kit serve"])
+        measure(server, case, questions, 3.0)
+        rate = 0.7 * server.found[case.name][0]["per_second"]
+        asked = questions.requests(server.path, binary=False)
+        rows = []
+        for _ in range(options.rounds):
+            latencies = asyncio.run(open_loop(server, asked, rate, options.seconds))
+            rows.append([float(np.quantile(latencies, share)) * 1e6 for share in (0.5, 0.99)])
+    p50, p99 = (median(row[place] for row in rows) for place in (0, 1))
+    print(f"{variant}: at {rate:,.0f}/s, 70 % of the most: p50 {p50:,.0f} us, p99 {p99:,.0f} us, {p99 / p50:.1f} times")
+    return {"rate": rate, "p50_us": p50, "p99_us": p99}
+
+
+def large(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure a larger model at 8 clients, as a share of what its engine gives alone at the batch that was formed."""
+    source = options.large
+    found: dict[str, Any] = {}
+    with kit.load(source) as engine, tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        signature, name = engine.signature, engine.bundle.name
+        inputs = kit_inputs(signature)
+        program = Path(sys.executable).with_name("kit")
+        port = free_port()
+        line = [str(program), "serve", f"model={Path(source).resolve() if Path(source).exists() else source}", "--port", str(port)]
+        server = stack.enter_context(started("kit serve", line, port, "/v2/health/ready", Path(folder)))
+        body, head = binary_body(inputs)
+        asked = (
+            f"POST /v2/models/model/infer HTTP/1.1\r\nHost: 127.0.0.1\r\nInference-Header-Content-Length: {head}\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
+        ).encode() + body
+        asyncio.run(hammer(port, asked, 8, 2.0))
+        shares = []
+        for _ in range(options.rounds):
+            before = rows_and_calls(port)
+            answered, spent = asyncio.run(hammer(port, asked, 8, options.seconds))
+            rows, calls = (now - then for now, then in zip(rows_and_calls(port), before, strict=True))
+            size = max(round(rows / calls), 1)
+            os.sched_setaffinity(0, {SERVER_CORE})
+            alone = engine_rate(engine, inputs, size, options.seconds / 2)
+            os.sched_setaffinity(0, {CLIENT_CORE})
+            shares.append((answered / spent, alone, size))
+    share = median(one / other for one, other, _ in shares)
+    size = median(size for _, _, size in shares)
+    print(f"{name}: {median(one for one, _, _ in shares):,.1f}/s at 8 clients, {share:.1%} of the engine at batch {size:.0f}")
+    found[name] = {"share": share, "batch": size, "rounds": shares}
+    return found
+
+
+def kit_inputs(signature: Any) -> dict[str, np.ndarray]:
+    """Return one seeded sample of usual sizes."""
+    from kit.samples import seeded
+
+    sizes = signature.usual_sizes()
+    return dict(seeded(signature, sizes={**sizes, signature.batch: 1}).inputs)
+
+
+def binary_body(inputs: dict[str, np.ndarray]) -> tuple[bytes, int]:
+    """Return a binary request."""
+    from apps.serve.datatypes import DATATYPES
+
+    asked = [
+        {
+            "name": name,
+            "datatype": DATATYPES[one.dtype.name],
+            "shape": list(one.shape),
+            "parameters": {"binary_data_size": one.nbytes},
+        }
+        for name, one in inputs.items()
+    ]
+    head = json.dumps({"inputs": asked, "parameters": {"binary_data_output": True}}).encode()
+    return b"".join((head, *(one.tobytes() for one in inputs.values()))), len(head)
+
+
+async def hammer(port: int, asked: bytes, clients: int, seconds: float) -> tuple[int, float]:
+    """Return how many answers came, and in which time."""
+    started = time.perf_counter()
+    until = started + seconds
+
+    async def one() -> int:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        count = 0
+        while time.perf_counter() < until:
+            writer.write(asked)
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            assert b" 200 " in head[:16], head
+            await reader.readexactly(int(head.split(b"\ncontent-length:")[1].split(b"\r\n")[0]))
+            count += 1
+        writer.close()
+        return count
+
+    counts = await asyncio.gather(*(one() for _ in range(clients)))
+    return sum(counts), time.perf_counter() - started
+
+
+def rows_and_calls(port: int) -> tuple[float, float]:
+    """Return samples and calls so far, from the metrics."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    return tuple(  # type: ignore[return-value]
+        sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"kit_call_rows_{name}{{"))
+        for name in ("sum", "count")
+    )
+
+
+def engine_rate(engine: Any, inputs: dict[str, np.ndarray], size: int, seconds: float) -> float:
+    """Return samples a second of the engine alone."""
+    batch = {
+        spec.name: np.concatenate([inputs[spec.name]] * size, axis=spec.shape.index(engine.signature.batch))
+        for spec in engine.signature.inputs
+    }
+    engine.run(batch)
+    count, began = 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        engine.run(batch)
+        count += size
+    return count / (time.perf_counter() - began)
+
+
+def soak(options: argparse.Namespace) -> dict[str, Any]:
+    """Ask for a long time, in both forms, and watch the server's memory."""
+    questions = Questions("fp32")
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        (server,) = servers("fp32", Path(folder), options.cache, stack, ["kit serve"])
+        memory, answered, wrong = [], 0, 0
+        turns = 20
+        for number in range(turns):
+            case = CASES[number % 2]
+            measure(server, case, questions, options.soak / turns)
+            row = server.found[case.name][-1]
+            answered += round(row["per_second"] * options.soak / turns)
+            wrong += int(row["wrong"])
+            memory.append(server.process.memory_info().rss / 1e6)
+    print(
+        f"soak of {options.soak:,.0f} s: {answered:,} answers, {wrong} lost or mixed; memory {memory[0]:.1f} MB after a twentieth, "
+        f"{memory[len(memory) // 2]:.1f} MB half way, {memory[-1]:.1f} MB at the end"
+    )
+    return {"seconds": options.soak, "answers": answered, "wrong": wrong, "memory_mb": memory}
+
+
+def main() -> None:
+    """Measure what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each server in each round")
+    parser.add_argument("--soak", type=float, default=600.0, help="seconds")
+    parser.add_argument("--servers", default="bare server,kit serve,MLServer,LitServe")
+    parser.add_argument("--only", choices=("compare", "tail", "large", "soak"), action="append")
+    parser.add_argument("--large", help="a bundle or .onnx for the part `large`")
+    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "kit-serving", help="rivals' environments")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    parts = options.only or ["compare", "tail", "soak"]
+    os.sched_setaffinity(0, {CLIENT_CORE})
+    found: dict[str, Any] = {}
+    if "compare" in parts:
+        found["compare"] = {variant: compare(variant, options) for variant in VARIANTS}
+    if "tail" in parts:
+        found["tail"] = {variant: loaded(variant, options) for variant in VARIANTS}
+    if "large" in parts:
+        found["large"] = large(options)
+    if "soak" in parts:
+        found["soak"] = soak(options)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
