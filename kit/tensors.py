@@ -360,6 +360,8 @@ def along(array: NDArray[Any], axis: int | None, rows: slice | NDArray[np.intege
     """Return some rows along an axis; the array itself if the axis is None."""
     if axis is None:
         return array
+    if axis == 0:
+        return array[rows]
     place: list[Any] = [slice(None)] * axis
     return array[(*place, rows)]
 

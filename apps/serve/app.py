@@ -200,11 +200,12 @@ class App:
         self.repository.model(name, version)  # before the body is read
         body = await self._bodies.read(length, receive)
         try:
-            model = self.repository.model(name, version)
+            model = self.repository.model(name, version)  # it may have been replaced meanwhile
             question = protocol.read(body, header_length, model.signature)
-            protocol.chosen(question, model.signature)
-            answer = await self._ask(model, question.tensors, scope)
-            said, said_length = protocol.write(answer.outputs, question, model.signature, model.head)
+            outputs = protocol.chosen(question, model.signature)
+            future = scope[WAITING] = model.queue.submit(question.tensors)
+            answer = await future
+            said, said_length = protocol.write(answer.outputs, outputs, question.id, model.head)
         finally:
             self._bodies.release(len(body))
         self.observe(model, started, answer)

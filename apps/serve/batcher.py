@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from apps.serve.refusals import full, late
 from kit.runtime.base import joins
-from kit.tensors import Signature, Tensors
+from kit.tensors import Signature, Tensors, along
 
 _MOST_KINDS = 256
 _LEAST_SWEEP = 0.005
@@ -132,6 +132,9 @@ class Batcher:
             and all(signature.batch in spec.shape for spec in signature.inputs)  # no question's value is another's
         )
         axis = signature.axes[signature.batch] if self._joins and signature.batch else None
+        self._places = (
+            {spec.name: spec.shape.index(signature.batch) for spec in signature.outputs} if self._joins else {}
+        )
         self._most_rows = min(limits.most_rows, axis.most or limits.most_rows) if axis else 1
 
     @property
@@ -303,7 +306,8 @@ class Batcher:
 
     def _part(self, outputs: Tensors, start: int, one: _Waiting) -> dict[str, NDArray[Any]]:
         """Return the answer to one question of a call: its rows, and of padded axes its own length."""
-        own = self._signature.take(outputs, slice(start, start + one.rows))
+        rows = slice(start, start + one.rows)
+        own = {name: along(outputs[name], place, rows) for name, place in self._places.items()}
         if self._padding is None:
             return own
         length = self._signature.check(one.tensors).get(self._padding.axis)

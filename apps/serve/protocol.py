@@ -7,9 +7,11 @@ header gives, the values of tensors follow as little-endian bytes in the order i
 from __future__ import annotations
 
 import math
+import sys
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -78,31 +80,28 @@ def read(body: bytes | bytearray, header_length: int | None, signature: Signatur
 
 
 def write(
-    answer: Tensors, question: Question, signature: Signature, head: Mapping[str, str]
+    answer: Tensors, wanted: Sequence[tuple[str, bool]], named: str, head: Mapping[str, str]
 ) -> tuple[bytes, int | None]:
     """Return the body of an answer, and the length of its JSON if bytes follow it.
 
     Args:
         answer: Outputs by name.
-        question: What was asked.
-        signature: Whose outputs they are.
+        wanted: Outputs by name, and whether as bytes, as `chosen` gives them.
+        named: The client's own word for the question; empty if it has none.
         head: `model_name` and `model_version`.
-
-    Raises:
-        Refused: An output that the model does not have is asked for.
     """
     outputs, parts = [], []
-    for name, is_binary in chosen(question, signature):
+    for name, is_binary in wanted:
         values = answer[name]
-        described: dict[str, Any] = {"name": name, "datatype": DATATYPES[values.dtype.name], "shape": values.shape}
+        described: dict[str, Any] = {"name": name, "datatype": _datatype(values.dtype), "shape": values.shape}
         if is_binary:
-            raw = np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tobytes()
+            raw = to_bytes(values)
             described["parameters"] = {"binary_data_size": len(raw)}
             parts.append(raw)
         else:
             described["data"] = np.ascontiguousarray(values).reshape(-1)
         outputs.append(described)
-    given = {**head, "id": question.id, "outputs": outputs} if question.id else {**head, "outputs": outputs}
+    given = {**head, "id": named, "outputs": outputs} if named else {**head, "outputs": outputs}
     said = orjson.dumps(given, option=orjson.OPT_SERIALIZE_NUMPY, default=_listed)
     return (b"".join((said, *parts)), len(said)) if parts else (said, None)
 
@@ -139,7 +138,7 @@ def of_bytes(raw: bytes | memoryview, spec: TensorSpec, shape: Sequence[int]) ->
     Raises:
         Refused: Another number of bytes than the shape takes.
     """
-    dtype = np.dtype(spec.dtype).newbyteorder("<")
+    dtype = _little(spec.dtype)
     needed = math.prod(shape) * dtype.itemsize
     if len(raw) != needed:
         raise bad(f"{spec.name} of {list(shape)} takes {needed} bytes of {spec.dtype}, found {len(raw)}")
@@ -149,14 +148,31 @@ def of_bytes(raw: bytes | memoryview, spec: TensorSpec, shape: Sequence[int]) ->
     return values
 
 
+def to_bytes(values: NDArray[Any]) -> bytes:
+    """Return values as little-endian bytes."""
+    return values.tobytes() if sys.byteorder == "little" else values.astype(values.dtype.newbyteorder("<")).tobytes()
+
+
+@cache
+def _little(dtype: str) -> np.dtype[Any]:
+    return np.dtype(dtype).newbyteorder("<")
+
+
+@cache
+def _datatype(dtype: np.dtype[Any]) -> str:
+    return DATATYPES[dtype.name]
+
+
 def spec_of(name: Any, datatype: Any, shape: Any, signature: Signature) -> TensorSpec:
     """Return the input of a name, if datatype and shape can be one of it.
 
     Raises:
         Refused: They cannot.
     """
-    spec = next((one for one in signature.inputs if one.name == name), None)
-    if spec is None:
+    for spec in signature.inputs:
+        if spec.name == name:
+            break
+    else:
         known = ", ".join(one.name for one in signature.inputs)
         raise bad(f"there is no input {str(name)[:100]!r}; the model takes {known}")
     if datatype != DATATYPES[spec.dtype]:
@@ -164,7 +180,7 @@ def spec_of(name: Any, datatype: Any, shape: Any, signature: Signature) -> Tenso
     if (
         not isinstance(shape, list)
         or len(shape) > _MOST_AXES
-        or not all(type(size) is int and 0 <= size < 2**31 for size in shape)
+        or any(type(size) is not int or not 0 <= size < 2**31 for size in shape)
     ):
         raise bad(f"the shape of {spec.name} must be a list of whole numbers")
     return spec

@@ -151,9 +151,7 @@ def _response(asked: str, head: Mapping[str, str], outputs: Mapping[str, NDArray
             pb.ModelInferResponse.InferOutputTensor(name=name, datatype=DATATYPES[array.dtype.name], shape=array.shape)
             for name, array in outputs.items()
         ],
-        raw_output_contents=[
-            np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes() for array in outputs.values()
-        ],
+        raw_output_contents=[protocol.to_bytes(array) for array in outputs.values()],
     )
 
 

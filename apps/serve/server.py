@@ -167,6 +167,7 @@ def _work(settings: Settings, listening: socket.socket, opened: dict[Path, Model
         lifespan="on",
         log_config=None,
         access_log=False,
+        proxy_headers=False,
         server_header=False,
         date_header=False,
         timeout_keep_alive=75,
