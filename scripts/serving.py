@@ -98,8 +98,8 @@ class Questions:
         for body, length in self.binary if binary else self.json:
             kind = "application/octet-stream" if binary else "application/json"
             beside = f"Inference-Header-Content-Length: {length}\r\n" if length else ""
-            head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {kind}\r\n{beside}Content-Length: {len(body)}\r\n\r\n"
-            made.append(head.encode() + body)
+            head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {kind}\r\n{beside}"
+            made.append(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         return made
 
     def is_right(self, number: int, head: bytes, body: bytes) -> bool:
@@ -125,6 +125,7 @@ class Client(asyncio.Protocol):
         self.done = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: Any) -> None:
+        """Ask the first question."""
         self.transport = transport
         self._ask()
 
@@ -134,6 +135,7 @@ class Client(asyncio.Protocol):
         self.transport.write(self.asked[self.number])
 
     def data_received(self, data: bytes) -> None:
+        """Look at an answer when it is whole, and ask the next question."""
         self.buffer += data
         end = self.buffer.find(b"\r\n\r\n")
         if end < 0:
@@ -155,13 +157,16 @@ class Client(asyncio.Protocol):
         else:
             self._ask()
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        """Count a connection that the server closed."""
         if not self.done.done():
             self.wrong += 1
             self.done.set_result(None)
 
 
-async def closed_loop(server: Server, asked: Sequence[bytes], questions: Questions, clients: int, seconds: float) -> list[Client]:
+async def closed_loop(
+    server: Server, asked: Sequence[bytes], questions: Questions, clients: int, seconds: float
+) -> list[Client]:
     """Let clients ask, each as soon as it has its answer."""
     loop = asyncio.get_running_loop()
     until = time.perf_counter() + seconds
@@ -211,15 +216,15 @@ def started(name: str, line: Sequence[str], port: int, ready: str, folder: Path,
             stdout=out,
             stderr=out,
             cwd=folder,
-            preexec_fn=lambda: os.sched_setaffinity(0, {SERVER_CORE}),
+            preexec_fn=lambda: os.sched_setaffinity(0, {SERVER_CORE}),  # noqa: PLW1509 - there is one thread
         )
     try:
         end = time.monotonic() + PATIENCE
         while True:
-            with contextlib.suppress(OSError):
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}{ready}", timeout=2) as answer:
-                    if answer.status == 200:
-                        break
+            address = f"http://127.0.0.1:{port}{ready}"
+            with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=2) as answer:
+                if answer.status == 200:
+                    break
             with contextlib.suppress(OSError):  # a server without such a route lives as well
                 if not ready and socket.create_connection(("127.0.0.1", port), 1).close() is None:
                     break
@@ -239,12 +244,16 @@ def environment(cache: Path, name: str, *packages: str) -> Path:
     folder = cache / name
     python = folder / "bin" / "python"
     if not python.exists():
-        subprocess.run(["uv", "venv", "-q", "--python", f"{sys.version_info.major}.{sys.version_info.minor}", folder], check=True)
-        subprocess.run(["uv", "pip", "install", "-q", "--python", python, *packages], check=True)
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        uv = shutil.which("uv") or "uv"
+        subprocess.run([uv, "venv", "-q", "--python", version, folder], check=True)
+        subprocess.run([uv, "pip", "install", "-q", "--python", python, *packages], check=True)
     return python
 
 
-def servers(variant: str, folder: Path, cache: Path, stack: contextlib.ExitStack, wanted: Sequence[str]) -> list[Server]:
+def servers(
+    variant: str, folder: Path, cache: Path, stack: contextlib.ExitStack, wanted: Sequence[str]
+) -> list[Server]:
     """Start every server; one that does not start is said and left out."""
     model = folder / "model.onnx"
     bundle = kit.load("mnist-mlp", variant=variant).bundle
@@ -266,7 +275,8 @@ def servers(variant: str, folder: Path, cache: Path, stack: contextlib.ExitStack
 
     def mlserver(port: int) -> Sequence[str | Path]:
         python = environment(cache, "mlserver", "mlserver==1.7.1", "onnxruntime", "setuptools<81")
-        settings = {"http_port": port, "grpc_port": free_port(), "metrics_port": free_port(), "parallel_workers": 0, "debug": False}
+        ports = {"http_port": port, "grpc_port": free_port(), "metrics_port": free_port()}
+        settings = {**ports, "parallel_workers": 0, "debug": False}
         (folder / "settings.json").write_text(json.dumps(settings))
         about = {"name": "mnist-mlp", "implementation": "digits.Digits", "parameters": {"uri": str(model)}}
         (folder / "model-settings.json").write_text(json.dumps(about))
@@ -274,7 +284,11 @@ def servers(variant: str, folder: Path, cache: Path, stack: contextlib.ExitStack
 
     program = Path(sys.executable).with_name("kit")
     begin("bare server", lambda port: (sys.executable, "floor.py", port, variant), "")
-    begin("kit serve", lambda port: (program, "serve", "mnist-mlp", "--port", port, "--variant", variant), "/v2/health/ready")
+    begin(
+        "kit serve",
+        lambda port: (program, "serve", "mnist-mlp", "--port", port, "--variant", variant),
+        "/v2/health/ready",
+    )
     begin("MLServer", mlserver, "/v2/health/ready", speaks_binary=False)
     begin(
         "LitServe",
@@ -380,8 +394,9 @@ def large(options: argparse.Namespace) -> dict[str, Any]:
         inputs = kit_inputs(signature)
         program = Path(sys.executable).with_name("kit")
         port = free_port()
-        line = [str(program), "serve", f"model={Path(source).resolve() if Path(source).exists() else source}", "--port", str(port)]
-        server = stack.enter_context(started("kit serve", line, port, "/v2/health/ready", Path(folder)))
+        place = Path(source).resolve() if Path(source).exists() else source
+        line = [str(program), "serve", f"model={place}", "--port", str(port)]
+        stack.enter_context(started("kit serve", line, port, "/v2/health/ready", Path(folder)))
         body, head = binary_body(inputs)
         asked = (
             f"POST /v2/models/model/infer HTTP/1.1\r\nHost: 127.0.0.1\r\nInference-Header-Content-Length: {head}\r\n"
@@ -400,7 +415,9 @@ def large(options: argparse.Namespace) -> dict[str, Any]:
             shares.append((answered / spent, alone, size))
     share = median(one / other for one, other, _ in shares)
     size = median(size for _, _, size in shares)
-    print(f"{name}: {median(one for one, _, _ in shares):,.1f}/s at 8 clients, {share:.1%} of the engine at batch {size:.0f}")
+    print(
+        f"{name}: {median(one for one, _, _ in shares):,.1f}/s at 8 clients, {share:.1%} of the engine at batch {size:.0f}"
+    )
     found[name] = {"share": share, "batch": size, "rounds": shares}
     return found
 
@@ -490,8 +507,8 @@ def soak(options: argparse.Namespace) -> dict[str, Any]:
             wrong += int(row["wrong"])
             memory.append(server.process.memory_info().rss / 1e6)
     print(
-        f"soak of {options.soak:,.0f} s: {answered:,} answers, {wrong} lost or mixed; memory {memory[0]:.1f} MB after a twentieth, "
-        f"{memory[len(memory) // 2]:.1f} MB half way, {memory[-1]:.1f} MB at the end"
+        f"soak of {options.soak:,.0f} s: {answered:,} answers, {wrong} lost or mixed; memory "
+        f"{memory[0]:.1f} MB after a twentieth, {memory[len(memory) // 2]:.1f} MB half way, {memory[-1]:.1f} MB at the end"
     )
     return {"seconds": options.soak, "answers": answered, "wrong": wrong, "memory_mb": memory}
 
@@ -505,7 +522,9 @@ def main() -> None:
     parser.add_argument("--servers", default="bare server,kit serve,MLServer,LitServe")
     parser.add_argument("--only", choices=("compare", "tail", "large", "soak"), action="append")
     parser.add_argument("--large", help="a bundle or .onnx for the part `large`")
-    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "kit-serving", help="rivals' environments")
+    parser.add_argument(
+        "--cache", type=Path, default=Path(tempfile.gettempdir()) / "kit-serving", help="rivals' environments"
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     parts = options.only or ["compare", "tail", "soak"]

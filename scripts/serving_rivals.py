@@ -65,7 +65,7 @@ uvicorn.run(app, port=int(sys.argv[1]), loop="uvloop", http="httptools", log_lev
             access_log=False, server_header=False, date_header=False)
 '''
 
-MLSERVER = '''
+MLSERVER = """
 import numpy as np, onnxruntime
 from mlserver import MLModel
 from mlserver.codecs import NumpyCodec
@@ -83,9 +83,9 @@ class Digits(MLModel):
         pixels = NumpyCodec.decode_input(payload.inputs[0]).astype(np.uint8)
         logits = self.session.run(None, {"pixels": pixels})[0]
         return InferenceResponse(model_name=self.name, outputs=[NumpyCodec.encode_output("logits", logits)])
-'''
+"""
 
-LITSERVE = '''
+LITSERVE = """
 import sys
 import litserve, numpy as np, onnxruntime
 
@@ -111,4 +111,4 @@ if __name__ == "__main__":
     litserve.LitServer(Digits(), accelerator="cpu", workers_per_device=1).run(
         host="127.0.0.1", port=int(sys.argv[1]), log_level="warning", generate_client_file=False
     )
-'''
+"""
