@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -131,32 +131,38 @@ class Bodies:
             Refused: 413 before anything is read, or 503 if too much is held.
             ConnectionError: The client went away.
         """
-        if length is not None and length > self.most:
-            raise self._too_large()
-        if self._held + (length or 0) > self._most_together:
-            raise full("too much is being answered")
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ConnectionResetError
-        body: bytes | bytearray = message.get("body", b"")
-        if message.get("more_body"):
-            body = bytearray(body)
-            while message.get("more_body"):
+        self._check(length or 0, self._held + (length or 0))
+        body: bytes | bytearray = b""
+        held = 0
+        try:
+            while True:
                 message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise ConnectionResetError
-                body += message.get("body", b"")
-                if len(body) > self.most:
-                    raise self._too_large()
-                if self._held + len(body) > self._most_together:
-                    raise full("too much is being answered")
-        self._held += len(body)
-        return body
+                part = _part(message)
+                held += len(part)
+                self._held += len(part)  # what has not arrived whole takes memory as well
+                self._check(held, self._held)
+                if not message.get("more_body"):
+                    return body + part if body else part
+                body = bytearray(body) if isinstance(body, bytes) else body
+                body += part
+        except BaseException:
+            self._held -= held
+            raise
 
     def release(self, count: int) -> None:
         """Forget a body that was answered."""
         self._held -= count
 
-    def _too_large(self) -> Refused:
-        said = f"a request may have {self.most:,} bytes at most"
-        return Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, said, cause="too_large")
+    def _check(self, own: int, together: int) -> None:
+        if own > self.most:
+            said = f"a request may have {self.most:,} bytes at most"
+            raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, said, cause="too_large")
+        if together > self._most_together:
+            raise full("too much is being answered")
+
+
+def _part(message: Mapping[str, Any]) -> bytes:
+    if message["type"] == "http.disconnect":
+        raise ConnectionResetError
+    part: bytes = message.get("body", b"")
+    return part
