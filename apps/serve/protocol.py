@@ -28,6 +28,7 @@ _CODES = {np.dtype(code).name: code for code in "bBhHiIqQfd"}
 """Of the module array, by numpy's names."""
 
 _MOST_AXES = 32
+_MOST_VALUES = 2**48
 _INPUT_KEYS = frozenset({"name", "datatype", "shape", "data", "parameters"})
 
 
@@ -183,6 +184,8 @@ def spec_of(name: Any, datatype: Any, shape: Any, signature: Signature) -> Tenso
         or any(type(size) is not int or not 0 <= size < 2**31 for size in shape)
     ):
         raise bad(f"the shape of {spec.name} must be a list of whole numbers")
+    if math.prod(size or 1 for size in shape) > _MOST_VALUES:  # numpy makes no such array, not even an empty one
+        raise bad(f"the shape of {spec.name} is too large")
     return spec
 
 

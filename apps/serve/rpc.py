@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import numpy as np
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2 as pb
-from tritonclient.grpc import service_pb2_grpc as stubs
 
 from apps.serve import protocol
 from apps.serve.datatypes import DATATYPES
@@ -47,7 +47,21 @@ _CONTENTS = {
 }
 
 
-class Service(stubs.GRPCInferenceServiceServicer):  # type: ignore[misc]
+_SERVICE = "inference.GRPCInferenceService"
+_CALLS = (
+    "ServerLive",
+    "ServerReady",
+    "ServerMetadata",
+    "ModelReady",
+    "ModelMetadata",
+    "ModelInfer",
+    "RepositoryIndex",
+    "RepositoryModelLoad",
+    "RepositoryModelUnload",
+)
+
+
+class Service:
     """The protocol's calls; those that are not here are answered as unimplemented."""
 
     def __init__(self, app: App) -> None:
@@ -92,7 +106,7 @@ class Service(stubs.GRPCInferenceServiceServicer):  # type: ignore[misc]
     async def _answered(self, context: Any, call: Callable[[Any], Awaitable[Any]], request: Any) -> Any:
         try:
             self._app.keys.check([(name.encode(), _raw(value)) for name, value in context.invocation_metadata() or ()])
-            return await call(request)
+            return await call(_given(request))
         except Exception as error:  # noqa: BLE001 - the border: the client is told in words
             refused = of_error(error)
             self._app.figures.failures.labels("", refused.cause).inc()
@@ -188,6 +202,25 @@ def _raw(value: str | bytes) -> bytes:
     return value.encode() if isinstance(value, str) else value
 
 
+def _given(request: Any) -> Any:
+    if request is None:
+        raise bad("the message is no request of the protocol")
+    return request
+
+
+def _reader(kind: str) -> Callable[[bytes], Any]:
+    """Return what reads a message, or gives None: gRPC would tell the client of Python's classes."""
+    parse = getattr(pb, kind).FromString
+
+    def read(data: bytes) -> Any:
+        try:
+            return parse(data)
+        except DecodeError:
+            return None
+
+    return read
+
+
 async def start(app: App, address: str, *, most_bytes: int, tls: tuple[bytes, bytes] | None) -> Any:
     """Open a port and return the server; raises OSError if the port is in use."""
     options = [
@@ -196,7 +229,14 @@ async def start(app: App, address: str, *, most_bytes: int, tls: tuple[bytes, by
         ("grpc.so_reuseport", 0),
     ]
     server = grpc.aio.server(options=options)
-    stubs.add_GRPCInferenceServiceServicer_to_server(Service(app), server)
+    service = Service(app)
+    handlers = {
+        name: grpc.unary_unary_rpc_method_handler(
+            getattr(service, name), _reader(f"{name}Request"), getattr(pb, f"{name}Response").SerializeToString
+        )
+        for name in _CALLS
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, handlers),))
     try:
         if tls is None:
             server.add_insecure_port(address)

@@ -150,10 +150,14 @@ def _of_json(plain: Any, signature: Signature | None) -> dict[str, NDArray[Any]]
     dtypes = {} if signature is None else {spec.name: spec.dtype for spec in signature.inputs}
     arrays = {}
     for name, value in plain.items():
-        array = np.asarray(value)
+        try:
+            array = np.asarray(value)
+        except (ValueError, OverflowError) as error:
+            raise BadInput(f"{name} is no array: its lists differ in length") from error
         if array.dtype.kind not in "biuf":
             raise BadInput(f"{name} holds no numbers")
-        cast = array.astype(dtypes.get(name, array.dtype))
+        with np.errstate(over="ignore", invalid="ignore"):
+            cast = array.astype(dtypes.get(name, array.dtype))
         fits = cast.dtype.kind == "f" or np.array_equal(cast, array)
         arrays[name] = cast if fits else array
     return arrays
