@@ -19,11 +19,13 @@ SAFE_HEADERS = (
 )
 _PAGE = b"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>kit serve</title>
+<link rel="icon" href="data:,">
 <link rel="stylesheet" href="/docs/swagger-ui.css"></head>
 <body><div id="page"></div><script src="/docs/swagger-ui-bundle.js"></script><script src="/docs/start.js"></script></body>
 </html>
 """
-_START = b"""window.onload = () => SwaggerUIBundle({url: "/openapi.json", dom_id: "#page", deepLinking: true});
+_START = b"""window.onload = () =>
+  SwaggerUIBundle({url: "/openapi.json", dom_id: "#page", deepLinking: true, validatorUrl: null});
 """
 _FILES = {
     "/docs/swagger-ui.css": "text/css",
