@@ -68,6 +68,7 @@ class App:
     Attributes:
         also: Opens another door to the same models when the server starts, such as gRPC; what it gives is stopped at the end.
         is_draining: The server answers what it has, and takes no more.
+        failure: Why it could not begin.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class App:
         self.is_draining = False
         self.also: Callable[[App], Awaitable[Any]] | None = None
         self._other: Any = None
+        self.failure: Exception | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or the events of the server's life."""
@@ -106,8 +108,6 @@ class App:
 
     async def start(self) -> None:
         """Open the models, and watch their files if that was asked."""
-        if self.also is not None:
-            self._other = await self.also(self)
         await self.repository.load_all()
         if self._watch_every is not None:
             self._tasks.append(asyncio.create_task(self.repository.watch(self._watch_every)))
@@ -123,10 +123,20 @@ class App:
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
+        try:
+            if self.also is not None:
+                self._other = await self.also(self)
+        except OSError as error:
+            self.failure = error
+            await send({"type": "lifespan.startup.failed"})
+            return
         opening = asyncio.create_task(self.start())  # it lives at once, and is ready when its models are
         self._tasks.append(opening)
         await send({"type": "lifespan.startup.complete"})
-        await receive()
+        try:
+            await receive()
+        except asyncio.CancelledError:  # stopped by a second signal
+            return
         await self.stop()
         await send({"type": "lifespan.shutdown.complete"})
 
@@ -142,10 +152,12 @@ class App:
             self.figures.failures.labels("", "client_gone").inc()
             return
         except asyncio.CancelledError:
-            if not scope.get(WAITING) or not scope[WAITING].cancelled():
-                raise
-            self.figures.failures.labels("", "client_gone").inc()
-            return
+            if not self.is_draining:
+                if not scope.get(WAITING) or not scope[WAITING].cancelled():
+                    raise
+                self.figures.failures.labels("", "client_gone").inc()
+                return
+            reply = self._refusal(Refused(HTTPStatus.SERVICE_UNAVAILABLE, "the server is ending", cause="ending"), path)
         except Exception as error:  # noqa: BLE001 - the border: whatever comes, the client is told in words
             reply = self._refusal(error, path)
         length = (b"content-length", b"%d" % len(reply.body))
@@ -159,7 +171,7 @@ class App:
     def _refusal(self, error: Exception, path: str) -> Reply:
         refused = of_error(error)
         found = _MODEL.fullmatch(path)
-        name = found[2] if found and refused.cause != "unknown_model" else ""
+        name = found[2] if found and self.repository.knows(found[2]) else ""  # strangers' names would never end
         self.figures.failures.labels(name, refused.cause).inc()
         if refused.status is HTTPStatus.INTERNAL_SERVER_ERROR:
             self.note_failure(error)
@@ -281,6 +293,9 @@ class App:
         parameters = asked.get("parameters") or {}
         if not isinstance(parameters, dict) or set(parameters) - {"unload_dependents"}:
             raise bad("a model is loaded as its folder holds it, without parameters")
+        if not self.keys and any(header == b"origin" for header, _ in scope["headers"]):
+            said = "pages in a browser load and unload models with a key alone"
+            raise Refused(HTTPStatus.FORBIDDEN, said, cause="key")  # any page may send this to a loopback address
         await self.control(found[1], found[2])
         return Reply(b"", 200)
 

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import os
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
 
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+def share(folder: str) -> None:
+    """Keep the figures of this process, and of those that it forks, together in a folder."""
+    os.environ[MULTIPROCESS] = folder
+    values.ValueClass = values.get_value_class()  # type: ignore[no-untyped-call]  # chosen when the package was imported
+
+
+def forget(pid: int) -> None:
+    """Leave out what a process that ended was doing; what it did still counts."""
+    mark_process_dead(pid)  # type: ignore[no-untyped-call]
 
 
 class Figures:
@@ -41,7 +52,7 @@ class Figures:
             "1 for each model that is ready.",
             ("model", "version", "variant", "runtime", "provider", "placement", "sha256"),
             registry=own,
-            multiprocess_mode="max",
+            multiprocess_mode="livemax",
         )
         self.refused_swaps = Counter(
             "kit_refused_swaps", "Files that changed on disk and were not taken.", ("model",), registry=own

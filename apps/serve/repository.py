@@ -31,6 +31,8 @@ _HASHED = re.compile(r"-[0-9a-f]{8}$")
 ONLY_VERSION = "1"
 READY, UNAVAILABLE, LOADING = "READY", "UNAVAILABLE", "LOADING"
 
+Opened = dict[tuple[Path, tuple[int, ...]], Model]
+
 
 @dataclass(eq=False)
 class Entry:
@@ -63,21 +65,20 @@ class Repository:
         sources: Paths or names of bundles, or folders of them; `NAME=PATH` gives a name of one's own.
         how: How they are opened.
         figures: Of the metrics.
-        opened: Models that are open already, by source; a worker inherits them.
+        opened: Models that are open already, by source and the stamp of its file; a worker inherits them.
 
     Raises:
         UsageError: A source holds no model, or two have one name.
     """
 
-    def __init__(
-        self, sources: Sequence[str], how: How, figures: Figures, *, opened: dict[Path, Model] | None = None
-    ) -> None:
+    def __init__(self, sources: Sequence[str], how: How, figures: Figures, *, opened: Opened | None = None) -> None:
         self._how = how
         self._figures = figures
         self._opened = opened or {}
         self._folders: list[Path] = []
         self._entries: dict[str, dict[str, Entry]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._problem = ""
         for source in sources:
             for name, version, path in found(source):
                 self._add(name, version, path)
@@ -122,6 +123,10 @@ class Repository:
             return next(iter(versions.values()))
         return max(versions.values(), key=lambda one: (one.model is not None, int(one.version)))
 
+    def knows(self, name: str) -> bool:
+        """Whether there is a model of this name, ready or not."""
+        return name in self._entries
+
     def versions(self, name: str) -> list[str]:
         """Return the versions of a model that are ready."""
         return [one.version for one in self._entries[name].values() if one.state == READY]
@@ -139,14 +144,15 @@ class Repository:
             await self._load(entry)
 
     async def load(self, name: str) -> None:
-        """Open a model of the repository folders, or open it anew.
+        """Open every version of a model of the repository folders, or open it anew.
 
         Raises:
             Refused: 404: no folder holds it; 400: it is not proved here.
         """
         self.look_for_new()
-        entry = self.entry(name)
-        if not await self._load(entry, anew=True):
+        self.entry(name)
+        loaded = [await self._load(entry, anew=True) for entry in list(self._entries[name].values())]
+        if not all(loaded):
             raise Refused(HTTPStatus.BAD_REQUEST, "the model does not load; the server's log says why", cause="load")
 
     async def unload(self, name: str) -> None:
@@ -177,11 +183,18 @@ class Repository:
                     await self._load(entry, anew=True)
 
     def look_for_new(self) -> None:
-        """Enter models that have come into the repository folders."""
+        """Enter models that have come into the repository folders; the log says if one cannot be looked at."""
+        problem = ""
         for folder in self._folders:
-            for name, version, path in _below(folder):
-                if version not in self._entries.get(name, {}):
-                    self._add(name, version, path)
+            try:
+                for name, version, path in _below(folder):
+                    if version not in self._entries.get(name, {}):
+                        self._add(name, version, path)
+            except (KitError, OSError) as error:
+                problem = str(error)
+        if problem and problem != self._problem:
+            log.error("a folder is not looked at", extra={"fields": {"problem": problem}})
+        self._problem = problem
 
     async def close(self) -> None:
         """Answer what was taken and close everything."""
@@ -209,8 +222,8 @@ class Repository:
             if entry.model is None:
                 entry.state, entry.reason = LOADING, "loading"
             try:
-                model = await self._open(entry)
-            except (KitError, OSError, MemoryError) as error:
+                model = await self._open(entry, stamp)
+            except Exception as error:  # noqa: BLE001 - whatever one file brings, the others are served
                 entry.stamp = stamp  # not tried again until it changes
                 self._refused(entry, error)
                 return False
@@ -227,8 +240,8 @@ class Repository:
                 retiring.add_done_callback(self._tasks.discard)
             return True
 
-    async def _open(self, entry: Entry) -> Model:
-        inherited = self._opened.pop(entry.source, None)
+    async def _open(self, entry: Entry, stamp: tuple[int, ...]) -> Model:
+        inherited = self._opened.pop((entry.source, stamp), None)
         if inherited is not None:
             return inherited
         return await asyncio.to_thread(Model.opened, entry.name, entry.version, entry.source, self._how)
@@ -239,7 +252,7 @@ class Repository:
             self._figures.refused_swaps.labels(entry.name).inc()
         else:
             entry.state, entry.reason = UNAVAILABLE, "it does not load, or is not proved here"
-        said = {"model": entry.name, "version": entry.version, "problem": str(error), "kept_old": kept}
+        said = {"model": entry.name, "version": entry.version, "problem": str(error) or repr(error), "kept_old": kept}
         log.error("not loaded", extra={"fields": said})
 
     def _tell(self, model: Model, *, is_ready: bool) -> None:

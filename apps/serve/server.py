@@ -20,10 +20,10 @@ from typing import Any
 
 import uvicorn
 
+from apps.serve import metrics
 from apps.serve.guard import Bodies, Keys, Visitors
-from apps.serve.metrics import MULTIPROCESS
 from apps.serve.model import How, Model
-from apps.serve.repository import Repository, found
+from apps.serve.repository import Opened, Repository, found, stamp_of
 from apps.serve.sockets import PatientFor
 from kit.errors import KitError, Unavailable, UsageError
 
@@ -33,6 +33,7 @@ LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 BACKLOG = 2048
 _HELD_TOGETHER = 8
 _RESTART_SECONDS = 1.0
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +141,7 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def _work(settings: Settings, listening: socket.socket, opened: dict[Path, Model]) -> int:
+def _work(settings: Settings, listening: socket.socket, opened: Opened) -> int:
     from apps.serve.app import App
     from apps.serve.metrics import Figures
 
@@ -176,8 +177,13 @@ def _work(settings: Settings, listening: socket.socket, opened: dict[Path, Model
         ssl_keyfile=str(settings.tls[1]) if settings.tls else None,
     )
     server = _Server(config, app)
-    with contextlib.suppress(KeyboardInterrupt):
-        server.run(sockets=[listening])
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run(sockets=[listening])
+    except SystemExit:
+        if app.failure is None:
+            raise
+        raise Unavailable(str(app.failure), hint="give another --grpc-port") from app.failure
     return 1 if server.force_exit else 0
 
 
@@ -223,10 +229,10 @@ def _supervise(settings: Settings, listening: socket.socket) -> int:
     if settings.grpc_port is not None:
         raise UsageError("gRPC's port belongs to one process", hint="leave --workers or --grpc-port out")
     with tempfile.TemporaryDirectory(prefix="kit-serve-") as folder:
-        os.environ[MULTIPROCESS] = folder
+        metrics.share(folder)
         opened = _open_once(settings)
         context = multiprocessing.get_context("fork")
-        workers = [_begin(context, settings, listening, opened) for _ in range(settings.workers)]
+        workers: list[Any] = []
         ending: list[int] = []
 
         def end(number: int, _frame: Any) -> None:
@@ -235,38 +241,49 @@ def _supervise(settings: Settings, listening: socket.socket) -> int:
                 if worker.pid is not None and worker.is_alive():
                     os.kill(worker.pid, signal.SIGTERM)
 
-        for number in (signal.SIGTERM, signal.SIGINT):
+        def begin(place: int) -> None:
+            signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # one that came now would miss this worker
+            try:
+                if not ending:
+                    workers[place : place + 1] = [_begin(context, settings, listening, opened)]
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+
+        for number in _SIGNALS:
             signal.signal(number, end)
-        _keep_alive(workers, lambda: _begin(context, settings, listening, opened), ending)
+        for place in range(settings.workers):
+            begin(place)
+        _keep_alive(workers, begin, ending)
         return 0 if len(ending) == 1 else 1
 
 
-def _keep_alive(workers: list[Any], begin: Callable[[], Any], ending: Sequence[int]) -> None:
+def _keep_alive(workers: list[Any], begin: Callable[[int], None], ending: Sequence[int]) -> None:
     """Begin a worker anew that ends by itself, until all have ended because they were told to."""
-    while any(worker.is_alive() for worker in workers):
-        for place, worker in enumerate(workers):
+    while not ending or any(worker.is_alive() for worker in workers):
+        for place, worker in enumerate(list(workers)):
             worker.join(0.1)
             if worker.exitcode is None or ending:
                 continue
             log.error("a worker ended", extra={"fields": {"exit_code": worker.exitcode}})
+            metrics.forget(worker.pid)
             time.sleep(_RESTART_SECONDS)
-            if not ending:
-                workers[place] = begin()
+            begin(place)
 
 
-def _begin(context: Any, settings: Settings, listening: socket.socket, opened: dict[Path, Model]) -> Any:
+def _begin(context: Any, settings: Settings, listening: socket.socket, opened: Opened) -> Any:
     worker = context.Process(target=_worker, args=(settings, listening, opened))
     worker.start()
     return worker
 
 
-def _worker(settings: Settings, listening: socket.socket, opened: dict[Path, Model]) -> None:
+def _worker(settings: Settings, listening: socket.socket, opened: Opened) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the supervisor passes on SIGTERM
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     sys.exit(_work(settings, listening, dict(opened)))
 
 
-def _open_once(settings: Settings) -> dict[Path, Model]:
+def _open_once(settings: Settings) -> Opened:
     """Open models before the workers begin, so that all share their memory; only those that have no threads of their own.
 
     A session of ONNX Runtime with one thread survives a fork; pools of threads do not.
@@ -275,8 +292,9 @@ def _open_once(settings: Settings) -> dict[Path, Model]:
 
     if (settings.how.threads or 1) > 1 or settings.how.provider not in {None, "cpu"}:
         return {}
-    opened: dict[Path, Model] = {}
+    opened: Opened = {}
     for entry in Repository(settings.sources, settings.how, Figures()).entries:
+        stamp = stamp_of(entry.source)
         try:
             model = Model.opened(entry.name, entry.version, entry.source, settings.how)
         except (KitError, OSError):  # each worker says what is wrong with it
@@ -284,7 +302,7 @@ def _open_once(settings: Settings) -> dict[Path, Model]:
         if model.engine.runtime != "onnxruntime" or threading.active_count() > 1 or _threads() > 1:
             model.close()
             continue
-        opened[entry.source] = model
+        opened[entry.source, stamp] = model
     return opened
 
 
@@ -312,9 +330,17 @@ class _Lines(logging.Formatter):
             if record.exc_info and record.levelno >= logging.ERROR:
                 whole["trace"] = self.formatException(record.exc_info)
             return json.dumps(whole, ensure_ascii=True, default=str)
-        told = "  ".join(f"{name} {value}" for name, value in fields.items() if value not in {"", None})
+        told = "  ".join(f"{name} {_on_a_line(value)}" for name, value in fields.items() if value not in {"", None})
         line = f"{said}: {told}" if told else said
         return line if not record.exc_info else f"{line}\n{self.formatException(record.exc_info)}"
+
+
+def _on_a_line(value: Any) -> str:
+    """Return a value for the log: what a client sends must not begin a line of its own, or move the cursor."""
+    text = str(value)
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 def set_up_log(form: str) -> None:
