@@ -121,6 +121,54 @@ def nonzero() -> onnx.ModelProto:
     return make([node("NonZero", "x", "places")], [("x", "float32", ["n", 3])], [("places", "int64", [2, "found"])])
 
 
+def times(factor: float) -> onnx.ModelProto:
+    """`y` is so many times `x`: [batch, 3]."""
+    return make(
+        [node("Mul", "x factor", "y")],
+        [("x", "float32", ["batch", 3])],
+        [("y", "float32", ["batch", 3])],
+        {"factor": np.array(factor, np.float32)},
+    )
+
+
+def slow() -> onnx.ModelProto:
+    """`y` is `x`, [batch, 1], after as many products of 384x384 matrices as its largest value says, and one more."""
+    body = helper.make_graph(
+        [
+            node("MatMul", "state weight", "next"),
+            node("Identity", "going", "still"),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("turn", onnx.TensorProto.INT64, []),
+            helper.make_tensor_value_info("going", onnx.TensorProto.BOOL, []),
+            helper.make_tensor_value_info("state", onnx.TensorProto.FLOAT, [384, 384]),
+        ],
+        [
+            helper.make_tensor_value_info("still", onnx.TensorProto.BOOL, []),
+            helper.make_tensor_value_info("next", onnx.TensorProto.FLOAT, [384, 384]),
+        ],
+    )
+    return make(
+        [
+            node("ReduceMax", "x", "largest", keepdims=0),
+            node("Abs", "largest", "size"),
+            node("Cast", "size", "whole", to=onnx.TensorProto.INT64),
+            node("Add", "whole one", "turns"),
+            helper.make_node("Loop", ["turns", "", "zeros"], ["end"], body=body),
+            node("ReduceMax", "end", "nothing", keepdims=0),
+            node("Add", "x nothing", "y"),
+        ],
+        [("x", "float32", ["batch", 1])],
+        [("y", "float32", ["batch", 1])],
+        {
+            "weight": np.eye(384, dtype=np.float32),
+            "zeros": np.zeros((384, 384), np.float32),
+            "one": np.array(1, np.int64),
+        },
+    )
+
+
 def save_beside(model: onnx.ModelProto, path: Path) -> Path:
     """Save a model with its weights in `NAME.data` beside it."""
     onnx.save(
@@ -129,8 +177,15 @@ def save_beside(model: onnx.ModelProto, path: Path) -> Path:
     return path
 
 
-def bundle(model: onnx.ModelProto, folder: Path, *, name: str = "model", sizes: dict[str, int] | None = None) -> Bundle:
-    """Write a bundle of one variant, `fp32`, with answers of ONNX Runtime as golden samples."""
+def bundle(
+    model: onnx.ModelProto,
+    folder: Path,
+    *,
+    name: str = "model",
+    sizes: dict[str, int] | None = None,
+    off_by: float = 0.0,
+) -> Bundle:
+    """Write a bundle of one variant, `fp32`, with answers of ONNX Runtime as golden samples, or answers that are off."""
     staging = folder.parent / f"{folder.name}-staging"
     staging.mkdir(parents=True)
     data = model.SerializeToString()
@@ -140,7 +195,10 @@ def bundle(model: onnx.ModelProto, folder: Path, *, name: str = "model", sizes: 
         signature = runner.signature
         batch = {} if signature.batch is None else {signature.batch: 64}
         samples = seeded(signature, sizes=signature.usual_sizes(**batch, **(sizes or {})))
-        golden = dataclasses.replace(samples, expected=runner.run(samples.inputs))
+        answers = runner.run(samples.inputs)
+        if off_by:
+            answers = {name: array + array.dtype.type(off_by) for name, array in answers.items()}
+        golden = dataclasses.replace(samples, expected=answers)
     variant = Variant(
         id="fp32",
         precision=Precision.FP32,
