@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from statistics import median
 from time import perf_counter_ns
@@ -16,14 +18,17 @@ import numpy as np
 
 from apps.serve.batcher import Batcher, Limits, Padding, filled_up
 from apps.serve.metrics import ModelFigures
+from apps.serve.refusals import Refused
 from kit import engine as engines
 from kit.engine import Engine
-from kit.errors import KitError, PackageMissing, VerifyFailed
+from kit.errors import BundleInvalid, KitError, PackageMissing, VerifyFailed
 from kit.metrics import fidelity
 from kit.runtime.base import Runner, run_in_batches
 from kit.samples import Samples
 from kit.tasks.base import Task
 from kit.tensors import Signature, Tensors
+
+log = logging.getLogger("kit.serve")
 
 INLINE_UP_TO_US = 300.0
 """Calls up to this run in the event loop: handing them to a thread would cost about as much, and all wait for them anyway."""
@@ -132,7 +137,7 @@ class Model:
         if not self.is_inline:
             self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"kit-{self.name}")
         self.batcher = Batcher(
-            self._run,
+            self._answer,
             self.signature,
             self.how.limits,
             executor=self._executor,
@@ -183,6 +188,14 @@ class Model:
             "runs_in": "the event loop" if self.is_inline else "a thread",
             "pads": "" if self.padding is None else self.padding.axis,
         }
+
+    def _answer(self, tensors: Tensors) -> dict[str, Any]:
+        try:
+            return self._run(tensors)
+        except BundleInvalid as error:  # the runtime's words are for the log: they name its source files, and nodes
+            log.warning("not run", extra={"fields": {"model": self.name, "problem": str(error)[:1000]}})
+            said = "the model cannot run on these values"
+            raise Refused(HTTPStatus.BAD_REQUEST, said, cause="model") from error
 
     def _run(self, tensors: Tensors) -> dict[str, Any]:
         return self.engine.run(tensors) if self._is_plain else run_in_batches(cast("Runner", self.engine), tensors)
