@@ -180,8 +180,6 @@ class App:
             headers = (_JSON, (b"retry-after", b"%d" % RETRY_AFTER_SECONDS))
         elif refused.status is HTTPStatus.UNAUTHORIZED:
             headers = (_JSON, (b"www-authenticate", b"Bearer"))
-        elif refused.status is HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-            headers = (_JSON, (b"connection", b"close"))
         body = orjson.dumps({"error": refused.message.encode("utf-8", "replace").decode()})
         return Reply(body, refused.status.value, headers)
 

@@ -11,6 +11,7 @@ from apps.serve.guard import WAITING
 
 _SWEEP_SECONDS = 1.0
 _LEAST_BYTES_PER_SECOND = 64 * 1024
+_MOST_LINGERING_SECONDS = 5.0
 
 
 class PatientFor(HttpToolsProtocol):
@@ -27,6 +28,8 @@ class PatientFor(HttpToolsProtocol):
         super().connection_made(transport)
         self._began = self.loop.time()
         self._is_arriving = True
+        self._has_headers = False
+        self._refused_since = self._began
         self._received = 0
         self._left = 0
         self._left_since = self._began
@@ -52,7 +55,13 @@ class PatientFor(HttpToolsProtocol):
         super().on_message_begin()
         self._began = self.loop.time()
         self._is_arriving = True
+        self._has_headers = False
         self._received = 0
+
+    def on_headers_complete(self) -> None:
+        """Note that a body follows."""
+        super().on_headers_complete()
+        self._has_headers = True
 
     def on_message_complete(self) -> None:
         """Note that a request has arrived."""
@@ -65,6 +74,11 @@ class PatientFor(HttpToolsProtocol):
         if left != self._left or not left:
             self._left, self._left_since = left, now
         if left and now - self._left_since > self.patience:
+            return True
+        # A body that was refused is read on and forgotten for a while: a client that is cut off does not see why.
+        if not (self._is_arriving and self._has_headers and self.cycle.response_complete):
+            self._refused_since = now
+        elif now - self._refused_since > min(self.patience, _MOST_LINGERING_SECONDS):
             return True
         return self._is_arriving and now - self._began > self.patience + self._received / _LEAST_BYTES_PER_SECOND
 
