@@ -122,9 +122,29 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(slow: Path, tmp_p
                 assert status_of(connection) == 413
         reply = server.post("/v2/models/slow/infer", b" " * 1001)
         assert reply.status == 413
-        assert reply.headers["connection"] == "close"
         assert reply.json() == {"error": "a request may have 1,000 bytes at most"}
         assert server.post("/v2/models/slow/infer", b" " * 1000).status == 400
+
+
+def test_a_client_that_sends_all_of_a_refused_body_sees_why_and_one_that_never_ends_is_cut_off(
+    slow: Path, tmp_path: Path
+) -> None:
+    with serving(tmp_path, slow, "--max-body", 1000, "--timeout", "500ms") as server:
+        with contextlib.closing(server.connection()) as connection:
+            for _ in range(2):  # the connection is as good as before
+                reply = ask(connection, "POST", "/v2/models/slow/infer", b" " * 20_000_000)
+                assert reply.json() == {"error": "a request may have 1,000 bytes at most"}
+        with server.socket(b"POST /v2/models/none/infer HTTP/1.1\r\nhost: here\r\n") as endless:
+            endless.sendall(b"transfer-encoding: chunked\r\n\r\n")
+
+            def is_cut() -> bool:
+                try:
+                    endless.sendall(b"10000\r\n" + b" " * 0x10000 + b"\r\n")
+                except OSError:
+                    return True
+                return False
+
+            until(is_cut)
 
 
 def test_bodies_that_are_still_arriving_count_as_held() -> None:

@@ -212,11 +212,13 @@ def test_an_error_says_what_was_wrong_and_nothing_of_the_machine(served: Server)
         served.post(PREDICT, {"items": [1, None, {}]}),
         served.post("/v2/repository/models/none/load"),
         served.post("/v2/repository/models/mnist-mlp/load", b"[]"),
-        served.post("/v2/models/sentences/infer", sentence(3, 99)),  # no such word
+        served.post("/v2/models/sentences/infer", sentence(3, 99)),  # no such word: the runtime fails
     ]
     assert {reply.status for reply in replies} <= {400, 404, 405, 413, 415}
     assert [gives_away(reply, str(ROOT)) for reply in replies] == [[]] * len(replies)
     assert all(set(reply.json()) == {"error"} for reply in replies)
+    assert replies[-1].json() == {"error": "the model cannot run on these values"}
+    assert "idx=99" in served.log  # what strangers are not told, the operator is
     for sent in (
         b"\x16\x03\x01 no http\r\n\r\n",
         b"GET / HTTP/9\r\n\r\n",
