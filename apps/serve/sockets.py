@@ -31,7 +31,7 @@ class PatientFor(HttpToolsProtocol):
         self._has_headers = False
         self._refused_since = self._began
         self._received = 0
-        self._left = 0
+        self._most_left = 0
         self._left_since = self._began
         state = self.server_state
         if not hasattr(state, "sweeper"):
@@ -71,9 +71,11 @@ class PatientFor(HttpToolsProtocol):
     def is_too_slow(self, now: float) -> bool:
         """Whether the client has had its time."""
         left = self.transport.get_write_buffer_size()
-        if left != self._left or not left:
-            self._left, self._left_since = left, now
-        if left and now - self._left_since > self.patience:
+        if not left:
+            self._most_left, self._left_since = 0, now
+        self._most_left = max(self._most_left, left)
+        read = self._most_left - left
+        if now - self._left_since > self.patience + read / _LEAST_BYTES_PER_SECOND:
             return True
         # A body that was refused is read on and forgotten for a while: a client that is cut off does not see why.
         if not (self._is_arriving and self._has_headers and self.cycle.response_complete):
