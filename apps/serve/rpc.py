@@ -20,7 +20,7 @@ from tritonclient.grpc import service_pb2 as pb
 from apps.serve import protocol
 from apps.serve.datatypes import DATATYPES
 from apps.serve.model import platform_of
-from apps.serve.refusals import bad, of_error
+from apps.serve.refusals import bad, full, of_error
 from apps.serve.repository import READY
 from kit.tensors import Signature
 
@@ -106,6 +106,7 @@ class Service:
     async def _answered(self, context: Any, call: Callable[[Any], Awaitable[Any]], request: Any) -> Any:
         try:
             self._app.keys.check([(name.encode(), _raw(value)) for name, value in context.invocation_metadata() or ()])
+            self._check_open()
             return await call(_given(request))
         except Exception as error:  # noqa: BLE001 - the border: the client is told in words
             refused = of_error(error)
@@ -114,6 +115,10 @@ class Service:
                 self._app.note_failure(error)
         await context.abort(_CODES.get(refused.status, grpc.StatusCode.INTERNAL), refused.message)
         return None
+
+    def _check_open(self) -> None:
+        if self._app.is_draining:
+            raise full("the server is ending")
 
     async def _server(self, request: Any) -> Any:  # noqa: ARG002
         return pb.ServerMetadataResponse(**self._app.describe())
