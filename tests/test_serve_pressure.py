@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -14,10 +15,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import onnx
 import psutil
 import pytest
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc as stubs
 
 from apps.serve.guard import Bodies
 from apps.serve.refusals import Refused
@@ -209,6 +213,64 @@ def test_clients_that_send_too_slowly_are_cut_off(slow: Path, tmp_path: Path) ->
         assert first(server.infer("slow", x(3))) == 3
 
 
+def test_clients_that_read_too_slowly_are_cut_off(tmp_path: Path) -> None:
+    folder = graphs.bundle(graphs.times(2), tmp_path / "model").folder
+    values = np.ones((2_000_000, 3), np.float32).tobytes()
+    told = {"name": "x", "datatype": "FP32", "shape": [2_000_000, 3], "parameters": {"binary_data_size": len(values)}}
+    head = json.dumps({"inputs": [told], "parameters": {"binary_data_output": True}}).encode()
+    with serving(tmp_path, folder, "--timeout", "300ms") as server, socket.socket() as reader:
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        reader.connect(("127.0.0.1", server.port))
+        reader.sendall(
+            b"POST /v2/models/model/infer HTTP/1.1\r\nhost: here\r\ncontent-length: %d\r\n"
+            b"inference-header-content-length: %d\r\n\r\n" % (len(head) + len(values), len(head))
+        )
+        reader.sendall(head + values)
+
+        process, own = psutil.Process(server.process.pid), reader.getsockname()[1]
+
+        def is_held() -> bool:
+            reader.recv(500)
+            return any(one.raddr and one.raddr.port == own for one in process.net_connections())
+
+        assert is_held()
+        until(lambda: not is_held())
+        with contextlib.closing(server.connection()) as connection:  # who reads as it comes gets all of it
+            reply = ask(
+                connection,
+                "POST",
+                "/v2/models/model/infer",
+                head + values,
+                inference_header_content_length=str(len(head)),
+            )
+        assert len(reply.body) > len(values)
+
+
+@posix
+def test_a_server_that_ends_answers_grpc_that_it_took_and_takes_no_more(slow: Path, tmp_path: Path) -> None:
+    port = free_port()
+    asked = pb.ModelInferRequest(model_name="slow", raw_input_contents=[x(400)["x"].tobytes()])
+    asked.inputs.add(name="x", datatype="FP32", shape=[1, 1])
+    with (
+        serving(tmp_path, slow, "--max-batch", 1, "--grpc-port", port) as server,
+        grpc.insecure_channel(f"127.0.0.1:{port}") as channel,
+        server.socket() as kept,
+    ):
+        stub = stubs.GRPCInferenceServiceStub(channel)
+        taken = [stub.ModelInfer.future(asked) for _ in range(2)]
+        until(lambda: server.figure("kit_waiting_requests") == 1)
+        kept.sendall(raw_infer("slow", x(1)))
+        until(lambda: server.figure("kit_waiting_requests") == 2)
+        server.process.send_signal(signal.SIGTERM)
+        until(lambda: not stub.ServerReady(pb.ServerReadyRequest()).ready)
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.ModelInfer(asked)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert [one.result().id for one in taken] == ["", ""]
+        assert status_of(kept) == 200
+        assert server.process.wait(timeout=20) == 0
+
+
 @posix
 def test_the_first_signal_lets_the_last_requests_end(slow: Path, tmp_path: Path) -> None:
     with serving(tmp_path, slow, "--max-batch", 1) as server:
@@ -327,6 +389,26 @@ def test_models_come_and_go_by_command(tmp_path: Path) -> None:
         shutil.rmtree(folder / "two")
         assert server.post(f"{control}/two/load").status == 400
         assert first(server.infer("two", three(1))) == 2  # the old one goes on
+
+
+def test_a_model_that_is_unloaded_answers_first_what_it_was_asked(slow: Path, tmp_path: Path) -> None:
+    with serving(tmp_path, slow, "--max-batch", 1) as server:
+        with together(3, lambda: server.infer("slow", x(300))) as asked:
+            until(lambda: server.figure("kit_waiting_requests") == 2)
+            assert server.post("/v2/repository/models/slow/unload").status == 200
+            assert all(one.done() or one.result(timeout=1) for one in asked)
+        assert [first(one.result()) for one in asked] == [300] * 3
+        assert server.infer("slow", x(1)).status == 503
+
+
+def test_a_model_that_failed_is_ready_once_a_better_file_has_come(tmp_path: Path) -> None:
+    served = packed(graphs.times(2), tmp_path / "first", off_by=1)
+    better = packed(graphs.times(3), tmp_path / "second")
+    with serving(tmp_path, f"model={served}", settings={"watch_every": 0.05}, wait=False) as server:
+        until(lambda: "not loaded" in server.log)
+        better.replace(served)
+        until(server.is_ready)
+        assert first(server.infer("model", three(1))) == 3
 
 
 def test_versions_stand_side_by_side(tmp_path: Path) -> None:
