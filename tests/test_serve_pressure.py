@@ -49,7 +49,7 @@ def raw_infer(name: str, values: dict[str, Any]) -> bytes:
     import orjson
 
     body = orjson.dumps(question(values))
-    return b"POST /v2/models/%s/infer HTTP/1.1\r\nhost: here\r\ncontent-length: %d\r\n\r\n%s" % (
+    return b"POST /v2/models/%s/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n%s" % (
         name.encode(),
         len(body),
         body,
@@ -116,7 +116,7 @@ def test_a_request_that_waited_too_long_is_refused_and_never_computed(slow: Path
 
 
 def test_a_body_that_is_too_large_is_refused_before_it_is_read(slow: Path, tmp_path: Path) -> None:
-    head = b"POST /v2/models/slow/infer HTTP/1.1\r\nhost: here\r\n"
+    head = b"POST /v2/models/slow/infer HTTP/1.1\r\nhost: localhost\r\n"
     with serving(tmp_path, slow, "--max-body", 1000) as server:
         for sent in (
             head + b"content-length: 999999999999\r\n\r\n",
@@ -138,7 +138,7 @@ def test_a_client_that_sends_all_of_a_refused_body_sees_why_and_one_that_never_e
             for _ in range(2):  # the connection is as good as before
                 reply = ask(connection, "POST", "/v2/models/slow/infer", b" " * 20_000_000)
                 assert reply.json() == {"error": "a request may have 1,000 bytes at most"}
-        with server.socket(b"POST /v2/models/none/infer HTTP/1.1\r\nhost: here\r\n") as endless:
+        with server.socket(b"POST /v2/models/none/infer HTTP/1.1\r\nhost: localhost\r\n") as endless:
             endless.sendall(b"transfer-encoding: chunked\r\n\r\n")
 
             def is_cut() -> bool:
@@ -185,7 +185,7 @@ def test_what_nobody_waits_for_is_not_computed(slow: Path, tmp_path: Path) -> No
 
 
 def test_clients_that_send_too_slowly_are_cut_off(slow: Path, tmp_path: Path) -> None:
-    head = b"POST /v2/models/slow/infer HTTP/1.1\r\nhost: here\r\n"
+    head = b"POST /v2/models/slow/infer HTTP/1.1\r\nhost: localhost\r\n"
     starts = (
         b"",
         b"POST /v2/mod",
@@ -222,7 +222,7 @@ def test_clients_that_read_too_slowly_are_cut_off(tmp_path: Path) -> None:
         reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         reader.connect(("127.0.0.1", server.port))
         reader.sendall(
-            b"POST /v2/models/model/infer HTTP/1.1\r\nhost: here\r\ncontent-length: %d\r\n"
+            b"POST /v2/models/model/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n"
             b"inference-header-content-length: %d\r\n\r\n" % (len(head) + len(values), len(head))
         )
         reader.sendall(head + values)

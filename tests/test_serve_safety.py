@@ -179,7 +179,7 @@ def test_over_tls_both_protocols_answer_and_nothing_else_does(times: Path, tmp_p
     with serving(tmp_path, times, *options, context=context) as server:
         assert server.address.startswith("https://")
         assert server.infer("times", TIMES).status == 200
-        sent = b"GET /v2/health/live HTTP/1.1\r\nhost: here\r\n\r\n"
+        sent = b"GET /v2/health/live HTTP/1.1\r\nhost: localhost\r\n\r\n"
         with server.socket(sent) as plain, contextlib.suppress(ConnectionResetError):
             assert b"200" not in plain.recv(4096)
         trusted = grpc.ssl_channel_credentials((tmp_path / "cert.pem").read_bytes())

@@ -152,7 +152,7 @@ def _work(settings: Settings, listening: socket.socket, opened: Opened) -> int:
         repository,
         figures,
         settings.keys,
-        Visitors(settings.cors, only_local=settings.host in LOOPBACK and not settings.keys),
+        Visitors(settings.cors, only_local=settings.host in LOOPBACK),
         bodies,
         allows_control=bool(settings.keys) or settings.host in LOOPBACK,
         watch_every=settings.watch_every,
