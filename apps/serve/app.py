@@ -293,6 +293,9 @@ class App:
         parameters = asked.get("parameters") or {}
         if not isinstance(parameters, dict) or set(parameters) - {"unload_dependents"}:
             raise bad("a model is loaded as its folder holds it, without parameters")
+        if not self.keys and any(header == b"origin" for header, _ in scope["headers"]):
+            said = "pages in a browser load and unload models with a key alone"
+            raise Refused(HTTPStatus.FORBIDDEN, said, cause="key")
         await self.control(found[1], found[2])
         return Reply(b"", 200)
 
