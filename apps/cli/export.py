@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
-from apps.cli import options, typed
+from apps.cli import options, triton, typed
 from exporters.options import AUTO, DEFAULT_OPSET, OPSETS
 from kit.choices import Precision
 
@@ -163,7 +162,7 @@ _UNUSED = (None, ())
     multiple=True,
     help="auto: samples in one call to measure; may be repeated.  [default: 1 and 64]",
 )
-@click.option("--threads", type=click.IntRange(1), help="auto: threads one operator may use.  [default: 1]")
+@click.option("--threads", type=click.IntRange(1), help="auto and Triton: threads one operator may use.  [default: 1]")
 @click.option(
     "--budget",
     "budget_seconds",
@@ -171,12 +170,7 @@ _UNUSED = (None, ())
     help="auto: time for all of it, such as 5m; what is not begun by then is left out, the most promising comes first.  "
     "[default: as long as it takes]",
 )
-@click.option(
-    "--triton",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="DIR",
-    help="Write a bundle, or a ready .onnx, as a model of NVIDIA Triton into this model repository, and nothing else.",
-)
+@triton.triton
 @options.as_json
 @options.debug
 @click.pass_context
@@ -196,13 +190,13 @@ def export(ctx: click.Context, /, bundle: str | None, as_json: bool, **asked: An
       kit export my_package.models:build --weights w.safetensors --input "x=float32[batch,3,224,224]"
       kit export ./all-MiniLM-L6-v2 --axis sequence=1..512:16,128
       kit export my-model --precision auto --data rows.csv --metric rmse --max-loss 0.02
-      kit export my-model --triton model_repository
+      kit export my-model --triton models/
     """
-    repository = asked.pop("triton")
-    if repository is not None:
-        options.refuse_unused(ctx, flag="--triton", uses={"bundle", "triton"})
-        _export_to_triton(bundle, repository, as_json=as_json)
+    if asked["triton"] is not None:
+        triton.write(ctx, bundle, asked, as_json=as_json)
         return
+    if given := _given(asked, triton.ONLY):
+        raise click.UsageError(f"{options.flag_of(ctx, given)} changes nothing without --triton")
     is_auto = AUTO in asked["precisions"]
     if is_auto and len(asked["precisions"]) > 1:
         raise click.UsageError("--precision auto makes all of them: leave the others out")
@@ -226,23 +220,6 @@ def export(ctx: click.Context, /, bundle: str | None, as_json: bool, **asked: An
         )
     _refuse_needless(ctx, bundle, asked)
     _export_source(bundle, asked, as_json=as_json)
-
-
-def _export_to_triton(source: str | None, repository: Path, *, as_json: bool) -> None:
-    from apps.cli import render
-    from apps.serve import triton
-    from kit import ready
-
-    written = triton.write(ready.find(source), repository)
-    if as_json:
-        found = {"folder": str(written.folder), "version": written.version, "variant": written.variant.id}
-        click.echo(json.dumps({**found, "remarks": written.remarks}))
-        return
-    click.echo(written.folder)
-    render.remark(f"Wrote {written.variant.id} as version {written.version} of {written.folder.name}.")
-    for one in written.remarks:
-        render.remark(one[0].upper() + one[1:] + ".")
-    render.next_steps((f"tritonserver --model-repository {repository.resolve()}", "where Triton is installed"))
 
 
 def _given(asked: dict[str, Any], names: tuple[str, ...]) -> str | None:
