@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import uvloop
 from serving_rivals import FLOOR, LITSERVE, MLSERVER
 
 import kit
@@ -184,7 +185,7 @@ def measure(server: Server, case: Case, questions: Questions, seconds: float) ->
     """Measure one server for some seconds and keep what was found."""
     asked = questions.requests(server.path, binary=case.binary)
     used, started = server.cpu_seconds(), time.perf_counter()
-    clients = asyncio.run(closed_loop(server, asked, questions, case.clients, seconds))
+    clients = uvloop.run(closed_loop(server, asked, questions, case.clients, seconds))
     spent, used = time.perf_counter() - started, server.cpu_seconds() - used
     latencies = np.concatenate([client.latencies for client in clients])
     wrong = sum(client.wrong for client in clients)
@@ -338,32 +339,54 @@ def figures(rows: Sequence[dict[str, float]]) -> str:
     )
 
 
+class Waiting(asyncio.Protocol):
+    """A connection that asks when it is told to, and notes how long after its moment the answer was there."""
+
+    def __init__(self, free: list[Waiting], latencies: list[float]) -> None:
+        self.free, self.latencies, self.buffer = free, latencies, b""
+
+    def connection_made(self, transport: Any) -> None:
+        """Be ready to ask."""
+        self.transport = transport
+        self.free.append(self)
+
+    def ask(self, request: bytes, due: float) -> None:
+        """Send a request that was due at a moment."""
+        self.due = due
+        self.transport.write(request)
+
+    def data_received(self, data: bytes) -> None:
+        """Note a whole answer."""
+        self.buffer += data
+        end = self.buffer.find(b"\r\n\r\n")
+        if end < 0:
+            return
+        lower = self.buffer[:end].lower() + b"\r\n"
+        length = int(lower[lower.find(b"\ncontent-length:") + 16 :].split(b"\r\n", 1)[0])
+        if len(self.buffer) >= end + 4 + length:
+            self.latencies.append(time.perf_counter() - self.due)
+            self.buffer = b""
+            self.free.append(self)
+
+
 async def open_loop(server: Server, asked: Sequence[bytes], rate: float, seconds: float) -> list[float]:
     """Send requests at random moments, whether or not the ones before are answered; latencies from when they were due."""
     rng = np.random.default_rng(1)
-    due = np.cumsum(rng.exponential(1 / rate, int(rate * seconds)))
-    free: asyncio.LifoQueue[Any] = asyncio.LifoQueue()
-    for _ in range(SAMPLES):
-        free.put_nowait(await asyncio.open_connection("127.0.0.1", server.port))
+    free: list[Waiting] = []
     latencies: list[float] = []
-    started = time.perf_counter() + 0.05
-
-    async def ask(moment: float, number: int) -> None:
-        reader, writer = await free.get()
-        writer.write(asked[number % SAMPLES])
-        head = (await reader.readuntil(b"\r\n\r\n")).lower()
-        await reader.readexactly(int(head.split(b"\ncontent-length:")[1].split(b"\r\n")[0]))
-        latencies.append(time.perf_counter() - started - moment)
-        free.put_nowait((reader, writer))
-
-    async with asyncio.TaskGroup() as group:
-        for number, moment in enumerate(due):
-            ahead = started + moment - time.perf_counter()
-            if ahead > 0:
-                await asyncio.sleep(ahead)
-            group.create_task(ask(float(moment), number))
-    while not free.empty():
-        free.get_nowait()[1].close()
+    loop = asyncio.get_running_loop()
+    made = [
+        await loop.create_connection(lambda: Waiting(free, latencies), "127.0.0.1", server.port) for _ in range(SAMPLES)
+    ]
+    due = time.perf_counter() + 0.05 + np.cumsum(rng.exponential(1 / rate, int(rate * seconds)))
+    for number, moment in enumerate(due.tolist()):
+        while time.perf_counter() < moment or not free:  # noqa: ASYNC110 - a sleep of microseconds ends late
+            await asyncio.sleep(0)
+        free.pop().ask(asked[number % SAMPLES], moment)
+    while len(latencies) < len(due):  # noqa: ASYNC110 - the last answers
+        await asyncio.sleep(0.001)
+    for transport, _ in made:
+        transport.close()
     return latencies
 
 
@@ -378,7 +401,7 @@ def loaded(variant: str, options: argparse.Namespace) -> dict[str, Any]:
         asked = questions.requests(server.path, binary=False)
         rows = []
         for _ in range(options.rounds):
-            latencies = asyncio.run(open_loop(server, asked, rate, options.seconds))
+            latencies = uvloop.run(open_loop(server, asked, rate, options.seconds))
             rows.append([float(np.quantile(latencies, share)) * 1e6 for share in (0.5, 0.99)])
     p50, p99 = (median(row[place] for row in rows) for place in (0, 1))
     print(f"{variant}: at {rate:,.0f}/s, 70 % of the most: p50 {p50:,.0f} us, p99 {p99:,.0f} us, {p99 / p50:.1f} times")
@@ -402,11 +425,11 @@ def large(options: argparse.Namespace) -> dict[str, Any]:
             f"POST /v2/models/model/infer HTTP/1.1\r\nHost: 127.0.0.1\r\nInference-Header-Content-Length: {head}\r\n"
             f"Content-Length: {len(body)}\r\n\r\n"
         ).encode() + body
-        asyncio.run(hammer(port, asked, 8, 2.0))
+        uvloop.run(hammer(port, asked, 8, 2.0))
         shares = []
         for _ in range(options.rounds):
             before = rows_and_calls(port)
-            answered, spent = asyncio.run(hammer(port, asked, 8, options.seconds))
+            answered, spent = uvloop.run(hammer(port, asked, 8, options.seconds))
             rows, calls = (now - then for now, then in zip(rows_and_calls(port), before, strict=True))
             size = max(round(rows / calls), 1)
             os.sched_setaffinity(0, {SERVER_CORE})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -109,6 +110,8 @@ class App:
     async def start(self) -> None:
         """Open the models, and watch their files if that was asked."""
         await self.repository.load_all()
+        gc.collect()
+        gc.freeze()  # what lives as long as the server is not looked through again while requests wait
         if self._watch_every is not None:
             self._tasks.append(asyncio.create_task(self.repository.watch(self._watch_every)))
 
