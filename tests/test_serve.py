@@ -6,8 +6,6 @@ import asyncio
 import json
 import shutil
 import subprocess
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from PIL import Image
 
 import kit
 from tests import graphs
-from tests.helpers.server import Served, serving
+from tests.helpers.serving import Server, free_port, serving
 
 pytest.importorskip("uvicorn")
 pytest.importorskip("tritonclient")
@@ -27,24 +25,22 @@ pytest.importorskip("tritonclient")
 from apps.serve.batcher import Batcher, Limits, Padding
 from apps.serve.refusals import Refused
 
+GRPC = free_port()
+
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory, reviews: Path) -> Iterator[Served]:
+def served(tmp_path_factory: pytest.TempPathFactory, reviews: Path) -> Iterator[Server]:
     """The published model, one of texts, and a ready .onnx of two inputs."""
     folder = tmp_path_factory.mktemp("served")
     onnx.save(graphs.two_by_two(), folder / "duo.onnx")
     shutil.copytree(reviews, folder / "reviews")
-    with serving(folder, "mnist-mlp", "reviews", "pair=duo.onnx", grpc=True) as found:
+    with serving(folder, "mnist-mlp", "reviews", "pair=duo.onnx", "--grpc-port", GRPC) as found:
         yield found
 
 
-def post(served: Served, path: str, body: bytes, kind: str = "application/json") -> tuple[int, Any]:
-    request = urllib.request.Request(served.address + path, body, {"content-type": kind}, method="POST")
-    try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return answer.status, json.loads(answer.read() or b"null")
-    except urllib.error.HTTPError as error:
-        return error.code, json.loads(error.read())
+def post(served: Server, path: str, body: bytes, kind: str = "application/json") -> tuple[int, Any]:
+    reply = served.post(path, body, content_type=kind)
+    return reply.status, reply.json()
 
 
 def pictures(count: int) -> np.ndarray:
@@ -52,7 +48,7 @@ def pictures(count: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("way", ["json", "binary", "grpc"])
-def test_triton_s_own_clients_work_unchanged(served: Served, way: str) -> None:
+def test_triton_s_own_clients_work_unchanged(served: Server, way: str) -> None:
     import tritonclient.grpc
     import tritonclient.http
 
@@ -60,7 +56,7 @@ def test_triton_s_own_clients_work_unchanged(served: Served, way: str) -> None:
     given = pictures(3)
     with kit.load("mnist-mlp") as engine:
         expected = engine.run({"pixels": given})["logits"]
-    with module.InferenceServerClient(served.grpc if way == "grpc" else served.host) as client:
+    with module.InferenceServerClient(f"127.0.0.1:{GRPC}" if way == "grpc" else f"127.0.0.1:{served.port}") as client:
         assert client.is_server_live()
         assert client.is_server_ready()
         assert client.is_model_ready("mnist-mlp")
@@ -76,14 +72,14 @@ def test_triton_s_own_clients_work_unchanged(served: Served, way: str) -> None:
         assert (said.id if way == "grpc" else said["id"]) == "mine"
 
 
-def test_64_clients_at_once_each_get_their_own_answer_from_shared_calls(served: Served) -> None:
+def test_64_clients_at_once_each_get_their_own_answer_from_shared_calls(served: Server) -> None:
     import tritonclient.http.aio as triton
 
     given = pictures(64)
     with kit.load("mnist-mlp") as engine:
         expected = engine.run({"pixels": given})["logits"]
-    calls = served.figure('kit_call_rows_count{model="mnist-mlp"')
-    rows = served.figure('kit_call_rows_sum{model="mnist-mlp"')
+    calls = served.figure("kit_call_rows_count", model="mnist-mlp")
+    rows = served.figure("kit_call_rows_sum", model="mnist-mlp")
 
     async def ask(client: triton.InferenceServerClient, number: int) -> None:
         for turn in range(8):
@@ -94,17 +90,17 @@ def test_64_clients_at_once_each_get_their_own_answer_from_shared_calls(served: 
             np.testing.assert_allclose(answer.as_numpy("logits")[0], expected[number], rtol=1e-4, atol=1e-4)
 
     async def everyone() -> None:
-        async with triton.InferenceServerClient(served.host, conn_limit=64) as client:
+        async with triton.InferenceServerClient(f"127.0.0.1:{served.port}", conn_limit=64) as client:
             await asyncio.gather(*(ask(client, number) for number in range(64)))
 
     asyncio.run(everyone())
-    calls = served.figure('kit_call_rows_count{model="mnist-mlp"') - calls
-    rows = served.figure('kit_call_rows_sum{model="mnist-mlp"') - rows
+    calls = served.figure("kit_call_rows_count", model="mnist-mlp") - calls
+    rows = served.figure("kit_call_rows_sum", model="mnist-mlp") - rows
     assert rows == 64 * 8
     assert calls < rows  # what had arrived went into one call
 
 
-def test_a_picture_is_answered_as_in_python(served: Served, tmp_path: Path) -> None:
+def test_a_picture_is_answered_as_in_python(served: Server, tmp_path: Path) -> None:
     path = tmp_path / "digit.png"
     drawn = np.full((90, 70), 255, np.uint8)
     drawn[15:75, 30:38] = 0  # a one
@@ -118,7 +114,7 @@ def test_a_picture_is_answered_as_in_python(served: Served, tmp_path: Path) -> N
         assert answer["predictions"][0]["probability"] == pytest.approx(expected["probability"], abs=1e-4)
 
 
-def test_texts_are_taken_plain_and_in_json(served: Served) -> None:
+def test_texts_are_taken_plain_and_in_json(served: Server) -> None:
     path = "/v1/models/reviews/predict"
     assert post(served, path, b"a nice film", "text/plain")[1]["predictions"][0]["label"] == "nice"
     code, answer = post(served, path, json.dumps({"items": ["nice", "a dull dull film", "nice film"]}).encode())
@@ -126,39 +122,40 @@ def test_texts_are_taken_plain_and_in_json(served: Served) -> None:
     assert [one["label"] for one in answer["predictions"]] == ["nice", "dull", "nice"]
 
 
-def test_a_ready_model_takes_named_tensors(served: Served) -> None:
+def test_a_ready_model_takes_named_tensors(served: Server) -> None:
     items = {"items": [{"a": [[1, 2, 3]], "b": [[1, 1, 1]]}]}
     code, answer = post(served, "/v1/models/pair/predict", json.dumps(items).encode())
     assert (code, answer["predictions"]) == (200, [{"sum": [[2, 3, 4]], "difference": [[0, 1, 2]]}])
 
 
 @pytest.mark.parametrize("name", ["mnist-mlp", "reviews", "pair"])
-def test_the_requests_of_a_schema_can_be_sent_as_they_are(served: Served, name: str) -> None:
-    schema = json.loads(served.get(f"/v1/models/{name}/schema"))
+def test_the_requests_of_a_schema_can_be_sent_as_they_are(served: Server, name: str) -> None:
+    schema = served.get(f"/v1/models/{name}/schema").json()
     for verb in ("infer", "predict"):
         code, answer = post(served, schema[verb]["path"], json.dumps(schema[verb]["body"]).encode())
         assert code == 200, answer
-    assert json.loads(served.get(f"/v1/models/{name}/example")) == schema["predict"]["body"]
+    assert served.get(f"/v1/models/{name}/example").json() == schema["predict"]["body"]
 
 
 @pytest.mark.skipif(shutil.which("curl") is None or shutil.which("sh") is None, reason="curl is not installed")
-def test_the_line_that_is_printed_works(served: Served) -> None:
-    line = next(line for line in served.said.splitlines() if "curl" in line)
+def test_the_line_that_is_printed_works(served: Server) -> None:
+    assert served.process.stdout is not None
+    line = next(line for line in served.process.stdout if "curl" in line)
     found = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=30, check=True)
     assert json.loads(found.stdout)["predictions"][0]["label"]
 
 
-def test_openapi_names_every_model_and_its_examples(served: Served) -> None:
-    document = json.loads(served.get("/openapi.json"))
+def test_openapi_names_every_model_and_its_examples(served: Server) -> None:
+    document = served.get("/openapi.json").json()
     assert {f"/v2/models/{name}/infer" for name in ("mnist-mlp", "reviews", "pair")} < document["paths"].keys()
-    page = served.get("/docs")
+    page = served.get("/docs").body.decode()
     assert "http" not in page.replace("text/html", "")
-    assert served.status("/docs/swagger-ui-bundle.js") == 200
+    assert served.get("/docs/swagger-ui-bundle.js").status == 200
 
 
-def test_figures_say_what_runs_where(served: Served) -> None:
+def test_figures_say_what_runs_where(served: Server) -> None:
     post(served, "/v1/models/pair/predict", b"{}")
-    text = served.get("/metrics")
+    text = served.get("/metrics").body.decode()
     manifest = kit.load("mnist-mlp").variant
     assert f'sha256="{manifest.graph.sha256}"' in text
     assert 'provider="cpu"' in text
@@ -166,10 +163,9 @@ def test_figures_say_what_runs_where(served: Served) -> None:
     assert 'kit_failures_total{cause="bad_request",model="pair"}' in text
 
 
-def test_answers_say_how_long_they_waited_and_ran(served: Served) -> None:
-    request = urllib.request.Request(f"{served.address}/v1/models/reviews/predict", b'"nice"', method="POST")
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        assert answer.headers["server-timing"].startswith("queue;dur=")
+def test_answers_say_how_long_they_waited_and_ran(served: Server) -> None:
+    reply = served.post("/v1/models/reviews/predict", "nice")
+    assert reply.headers["server-timing"].startswith("queue;dur=")
 
 
 @pytest.mark.parametrize(
@@ -185,31 +181,30 @@ def test_answers_say_how_long_they_waited_and_ran(served: Served) -> None:
         ({"inputs": [{"name": "a", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}]}, "'b' is missing"),
     ],
 )
-def test_what_is_wrong_with_a_request_is_said(served: Served, body: dict[str, Any], said: str) -> None:
+def test_what_is_wrong_with_a_request_is_said(served: Server, body: dict[str, Any], said: str) -> None:
     code, answer = post(served, "/v2/models/pair/infer", json.dumps(body).encode())
     assert code == 400
     assert said in answer["error"]
 
 
-def test_whole_numbers_are_held_to_their_dtype(served: Served) -> None:
+def test_whole_numbers_are_held_to_their_dtype(served: Server) -> None:
     for wrong in (1.5, 256, -1):
         one = {"name": "pixels", "datatype": "UINT8", "shape": [1, 28, 28], "data": [wrong] + [0] * 783}
         assert post(served, "/v2/models/mnist-mlp/infer", json.dumps({"inputs": [one]}).encode())[0] == 400
 
 
-def test_unknown_models_and_routes_are_not_found(served: Served) -> None:
-    assert served.status("/v2/models/nobody") == 404
-    assert served.status("/v2/models/mnist-mlp/versions/7") == 404
-    assert served.status("/v2/models/mnist-mlp/nothing") == 404
-    assert served.status("/nothing") == 404
-    assert served.status("/v2/models/mnist-mlp/infer") == 405
+def test_unknown_models_and_routes_are_not_found(served: Server) -> None:
+    assert served.get("/v2/models/nobody").status == 404
+    assert served.get("/v2/models/mnist-mlp/versions/7").status == 404
+    assert served.get("/v2/models/mnist-mlp/nothing").status == 404
+    assert served.get("/nothing").status == 404
+    assert served.get("/v2/models/mnist-mlp/infer").status == 405
 
 
-def test_a_port_in_use_is_said(served: Served, kit: Any) -> None:
-    port = served.address.rpartition(":")[2]
-    found = kit("serve", "mnist-mlp", "--port", port)
+def test_a_port_in_use_is_said(served: Server, kit: Any) -> None:
+    found = kit("serve", "mnist-mlp", "--port", str(served.port))
     assert found.returncode == 3
-    assert f"--port {int(port) + 1}" in found.stderr
+    assert f"--port {served.port + 1}" in found.stderr
 
 
 def test_a_source_that_is_no_model_is_said(kit: Any, tmp_path: Path) -> None:
@@ -322,7 +317,7 @@ def of_ids() -> Any:
     )
 
 
-def test_the_bench_measures_a_server_beside_the_runtimes(served: Served, kit: Any) -> None:
+def test_the_bench_measures_a_server_beside_the_runtimes(served: Server, kit: Any) -> None:
     ask = ("bench", "mnist-mlp", "--variant", "fp32", "--url", served.address, "--budget", "2s", "--json", "-")
     results = json.loads(kit(*ask, "--scenario", "Server", "--rate", "200").stdout)
     here, there = results["rows"]
@@ -331,28 +326,19 @@ def test_the_bench_measures_a_server_beside_the_runtimes(served: Served, kit: An
     assert there["latency"]["p50_us"] > here["latency"]["p50_us"]
 
 
-def test_the_bench_refuses_a_server_that_runs_something_else(served: Served, kit: Any) -> None:
+def test_the_bench_refuses_a_server_that_runs_something_else(served: Server, kit: Any) -> None:
     found = kit("bench", "mnist-mlp", "--variant", "int8-pixel", "--url", served.address, "--budget", "2s")
     assert found.returncode == 3
     assert "the server runs fp32" in found.stdout + found.stderr
 
 
-def test_pages_of_strangers_may_not_ask(served: Served) -> None:
-    def status(**headers: str) -> int:
-        request = urllib.request.Request(
-            f"{served.address}/v2/repository/models/pair/unload", b"", headers, method="POST"
-        )
-        try:
-            return urllib.request.urlopen(request, timeout=30).status
-        except urllib.error.HTTPError as error:
-            return error.code
-
-    assert status(Origin="https://elsewhere.example") == 403
-    assert status(Host="elsewhere.example") == 403
-    assert served.status("/v2/models/pair/ready") == 200
+def test_pages_of_strangers_may_not_ask(served: Server) -> None:
+    assert served.get("/v2/models/pair", origin="https://elsewhere.example").status == 403
+    assert served.get("/v2/models/pair", host="elsewhere.example").status == 403
+    assert served.get("/v2/models/pair", origin=served.address).status == 200
 
 
-def test_many_people_at_once_get_what_their_items_say(served: Served) -> None:
+def test_many_people_at_once_get_what_their_items_say(served: Server) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     def ask(number: int) -> bool:
