@@ -162,9 +162,9 @@ class App:
                     raise
                 self.figures.failures.labels("", "client_gone").inc()
                 return
-            reply = self._refusal(Refused(HTTPStatus.SERVICE_UNAVAILABLE, "the server is ending", cause="ending"), path)
+            reply = self.refusal(Refused(HTTPStatus.SERVICE_UNAVAILABLE, "the server is ending", cause="ending"), path)
         except Exception as error:  # noqa: BLE001 - the border: whatever comes, the client is told in words
-            reply = self._refusal(error, path)
+            reply = self.refusal(error, path)
         length = (b"content-length", b"%d" % len(reply.body))
         await send({"type": "http.response.start", "status": reply.status, "headers": [*reply.headers, length]})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else reply.body})
@@ -173,7 +173,8 @@ class App:
             said = {"method": scope["method"], "path": path[:200], "status": reply.status, "ms": taken}
             log.info("request", extra={"fields": said})
 
-    def _refusal(self, error: Exception, path: str) -> Reply:
+    def refusal(self, error: Exception, path: str) -> Reply:
+        """Return what a client is told instead of an answer, and count it."""
         refused = of_error(error)
         found = _MODEL.fullmatch(path)
         name = found[2] if found and self.repository.knows(found[2]) else ""  # strangers' names would never end
@@ -248,6 +249,30 @@ class App:
         reply = as_json({**model.head, "predictions": records})
         reply.headers = (_JSON, (b"server-timing", _timing(answers[0])))
         return reply
+
+    def admits(self, headers: Sequence[tuple[bytes, bytes]]) -> bool:
+        """Whether who sends these headers may ask."""
+        try:
+            (self.keys or self._visitors).check(headers)
+        except Refused:
+            return False
+        return True
+
+    def hold(self, count: int) -> bool:
+        """Count a body that arrives, if there is room for it; `release` forgets it."""
+        return self._bodies.hold(count)
+
+    def release(self, count: int) -> None:
+        """Forget a body that was answered."""
+        self._bodies.release(count)
+
+    def question_of(self, url: bytes) -> tuple[str, str | None, str] | None:
+        """Return name and version of the model that a URL asks, and the path; None if it is another route, or no such model."""
+        path = url.decode("latin-1")
+        found = _MODEL.fullmatch(path)
+        if found is None or found[1] != "v2" or found[4] != "infer" or not self.repository.knows(found[2]):
+            return None
+        return found[2], found[3], path
 
     def observe(self, model: Model, started: float, answer: Answer) -> None:
         """Count an answer in the metrics."""

@@ -149,6 +149,13 @@ class Bodies:
             self._held -= held
             raise
 
+    def hold(self, count: int) -> bool:
+        """Count a body of known length before it arrives, if there is room for it."""
+        if count > self.most or self._held + count > self._most_together:
+            return False
+        self._held += count
+        return True
+
     def release(self, count: int) -> None:
         """Forget a body that was answered."""
         self._held -= count

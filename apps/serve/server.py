@@ -23,6 +23,7 @@ import uvicorn
 from apps.serve import metrics
 from apps.serve.guard import Bodies, Keys, Visitors
 from apps.serve.model import How, Model
+from apps.serve.quick import Quick
 from apps.serve.repository import Opened, Repository, found, stamp_of
 from apps.serve.sockets import PatientFor
 from kit.errors import KitError, Unavailable, UsageError
@@ -160,9 +161,11 @@ def _work(settings: Settings, listening: socket.socket, opened: Opened) -> int:
     )
     if settings.grpc_port is not None:
         app.also = _grpc(settings)
+    # What is added to each answer, or written about each request, is added and written on the way through ASGI.
+    quick = None if settings.cors or settings.logs_requests else Quick(app)
     config = uvicorn.Config(
         _with_cors(app, settings.cors),
-        http=type("Patient", (PatientFor,), {"patience": settings.timeout}),
+        http=type("Patient", (PatientFor,), {"patience": settings.timeout, "quick": quick}),
         ws="none",
         loop=_loop(),
         lifespan="on",
