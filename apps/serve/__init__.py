@@ -2,6 +2,7 @@
 
 ```
 server      uvicorn: sockets, TLS, slow clients, signals, workers
+  quick     small questions, from the parser to a model's queue and back
   app       one ASGI callable: who may ask, how much, and which route answers
     infer   the protocol's questions and answers: JSON and binary        (protocol)
     people  what a task takes: a picture, a text, a row; its schema      (people, openapi)
