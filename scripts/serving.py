@@ -391,21 +391,26 @@ async def open_loop(server: Server, asked: Sequence[bytes], rate: float, seconds
 
 
 def loaded(variant: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Measure the tail at 70 % of the most that the server answers."""
+    """Measure the tail at 70 % of the most that a server answers, beside the bare server's at the same rate."""
     questions = Questions(variant)
     case = CASES[0]
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        (server,) = servers(variant, Path(folder), options.cache, stack, ["kit serve"])
-        measure(server, case, questions, 3.0)
-        rate = 0.7 * server.found[case.name][0]["per_second"]
-        asked = questions.requests(server.path, binary=False)
-        rows = []
+        running = servers(variant, Path(folder), options.cache, stack, ["bare server", "kit serve"])
+        for server in running:
+            measure(server, case, questions, 3.0)
+        rate = 0.7 * min(server.found[case.name][0]["per_second"] for server in running)
+        rows: dict[str, list[list[float]]] = {server.name: [] for server in running}
         for _ in range(options.rounds):
-            latencies = uvloop.run(open_loop(server, asked, rate, options.seconds))
-            rows.append([float(np.quantile(latencies, share)) * 1e6 for share in (0.5, 0.99)])
-    p50, p99 = (median(row[place] for row in rows) for place in (0, 1))
-    print(f"{variant}: at {rate:,.0f}/s, 70 % of the most: p50 {p50:,.0f} us, p99 {p99:,.0f} us, {p99 / p50:.1f} times")
-    return {"rate": rate, "p50_us": p50, "p99_us": p99}
+            for server in running:
+                asked = questions.requests(server.path, binary=False)
+                latencies = uvloop.run(open_loop(server, asked, rate, options.seconds))
+                rows[server.name].append([float(np.quantile(latencies, share)) * 1e6 for share in (0.5, 0.99)])
+    found = {}
+    for name, by_round in rows.items():
+        p50, p99 = (median(row[place] for row in by_round) for place in (0, 1))
+        found[name] = {"rate": rate, "p50_us": p50, "p99_us": p99}
+        print(f"{variant} {name}: at {rate:,.0f}/s p50 {p50:,.0f} us, p99 {p99:,.0f} us, {p99 / p50:.1f} times")
+    return found
 
 
 def large(options: argparse.Namespace) -> dict[str, Any]:
