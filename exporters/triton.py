@@ -25,7 +25,7 @@ from kit.runtime import trial
 from kit.runtime.base import RunnerOptions
 from kit.runtime.choice import Choice, choice_for
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
-from kit.tensors import Axis, Signature, TensorSpec
+from kit.tensors import DATATYPES, Axis, Signature, TensorSpec
 
 RUNTIME = "onnxruntime"
 MOST_ROWS = 64
@@ -34,7 +34,6 @@ MOST_ROWS = 64
 VERSION, MODEL = "1", "model.onnx"
 
 _ANY = -1
-_TYPES = {"bool": "BOOL", "float16": "FP16", "float32": "FP32", "float64": "FP64"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,7 +254,7 @@ def _tensor(kind: str, spec: TensorSpec, shape: list[int | str], rows: int) -> I
     dims = [one if isinstance(one, int) else _ANY for one in (shape[1:] if rows else shape)]
     yield f"{kind} ["
     yield f"  {{ name: {_quoted(spec.name)}"
-    yield f"    data_type: TYPE_{_TYPES.get(spec.dtype, spec.dtype.upper())}"
+    yield f"    data_type: TYPE_{DATATYPES[spec.dtype]}"
     yield f"    dims: [ {', '.join(map(str, dims or [1]))} ]"
     if rows and not dims:  # dims must not be empty: requests have [rows, 1], and the model sees [rows]
         yield "    reshape { shape: [ ] }"

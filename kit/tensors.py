@@ -36,6 +36,14 @@ _INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "ui
 DTYPES = ("bool", *_INTEGERS, "float16", "float32", "float64")
 """What a tensor at the border may be, as numpy spells it."""
 
+DATATYPES = {
+    **{dtype: dtype.upper() for dtype in DTYPES},
+    "float16": "FP16",
+    "float32": "FP32",
+    "float64": "FP64",
+}
+"""What the Open Inference Protocol and Triton call them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:

@@ -34,6 +34,7 @@ import uvloop
 from serving_rivals import FLOOR, LITSERVE, MLSERVER
 
 import kit
+from kit.runtime.remote import binary_question
 
 SERVER_CORE, CLIENT_CORE = 0, 1
 PATIENCE = 60
@@ -425,7 +426,7 @@ def large(options: argparse.Namespace) -> dict[str, Any]:
         place = Path(source).resolve() if Path(source).exists() else source
         line = [str(program), "serve", f"model={place}", "--port", str(port)]
         stack.enter_context(started("kit serve", line, port, "/v2/health/ready", Path(folder)))
-        body, head = binary_body(inputs)
+        body, head = binary_question(inputs)
         asked = (
             f"POST /v2/models/model/infer HTTP/1.1\r\nHost: 127.0.0.1\r\nInference-Header-Content-Length: {head}\r\n"
             f"Content-Length: {len(body)}\r\n\r\n"
@@ -456,23 +457,6 @@ def kit_inputs(signature: Any) -> dict[str, np.ndarray]:
 
     sizes = signature.usual_sizes()
     return dict(seeded(signature, sizes={**sizes, signature.batch: 1}).inputs)
-
-
-def binary_body(inputs: dict[str, np.ndarray]) -> tuple[bytes, int]:
-    """Return a binary request."""
-    from apps.serve.datatypes import DATATYPES
-
-    asked = [
-        {
-            "name": name,
-            "datatype": DATATYPES[one.dtype.name],
-            "shape": list(one.shape),
-            "parameters": {"binary_data_size": one.nbytes},
-        }
-        for name, one in inputs.items()
-    ]
-    head = json.dumps({"inputs": asked, "parameters": {"binary_data_output": True}}).encode()
-    return b"".join((head, *(one.tobytes() for one in inputs.values()))), len(head)
 
 
 async def hammer(port: int, asked: bytes, clients: int, seconds: float) -> tuple[int, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import shutil
 import subprocess
@@ -16,8 +17,9 @@ import pytest
 from PIL import Image
 
 import kit
+from kit.runtime.remote import binary_question
 from tests import graphs
-from tests.helpers.serving import Server, free_port, serving
+from tests.helpers.serving import Server, free_port, question, serving
 
 pytest.importorskip("uvicorn")
 pytest.importorskip("tritonclient")
@@ -349,3 +351,51 @@ def test_many_people_at_once_get_what_their_items_say(served: Server) -> None:
 
     with ThreadPoolExecutor(16) as pool:
         assert all(pool.map(ask, range(200)))
+
+
+def infer_bodies() -> dict[str, tuple[bytes, dict[str, str]]]:
+    """Right and wrong questions to `pair`, with their headers."""
+    given = {name: np.full((1, 3), value, np.float32) for name, value in (("a", 2), ("b", 1))}
+    plain = json.dumps(question(given)).encode()
+    binary, length = binary_question(given)
+    lengths = {"inference-header-content-length": str(length)}
+    return {
+        "JSON": (plain, {}),
+        "binary": (binary, lengths),
+        "spoilt": (plain[:-9], {}),
+        "missing input": (json.dumps(question({"a": given["a"]})).encode(), {}),
+        "cut": (binary[:-1], lengths),
+    }
+
+
+@pytest.mark.parametrize("kind", list(infer_bodies()))
+def test_the_short_way_and_the_long_one_answer_alike(served: Server, kind: str) -> None:
+    body, headers = infer_bodies()[kind]
+    short = served.ask("POST", "/v2/models/pair/infer", body, **headers)
+    with contextlib.closing(served.connection()) as connection:  # in chunks, which the short way does not take
+        connection.request("POST", "/v2/models/pair/infer", iter([body[:10], body[10:]]), headers, encode_chunked=True)
+        answer = connection.getresponse()
+        long = (answer.status, answer.read(), {name.lower(): value for name, value in answer.getheaders()})
+    assert (short.status, short.body) == long[:2]
+    assert short.headers.keys() == long[2].keys()
+    assert short.headers["content-type"] == long[2]["content-type"]
+
+
+def test_questions_on_one_connection_are_answered_in_their_order(served: Server) -> None:
+    def raw(value: int, beside: bytes = b"") -> bytes:
+        body, length = binary_question({name: np.full((1, 3), value, np.float32) for name in ("a", "b")})
+        head = b"POST /v2/models/pair/infer HTTP/1.1\r\nhost: localhost\r\n"
+        return b"%binference-header-content-length: %d\r\n%bcontent-length: %d\r\n\r\n%b" % (
+            head,
+            length,
+            beside,
+            len(body),
+            body,
+        )
+
+    with served.socket(b"".join(raw(value) for value in range(5)) + raw(9, b"connection: close\r\n")) as sent:
+        said = b""
+        while part := sent.recv(65536):  # until the server closes it, as it was asked to
+            said += part
+    answers = [np.frombuffer(one[-24:-12], np.float32)[0] for one in said.split(b"HTTP/1.1 200 OK\r\n")[1:]]
+    assert answers == [0, 2, 4, 6, 8, 18]

@@ -173,7 +173,7 @@ class App:
             said = {"method": scope["method"], "path": path[:200], "status": reply.status, "ms": taken}
             log.info("request", extra={"fields": said})
 
-    def refusal(self, error: Exception, path: str) -> Reply:
+    def refusal(self, error: BaseException, path: str) -> Reply:
         """Return what a client is told instead of an answer, and count it."""
         refused = of_error(error)
         found = _MODEL.fullmatch(path)
@@ -225,7 +225,7 @@ class App:
         finally:
             self._bodies.release(len(body))
         self.observe(model, started, answer)
-        timing = (b"server-timing", _timing(answer))
+        timing = (b"server-timing", answer.timing())
         if said_length is None:
             return Reply(said, 200, (_JSON, timing))
         return Reply(said, 200, (_BINARY, (protocol.HEADER_LENGTH, b"%d" % said_length), timing))
@@ -247,7 +247,7 @@ class App:
             self._bodies.release(len(body))
         self.observe(model, started, answers[0])
         reply = as_json({**model.head, "predictions": records})
-        reply.headers = (_JSON, (b"server-timing", _timing(answers[0])))
+        reply.headers = (_JSON, (b"server-timing", answers[0].timing()))
         return reply
 
     def admits(self, headers: Sequence[tuple[bytes, bytes]]) -> bool:
@@ -281,7 +281,7 @@ class App:
             figures.latency.observe(perf_counter() - started)
             figures.queue.observe(answer.queue_us * 1e-6)
 
-    def note_failure(self, error: Exception) -> None:
+    def note_failure(self, error: BaseException) -> None:
         """Write a failure of ours into the log."""
         log.error("failed", extra={"fields": {"problem": repr(error)[:1000]}}, exc_info=error)
 
@@ -405,7 +405,3 @@ def _object(body: bytes | bytearray) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise bad("the request must be a JSON object")
     return found
-
-
-def _timing(answer: Answer) -> bytes:
-    return b"queue;dur=%.3f, model;dur=%.3f" % (answer.queue_us / 1e3, answer.run_us / 1e3)

@@ -79,6 +79,10 @@ class Answer:
     queue_us: float
     run_us: float
 
+    def timing(self) -> bytes:
+        """Return it as the header Server-Timing has it, in milliseconds."""
+        return b"queue;dur=%.3f, model;dur=%.3f" % (self.queue_us / 1e3, self.run_us / 1e3)
+
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
@@ -310,10 +314,12 @@ class Batcher:
         own = {name: along(outputs[name], place, rows) for name, place in self._places.items()}
         if self._padding is None:
             return own
-        length = self._signature.check(one.tensors).get(self._padding.axis)
+        axis = self._padding.axis
+        filled = next(spec for spec in self._signature.inputs if axis in spec.shape)
+        length = one.tensors[filled.name].shape[filled.shape.index(axis)]
         for spec in self._signature.outputs:
-            if self._padding.axis in spec.shape and length is not None:
-                place: list[Any] = [slice(None)] * spec.shape.index(self._padding.axis)
+            if axis in spec.shape:
+                place: list[Any] = [slice(None)] * spec.shape.index(axis)
                 own[spec.name] = own[spec.name][(*place, slice(length))]
         return own
 

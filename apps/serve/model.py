@@ -173,6 +173,7 @@ class Model:
         if self._executor is not None:
             self._executor.shutdown(wait=True, cancel_futures=True)
         self.engine.close()
+        self.batcher = None  # which holds the model in turn: what was frozen is freed by counting alone
 
     def describe(self) -> dict[str, Any]:
         """Return how it runs, for the log and the metrics."""

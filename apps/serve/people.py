@@ -9,12 +9,11 @@ from typing import Any
 import orjson
 
 from apps.serve.batcher import Answer
-from apps.serve.datatypes import DATATYPES
 from apps.serve.model import Model
 from apps.serve.refusals import Refused, bad
 from kit.samples import seeded
 from kit.tasks.base import Task
-from kit.tensors import Tensors
+from kit.tensors import DATATYPES, Tensors
 
 JSON = "application/json"
 _ITEMS = "items"

@@ -18,9 +18,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from apps.serve.datatypes import DATATYPES
 from apps.serve.refusals import bad
-from kit.tensors import Signature, Tensors, TensorSpec
+from kit.tensors import DATATYPES, Signature, Tensors, TensorSpec
 
 HEADER_LENGTH = b"inference-header-content-length"
 

@@ -2,7 +2,7 @@
 
 A question of some kilobytes to a model of some microseconds spends most of its time in the server around it. What is plain
 enough (HTTP/1.1, a length, no more than SMALL bytes, nothing before it on the connection that is not answered) goes
-this way; everything else, and every header that it does not know the meaning of, goes through ASGI. Answers are the same.
+this way; everything else goes through ASGI. Answers are the same.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from apps.serve import protocol
 from apps.serve.guard import WAITING
-from apps.serve.refusals import of_error
 
 if TYPE_CHECKING:
     from apps.serve.app import App, Reply
@@ -126,12 +125,10 @@ class Cycle:
             if length is None
             else b"application/octet-stream\r\ninference-header-content-length: %d" % length
         )
-        timing = b"queue;dur=%.3f, model;dur=%.3f" % (answer.queue_us / 1e3, answer.run_us / 1e3)
-        self._send(b"200 OK", b"content-type: %b\r\nserver-timing: %b" % (kind, timing), said)
+        self._send(b"200 OK", b"content-type: %b\r\nserver-timing: %b" % (kind, answer.timing()), said)
 
     def _refuse(self, error: BaseException) -> None:
-        refused = of_error(error) if isinstance(error, Exception) else of_error(RuntimeError(repr(error)))
-        reply: Reply = self._app.refusal(error if isinstance(error, Exception) else refused, self._route[2])
+        reply: Reply = self._app.refusal(error, self._route[2])
         status = HTTPStatus(reply.status)
         headers = b"\r\n".join(b"%b: %b" % pair for pair in reply.headers)
         self._send(b"%d %b" % (status.value, status.phrase.encode()), headers, reply.body)
@@ -160,7 +157,7 @@ class Quick:
 
     def __init__(self, app: App) -> None:
         self._app = app
-        self._routes: dict[bytes, tuple[str, str | None, str] | None] = {}
+        self._routes: dict[bytes, tuple[str, str | None, str]] = {}
 
     def cycle(self, connection: PatientFor, url: bytes, headers: list[tuple[bytes, bytes]]) -> Cycle | None:
         """Return a question whose headers have arrived; None if it must go through ASGI."""

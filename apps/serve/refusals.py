@@ -40,7 +40,7 @@ def late() -> Refused:
     return Refused(HTTPStatus.GATEWAY_TIMEOUT, "the deadline passed before the model ran", cause="deadline")
 
 
-def of_error(error: Exception) -> Refused:
+def of_error(error: BaseException) -> Refused:
     """Return what a client is told of an error: the words of kit's own about its tensors, and no others."""
     if isinstance(error, Refused):
         return error

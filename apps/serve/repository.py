@@ -204,12 +204,6 @@ class Repository:
             if model is not None:
                 await model.retire(asyncio.sleep)
 
-    async def drained(self) -> None:
-        """Wait until everything that was taken is answered."""
-        for entry in self.entries:
-            if entry.model is not None:
-                await entry.model.queue.drained()
-
     async def _settled(self, entry: Entry) -> tuple[int, ...]:
         await asyncio.sleep(0.2)  # a file that is still being copied changes meanwhile
         return stamp_of(entry.source)

@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2 as pb
 
 from apps.serve import protocol
-from apps.serve.datatypes import DATATYPES
 from apps.serve.model import platform_of
 from apps.serve.refusals import bad, full, of_error
 from apps.serve.repository import READY
-from kit.tensors import Signature
+from kit.tensors import DATATYPES, Signature
 
 if TYPE_CHECKING:
     from apps.serve.app import App

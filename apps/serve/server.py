@@ -27,6 +27,7 @@ from apps.serve.quick import Quick
 from apps.serve.repository import Opened, Repository, found, stamp_of
 from apps.serve.sockets import PatientFor
 from kit.errors import KitError, Unavailable, UsageError
+from kit.report.words import plain
 
 log = logging.getLogger("kit.serve")
 
@@ -333,17 +334,9 @@ class _Lines(logging.Formatter):
             if record.exc_info and record.levelno >= logging.ERROR:
                 whole["trace"] = self.formatException(record.exc_info)
             return json.dumps(whole, ensure_ascii=True, default=str)
-        told = "  ".join(f"{name} {_on_a_line(value)}" for name, value in fields.items() if value not in {"", None})
+        told = "  ".join(f"{name} {plain(str(value))}" for name, value in fields.items() if value not in {"", None})
         line = f"{said}: {told}" if told else said
         return line if not record.exc_info else f"{line}\n{self.formatException(record.exc_info)}"
-
-
-def _on_a_line(value: Any) -> str:
-    """Return a value for the log: what a client sends must not begin a line of its own, or move the cursor."""
-    text = str(value)
-    if text.isprintable():
-        return text
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 def set_up_log(form: str) -> None:

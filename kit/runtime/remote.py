@@ -22,7 +22,7 @@ from kit.bundle.manifest import Variant
 from kit.choices import Provider
 from kit.errors import BadInput, ProviderUnavailable, Unavailable, UsageError
 from kit.runtime.base import BaseRunner, Placement, RunnerOptions
-from kit.tensors import Signature, Tensors
+from kit.tensors import DATATYPES, Signature, Tensors
 
 KEY = "KIT_API_KEY"
 CONNECTIONS = 64
@@ -30,8 +30,7 @@ CONNECTIONS = 64
 
 _SECONDS = 60.0
 _HEADER = "inference-header-content-length"
-_DATATYPES = {"float16": "FP16", "float32": "FP32", "float64": "FP64"}
-_NUMPY = {"FP16": "float16", "FP32": "float32", "FP64": "float64", "BOOL": "bool"}
+_NUMPY = {named: dtype for dtype, named in DATATYPES.items()}
 
 
 class RemoteRunner(BaseRunner):
@@ -72,7 +71,7 @@ class RemoteRunner(BaseRunner):
 
     def run(self, tensors: Tensors) -> dict[str, NDArray[Any]]:
         """Ask, and wait for the answer."""
-        body, length = self._question(tensors)
+        body, length = binary_question(tensors)
         headers = {**_headers(), "content-type": "application/octet-stream", _HEADER: str(length)}
         try:
             self._connection.request("POST", f"/v2/models/{self._name}/infer", body, headers)
@@ -93,7 +92,7 @@ class RemoteRunner(BaseRunner):
             due_ns: Moments of `clock`, in order.
             clock: In nanoseconds.
         """
-        body, length = self._question(tensors)
+        body, length = binary_question(tensors)
         lines = [
             f"POST /v2/models/{self._name}/infer HTTP/1.1",
             f"Host: {self._parts.netloc}",
@@ -126,21 +125,21 @@ class RemoteRunner(BaseRunner):
             raise _refusal(answer.status, said)
         return found if isinstance(found, dict) else {}
 
-    def _question(self, tensors: Tensors) -> tuple[bytes, int]:
-        inputs, parts = [], []
-        for spec in self.signature.inputs:
-            raw = np.ascontiguousarray(tensors[spec.name]).tobytes()
-            parts.append(raw)
-            inputs.append(
-                {
-                    "name": spec.name,
-                    "datatype": _DATATYPES.get(spec.dtype, spec.dtype.upper()),
-                    "shape": list(tensors[spec.name].shape),
-                    "parameters": {"binary_data_size": len(raw)},
-                }
-            )
-        head = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode()
-        return b"".join((head, *parts)), len(head)
+
+def binary_question(inputs: Tensors) -> tuple[bytes, int]:
+    """Return the body of a request with the binary extension, and the length of its JSON."""
+    parts = [np.ascontiguousarray(array).tobytes() for array in inputs.values()]
+    described = [
+        {
+            "name": name,
+            "datatype": DATATYPES[array.dtype.name],
+            "shape": list(array.shape),
+            "parameters": {"binary_data_size": len(part)},
+        }
+        for (name, array), part in zip(inputs.items(), parts, strict=True)
+    ]
+    head = json.dumps({"inputs": described, "parameters": {"binary_data_output": True}}).encode()
+    return b"".join((head, *parts)), len(head)
 
 
 def _headers() -> dict[str, str]:
@@ -162,7 +161,7 @@ def _refusal(status: int, said: bytes) -> Exception:
 def _outputs(said: bytes, length: int) -> dict[str, NDArray[Any]]:
     place, found = length, {}
     for one in json.loads(said[:length])["outputs"]:
-        dtype = np.dtype(_NUMPY.get(one["datatype"], one["datatype"].lower()))
+        dtype = np.dtype(_NUMPY[one["datatype"]])
         size = one["parameters"]["binary_data_size"]
         found[one["name"]] = np.frombuffer(said[place : place + size], dtype).reshape(one["shape"]).copy()
         place += size
