@@ -247,6 +247,7 @@ class Repository:
         else:
             entry.state, entry.reason = UNAVAILABLE, "it does not load, or is not proved here"
         said = {"model": entry.name, "version": entry.version, "problem": str(error) or repr(error), "kept_old": kept}
+        said["next"] = getattr(error, "hint", "")
         log.error("not loaded", extra={"fields": said})
 
     def _tell(self, model: Model, *, is_ready: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import multiprocessing
@@ -33,6 +34,7 @@ log = logging.getLogger("kit.serve")
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 BACKLOG = 2048
+_LAST_PORT = 65535
 _HELD_TOGETHER = 8
 _RESTART_SECONDS = 1.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -138,8 +140,11 @@ def listen(host: str, port: int) -> socket.socket:
         listening.listen(BACKLOG)
         listening.setblocking(False)
     except OSError as error:
-        another = f"kit serve ... --port {port + 1}" if port < 65535 else "give another --port"
-        raise Unavailable(f"{host}:{port} cannot be listened on: {error.strerror or error}", hint=another) from error
+        if error.errno == errno.EADDRINUSE and port < _LAST_PORT:
+            hint = f"kit serve ... --port {port + 1}"
+        else:
+            hint = "give an address of this machine, and a port that you may use: --host, --port"
+        raise Unavailable(f"{host}:{port} cannot be listened on: {error.strerror or error}", hint=hint) from error
     return listening
 
 
