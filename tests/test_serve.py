@@ -319,6 +319,7 @@ def of_ids() -> Any:
     )
 
 
+@pytest.mark.slow
 def test_the_bench_measures_a_server_beside_the_runtimes(served: Server, kit: Any) -> None:
     ask = ("bench", "mnist-mlp", "--variant", "fp32", "--url", served.address, "--budget", "2s", "--json", "-")
     results = json.loads(kit(*ask, "--scenario", "Server", "--rate", "200").stdout)
@@ -328,6 +329,7 @@ def test_the_bench_measures_a_server_beside_the_runtimes(served: Server, kit: An
     assert there["latency"]["p50_us"] > here["latency"]["p50_us"]
 
 
+@pytest.mark.slow
 def test_the_bench_refuses_a_server_that_runs_something_else(served: Server, kit: Any) -> None:
     found = kit("bench", "mnist-mlp", "--variant", "int8-pixel", "--url", served.address, "--budget", "2s")
     assert found.returncode == 3

@@ -452,6 +452,7 @@ def workers_of(server: Server) -> set[int]:
     return {one.pid for one in psutil.Process(server.process.pid).children()}
 
 
+@pytest.mark.slow
 @posix
 def test_workers_share_the_port_and_their_figures_and_dead_ones_are_replaced(tmp_path: Path) -> None:
     folder = graphs.bundle(graphs.times(2), tmp_path / "model").folder
@@ -467,6 +468,7 @@ def test_workers_share_the_port_and_their_figures_and_dead_ones_are_replaced(tmp
         assert server.end() == 0
 
 
+@pytest.mark.slow
 @posix
 def test_a_new_worker_serves_what_lies_on_the_disk_now(tmp_path: Path) -> None:
     served = packed(graphs.times(2), tmp_path / "first")
@@ -495,6 +497,7 @@ def test_a_port_of_grpc_that_is_taken_is_said_at_once(tmp_path: Path) -> None:
         assert server.is_ready()
 
 
+@pytest.mark.slow
 def test_memory_stays_where_it_is(tmp_path: Path) -> None:
     folder = graphs.bundle(graphs.times(2), tmp_path / "model").folder
     rng = np.random.default_rng(0)

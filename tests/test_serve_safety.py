@@ -289,6 +289,7 @@ def test_the_page_of_routes_works_in_a_browser_without_the_internet(served: Serv
     assert {"/".join(one.split("/")[:3]) for one in asked if not one.startswith(("data:", "blob:"))} == {own}
 
 
+@pytest.mark.slow
 def test_spoilt_requests_are_answered_and_do_not_touch_other_clients(tmp_path: Path) -> None:
     with fuzzed(tmp_path) as (server, port):
         assert fuzz(server, port, 600, 1, ("json", "binary")) == {}
