@@ -127,10 +127,14 @@ def started(name: str, line: Sequence[str], port: int, ready: str, folder: Path,
             time.sleep(0.1)
         yield Server(name, psutil.Process(process.pid), port, **about)
     finally:
+        family = psutil.Process(process.pid).children(recursive=True)  # LitServe's workers outlive it
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(10)
         process.kill()
+        for one in family:
+            with contextlib.suppress(psutil.Error):
+                one.kill()
 
 
 def environment(cache: Path, name: str, *packages: str) -> Path:
