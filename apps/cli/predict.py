@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _STDIN = "-"
 _READY = ".onnx"
+_ARRAYS = ".npz"
 _SHOWN = 8  # values of an array in a line for people
 
 Item = tuple[str, Any]
@@ -44,8 +45,11 @@ Record = dict[str, Any]
     "-o",
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write the answers as arrays into this .npz.",
+    help="Write the answers into this .csv, .jsonl or .parquet, with all cores, or as arrays into this .npz.",
 )
+@click.option("--workers", type=click.IntRange(1), help="Processes, with -o.  [default: one for each CPU]")
+@click.option("--ray", metavar="ADDRESS", help="With -o: the Ray cluster whose nodes answer, or auto.")
+@click.option("--strict", is_flag=True, help="With -o: stop at the first item without an answer.")
 @options.debug
 def predict(
     arguments: tuple[str, ...],
@@ -59,11 +63,16 @@ def predict(
     as_jsonl: bool,
     as_csv: bool,
     output: Path | None,
+    workers: int | None,
+    ray: str | None,
+    strict: bool,
 ) -> int:
     """Answer what the bundle's task reads: pictures and folders of them, texts, rows of a table, or tensors in a .npz.
 
     The first argument may name a bundle, or a ready model.onnx. - reads stdin. An item that cannot be read is reported, the
     others are still answered, and the exit code is 4.
+
+    -o FILE is for many items: they are streamed, on all cores, and the same command goes on where it was stopped.
 
     \b
     Examples:
@@ -71,20 +80,28 @@ def predict(
       kit predict mnist-mlp scans/ --csv > answers.csv
       kit predict sentiment --text "a nice film" --text "a boring one"
       kit predict model.onnx inputs.npz -o outputs.npz
+      kit predict mnist-mlp scans/ -o answers.parquet
     """
     from kit import engine as engines
 
     forms = [name for name, chosen in (("json", as_json), ("jsonl", as_jsonl), ("csv", as_csv)) if chosen]
     if len(forms) > 1:
         raise UsageError(f"--{forms[0]} and --{forms[1]} exclude each other")
-    if output is not None and output.suffix.lower() != ".npz":
-        raise UsageError(f"answers are written as .npz, not as {output.suffix or output.name}", hint="-o answers.npz")
+    in_bulk = output is not None and output.suffix.lower() != _ARRAYS
+    _check_bulk(output if in_bulk else None, forms, texts, workers=workers, ray=ray, strict=strict)
     bundle, sources = _told_apart(arguments)
     if not sources and not texts:
         named = f" {bundle}" if bundle else ""
         raise UsageError("there is nothing to predict", hint=f"kit predict{named} INPUT, or --text TEXT")
     if provider is None and (device_id or allow_fallback):
         raise UsageError("--device-id and --allow-fallback change nothing on the CPU", hint="add --provider cuda")
+    if in_bulk and output is not None:
+        from apps.cli import bulk
+
+        options_asked = bulk.options_of(provider, device_id, threads, allow_fallback=allow_fallback)
+        return bulk.run(
+            bundle, sources, output, variant=variant, options=options_asked, workers=workers, ray=ray, strict=strict
+        )
     with engines.load(
         bundle,
         variant=variant,
@@ -100,6 +117,27 @@ def predict(
         if output is not None and kept:
             _write(output, kept, engine.signature)
     return BadInput.exit_code if failed else 0
+
+
+def _check_bulk(
+    output: Path | None,
+    forms: Sequence[str],
+    texts: Sequence[str],
+    *,
+    workers: int | None,
+    ray: str | None,
+    strict: bool,
+) -> None:
+    """Refuse what does not go with a file of answers, or only with one."""
+    if output is None:
+        given = {"--workers": workers, "--ray": ray, "--strict": strict}
+        if alone := next((name for name, value in given.items() if value), None):
+            raise UsageError(f"{alone} is for many items, whose answers go into a file", hint="add -o answers.csv")
+        return
+    if forms:
+        raise UsageError(f"--{forms[0]} is for the screen, and -o says by its ending what is written")
+    if texts:
+        raise UsageError("--text is for the screen", hint="write the texts into a file: a line each, called .txt")
 
 
 def _told_apart(arguments: Sequence[str]) -> tuple[str | None, Sequence[str]]:

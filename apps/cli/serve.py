@@ -23,6 +23,10 @@ _MODULES = {
     "uvicorn": "uvicorn",
 }
 _WATCH_SECONDS = 2.0
+_WITH_RAY = {
+    *("models", "host", "port", "variant", "provider", "threads", "max_batch", "batch_delay", "max_queue", "max_body"),
+    *("timeout", "watch", "ray", "replicas", "cors", "api_key_file", "log"),
+}
 _GRPC_MODULES = {"grpc": "grpcio", "tritonclient": "tritonclient"}
 
 
@@ -57,6 +61,10 @@ _GRPC_MODULES = {"grpc": "grpcio", "tritonclient": "tritonclient"}
 )
 @click.option("--watch", is_flag=True, help="Take models that change on disk, once they are proved.")
 @click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes on one port.")
+@click.option("--ray", metavar="ADDRESS", help="Serve on the nodes of this Ray cluster; auto: the one of this machine.")
+@click.option(
+    "--replicas", metavar="N|MIN-MAX", help="With --ray: engines for each model, or between how many.  [default: 1]"
+)
 @click.option("--cors", multiple=True, metavar="ORIGIN", help="Let pages of this origin ask. May be repeated.")
 @click.option(
     "--api-key-file",
@@ -93,6 +101,8 @@ def serve(
     timeout: float,
     watch: bool,
     workers: int,
+    ray: str | None,
+    replicas: str | None,
     cors: tuple[str, ...],
     api_key_file: Path | None,
     tls_cert: Path | None,
@@ -115,6 +125,7 @@ def serve(
       kit serve models/ --watch --api-key-file keys.txt --host 0.0.0.0
       kit serve digits=mnist-mlp other=model.onnx --grpc-port 8081
       kit serve mnist-mlp --dockerfile image
+      kit serve mnist-mlp --ray auto --replicas 1-4
     """
     from kit.bundle.lookup import find
 
@@ -125,6 +136,10 @@ def serve(
         return 0
     if provider is None and (device_id or allow_fallback):
         raise UsageError("--device-id and --allow-fallback change nothing on the CPU", hint="add --provider cuda")
+    if ray is not None:
+        options.refuse_unused(ctx, flag="--ray", uses=_WITH_RAY)
+    elif replicas is not None:
+        raise UsageError("--replicas are Ray's", hint="add --ray ADDRESS, or use --workers")
     if (tls_cert is None) != (tls_key is None):
         raise UsageError("--tls-cert and --tls-key go together")
     _check_installed(with_grpc=grpc_port is not None)
@@ -159,7 +174,29 @@ def serve(
         watch_every=_WATCH_SECONDS if watch else None,
         workers=workers,
     )
+    if ray is not None:
+        from apps.serve import on_ray
+
+        return on_ray.serve_on_ray(
+            settings,
+            ray,
+            _replicas(replicas or "1"),
+            lambda address, names: _say(settings, address, names),
+            lambda note: click.echo(f"Note: {note}", err=True),
+        )
     return server.serve(settings, lambda address, names: _say(settings, address, names))
+
+
+def _replicas(text: str) -> int | tuple[int, int]:
+    """Return a number of replicas, or the fewest and the most."""
+    least, is_range, most = text.partition("-")
+    try:
+        found = int(least), int(most if is_range else least)
+    except ValueError:
+        found = (0, 0)
+    if not 1 <= found[0] <= found[1]:
+        raise UsageError(f"--replicas is a number, or two as in 1-4, not {text!r}")
+    return found if is_range else found[0]
 
 
 def _write_image(sources: tuple[str, ...], folder: Path, *, gpu: bool) -> None:

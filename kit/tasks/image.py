@@ -189,10 +189,14 @@ class ImageClassification:
         if argument == _STDIN:
             yield _STDIN, stdin()
         elif path.is_dir():
-            found = _below(path).pictures
+            found = 0
+            try:
+                for found, item in enumerate(folders.pictures_below(path), start=1):
+                    yield str(item), item
+            except OSError as error:
+                raise _unreadable(path, error) from error
             if not found:
                 raise PictureInvalid(f"{argument} holds no pictures", hint=folders.LOOKED_FOR)
-            yield from ((str(item), item) for item in found)
         else:
             yield argument, path
 
@@ -330,7 +334,11 @@ def _below(folder: Path) -> folders.Found:
     try:
         return folders.below(folder)
     except OSError as error:
-        raise PictureInvalid(f"{error.filename or folder} cannot be read: {error.strerror or error}") from error
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(folder: Path, error: OSError) -> PictureInvalid:
+    return PictureInvalid(f"{error.filename or folder} cannot be read: {error.strerror or error}")
 
 
 def _core(spec: TensorSpec, signature: Signature) -> tuple[int | str, ...]:

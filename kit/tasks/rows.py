@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from kit.errors import BadInput
 from kit.system import packages
@@ -16,17 +16,36 @@ from kit.tasks.inputs import refuse_special, stdin
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt")
 STDIN = "-"
 
+_BLOCK = 2**20
+
+
+Row = dict[str, Any] | BadInput
+
 
 def rows_of(source: Path | str) -> Iterator[dict[str, Any]]:
     """Give the rows of a file as values by column; a line of a .txt is `{"text": line}`; `-` is CSV or JSON lines on stdin.
 
+    A file is read as it is needed, a list in JSON at once.
+
     Raises:
         BadInput: There is no such file, it is a pipe, or it is not what its suffix says.
     """
+    for row in rows_or_errors(source):
+        if isinstance(row, BadInput):
+            raise row
+        yield row
+
+
+def rows_or_errors(source: Path | str) -> Iterator[Row]:
+    """Give rows as `rows_of` does; in place of a line that is none, the error.
+
+    Raises:
+        BadInput: What follows cannot be read at all.
+    """
     if str(source) == STDIN:
-        content = io.BytesIO(stdin())
         try:
-            yield from _of_text(io.TextIOWrapper(content, encoding="utf-8-sig").read())
+            text = io.TextIOWrapper(io.BytesIO(stdin()), encoding="utf-8-sig", newline="")
+            yield from _of_text(text, _guessed(text))
         except (UnicodeDecodeError, csv.Error) as error:
             raise BadInput(f"stdin cannot be read: {error}", hint="give UTF-8: CSV or JSON lines") from error
         return
@@ -39,40 +58,83 @@ def rows_of(source: Path | str) -> Iterator[dict[str, Any]]:
         if suffix == ".parquet":
             yield from _of_parquet(path)
         else:
-            yield from _of_text(path.read_text(encoding="utf-8-sig"), suffix)
+            with path.open(encoding="utf-8-sig", newline="") as text:
+                yield from _of_text(text, suffix)
     except FileNotFoundError as error:
         raise BadInput(f"there is no file {str(path)!r}") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BadInput(f"{path} cannot be read: {error}", hint="save it as UTF-8") from error
 
 
-def _of_text(text: str, suffix: str = "") -> Iterator[dict[str, Any]]:
-    if suffix in {".jsonl", ".json"} or (not suffix and text.lstrip()[:1] in {"{", "["}):
+def count_rows(path: Path) -> int | None:
+    """Return about how many rows a file has, without reading them as such; None if that cannot be known.
+
+    Lines are counted: a quoted line break in a CSV file counts as one more row.
+    """
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".parquet":
+            parquet: Any = packages.needed(
+                "pyarrow.parquet", distribution="pyarrow", purpose="reading Parquet", extra="table"
+            )
+            return int(parquet.read_metadata(path).num_rows)
+        if suffix not in SUFFIXES:
+            return None
+        with path.open("rb") as file:
+            lines = sum(block.count(b"\n") for block in iter(lambda: file.read(_BLOCK), b""))
+    except (OSError, ValueError):
+        return None
+    return max(lines - 1, 1) if suffix in {".csv", ".tsv"} else max(lines, 1)
+
+
+def _guessed(text: TextIO) -> str:
+    """Return which suffix stdin would have."""
+    begin = next((line for line in text if line.strip()), "").lstrip()[:1]
+    text.seek(0)
+    return ".json" if begin in {"{", "["} else ".csv"
+
+
+def _of_text(text: TextIO, suffix: str) -> Iterator[Row]:
+    if suffix in {".jsonl", ".json"}:
         yield from _of_json(text)
     elif suffix == ".txt":
-        yield from ({"text": line} for line in text.splitlines() if line.strip())
+        yield from ({"text": line.rstrip("\r\n")} for line in text if line.strip())
     else:
-        reader = csv.DictReader(io.StringIO(text), delimiter="\t" if suffix == ".tsv" else ",", strict=True)
+        reader = csv.DictReader(text, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
         for number, row in enumerate(reader, start=2):
             if None in row or None in row.values():
-                raise BadInput(
+                yield BadInput(
                     f"line {number} has another number of columns than the first", hint="quote what has commas"
                 )
-            yield dict(row)
+            else:
+                yield dict(row)
 
 
-def _of_json(text: str) -> Iterator[dict[str, Any]]:
+def _of_json(text: TextIO) -> Iterator[Row]:
     """Give the objects of JSON lines, or of one list."""
-    try:
-        found = (
-            json.loads(text) if text.lstrip().startswith("[") else map(json.loads, filter(str.strip, text.splitlines()))
-        )
-        for number, row in enumerate(found, start=1):
-            if not isinstance(row, dict):
-                raise BadInput(f"item {number} is no JSON object", hint='one object a line: {"column": value}')
-            yield row
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"this is no JSON: {error}") from error
+    begin = next((line for line in text if line.strip()), "")
+    text.seek(0)
+    if begin.lstrip().startswith("["):
+        try:
+            found = json.loads(text.read())
+        except (ValueError, RecursionError) as error:
+            raise BadInput(f"this is no JSON: {error}") from error
+        yield from (_object(row, number) for number, row in enumerate(found, start=1))
+        return
+    lines = (line for line in text if line.strip())
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            yield BadInput(f"item {number} is no JSON: {error}")
+        else:
+            yield _object(row, number)
+
+
+def _object(row: Any, number: int) -> Row:
+    if isinstance(row, dict):
+        return row
+    return BadInput(f"item {number} is no JSON object", hint='one object a line: {"column": value}')
 
 
 def _of_parquet(path: Path) -> Iterator[dict[str, Any]]:

@@ -21,7 +21,7 @@ from kit.samples import Samples
 from kit.tasks.base import Prediction, Prologue
 from kit.tasks.batches import has_rows_first
 from kit.tasks.classification import METRICS, SCORES, Classifier
-from kit.tasks.rows import rows_of
+from kit.tasks.rows import rows_of, rows_or_errors
 from kit.tensors import Signature, Tensors, TensorSpec
 
 
@@ -164,8 +164,8 @@ class Table:
         return own | {spec.name: rest for spec in others}
 
     def read(self, argument: str) -> Iterator[tuple[str, Any]]:
-        """Give the rows of a CSV, JSON-lines or Parquet file, or of stdin."""
-        for number, row in enumerate(rows_of(argument), start=1):
+        """Give the rows of a CSV, JSON-lines or Parquet file, or of stdin; in place of a line that is none, the error."""
+        for number, row in enumerate(rows_or_errors(argument), start=1):
             yield f"{argument}:{number}", row
 
     def encode(self, items: Sequence[Any]) -> Tensors:

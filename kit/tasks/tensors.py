@@ -54,6 +54,24 @@ class PlainTensors:
         """Give the arrays of a .npz or .json file."""
         yield argument, arrays_of(Path(argument), self._signature)
 
+    def read_rows(self, argument: str) -> Iterator[tuple[str, Any]]:
+        """Give the samples of a .npz or .json file one by one, each with a batch of 1; all at once without a batch axis.
+
+        Raises:
+            BadInput: It holds no named arrays, or not those that the model takes.
+        """
+        arrays = arrays_of(Path(argument), self._signature)
+        signature = self._signature
+        if signature is None or signature.batch is None:
+            yield argument, arrays
+            return
+        try:
+            inputs = samples_of(arrays, signature, argument).inputs
+        except DatasetInvalid as error:
+            raise BadInput(str(error), hint=error.hint) from error
+        for row in range(signature.rows(inputs)):
+            yield f"{argument}:{row + 1}", signature.take(inputs, slice(row, row + 1))
+
     def encode(self, items: Sequence[Any]) -> Tensors:
         """Return named arrays as they are; several items are joined along the batch axis."""
         strange = next((item for item in items if not isinstance(item, Mapping)), None)

@@ -23,7 +23,7 @@ from kit.system import packages
 from kit.tasks.base import Prediction, Prologue
 from kit.tasks.batches import has_rows_first
 from kit.tasks.classification import METRICS, SCORES, Classes, Classifier
-from kit.tasks.rows import STDIN, SUFFIXES, rows_of
+from kit.tasks.rows import STDIN, SUFFIXES, Row, rows_of, rows_or_errors
 from kit.tensors import Signature, Tensors, TensorSpec
 
 TOKENIZER = "tokenizer"
@@ -143,8 +143,8 @@ class _Texts:
         if argument != STDIN and Path(argument).suffix.lower() not in SUFFIXES and not Path(argument).is_file():
             yield argument, argument
             return
-        for number, row in enumerate(rows_of(argument), start=1):
-            yield f"{argument}:{number}", _text_of(row, argument, number)
+        for number, row in enumerate(rows_or_errors(argument), start=1):
+            yield f"{argument}:{number}", _text_or_error(row, argument, number)
 
     def encode(self, items: Sequence[Any]) -> Tensors:
         """Return token ids for texts, or pairs of texts, filled up to the longest.
@@ -489,6 +489,14 @@ def _scaled(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12)
     )
     return scaled
+
+
+def _text_or_error(row: Row, name: str, number: int) -> Any:
+    """Return the text of a row, or why it has none."""
+    try:
+        return row if isinstance(row, BadInput) else _text_of(row, name, number)
+    except BadInput as error:
+        return error
 
 
 def _text_of(row: Mapping[str, Any], where: str, number: int) -> Any:

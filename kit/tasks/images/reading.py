@@ -216,6 +216,15 @@ def _bands(image: Image.Image) -> Iterator[tuple[int, NDArray[np.float64]]]:
         yield top, np.array(part, np.float64)
 
 
+def grey_bytes(image: Image.Image) -> NDArray[np.uint8]:
+    """Return grey levels as `grey_levels` does, rounded to uint8: at once where nothing is transparent. Not to be written to."""
+    if image.mode != "RGBA":
+        return np.asarray(image.convert("L"))
+    if image.getchannel("A").getextrema() == (255, 255):
+        return np.asarray(image.convert("LA").getchannel("L"))
+    return np.rint(grey_levels(image)).astype(np.uint8)
+
+
 def grey_levels(image: Image.Image) -> NDArray[np.float32]:
     """Return grey levels 0..255, float32 (height, width); what is transparent becomes the opposite of what is drawn."""
     if image.mode != "RGBA":

@@ -1,0 +1,120 @@
+"""`kit predict -o answers.parquet`: many items into a file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kit.choices import Provider
+from kit.errors import BadInput
+from kit.report.words import plain
+
+if TYPE_CHECKING:
+    from kit.bulk import Outcome
+    from kit.bulk.answering import Opening
+
+
+def options_of(
+    provider: Provider | None, device_id: int, threads: int | None, *, allow_fallback: bool
+) -> dict[str, Any] | None:
+    """Return what a person asked of the runtime as RunnerOptions takes it; None for nothing."""
+    asked: dict[str, Any] = {}
+    if provider is not None:
+        asked |= {"provider": provider, "device_id": device_id, "allow_fallback": allow_fallback}
+    return asked | ({} if threads is None else {"threads": threads}) or None
+
+
+def run(
+    bundle: str | None,
+    sources: Sequence[str],
+    output: Path,
+    *,
+    variant: str | None,
+    options: dict[str, Any] | None,
+    workers: int | None,
+    ray: str | None,
+    strict: bool,
+) -> int:
+    """Answer all, with progress on stderr, and return the exit code."""
+    from apps.cli.render import progress, stderr
+    from kit import bulk
+    from kit.runtime.base import RunnerOptions
+
+    shown = _Shown("actors" if ray else "processes")
+    with progress() if stderr().is_terminal else _quiet() as update:
+        outcome = bulk.predict(
+            bundle,
+            sources,
+            output,
+            variant=variant,
+            options=None if options is None else RunnerOptions(**options),
+            workers=workers,
+            ray=ray,
+            strict=strict,
+            on_rows=lambda done, whole: update(shown.line(done, whole)),
+            on_start=shown.start,
+            on_note=lambda note: click.echo(plain(f"Note: {note}"), err=True),
+        )
+    click.echo(plain(_summary(outcome)))
+    if outcome.refused:
+        named = f" ({outcome.first_problem})" if outcome.first_problem else ""
+        what = "item has" if outcome.refused == 1 else "items have"
+        click.echo(
+            plain(f"{outcome.refused:,} {what} no answer: the column `error` says why{named}", lines=True), err=True
+        )
+        return BadInput.exit_code
+    return 0
+
+
+class _Shown:
+    """What the line of progress says."""
+
+    def __init__(self, workers: str) -> None:
+        self._workers = workers
+        self._started, self._before = time.monotonic(), 0
+
+    def start(self, opening: Opening, workers: int, resumed: int) -> None:
+        """Say what answers, and where it goes on."""
+        self._started, self._before = time.monotonic(), resumed
+        crew = "this process" if (workers, self._workers) == (1, "processes") else f"{workers} {self._workers}"
+        said = f"{opening.variant} in {opening.runtime} on {opening.options.provider.value}, {crew}"
+        if resumed:
+            said += f"; goes on after {resumed:,} items that are answered"
+        click.echo(plain(said), err=True)
+
+    def line(self, done: int, whole: int | None) -> str:
+        """Return `12,288 of about 60,000 items, 580 a second, about 1 min 22 s left`."""
+        spent = time.monotonic() - self._started
+        rate = (done - self._before) / max(spent, 1e-9)
+        said = f"{done:,} items, {rate:,.0f} a second"
+        if whole is None or rate <= 0:
+            return said
+        whole = max(whole, done)
+        return f"{done:,} of about {whole:,} items, {rate:,.0f} a second, about {_time((whole - done) / rate)} left"
+
+
+class _quiet:  # noqa: N801 - stands where `progress` stands
+    def __enter__(self) -> Any:
+        return lambda _what: None
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def _time(seconds: float) -> str:
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole % 3600 // 60
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"
+
+
+def _summary(outcome: Outcome) -> str:
+    fresh = outcome.rows - outcome.resumed
+    said = f"Wrote {outcome.output}: {outcome.rows:,} {'item' if outcome.rows == 1 else 'items'}"
+    if outcome.resumed:
+        said += f", {fresh:,} of them now"
+    return f"{said}, in {_time(outcome.seconds)} ({outcome.rate:,.0f} a second)"

@@ -1,0 +1,233 @@
+"""The service on a Ray cluster: replicas of `kit serve` behind Ray Serve's door.
+
+For a deployment of one's own, `serve run my_module:app`:
+
+    from apps.serve.on_ray import ray_app
+
+    app = ray_app("mnist-mlp", replicas=(1, 4))
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from apps.serve.app import App
+from apps.serve.guard import Bodies, Keys, Visitors
+from apps.serve.metrics import Figures
+from apps.serve.model import How, Model
+from apps.serve.repository import ONLY_VERSION, Repository, found, stamp_of
+from apps.serve.server import Settings, set_up_log
+from kit import cluster, ready
+from kit.errors import KitError, Unavailable, UsageError
+from kit.system import packages
+
+log = logging.getLogger("kit.serve")
+
+APPLICATION = "kit"
+"""Name of the application in Ray Serve: a second one of this name takes the first one's place, without a lost request."""
+
+_HELD_TOGETHER = 8
+_WATCH_SECONDS = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Replicated:
+    """What each replica serves.
+
+    Attributes:
+        models: By name.
+        how: How they are opened.
+        keys: That open the service.
+        cors: Origins that browsers may ask from.
+        max_body: Bytes of a request.
+    """
+
+    models: dict[str, cluster.Package]
+    how: How = field(default_factory=How)
+    keys: Keys = field(default_factory=Keys)
+    cors: tuple[str, ...] = ()
+    max_body: int = 64 * 2**20
+
+
+class _Replica:
+    """One engine for each model, with the queue of `kit serve`: ready once it has answered the golden samples."""
+
+    async def __init__(self, served: _Replicated) -> None:
+        import ray
+
+        sources = [f"{name}={cluster.arrive(ray, package)}" for name, package in served.models.items()]
+        figures = Figures()
+        self._repository = Repository(sources, served.how, figures)
+        bodies = Bodies(served.max_body, max(_HELD_TOGETHER * served.max_body, 2**28))
+        visitors = Visitors(served.cors, only_local=False)
+        self._app_of_kit = App(self._repository, figures, served.keys, visitors, bodies, allows_control=False)
+        await self._app_of_kit.start()
+        if not self._repository.is_ready:
+            reasons = "; ".join(f"{entry.name}: {entry.reason}" for entry in self._repository.entries if not entry.model)
+            raise RuntimeError(f"a model is not ready: {reasons}")
+
+    def __serve_build_asgi_app__(self) -> Any:  # noqa: PLW3201 - Ray Serve's name
+        """Return what answers."""
+        return self._app_of_kit
+
+    async def check_health(self) -> None:
+        """Raise unless every model is ready, as Ray Serve wants it said."""
+        if not self._repository.is_ready:
+            raise RuntimeError("a model is not ready")
+
+
+def ray_app(
+    *models: str,
+    replicas: int | tuple[int, int] = 1,
+    how: How | None = None,
+    keys: Keys | None = None,
+    cors: Sequence[str] = (),
+    max_body: int = 64 * 2**20,
+    timeout: float = 30.0,
+) -> Any:
+    """Return an application of Ray Serve: the Open Inference Protocol and kit's own routes, as `kit serve` has them.
+
+    Args:
+        models: Bundles, packed bundles or ready .onnx files; `NAME=MODEL` gives a name.
+        replicas: How many, or the fewest and the most for Ray Serve to choose from by the requests that wait.
+        how: How each replica opens them.
+        keys: That open the service.
+        cors: Origins that browsers may ask from.
+        max_body: Bytes of a request.
+        timeout: Seconds that a replica which ends has for its last requests.
+
+    Raises:
+        UsageError: No models, or several versions of one: Ray replaces one by the next.
+        PackageMissing: Ray is not installed.
+    """
+    ray: Any = packages.needed("ray", distribution="ray", purpose="a cluster", extra="ray")
+    serve: Any = packages.needed("ray.serve", distribution="ray", purpose="a cluster", extra="ray")
+    how = how or How()
+    listed = [one for model in models for one in found(model)]
+    if not listed:
+        raise UsageError("there is no model to serve", hint='ray_app("mnist-mlp")')
+    if any(version != ONLY_VERSION for _, version, _ in listed) or len({name for name, _, _ in listed}) < len(listed):
+        raise UsageError("a cluster serves one version of each model", hint="give the file of that version: NAME=PATH")
+    served = _Replicated(
+        models={name: cluster.ship(ray, ready.find(path)) for name, _, path in listed},
+        how=how,
+        keys=keys or Keys(),
+        cors=tuple(cors),
+        max_body=max_body,
+    )
+    least, most = replicas if isinstance(replicas, tuple) else (replicas, replicas)
+    amount: dict[str, Any] = {"num_replicas": least}
+    if most > least:
+        waiting = {"target_ongoing_requests": how.limits.most_rows}
+        amount = {"autoscaling_config": {"min_replicas": least, "max_replicas": most, **waiting}}
+    deployment = serve.deployment(
+        serve.ingress()(_Replica),
+        name="models",
+        max_ongoing_requests=how.limits.most_waiting,
+        graceful_shutdown_timeout_s=timeout,
+        ray_actor_options=_resources(how),
+        **amount,
+    )
+    return deployment.bind(served)
+
+
+def _resources(how: How) -> dict[str, float]:
+    gpus = {} if how.provider in {None, "cpu"} else {"num_gpus": 1}
+    return {"num_cpus": how.threads or 1, **gpus}
+
+
+def serve_on_ray(
+    settings: Settings,
+    address: str,
+    replicas: int | tuple[int, int],
+    on_listening: Callable[[str, list[str]], None],
+    on_note: Callable[[str], None],
+) -> int:
+    """Serve on a cluster until a signal; returns the exit code.
+
+    Raises:
+        PackageMissing, Unavailable, UsageError: As kit.cluster says, or the replicas did not become ready.
+    """
+    set_up_log(settings.log)
+    joined = cluster.connect(address)
+    from ray import serve
+
+    least = replicas if isinstance(replicas, int) else replicas[0]
+    resources = _resources(settings.how)
+    joined.check(workers=least, cpus_each=int(resources["num_cpus"]), gpus_each=int(resources.get("num_gpus", 0)))
+    for kinds in [joined.differences()]:
+        if kinds:
+            on_note("the nodes have different CPUs, so that answers may differ slightly: " + "; ".join(kinds))
+    was_there = serve.status().proxies != {}
+    serve.start(http_options={"host": settings.host, "port": settings.port})
+    names = [name for source in settings.sources for name, _, _ in found(source)]
+    ending = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: ending.set())
+    try:
+        stamps = _run(settings, replicas)
+        on_listening(f"http://{settings.host}:{settings.port}", names)
+        while not ending.wait(_WATCH_SECONDS):
+            if settings.watch_every is not None and (now := _stamps(settings)) != stamps and all(now):
+                stamps = _renewed(settings, replicas, now)
+    finally:
+        with contextlib.suppress(Exception):  # the cluster may be gone
+            if was_there:
+                serve.delete(APPLICATION)
+            else:
+                serve.shutdown()
+    return 0
+
+
+def _stamps(settings: Settings) -> list[tuple[int, ...]]:
+    return [stamp_of(path) for source in settings.sources for _, _, path in found(source)]
+
+
+def _run(settings: Settings, replicas: int | tuple[int, int]) -> list[tuple[int, ...]]:
+    """Bring the application up, in the place of the one before; return the stamps of its files.
+
+    Raises:
+        VerifyFailed: A model does not give here what its bundle promises.
+        Unavailable: Its replicas do not become ready.
+    """
+    from ray import serve
+
+    stamps = _stamps(settings)
+    for source in settings.sources:  # Ray Serve ends old replicas before it knows whether new ones become ready
+        for name, version, path in found(source):
+            Model.opened(name, version, path, settings.how).close()
+    app = ray_app(
+        *settings.sources,
+        replicas=replicas,
+        how=settings.how,
+        keys=settings.keys,
+        cors=settings.cors,
+        max_body=settings.max_body,
+        timeout=settings.timeout,
+    )
+    try:
+        serve.run(app, name=APPLICATION)
+    except RuntimeError as error:
+        said = [line for line in str(error).splitlines() if line.strip()]
+        raise Unavailable(
+            f"the replicas do not become ready: {said[-1].strip() if said else 'Ray Serve does not say why'}",
+            hint="try the model on one machine: kit serve, without --ray",
+        ) from error
+    return stamps
+
+
+def _renewed(settings: Settings, replicas: int | tuple[int, int], now: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Replace the models by what lies in their place now, if it is proved here; else say so and keep the old ones."""
+    try:
+        _run(settings, replicas)
+    except (KitError, RuntimeError) as error:
+        log.error("not loaded", extra={"fields": {"problem": str(error), "kept_old": True}})
+    else:
+        log.info("replaced", extra={"fields": {"models": ", ".join(settings.sources)}})
+    return now

@@ -1,0 +1,226 @@
+"""An engine and what it says of a chunk: what runs in each worker, wherever that is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from kit import ready
+from kit.bulk.chunks import Chunk
+from kit.bulk.forms import Form, Record
+from kit.bundle import Bundle, with_fresh
+from kit.engine import Engine, open_engine
+from kit.errors import BundleInvalid, KitError, VerifyFailed
+from kit.metrics import fidelity
+from kit.runtime import registry
+from kit.runtime.base import Runner, RunnerOptions, joins, run_in_batches
+from kit.runtime.choice import choice_for
+from kit.samples import Samples
+from kit.tasks.base import Prediction, Task
+from kit.tensors import Tensors
+
+_CALL_BYTES = 8 * 2**20
+_TEXTS = 32  # in a call: of about one length, so that little is filled up
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """How every worker opens the model.
+
+    Attributes:
+        origin: Path of a bundle, a packed bundle or a ready .onnx.
+        variant: Id.
+        sha256: Of the variant's graph: a worker that finds another one refuses.
+        runtime: Name.
+        options: Threads, provider and the like.
+    """
+
+    origin: str
+    variant: str
+    sha256: str
+    runtime: str
+    options: RunnerOptions
+
+    @classmethod
+    def of(
+        cls,
+        model: str | Path | None,
+        *,
+        variant: str | None = None,
+        runtime: str | None = None,
+        options: RunnerOptions | None = None,
+    ) -> Opening:
+        """Decide once for all workers; what is not asked for is as `kit tune` chose here, on one thread for each worker.
+
+        Raises:
+            BundleNotFound, BundleInvalid, UsageError.
+        """
+        bundle = ready.find(model)
+        choice = choice_for(bundle) if variant is None and runtime is None and options is None else None
+        if choice is not None:
+            variant, runtime, options = choice.variant, choice.runtime, replace(choice.options, threads=1)
+        chosen = bundle.variant(variant)
+        return cls(
+            origin=str(bundle.origin),
+            variant=chosen.id,
+            sha256=chosen.graph.sha256,
+            runtime=runtime or registry.DEFAULT,
+            options=options or RunnerOptions(),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What became of a chunk.
+
+    Attributes:
+        index: Of the chunk.
+        rows: How many items it has.
+        refused: How many of them have no answer.
+        content: The answers in the form of the output.
+        first_problem: Name and reason of the first item without an answer; empty if all have one.
+    """
+
+    index: int
+    rows: int
+    refused: int
+    content: bytes
+    first_problem: str = ""
+
+
+class Answering:
+    """An open engine that answers chunks. For one thread.
+
+    Args:
+        opening: How it is opened.
+        form: In which the answers are written.
+
+    Raises:
+        BundleInvalid: The variant is not the one that was asked for.
+        VerifyFailed: It does not answer here what its bundle promises.
+        KitError: It cannot be opened.
+    """
+
+    def __init__(self, opening: Opening, form: Form) -> None:
+        def opened(bundle: Bundle) -> Engine:
+            if bundle.variant(opening.variant).graph.sha256 != opening.sha256:
+                raise BundleInvalid(
+                    f"{opening.origin} has another {opening.variant} than when this began", hint="begin anew"
+                )
+            return open_engine(bundle, opening.variant, options=opening.options, runtime=opening.runtime)
+
+        self.engine = with_fresh(ready.find(opening.origin), opened)
+        self.task: Task = self.engine.task
+        self._form = form
+        self._joins = joins(self.engine.signature)
+        try:
+            self._prove()
+            self.template: Record = self._template()
+        except BaseException:
+            self.engine.close()
+            raise
+        form.columns_of(self.template)
+
+    def close(self) -> None:
+        """Free the engine."""
+        self.engine.close()
+
+    def answer(self, chunk: Chunk) -> Answered:
+        """Return the answers to a chunk, with the reason in the place of each that has none."""
+        records: list[Record | None] = [None] * len(chunk.items)
+        good = []
+        for place, item in enumerate(chunk.items):
+            if isinstance(item, KitError):
+                records[place] = _reason(item, None)
+            else:
+                good.append(place)
+        for places in self._calls(chunk, good):
+            found = self._together([chunk.items[place] for place in places])
+            for place, record in zip(places, found, strict=True):
+                records[place] = record
+        whole = [{"file": name, **(record or {})} for name, record in zip(chunk.names, records, strict=True)]
+        bad = [record for record in whole if "error" in record]
+        first = f"{bad[0]['file']}: {bad[0]['error']}" if bad else ""
+        return Answered(chunk.index, len(whole), len(bad), self._form.encode(whole), first)
+
+    def _calls(self, chunk: Chunk, places: list[int]) -> Iterator[list[int]]:
+        """Give the places of items that are encoded together."""
+        signature = self.engine.signature
+        if signature.batch is None or not self._joins:
+            most = 1
+        elif getattr(self.task, "takes_text", False):
+            most = _TEXTS
+            places = sorted(places, key=lambda place: len(str(chunk.items[place])))
+        else:
+            most = signature.rows_within(_CALL_BYTES, signature.usual_sizes())
+        for start in range(0, len(places), most):
+            yield places[start : start + most]
+
+    def _together(self, items: Sequence[Any]) -> list[Record]:
+        """Answer items in one call; one by one if that does not do, so that only those at fault go without."""
+        try:
+            return self._predicted(items)
+        except (KitError, ValueError) as error:
+            if len(items) == 1:
+                return [_reason(error, items[0])]
+        return [record for item in items for record in self._together([item])]
+
+    def _predicted(self, items: Sequence[Any]) -> list[Record]:
+        inputs = self.task.encode(items)
+        outputs = self._run(inputs)
+        return self._records(self.task.decode(outputs, inputs), len(items))
+
+    def _run(self, inputs: Tensors) -> Tensors:
+        # Whole multiples that the batch axis asks for are made here; the engine alone would refuse other numbers.
+        return run_in_batches(cast("Runner", self.engine), inputs, most_bytes=_CALL_BYTES)
+
+    def _records(self, prediction: Prediction, count: int) -> list[Record]:
+        """Return one record for each item; tensors as they are, without the batch."""
+        records = prediction.records()
+        if type(prediction) is not Prediction and len(records) == count:
+            return records
+        if not self._joins or count < 1:
+            return records
+        signature, outputs = self.engine.signature, prediction.outputs
+        axes = {spec.name: spec.shape.index(signature.batch) for spec in signature.outputs if signature.batch}
+        return [
+            {name: np.take(array, row, axis=axes[name]).tolist() for name, array in outputs.items()}
+            for row in range(count)
+        ]
+
+    def _prove(self) -> None:
+        """Answer the golden samples, and compare."""
+        golden = self._golden()
+        if not golden:
+            return
+        found = fidelity.compare(golden, [self._run(group.inputs) for group in golden])
+        variant = self.engine.variant
+        verdict = fidelity.judge(found, variant.precision, variant.fidelity, stored=golden)
+        if not verdict.passed:
+            raise VerifyFailed(
+                f"{self.engine.bundle.name} does not give here what its bundle promises: {verdict.reason}",
+                hint=f"look at it: kit verify {self.engine.bundle.origin}",
+            )
+
+    def _golden(self) -> tuple[Samples, ...]:
+        """Return the golden samples; none for a ready model that took none of the inputs that were tried."""
+        bundle = self.engine.bundle
+        return () if isinstance(bundle, ready.ReadyModel) and not bundle.samples else bundle.golden()
+
+    def _template(self) -> Record:
+        """Return the answer to one item of zeros, or to a golden sample: which columns there are."""
+        signature = self.engine.signature
+        golden = self._golden()
+        inputs = signature.take(golden[0].inputs, slice(0, 1)) if golden else signature.zeros(signature.usual_sizes())
+        outputs = self._run(inputs)
+        return self._records(self.task.decode(outputs, inputs), 1)[0]
+
+
+def _reason(error: Exception, item: Any) -> Record:
+    """Return why an item has no answer, in the same words whether it came as a path or as bytes: the row names it."""
+    said = str(error) or type(error).__name__
+    return {"error": said.replace(str(item), "the picture", 1) if isinstance(item, Path) else said}

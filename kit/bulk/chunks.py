@@ -1,0 +1,94 @@
+"""Items of all sources in pieces of some dozens, each with its name: what is read here is light, a path rather than a picture."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kit.errors import KitError
+from kit.tasks.base import Task
+from kit.tasks.images.folders import count_below
+from kit.tasks.rows import count_rows
+from kit.tensors import Signature
+
+_BYTES = 4 * 2**20
+_MOST_ROWS = 1024
+_ROWS = 64  # of pictures and texts: a second or so of work
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Items that follow each other.
+
+    Attributes:
+        index: From 0 upwards.
+        names: Of the items.
+        items: What the task reads; in place of what cannot be read, the error.
+    """
+
+    index: int
+    names: tuple[str, ...]
+    items: tuple[Any, ...]
+
+
+class Names:
+    """A fingerprint of all names so far: whether a source still gives what it gave before."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+
+    def add(self, names: Sequence[str]) -> None:
+        """Take note of names."""
+        for name in names:
+            self._hash.update(name.encode(errors="surrogateescape") + b"\0")
+
+    def digest(self) -> str:
+        """Return it, in hexadecimal digits."""
+        return self._hash.hexdigest()
+
+
+def chunk_rows(task: Task, signature: Signature) -> int:
+    """Return how many items make a chunk: as many as are worth sending to a process, and few enough to wait for."""
+    if getattr(task, "takes_bytes", False) or getattr(task, "takes_text", False):
+        return _ROWS
+    return max(1, min(_MOST_ROWS, signature.rows_within(_BYTES, signature.usual_sizes())))
+
+
+def chunks(task: Task, sources: Sequence[str], rows: int) -> Iterator[Chunk]:
+    """Give all items of sources, `rows` in each chunk, the last one smaller."""
+    items = _items(task, sources)
+    for index in itertools.count():
+        taken = list(itertools.islice(items, rows))
+        if not taken:
+            return
+        yield Chunk(index, tuple(name for name, _ in taken), tuple(item for _, item in taken))
+
+
+def _items(task: Task, sources: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    one_by_one = getattr(task, "read_rows", task.read)
+    for source in sources:
+        try:
+            yield from one_by_one(source)
+        except KitError as error:
+            yield source, error
+
+
+def count(task: Task, sources: Sequence[str]) -> int | None:
+    """Return about how many items there are, without reading them; None if that cannot be known."""
+    total = 0
+    for source in sources:
+        path = Path(source)
+        if path.is_dir():
+            total += count_below(path)
+        elif getattr(task, "takes_bytes", False) or not path.is_file():
+            total += 1
+        else:
+            found = count_rows(path)
+            if found is None:
+                return None
+            total += found
+    return total

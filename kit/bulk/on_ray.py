@@ -1,0 +1,185 @@
+"""Chunks on a Ray cluster: one reader beside the files, and Ray Data with actors that hold an engine each.
+
+For a pipeline of one's own, `Answers` is the class for `Dataset.map_batches`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import pickle
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from kit import cluster, ready
+from kit.bulk.answering import Answered, Answering, Opening
+from kit.bulk.chunks import Chunk, chunks
+from kit.bulk.crew import Pair, Reading
+from kit.bulk.forms import FORMS
+from kit.choices import Provider
+from kit.errors import BadInput, KitError, Unavailable
+from kit.tasks.base import Task
+from kit.tasks.inputs import refuse_special
+from kit.tasks.registry import task_of
+
+_START_SECONDS = 120
+
+
+class OnRay:
+    """The nodes of a cluster.
+
+    Args:
+        opening: How each actor opens its engine.
+        suffix: Of the form that they write.
+        address: Of the cluster.
+        workers: Actors; None for one on each free CPU, or GPU.
+
+    Attributes:
+        workers: Actors.
+        notes: What a person should know about the nodes.
+
+    Raises:
+        PackageMissing, Unavailable, UsageError: As kit.cluster says.
+    """
+
+    def __init__(self, opening: Opening, suffix: str, *, address: str, workers: int | None) -> None:
+        self._cluster = cluster.connect(address)
+        self._opening, self._suffix = opening, suffix
+        self._cpus = opening.options.threads
+        self._gpus = 0 if opening.options.provider is Provider.CPU else 1
+        self.workers = workers or max(1, self._cluster.free_cpus() // self._cpus)
+        if workers is None and self._gpus:
+            self.workers = max(1, int(self._cluster.ray.available_resources().get("GPU", 1)))
+        self._cluster.check(workers=self.workers, cpus_each=self._cpus, gpus_each=self._gpus)
+        self.notes = [
+            "the nodes have different CPUs, so that quantized models may answer slightly differently: " + "; ".join(kinds)
+            for kinds in [self._cluster.differences()]
+            if kinds
+        ]
+
+    def answers(self, todo: Iterator[Chunk], reading: Reading) -> Generator[Pair]:
+        """Give each chunk with its answers, in order; the cluster reads the sources itself, on this node.
+
+        Raises:
+            Unavailable: The actors did not start.
+            KitError: As an actor found it: the bundle, the golden samples.
+        """
+        import ray.data
+        from ray.data import ActorPoolStrategy, DataContext
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        del todo
+        package = cluster.ship(ray, ready.find(self._opening.origin))
+        context = DataContext.get_current()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        context.execution_options.preserve_order = True
+        context.execution_options.verbose_progress = False
+        context.target_max_block_size = 1  # a chunk is a block: larger ones would wait for each other
+        context.wait_for_min_actors_s = _START_SECONDS
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        here = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=False)
+        found = ray.data.read_datasource(
+            _chunk_source(self._opening.origin, reading),
+            override_num_blocks=1,
+            ray_remote_args={"num_cpus": 0, "scheduling_strategy": here},
+        ).map_batches(
+            Answers,
+            batch_size=None,
+            compute=ActorPoolStrategy(size=self.workers, max_tasks_in_flight_per_actor=2),
+            fn_constructor_args=(package, self._opening, self._suffix),
+            num_cpus=self._cpus,
+            num_gpus=self._gpus or None,
+        )
+        try:
+            for row in found.iter_rows():
+                names, answered = pickle.loads(row["answered"])  # noqa: S301 - of this program's own actors
+                if isinstance(answered, KitError):
+                    raise answered
+                yield Chunk(answered.index, names, ()), answered
+        except KitError:
+            raise
+        except Exception as error:  # whatever Ray and its pool raise
+            inner = cluster.of_error(error)
+            if isinstance(inner, KitError):
+                raise inner from error
+            said = str(error).strip().splitlines()
+            raise Unavailable(
+                f"the cluster stopped: {said[-1] if said else type(error).__name__}",
+                hint="look at it with `ray status`; the same command goes on where it stopped",
+            ) from error
+
+
+class Answers:
+    """Answers chunks: for `map_batches`, one in each actor.
+
+    Args:
+        package: The bundle.
+        opening: How it is opened.
+        suffix: Of the form in which answers are written.
+    """
+
+    def __init__(self, package: cluster.Package, opening: Opening, suffix: str) -> None:
+        import ray
+
+        self._answering: Answering | None = None
+        self._problem: KitError | None = None
+        try:
+            path = cluster.arrive(ray, package)
+            self._answering = Answering(replace(opening, origin=str(path)), FORMS[suffix]())
+        except KitError as error:  # an actor that does not start is started again for ever
+            self._problem = error
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Return the answers to the chunks of a batch."""
+        return {"answered": [pickle.dumps(self._answered(pickle.loads(one))) for one in batch["chunk"]]}  # noqa: S301
+
+    def _answered(self, chunk: Chunk) -> tuple[tuple[str, ...], Answered | KitError]:
+        if self._answering is None:
+            assert self._problem is not None
+            return (), self._problem
+        return chunk.names, self._answering.answer(chunk)
+
+
+def _chunk_source(origin: str, reading: Reading) -> Any:
+    """Return a source of Ray Data: one task that reads all, a chunk at a time."""
+    import pyarrow
+    from ray.data import Datasource, ReadTask
+    from ray.data.block import BlockMetadata
+
+    def read() -> Iterator[Any]:
+        task = task_of(ready.find(origin))
+        for chunk in itertools.islice(chunks(task, reading.sources, reading.rows), reading.skip, None):
+            yield pyarrow.table({"chunk": pyarrow.array([pickle.dumps(_loaded(task, chunk))], pyarrow.large_binary())})
+
+    class _Source(Datasource):  # type: ignore[misc]  # Ray has no types for it
+        def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[Any]:  # noqa: ARG002 - Ray's signature
+            about = BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None, input_files=None)
+            return [ReadTask(read, about)]
+
+        def estimate_inmemory_data_size(self) -> int | None:
+            return None
+
+    return _Source()
+
+
+def _loaded(task: Task, chunk: Chunk) -> Chunk:
+    """Return a chunk whose files travel with it: other nodes may not have them."""
+    if not getattr(task, "takes_bytes", False):
+        return chunk
+    return replace(chunk, items=tuple(map(_content, chunk.items)))
+
+
+def _content(item: Any) -> Any:
+    if not isinstance(item, str | Path):
+        return item
+    try:
+        refuse_special(Path(item))
+        return Path(item).read_bytes()
+    except (OSError, BadInput):
+        return item  # the task says what is wrong, in the same words as everywhere
+
+
+__all__: Sequence[str] = ["Answers", "OnRay"]

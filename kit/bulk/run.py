@@ -1,0 +1,206 @@
+"""From sources to a file of answers."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from kit.bulk import chunks as pieces
+from kit.bulk.answering import Answering, Opening
+from kit.bulk.chunks import Chunk, Names
+from kit.bulk.crew import Alone, Crew, Pair, Processes, Reading
+from kit.bulk.forms import form_of
+from kit.bulk.output import Done, Output
+from kit.errors import BadInput, UsageError
+from kit.runtime.base import RunnerOptions
+from kit.system.machine import this_machine
+from kit.system.packages import DISTRIBUTION, version
+
+OnRows = Callable[[int, int | None], None]
+"""Told of the rows that are done and of those there are, None if that is unknown."""
+
+_UPDATES_SECONDS = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What was done.
+
+    Attributes:
+        output: The file.
+        rows: Items in it.
+        refused: How many of them have a reason in place of an answer.
+        first_problem: Name and reason of the first of these that this run met.
+        resumed: Items that an earlier run had answered.
+        seconds: This run took.
+        workers: Processes that answered; 1 for this one.
+    """
+
+    output: Path
+    rows: int
+    refused: int
+    first_problem: str
+    resumed: int
+    seconds: float
+    workers: int
+
+    @property
+    def rate(self) -> float:
+        """Items a second of this run."""
+        return (self.rows - self.resumed) / max(self.seconds, 1e-9)
+
+
+def predict(
+    model: str | Path | None,
+    sources: Sequence[str],
+    output: Path,
+    *,
+    variant: str | None = None,
+    runtime: str | None = None,
+    options: RunnerOptions | None = None,
+    workers: int | None = None,
+    ray: str | None = None,
+    strict: bool = False,
+    on_rows: OnRows = lambda _done, _whole: None,
+    on_start: Callable[[Opening, int, int], None] = lambda _opening, _workers, _resumed: None,
+    on_note: Callable[[str], None] = lambda _note: None,
+) -> Outcome:
+    """Answer all items of files and folders, and write the answers in their order.
+
+    If the same was begun before and stopped, it goes on from there. An item that cannot be read, or that the model does not
+    take, has its reason in the column `error`.
+
+    Args:
+        model: Bundle or ready .onnx; None for the default one.
+        sources: Paths that the model's task reads.
+        output: .csv, .jsonl or .parquet; it appears when all is answered.
+        variant: Id; None: what `kit tune` chose here, else the bundle's default.
+        runtime: Name of a runtime; None likewise.
+        options: Of each worker's runtime; None likewise, on one thread.
+        workers: Processes; None: one for each usable CPU, or this one alone if there is little to do.
+        ray: Address of a Ray cluster whose nodes answer, or `auto`; None: this machine.
+        strict: Stop at the first item without an answer.
+        on_rows: Told how far it is.
+        on_start: Told how the model is opened, by how many workers, and how many items were answered before.
+        on_note: Told what a person should know of the cluster.
+
+    Raises:
+        BadInput: `strict`, and an item has no answer.
+        UsageError: Something else was begun under this name, or what there is to answer has changed since.
+        VerifyFailed: The model does not answer here what its bundle promises.
+        MemoryShort: A worker was killed.
+        StorageUnavailable, BundleNotFound, BundleInvalid, PackageMissing, ProviderUnavailable.
+    """
+    if not sources:
+        raise UsageError("there is nothing to predict", hint="give files or folders")
+    started = time.monotonic()
+    form = form_of(output)
+    opening = Opening.of(model, variant=variant, runtime=runtime, options=options)
+    answering = Answering(opening, form)
+    try:
+        rows = pieces.chunk_rows(answering.task, answering.engine.signature)
+        whole = pieces.count(answering.task, sources)
+        crew, count = _crew(opening, answering, form.suffix, workers, ray, _is_little(whole, rows))
+        for note in getattr(crew, "notes", ()):
+            on_note(note)
+        request = {
+            "variant": opening.variant,
+            "sha256": opening.sha256,
+            "runtime": opening.runtime,
+            "options": asdict(opening.options) | {"provider": opening.options.provider.value},
+            "sources": list(sources),
+            "rows in a chunk": rows,
+            "version of kit": version(DISTRIBUTION) or "",
+        }
+        with Output(output, form, request) as file:
+            before = file.done
+            on_start(opening, count, before.rows)
+            todo = pieces.chunks(answering.task, sources, rows)
+            names = _skipped(todo, before, file.folder)
+            reading = Reading(sources=sources, rows=rows, skip=before.chunks)
+            answers = crew.answers(todo, reading)
+            with contextlib.closing(answers):
+                problem = _written(answers, file, names, strict=strict, on_rows=on_rows, whole=whole)
+            done = file.finish(_about(opening))
+    finally:
+        answering.close()
+    return Outcome(
+        output=output,
+        rows=done.rows,
+        refused=done.refused,
+        first_problem=problem,
+        resumed=before.rows,
+        seconds=time.monotonic() - started,
+        workers=count,
+    )
+
+
+def _is_little(whole: int | None, rows: int) -> bool:
+    """Whether one chunk or two are all: processes would take longer to start."""
+    return whole is not None and whole <= 2 * rows
+
+
+def _crew(
+    opening: Opening, answering: Answering, suffix: str, workers: int | None, ray: str | None, is_little: bool
+) -> tuple[Crew, int]:
+    if ray is not None:
+        from kit.bulk.on_ray import OnRay
+
+        crew = OnRay(opening, suffix, address=ray, workers=workers)
+        return crew, crew.workers
+    count = workers or (1 if is_little else max(1, this_machine().cpus_to_use // opening.options.threads))
+    return (Alone(answering), 1) if count == 1 else (Processes(opening, suffix, count), count)
+
+
+def _skipped(todo: Iterator[Chunk], before: Done, folder: Path) -> Names:
+    """Pass over what was answered before, and make sure that it is the same.
+
+    Raises:
+        UsageError: It is not.
+    """
+    names = Names()
+    for chunk in itertools.islice(todo, before.chunks):
+        names.add(chunk.names)
+    if before.chunks and names.digest() != before.names:
+        raise UsageError(
+            "what there is to answer is no more what it was when this began",
+            hint=f"begin anew: remove {folder}",
+        )
+    return names
+
+
+def _written(
+    answers: Iterator[Pair], file: Output, names: Names, *, strict: bool, on_rows: OnRows, whole: int | None
+) -> str:
+    """Write the answers to all that is left; return the first reason for having none."""
+    rows, problem, told = file.done.rows, "", 0.0
+    for chunk, answered in answers:
+        if strict and answered.first_problem:
+            raise BadInput(
+                f"stopped at an item without an answer: {answered.first_problem}",
+                hint="mend or remove it and give the same command again: it goes on here",
+            )
+        names.add(chunk.names)
+        file.add(answered, names)
+        rows += answered.rows
+        problem = problem or answered.first_problem
+        if time.monotonic() - told >= _UPDATES_SECONDS:
+            told = time.monotonic()
+            on_rows(rows, whole)
+    return problem
+
+
+def _about(opening: Opening) -> dict[str, str]:
+    return {
+        "model": Path(opening.origin).name,
+        "variant": opening.variant,
+        "sha256": opening.sha256,
+        "runtime": opening.runtime,
+        "provider": opening.options.provider.value,
+        "kit": version(DISTRIBUTION) or "",
+        "machine": this_machine().describe(),
+    }
