@@ -89,12 +89,16 @@ class Cluster:
         free = _free_by_node(self.ray)
         places = sum(_places(one, cpus_each, gpus_each) for one in free)
         if places < workers:
-            have = ", ".join(f"{one['CPU']:g} CPUs" + (f" and {one['GPU']:g} GPUs" if one["GPU"] else "") for one in free)
+            have = ", ".join(
+                f"{one['CPU']:g} CPUs" + (f" and {one['GPU']:g} GPUs" if one["GPU"] else "") for one in free
+            )
             each = f"{cpus_each} CPU{'s' * (cpus_each != 1)}" + (f" and {gpus_each} GPU" if gpus_each else "")
             raise Unavailable(
                 f"the cluster cannot place {workers} worker{'s' * (workers != 1)} of {each}: free on its "
                 f"{len(free)} node{'s' * (len(free) != 1)}: {have or 'nothing'}",
-                hint=f"--workers {places}" if places else "wait for other jobs, or add nodes: ray start --address ADDRESS",
+                hint=f"--workers {places}"
+                if places
+                else "wait for other jobs, or add nodes: ray start --address ADDRESS",
             )
 
     def differences(self) -> list[str]:

@@ -179,7 +179,9 @@ def photographs(folder: Path, count: int) -> Path:
     folder.mkdir()
     random = np.random.default_rng(0)
     for number in range(count):
-        noise = Image.fromarray(random.integers(0, 256, (47, 63, 3), np.uint8)).resize((500, 375), Image.Resampling.BICUBIC)
+        noise = Image.fromarray(random.integers(0, 256, (47, 63, 3), np.uint8)).resize(
+            (500, 375), Image.Resampling.BICUBIC
+        )
         noise.filter(ImageFilter.GaussianBlur(1)).save(folder / f"{number:06}.jpg", quality=90)
     return folder
 
@@ -230,7 +232,9 @@ def main() -> None:
             for _ in range(asked.rounds):
                 for way in ways:
                     way.start.append(run(way.line(case, case.few), folder)[0])
-                    spent, memory = run(way.line(case, case.source), folder, also=pid if "--ray" in way.options else None)
+                    spent, memory = run(
+                        way.line(case, case.source), folder, also=pid if "--ray" in way.options else None
+                    )
                     way.seconds.append(spent)
                     way.memory.append(memory)
             for way in ways:

@@ -80,7 +80,7 @@ def rows_in(path: Path) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
         return found
     if path.suffix == ".csv":
-        return list(csv.DictReader(path.open(encoding="utf-8")))
+        return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
@@ -129,9 +129,10 @@ class _Killed(Exception):  # noqa: N818 - what a test stops a run by
 
 
 def test_what_was_stopped_goes_on_and_ends_the_same(
-    kit_inside: Kit, tiny: Bundle, scans: Path, tmp_path: Path
+    kit_inside: Kit, tiny: Bundle, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kit_inside("predict", str(tiny.folder), "scans", "-o", "whole.csv", "--workers", "1")
+    monkeypatch.setattr("kit.bulk.run._UPDATES_SECONDS", 0.0)
 
     def stop(done: int, _whole: int | None) -> None:
         if done >= 128:
@@ -257,9 +258,7 @@ def test_two_at_once_do_not_write_one_file(tmp_path: Path) -> None:
     assert not (tmp_path / "out.csv.unfinished").exists()
 
 
-def test_strict_stops_and_goes_on_once_it_is_mended(
-    kit_inside: Kit, tiny: Bundle, scans: Path, tmp_path: Path
-) -> None:
+def test_strict_stops_and_goes_on_once_it_is_mended(kit_inside: Kit, tiny: Bundle, scans: Path, tmp_path: Path) -> None:
     own = tmp_path / "own"
     own.mkdir()
     for path in sorted(scans.iterdir())[:100]:
@@ -377,4 +376,3 @@ def _no_children_left() -> Iterator[None]:
     yield
     left = [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
     assert not left
-

@@ -159,7 +159,9 @@ def test_what_is_killed_midway_loses_and_doubles_nothing(
     if victim == "node":
         nodes.tell("kill")
     else:
-        actors = [one for one in psutil.process_iter(["cmdline"]) if "ray::MapWorker" in " ".join(one.info["cmdline"] or [])]
+        actors = [
+            one for one in psutil.process_iter(["cmdline"]) if "ray::MapWorker" in " ".join(one.info["cmdline"] or [])
+        ]
         assert actors
         actors[0].send_signal(signal.SIGKILL)
     try:
@@ -286,7 +288,11 @@ def test_a_service_is_replaced_without_a_lost_request(nodes: Nodes, tiny: Bundle
         assert described["inputs"][0]["name"] == "pixels"
         pixels = tiny.golden()[0].inputs["pixels"][:1]
         question = json.dumps(
-            {"inputs": [{"name": "pixels", "datatype": "UINT8", "shape": pixels.shape, "data": pixels.ravel().tolist()}]}
+            {
+                "inputs": [
+                    {"name": "pixels", "datatype": "UINT8", "shape": pixels.shape, "data": pixels.ravel().tolist()}
+                ]
+            }
         ).encode()
         clients = _Clients(f"{base}/v2/models/digits/infer", question)
         try:

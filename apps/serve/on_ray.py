@@ -69,7 +69,9 @@ class _Replica:
         self._app_of_kit = App(self._repository, figures, served.keys, visitors, bodies, allows_control=False)
         await self._app_of_kit.start()
         if not self._repository.is_ready:
-            reasons = "; ".join(f"{entry.name}: {entry.reason}" for entry in self._repository.entries if not entry.model)
+            reasons = "; ".join(
+                f"{entry.name}: {entry.reason}" for entry in self._repository.entries if not entry.model
+            )
             raise RuntimeError(f"a model is not ready: {reasons}")
 
     def __serve_build_asgi_app__(self) -> Any:  # noqa: PLW3201 - Ray Serve's name

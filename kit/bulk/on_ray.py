@@ -54,7 +54,8 @@ class OnRay:
             self.workers = max(1, int(self._cluster.ray.available_resources().get("GPU", 1)))
         self._cluster.check(workers=self.workers, cpus_each=self._cpus, gpus_each=self._gpus)
         self.notes = [
-            "the nodes have different CPUs, so that quantized models may answer slightly differently: " + "; ".join(kinds)
+            "the nodes have different CPUs, so that quantized models may answer slightly differently: "
+            + "; ".join(kinds)
             for kinds in [self._cluster.differences()]
             if kinds
         ]

@@ -105,7 +105,10 @@ class Output:
         """Make what was added count."""
         if self._written == self.done:
             return
-        for file, content in ((self._answers, b""), (self._journal, json.dumps(asdict(self._written)).encode() + b"\n")):
+        for file, content in (
+            (self._answers, b""),
+            (self._journal, json.dumps(asdict(self._written)).encode() + b"\n"),
+        ):
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

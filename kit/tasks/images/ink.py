@@ -12,6 +12,7 @@ Steps 2 to 4 can be left out, to see what each brings: docs/pictures.md.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ from kit.errors import PictureInvalid
 from kit.tasks.images.light import relief
 from kit.tasks.images.pieces import label_pieces, spread
 from kit.tasks.images.plain import Pixels, place_by_mass
-from kit.tasks.images.reading import grey_levels
+from kit.tasks.images.reading import grey_bytes
 
 LARGEST_SIDE = 640
 """Pixels of the longer side that the search for ink works on: a pen stroke in a photograph of a page is still there."""
@@ -33,6 +34,7 @@ _LEAST_CONTRAST = 24.0  # grey levels; below it a scan of blank paper would be "
 _NARROWEST = 8  # pixels of the shorter side
 _SPECK = 12  # pixels; a drawing that is smaller has no shape
 _FULL = 0.6  # of the picture, or of its border: there is no ground left to tell ink from
+Number = TypeVar("Number", np.int16, np.float32)
 _PEN = (2.6, 3.0)  # pixels of 20; the upper middle of MNIST: its median is 2.4, its upper tenth begins at 3.2
 
 
@@ -80,7 +82,7 @@ def working_copy(image: Image.Image) -> NDArray[np.uint8]:
     if side > LARGEST_SIDE:
         image = image.copy() if side < 2 * LARGEST_SIDE else image.reduce(side // LARGEST_SIDE)
         image.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.BOX)
-    grey = np.rint(grey_levels(image)).astype(np.uint8)
+    grey = grey_bytes(image)
     grey = _scaled(grey, _LEAST_SIDE, Image.Resampling.BICUBIC) if side < _LEAST_SIDE else grey
     if min(grey.shape) < _NARROWEST:
         raise PictureInvalid("the picture is a line: too narrow for a drawing", hint="crop it less tightly")
@@ -94,8 +96,9 @@ def find_ink(grey: NDArray[np.uint8], steps: Steps) -> NDArray[np.float32]:
         PictureInvalid: As `ink_pixels`.
     """
     found = relief(grey, even=steps.even_light)
-    levels, strength = _mean3(found.levels), _mean3(found.strength)
-    noise = 1.4826 * float(np.median(np.abs(levels)))  # standard deviation, from the median absolute deviation
+    halves = _sum3(np.rint(2 * found.levels).astype(np.int16))  # levels are whole or half
+    levels = halves.astype(np.float32) / 18
+    noise = 1.4826 * _median_size(halves) / 18  # standard deviation, from the median absolute deviation
     least = max(_LEAST_CONTRAST, 8.0 * noise)
     if levels.max() < least:
         raise PictureInvalid(
@@ -103,23 +106,37 @@ def find_ink(grey: NDArray[np.uint8], steps: Steps) -> NDArray[np.float32]:
             hint="draw something, and leave a margin around it",
         )
     mask = levels >= least / 2
+    near = _box(mask, margin=2)  # what lies further away changes nothing
+    sharp, mask_near = found.strength(near), mask[near]
+    strength = _sum3(sharp) / 9
     if steps.pieces:
-        mask = _digit(mask, strength)
+        mask_near = _digit(mask_near, strength)
     # Of the strong ink, not the strongest: a blot must not make the rest of a pencil's line faint.
-    peak = float(np.percentile(strength[mask], 90))
+    peak = _percentile(strength[mask_near], 90)
     low, high = 0.25 * peak, 0.6 * peak
-    ink = np.where(mask, np.clip((found.strength - low) / (high - low), 0.0, 1.0), 0.0).astype(np.float32)
+    inked = np.where(mask_near, np.clip((sharp - low) / (high - low), 0.0, 1.0), 0.0).astype(np.float32)
+    ink = np.zeros(grey.shape, np.float32)
+    ink[near] = inked
     _check_amount(ink >= 0.5)
     return ink
 
 
+def _box(mask: NDArray[np.bool_], *, margin: int) -> tuple[slice, slice]:
+    """Return the smallest box around all that is true, and some pixels more on each side."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return (
+        slice(max(int(rows[0]) - margin, 0), int(rows[-1]) + 1 + margin),
+        slice(max(int(columns[0]) - margin, 0), int(columns[-1]) + 1 + margin),
+    )
+
+
 def _check_amount(mask: NDArray[np.bool_]) -> None:
     """Refuse what is too little to have a shape, or so much that no ground is left."""
-    rows, columns = np.nonzero(mask)
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows) or max(np.ptp(rows), np.ptp(columns)) < _SPECK:
         raise PictureInvalid("the picture is nearly empty: there is a speck on it, no drawing", hint="draw larger")
     border = np.concatenate((mask[0], mask[-1], mask[:, 0], mask[:, -1]))
-    if mask.mean() > _FULL or border.mean() > _FULL:
+    if np.count_nonzero(mask) > _FULL * mask.size or border.mean() > _FULL:
         raise PictureInvalid("the picture is full of ink: no ground is left around it", hint="leave a margin")
 
 
@@ -128,11 +145,13 @@ def _digit(mask: NDArray[np.bool_], strength: NDArray[np.float32]) -> NDArray[np
 
     A piece counts by its total variation, outline times contrast: a thin stroke has much, a soft shadow little.
     """
-    rows, columns = np.nonzero(mask)
     label = label_pieces(mask)
     count = int(label.max()) + 1
+    if count == 1:
+        return mask
+    rows, columns = np.nonzero(mask)
     down, across = np.gradient(strength)
-    weight = np.bincount(label, np.hypot(down, across)[mask], count)
+    weight = np.bincount(label, np.hypot(down[mask], across[mask]), count)
     top, left = np.full(count, mask.shape[0]), np.full(count, mask.shape[1])
     bottom, right = np.zeros(count, np.int64), np.zeros(count, np.int64)
     np.minimum.at(top, label, rows)
@@ -157,7 +176,8 @@ def stroke_width(ink: NDArray[np.uint8]) -> float:
     """
     padded = np.pad(ink.astype(np.float32), 1)
     down, across = np.diff(padded, axis=0)[:, :-1], np.diff(padded, axis=1)[:-1]
-    return 2 * float(padded.sum()) / max(float(np.hypot(down, across).sum()), 1e-6)
+    outline = np.sqrt(down * down + across * across)  # np.hypot guards against overflow, at five times the cost
+    return 2 * float(padded.sum()) / max(float(outline.sum()), 1e-6)
 
 
 def with_pen(digit: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -184,17 +204,36 @@ def upright(digit: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return _cropped(np.asarray(wide.transform(wide.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)))
 
 
-def _mean3(field: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the mean of the 3x3 pixels around each one: a third of the noise."""
+def _sum3(field: NDArray[Number]) -> NDArray[Number]:
+    """Return the sum of the 3x3 pixels around each one: a ninth of it has a third of the noise."""
     padded = np.pad(field, 1, mode="edge")
     down = padded[:-2] + padded[1:-1] + padded[2:]
-    mean: NDArray[np.float32] = (down[:, :-2] + down[:, 1:-1] + down[:, 2:]) / 9
-    return mean
+    total: NDArray[Number] = down[:, :-2] + down[:, 1:-1] + down[:, 2:]
+    return total
+
+
+def _percentile(values: NDArray[np.float32], percent: int) -> float:
+    """Return a percentile between its two neighbours, as np.percentile does at a fifth of the cost of a call."""
+    place, rest = divmod(percent * (len(values) - 1), 100)
+    lower, upper = np.partition(values, (place, min(place + 1, len(values) - 1)))[place : place + 2].astype(np.float64)[
+        [0, -1]
+    ]
+    return float(lower + (upper - lower) * (rest / 100))
+
+
+def _median_size(values: NDArray[np.int16]) -> float:
+    """Return the median of the absolute values, by counting: sorting takes six times as long."""
+    if 2 * np.count_nonzero(values) < values.size - 1:
+        return 0.0
+    counts = np.bincount(np.abs(values).ravel()).cumsum()
+    middle = values.size // 2
+    upper = int(np.searchsorted(counts, middle, side="right"))
+    lower = upper if values.size % 2 else int(np.searchsorted(counts, middle - 1, side="right"))
+    return (lower + upper) / 2
 
 
 def _cropped(ink: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    rows, columns = np.nonzero(ink >= 64)
-    return ink[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    return ink[_box(ink >= 64, margin=0)]
 
 
 def _scaled(

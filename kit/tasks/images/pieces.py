@@ -21,8 +21,11 @@ def label_pieces(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
         int64 (number of true pixels,): the piece of each, in the order of `mask[mask]`, from 0 upwards.
     """
     stride = mask.shape[1] + 3  # empty columns keep the end of one row off the beginning of the next
-    edges = np.diff(np.pad(mask, ((0, 0), (1, 2))).astype(np.int8).ravel(), prepend=np.int8(0))
-    starts, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
+    rows = np.zeros((mask.shape[0], stride), np.bool_)
+    rows[:, 1:-2] = mask
+    flat = rows.ravel()
+    turns = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    starts, ends = turns[::2], turns[1::2]
     first = np.searchsorted(ends, starts + stride, side="left")
     last = np.searchsorted(starts, ends + stride, side="right")
     touching = np.maximum(last - first, 0)
@@ -43,24 +46,12 @@ def label_pieces(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
 def running(extreme: Extreme, grey: Grey, size: int) -> Grey:
     """Return the largest (np.maximum) or smallest (np.minimum) of the `size` x `size` pixels around each one.
 
-    Windows double instead of growing by one: a few passes for any size (the idea of van Herk and of Gil and Werman).
+    The picture goes on beyond its border as it is there. Of an even size, more lies below and to the right.
     """
-    for axis in (0, 1):
-        grey = _running_along(extreme, grey, size, axis)
-    return grey
-
-
-def _running_along(extreme: Extreme, grey: Grey, size: int, axis: int) -> Grey:
     before = (size - 1) // 2
-    pads = [(0, 0), (0, 0)]
-    pads[axis] = (before, size - 1 - before)
-    padded = np.moveaxis(np.pad(grey, pads, mode="edge"), axis, 0)
-    done = 1
-    while done < size:
-        step = min(done, size - done)
-        padded = extreme(padded[:-step], padded[step:])
-        done += step
-    return np.moveaxis(padded, 0, axis)
+    for axis in (0, 1):
+        grey = _windows(extreme, _edged(grey, before, size - 1 - before, axis), size, axis)
+    return grey
 
 
 def closing(grey: Grey, size: int) -> Grey:
@@ -68,9 +59,40 @@ def closing(grey: Grey, size: int) -> Grey:
 
     The picture goes on beyond its border as it is there; cut off, the dark end of a gradient would count as ink.
     """
-    around = np.pad(grey, size - 1, mode="edge")
-    filled = running(np.minimum, running(np.maximum, around, size), size)
-    return filled[size - 1 : 1 - size, size - 1 : 1 - size] if size > 1 else grey
+    beyond = size - 1
+    for extreme in (np.maximum, np.minimum):
+        for axis in (0, 1):
+            wider = _edged(grey, beyond, beyond, axis) if extreme is np.maximum else grey
+            grey = _windows(extreme, wider, size, axis)
+    return grey
+
+
+def _edged(grey: Grey, before: int, after: int, axis: int) -> Grey:
+    """Repeat the edges of a picture along an axis."""
+    pads = [(0, 0), (0, 0)]
+    pads[axis] = (before, after)
+    return np.pad(grey, pads, mode="edge")
+
+
+def _windows(extreme: Extreme, grey: Grey, size: int, axis: int) -> Grey:
+    """Return the extreme of the `size` pixels from each one on along an axis, where so many are left: `size` - 1 fewer of them.
+
+    Windows double instead of growing by one: a few passes for any size (the idea of van Herk and of Gil and Werman). Each pass
+    is over all pixels as one row, at the speed of memory: what runs over the end of a row is cut off in the end.
+    """
+    height, width = grey.shape
+    stride = (width, 1)[axis]
+    flat = np.ascontiguousarray(grey).ravel()
+    done = 1
+    while done < size:
+        step = min(done, size - done)
+        flat = extreme(flat[: -step * stride], flat[step * stride :])
+        done += step
+    if axis == 0:
+        return flat.reshape(-1, width)
+    whole = np.empty(height * width, grey.dtype)
+    whole[: len(flat)] = flat
+    return whole.reshape(height, width)[:, : width - size + 1]
 
 
 def spread(grey: Grey, radius: int) -> Grey:

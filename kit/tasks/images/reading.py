@@ -221,7 +221,7 @@ def grey_bytes(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode != "RGBA":
         return np.asarray(image.convert("L"))
     if image.getchannel("A").getextrema() == (255, 255):
-        return np.asarray(image.convert("LA").getchannel("L"))
+        return np.asarray(image.convert("L"))
     return np.rint(grey_levels(image)).astype(np.uint8)
 
 
