@@ -8,10 +8,15 @@ path = arrive(package)             # on any node, checked by its hash
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
+import os
 import platform
-from collections.abc import Callable, Mapping
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +33,8 @@ AUTO = "auto"
 SECONDS = 30.0
 """The longest that a cluster may take to say who it is."""
 
+_PROBE_SECONDS = 5.0
+_NEWS_SECONDS = 3.0
 _MOST_BYTES = 2**31
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino", "numpy")
 
@@ -77,8 +84,9 @@ class Cluster:
     nodes: tuple[Node, ...]
 
     def free_cpus(self) -> int:
-        """Return how many whole CPUs no job holds now."""
-        return int(self.ray.available_resources().get("CPU", 0))
+        """Return how many whole CPUs no job holds now; nodes tell what they have some moments after they were asked."""
+        whole = int(self.ray.cluster_resources().get("CPU", 0))
+        return _waited(lambda: int(self.ray.available_resources().get("CPU", 0)), whole)
 
     def check(self, *, workers: int, cpus_each: int, gpus_each: int = 0) -> None:
         """Refuse at once what Ray would wait for without end.
@@ -86,8 +94,9 @@ class Cluster:
         Raises:
             Unavailable: The workers cannot be placed now; the message says what is missing.
         """
+        _waited(lambda: _places_in(_free_by_node(self.ray), cpus_each, gpus_each), workers)
         free = _free_by_node(self.ray)
-        places = sum(_places(one, cpus_each, gpus_each) for one in free)
+        places = _places_in(free, cpus_each, gpus_each)
         if places < workers:
             have = ", ".join(
                 f"{one['CPU']:g} CPUs" + (f" and {one['GPU']:g} GPUs" if one["GPU"] else "") for one in free
@@ -118,10 +127,13 @@ def connect(address: str) -> Cluster:
         Unavailable: There is no such cluster, or a node of it does not answer.
         UsageError: Its nodes have other versions of kit, of Python, or of what computes.
     """
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what its core says of every actor is no news for people
     ray: Any = packages.needed("ray", distribution="ray", purpose="a cluster", extra="ray")
     if not ray.is_initialized():
+        _probe(address)
         try:
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+            with _hushed():  # it says there which level it was told to say nothing below
+                ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             said = str(error).strip().splitlines()
             raise Unavailable(
@@ -198,6 +210,43 @@ def of_error(error: Exception) -> Exception:
     return error
 
 
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Let what is written to stderr past Python go nowhere."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _probe(address: str) -> None:
+    """Refuse in seconds an address where nobody listens: Ray asks it for minutes.
+
+    Raises:
+        Unavailable: Nobody does.
+    """
+    from ray._private import services
+
+    where = address
+    try:
+        where = services.canonicalize_bootstrap_address_or_die(
+            address
+        )  # of 127.0.0.1, Ray makes the machine's own address
+        host, _, port = where.rpartition(":")
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_SECONDS):
+            return
+    except (OSError, ValueError) as error:
+        meant = "" if address in {AUTO, where} else f", which Ray takes for {where}"
+        raise Unavailable(
+            f"there is no Ray cluster at {address!r}{meant}: {getattr(error, 'strerror', None) or error}",
+            hint="start one: ray start --head",
+        ) from error
+
+
 def _asked(ray: Any) -> list[Node]:
     """Ask every node what it is.
 
@@ -265,6 +314,14 @@ def _free_by_node(ray: Any) -> list[dict[str, float]]:
     return [{kind: float(found.get(one, {}).get(kind, 0.0)) for kind in ("CPU", "GPU")} for one in alive]
 
 
-def _places(free: Mapping[str, float], cpus: int, gpus: int) -> int:
-    places = int(free["CPU"] // max(cpus, 1))
-    return min(places, int(free["GPU"] // gpus)) if gpus else places
+def _places_in(free: Sequence[Mapping[str, float]], cpus: int, gpus: int) -> int:
+    """Return how many workers fit on nodes with so much free."""
+    return sum(min(int(one["CPU"] // max(cpus, 1)), int(one["GPU"] // gpus) if gpus else sys.maxsize) for one in free)
+
+
+def _waited(look: Callable[[], int], wanted: int) -> int:
+    """Return what is found once it is as much as wanted, or after some seconds."""
+    end = time.monotonic() + _NEWS_SECONDS
+    while (found := look()) < wanted and time.monotonic() < end:
+        time.sleep(0.1)
+    return found

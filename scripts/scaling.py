@@ -5,7 +5,7 @@
 Each way answers the same items in every round, one way after the other; what counts is the wall clock of the whole command,
 beside that of the same command with one chunk of items, so that starting and answering can be told apart. Memory is the sum over
 all processes that the command started, by the operating system, pages that are shared counted once. The cluster is started
-before, on 127.0.0.1 and 127.0.0.2, with one CPU each; reading, the driver and Ray's own processes share the two cores with it.
+before, on 127.0.0.2 and 127.0.0.3, with one CPU each; reading, the driver and Ray's own processes share the two cores with it.
 """
 
 from __future__ import annotations
@@ -23,11 +23,9 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from random import Random
 from statistics import median
 
 import numpy as np
-import picture_conditions
 import psutil
 from PIL import Image, ImageFilter
 
@@ -64,8 +62,8 @@ with open("loop.csv", "w") as file:
 NODES = """
 import sys
 from ray.cluster_utils import Cluster
-made = Cluster(head_node_args={"node_ip_address": "127.0.0.1", "num_cpus": 1, "include_dashboard": False})
-made.add_node(node_ip_address="127.0.0.2", num_cpus=1)
+made = Cluster(initialize_head=True, head_node_args={"node_ip_address": "127.0.0.2", "num_cpus": 1, "include_dashboard": False})
+made.add_node(node_ip_address="127.0.0.3", num_cpus=1)
 print(made.address, flush=True)
 sys.stdin.read()
 made.shutdown()
@@ -164,13 +162,12 @@ def nodes() -> Iterator[tuple[str, int]]:
 
 
 def drawings(folder: Path, count: int) -> Path:
-    """Write drawings of digits, 280x280 as from a canvas."""
+    """Write drawings of digits, 280x280 and of two levels as from a canvas: the bundle's golden samples, enlarged."""
     folder.mkdir()
-    random = Random(0)
-    lines = picture_conditions.dev_lines()
+    digits = kit.find("mnist-mlp").golden()[0].inputs["pixels"]
     for number in range(count):
-        picture = picture_conditions.dark_on_light(lines[number % len(lines)], random)
-        picture.save(folder / f"{number:06}.png")
+        digit = Image.fromarray(digits[number % len(digits)]).resize((280, 280), Image.Resampling.BICUBIC)
+        digit.point(lambda level: 255 * (level > 110)).convert("RGBA").save(folder / f"{number:06}.png")
     return folder
 
 

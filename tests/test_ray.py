@@ -23,7 +23,7 @@ import pytest
 from PIL import Image
 
 from kit.bundle import Bundle, open_folder
-from kit.cluster import Cluster, Node, Package, _check_same, arrive
+from kit.cluster import Cluster, Node, Package, _check_same, _what_this_is, arrive
 from kit.errors import BundleInvalid, UsageError
 from tests.conftest import Kit
 
@@ -38,14 +38,14 @@ MANY = 640
 NODES = """
 import sys
 from ray.cluster_utils import Cluster
-made = Cluster(head_node_args={"node_ip_address": "127.0.0.1", "num_cpus": 1, "include_dashboard": False})
-other = made.add_node(node_ip_address="127.0.0.2", num_cpus=1)
+made = Cluster(initialize_head=True, head_node_args={"node_ip_address": "127.0.0.2", "num_cpus": 1, "include_dashboard": False})
+other = made.add_node(node_ip_address="127.0.0.3", num_cpus=1)
 print(made.address, flush=True)
 for line in sys.stdin:
     if line.strip() == "kill":
         made.remove_node(other, allow_graceful=False)
     if line.strip() == "add":
-        other = made.add_node(node_ip_address="127.0.0.2", num_cpus=1)
+        other = made.add_node(node_ip_address="127.0.0.3", num_cpus=1)
     print("done", flush=True)
 made.shutdown()
 """
@@ -74,7 +74,7 @@ class Nodes:
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     folder = tmp_path_factory.mktemp("ray")
-    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": "/tmp"}  # noqa: S108 - paths of sockets are short
+    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": "/tmp"}
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-P", "-c", NODES],
@@ -102,12 +102,17 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
 
 @pytest.fixture
 def scans(tmp_path: Path) -> Path:
+    """Pictures that take a while to decode, so that what is killed is killed at work; two differ, and one is none."""
     folder = tmp_path / "scans"
     folder.mkdir()
     random = np.random.default_rng(1)
+    for number in range(2):
+        small = Image.fromarray(random.integers(0, 256, (12, 15), np.uint8))
+        small.resize((1500, 1200), Image.Resampling.BICUBIC).save(tmp_path / f"{number}.jpg")
     for number in range(MANY):
-        Image.fromarray(random.integers(0, 256, (16, 20), np.uint8)).save(folder / f"{number:04}.png")
-    (folder / "0017.png").write_text("no picture")
+        (folder / f"{number:04}.jpg").hardlink_to(tmp_path / f"{number % 2}.jpg")
+    (folder / "0017.jpg").unlink()
+    (folder / "0017.jpg").write_text("no picture")
     return folder
 
 
@@ -211,16 +216,10 @@ except BundleInvalid as error:
 
 
 def test_versions_that_differ_are_named() -> None:
-    _, own = None, _own_versions()
+    own = _what_this_is()[0]
     _check_same((Node(name="a", versions=own, cpu=""),))
     with pytest.raises(UsageError, match=r"versions of onnxruntime differ.*b \(10\.0\.0\.2\): 0\.1"):
         _check_same((Node(name="b (10.0.0.2)", versions={**own, "onnxruntime": "0.1"}, cpu=""),))
-
-
-def _own_versions() -> dict[str, str]:
-    from kit.cluster import _what_this_is
-
-    return _what_this_is()[0]
 
 
 def test_cpus_that_differ_are_noticed() -> None:

@@ -74,7 +74,7 @@ class _Replica:
             )
             raise RuntimeError(f"a model is not ready: {reasons}")
 
-    def __serve_build_asgi_app__(self) -> Any:  # noqa: PLW3201 - Ray Serve's name
+    def __serve_build_asgi_app__(self) -> Any:
         """Return what answers."""
         return self._app_of_kit
 

@@ -5,6 +5,7 @@ For a pipeline of one's own, `Answers` is the class for `Dataset.map_batches`.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import pickle
@@ -69,7 +70,6 @@ class OnRay:
         """
         import ray.data
         from ray.data import ActorPoolStrategy, DataContext
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         del todo
         package = cluster.ship(ray, ready.find(self._opening.origin))
@@ -81,11 +81,12 @@ class OnRay:
         context.target_max_block_size = 1  # a chunk is a block: larger ones would wait for each other
         context.wait_for_min_actors_s = _START_SECONDS
         logging.getLogger("ray.data").setLevel(logging.ERROR)
-        here = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=False)
+        here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
         found = ray.data.read_datasource(
             _chunk_source(self._opening.origin, reading),
             override_num_blocks=1,
-            ray_remote_args={"num_cpus": 0, "scheduling_strategy": here},
+            num_cpus=0,
+            label_selector=here,
         ).map_batches(
             Answers,
             batch_size=None,
@@ -150,10 +151,14 @@ def _chunk_source(origin: str, reading: Reading) -> Any:
     from ray.data import Datasource, ReadTask
     from ray.data.block import BlockMetadata
 
+    folder = Path.cwd()
+
     def read() -> Iterator[Any]:
-        task = task_of(ready.find(origin))
-        for chunk in itertools.islice(chunks(task, reading.sources, reading.rows), reading.skip, None):
-            yield pyarrow.table({"chunk": pyarrow.array([pickle.dumps(_loaded(task, chunk))], pyarrow.large_binary())})
+        with contextlib.chdir(folder):  # names are those that were typed
+            task = task_of(ready.find(origin))
+            for chunk in itertools.islice(chunks(task, reading.sources, reading.rows), reading.skip, None):
+                content = pickle.dumps(_loaded(task, chunk))
+                yield pyarrow.table({"chunk": pyarrow.array([content], pyarrow.large_binary())})
 
     class _Source(Datasource):  # type: ignore[misc]  # Ray has no types for it
         def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[Any]:  # noqa: ARG002 - Ray's signature
