@@ -3,8 +3,8 @@
     python scripts/scaling.py [--network BUNDLE] [--rounds 5] [--json scaling.json]
 
 Each way answers the same items in every round, one way after the other; what counts is the wall clock of the whole command,
-beside that of the same command with one chunk of items, so that starting and answering can be told apart. Memory is the sum over
-all processes that the command started, by the operating system, pages that are shared counted once. The cluster is started
+beside that of the same command with one chunk of items, so that starting and answering can be told apart. Memory is the sum
+over all processes that the command started, by the operating system, pages that are shared counted once. The cluster is started
 before, on 127.0.0.2 and 127.0.0.3, with one CPU each; reading, the driver and Ray's own processes share the two cores with it.
 """
 

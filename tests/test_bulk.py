@@ -55,7 +55,7 @@ def scans(_scans: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def _scores(once: Once) -> Path:
+def scores(once: Once) -> Path:
     def make(folder: Path) -> None:
         import torch
 
@@ -86,7 +86,11 @@ def rows_in(path: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
 def test_every_item_has_a_row_in_order_and_a_bad_one_its_reason(
-    kit_inside: Kit, tiny: Bundle, scans: Path, tmp_path: Path, form: str
+    kit_inside: Kit,
+    tiny: Bundle,
+    scans: Path,  # noqa: ARG001 - the folder that is read
+    tmp_path: Path,
+    form: str,
 ) -> None:
     found = kit_inside("predict", str(tiny.folder), "scans", "missing.png", "-o", f"out.{form}", "--workers", "1")
     assert found.returncode == 4, found.stderr
@@ -129,7 +133,11 @@ class _Killed(Exception):  # noqa: N818 - what a test stops a run by
 
 
 def test_what_was_stopped_goes_on_and_ends_the_same(
-    kit_inside: Kit, tiny: Bundle, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kit_inside: Kit,
+    tiny: Bundle,
+    scans: Path,  # noqa: ARG001 - the folder that is read
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     kit_inside("predict", str(tiny.folder), "scans", "-o", "whole.csv", "--workers", "1")
     monkeypatch.setattr("kit.bulk.run._UPDATES_SECONDS", 0.0)
@@ -288,16 +296,16 @@ def test_a_worker_that_is_killed_is_said_and_nothing_is_lost(tiny: Bundle, scans
     ] * 9
 
 
-def test_rows_of_a_table_are_answered_each_for_itself(kit_inside: Kit, _scores: Path, tmp_path: Path) -> None:
+def test_rows_of_a_table_are_answered_each_for_itself(kit_inside: Kit, scores: Path, tmp_path: Path) -> None:
     lines = [f"{20 + number},{'no' if number % 2 else 'yes'}" for number in range(3000)]
     lines[5], lines[2500] = "many,no", "1,2,3"
     (tmp_path / "people.csv").write_text("age,smoker\n" + "\n".join(lines))
-    found = kit_inside("predict", str(_scores), "people.csv", "-o", "out.parquet")
+    found = kit_inside("predict", str(scores), "people.csv", "-o", "out.parquet")
     assert found.returncode == 4, found.stderr
     rows = rows_in(tmp_path / "out.parquet")
     assert [row["file"] for row in rows] == [f"people.csv:{number}" for number in range(1, 3001)]
     assert {place for place, row in enumerate(rows) if row["error"]} == {5, 2500}
-    with load(_scores) as engine:
+    with load(scores) as engine:
         wanted = engine.predict({"age": 30, "smoker": "yes"}).records()[0]["score"]
     assert rows[10]["score"] == pytest.approx(wanted, rel=1e-5)
 

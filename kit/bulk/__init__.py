@@ -3,11 +3,10 @@
     from kit import bulk
 
     outcome = bulk.predict("mnist-mlp", ["scans/"], Path("answers.parquet"))
-    outcome.answered, outcome.refused
+    outcome.rows, outcome.refused
 
-Who calls whom: `predict` takes items from kit.bulk.chunks, a chunk at a time, gives them to a crew (kit.bulk.crew: this process,
-or several; kit.bulk.on_ray: a cluster) in which kit.bulk.answering holds an engine each, and writes what comes back, in order,
-into kit.bulk.output.
+Items are read in chunks, answered by a crew (this process, several, or the nodes of a cluster), each worker with an engine of
+its own, and written in their order.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Items of all sources in pieces of some dozens, each with its name: what is read here is light, a path rather than a picture."""
+"""Items of all sources in pieces of some dozens, each with its name: light ones, such as the path of a picture."""
 
 from __future__ import annotations
 

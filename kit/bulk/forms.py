@@ -1,6 +1,6 @@
 """The forms of a file of answers: JSON lines, CSV, Parquet. Chunks are encoded where they are answered, and only joined here.
 
-CSV and Parquet have a column for each value: probabilities as `p(label)`, and in CSV lists of numbers as `name[0]`, `name[1]`, ...
+CSV and Parquet have a column for each value: probabilities as `p(label)`; in CSV, lists of numbers as `name[0]`, `name[1]`, ...
 """
 
 from __future__ import annotations

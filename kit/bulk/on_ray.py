@@ -97,10 +97,7 @@ class OnRay:
         )
         try:
             for row in found.iter_rows():
-                names, answered = pickle.loads(row["answered"])  # noqa: S301 - of this program's own actors
-                if isinstance(answered, KitError):
-                    raise answered
-                yield Chunk(answered.index, names, ()), answered
+                yield _unpacked(row["answered"])
         except KitError:
             raise
         except Exception as error:  # whatever Ray and its pool raise
@@ -112,6 +109,13 @@ class OnRay:
                 f"the cluster stopped: {said[-1] if said else type(error).__name__}",
                 hint="look at it with `ray status`; the same command goes on where it stopped",
             ) from error
+
+
+def _unpacked(content: bytes) -> Pair:
+    names, answered = pickle.loads(content)  # noqa: S301 - of this program's own actors
+    if isinstance(answered, KitError):
+        raise answered
+    return Chunk(answered.index, names, ()), answered
 
 
 class Answers:
@@ -147,7 +151,7 @@ class Answers:
 
 def _chunk_source(origin: str, reading: Reading) -> Any:
     """Return a source of Ray Data: one task that reads all, a chunk at a time."""
-    import pyarrow
+    import pyarrow as pa
     from ray.data import Datasource, ReadTask
     from ray.data.block import BlockMetadata
 
@@ -158,7 +162,7 @@ def _chunk_source(origin: str, reading: Reading) -> Any:
             task = task_of(ready.find(origin))
             for chunk in itertools.islice(chunks(task, reading.sources, reading.rows), reading.skip, None):
                 content = pickle.dumps(_loaded(task, chunk))
-                yield pyarrow.table({"chunk": pyarrow.array([content], pyarrow.large_binary())})
+                yield pa.table({"chunk": pa.array([content], pa.large_binary())})
 
     class _Source(Datasource):  # type: ignore[misc]  # Ray has no types for it
         def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[Any]:  # noqa: ARG002 - Ray's signature

@@ -189,13 +189,14 @@ class ImageClassification:
         if argument == _STDIN:
             yield _STDIN, stdin()
         elif path.is_dir():
-            found = 0
+            is_empty = True
             try:
-                for found, item in enumerate(folders.pictures_below(path), start=1):
+                for item in folders.pictures_below(path):
+                    is_empty = False
                     yield str(item), item
             except OSError as error:
                 raise _unreadable(path, error) from error
-            if not found:
+            if is_empty:
                 raise PictureInvalid(f"{argument} holds no pictures", hint=folders.LOOKED_FOR)
         else:
             yield argument, path

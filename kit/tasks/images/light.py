@@ -30,7 +30,7 @@ class Relief:
     """What stands out from the ground.
 
     Attributes:
-        levels: Grey levels between the ground and the pixel, float32 (height, width); the median is 0, noise makes some negative.
+        levels: Grey levels between ground and pixel, float32 (height, width); the median is 0, noise makes some negative.
         ground: What the light alone would show: uint8 (height, width), or one level for all.
     """
 

@@ -217,7 +217,7 @@ def _bands(image: Image.Image) -> Iterator[tuple[int, NDArray[np.float64]]]:
 
 
 def grey_bytes(image: Image.Image) -> NDArray[np.uint8]:
-    """Return grey levels as `grey_levels` does, rounded to uint8: at once where nothing is transparent. Not to be written to."""
+    """Return `grey_levels` rounded to uint8, at once where nothing is transparent; not to be written to."""
     if image.mode != "RGBA":
         return np.asarray(image.convert("L"))
     if image.getchannel("A").getextrema() == (255, 255):
