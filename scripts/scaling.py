@@ -213,6 +213,7 @@ def main() -> None:
     """Measure and print; write JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", help="a bundle that reads pictures, for long items")
+    parser.add_argument("--only", default="", help="cases whose names begin like this")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
@@ -220,6 +221,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work, nodes() as (address, pid):
         folder = Path(work)
         for case in cases(folder, asked.network and str(Path(asked.network).resolve())):
+            if not case.name.startswith(asked.only):
+                continue
             ways = [
                 Way("a plain loop", is_loop=True),
                 Way("kit, one process", ("--workers", "1")),

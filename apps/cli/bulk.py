@@ -38,6 +38,7 @@ def run(
     workers: int | None,
     ray: str | None,
     strict: bool,
+    probabilities: bool | None,
 ) -> int:
     """Answer all, with progress on stderr, and return the exit code."""
     from apps.cli.render import progress, stderr
@@ -55,6 +56,7 @@ def run(
             workers=workers,
             ray=ray,
             strict=strict,
+            probabilities=probabilities,
             on_rows=lambda done, whole: update(shown.line(done, whole)),
             on_start=shown.start,
             on_note=lambda note: click.echo(plain(f"Note: {note}"), err=True),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,11 @@ Record = dict[str, Any]
 @click.option("--workers", type=click.IntRange(1), help="Processes, with -o.  [default: one for each CPU]")
 @click.option("--ray", metavar="ADDRESS", help="With -o: the Ray cluster whose nodes answer, or auto.")
 @click.option("--strict", is_flag=True, help="With -o: stop at the first item without an answer.")
+@click.option(
+    "--probabilities/--no-probabilities",
+    default=None,
+    help="With -o: those of all classes.  [default: of a hundred classes or fewer]",
+)
 @options.debug
 def predict(
     arguments: tuple[str, ...],
@@ -66,6 +71,7 @@ def predict(
     workers: int | None,
     ray: str | None,
     strict: bool,
+    probabilities: bool | None,
 ) -> int:
     """Answer what the bundle's task reads: pictures and folders of them, texts, rows of a table, or tensors in a .npz.
 
@@ -88,7 +94,8 @@ def predict(
     if len(forms) > 1:
         raise UsageError(f"--{forms[0]} and --{forms[1]} exclude each other")
     in_bulk = output is not None and output.suffix.lower() != _ARRAYS
-    _check_bulk(output if in_bulk else None, forms, texts, workers=workers, ray=ray, strict=strict)
+    only_bulk = {"--workers": workers, "--ray": ray, "--strict": strict or None, "--probabilities": probabilities}
+    _check_bulk(output if in_bulk else None, forms, texts, only_bulk)
     bundle, sources = _told_apart(arguments)
     if not sources and not texts:
         named = f" {bundle}" if bundle else ""
@@ -100,7 +107,15 @@ def predict(
 
         options_asked = bulk.options_of(provider, device_id, threads, allow_fallback=allow_fallback)
         return bulk.run(
-            bundle, sources, output, variant=variant, options=options_asked, workers=workers, ray=ray, strict=strict
+            bundle,
+            sources,
+            output,
+            variant=variant,
+            options=options_asked,
+            workers=workers,
+            ray=ray,
+            strict=strict,
+            probabilities=probabilities,
         )
     with engines.load(
         bundle,
@@ -120,18 +135,11 @@ def predict(
 
 
 def _check_bulk(
-    output: Path | None,
-    forms: Sequence[str],
-    texts: Sequence[str],
-    *,
-    workers: int | None,
-    ray: str | None,
-    strict: bool,
+    output: Path | None, forms: Sequence[str], texts: Sequence[str], only_bulk: Mapping[str, object]
 ) -> None:
     """Refuse what does not go with a file of answers, or only with one."""
     if output is None:
-        given = {"--workers": workers, "--ray": ray, "--strict": strict}
-        if alone := next((name for name, value in given.items() if value), None):
+        if alone := next((name for name, value in only_bulk.items() if value is not None), None):
             raise UsageError(f"{alone} is for many items, whose answers go into a file", hint="add -o answers.csv")
         return
     if forms:

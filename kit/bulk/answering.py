@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
+from time import perf_counter
 from typing import Any, cast
 
 import numpy as np
@@ -24,6 +27,9 @@ from kit.tasks.base import Prediction, Task
 from kit.tensors import Tensors
 
 _CALL_BYTES = 8 * 2**20
+_FEW_CLASSES = 100
+_TIMED_CALLS = 5
+_WORTH = 0.97  # of the time: what more samples in a call must save
 _TEXTS = 32  # in a call: of about one length, so that little is filled up
 
 
@@ -37,6 +43,8 @@ class Opening:
         sha256: Of the variant's graph: a worker that finds another one refuses.
         runtime: Name.
         options: Threads, provider and the like.
+        most_rows: Samples in a call; 0 for as many as fit into some megabytes.
+        probabilities: Whether answers of a classifier hold those of all classes; None: if they are few.
     """
 
     origin: str
@@ -44,6 +52,8 @@ class Opening:
     sha256: str
     runtime: str
     options: RunnerOptions
+    most_rows: int = 0
+    probabilities: bool | None = None
 
     @classmethod
     def of(
@@ -53,6 +63,7 @@ class Opening:
         variant: str | None = None,
         runtime: str | None = None,
         options: RunnerOptions | None = None,
+        probabilities: bool | None = None,
     ) -> Opening:
         """Decide once for all workers; what is not asked for is as `kit tune` chose here, on one thread for each worker.
 
@@ -70,6 +81,7 @@ class Opening:
             sha256=chosen.graph.sha256,
             runtime=runtime or registry.DEFAULT,
             options=options or RunnerOptions(),
+            probabilities=probabilities,
         )
 
 
@@ -116,6 +128,9 @@ class Answering:
         self.engine = with_fresh(ready.find(opening.origin), opened)
         self.task: Task = self.engine.task
         self._form = form
+        self._most_rows = opening.most_rows
+        labels = getattr(self.task, "labels", ())
+        self.leaves_out = not (len(labels) <= _FEW_CLASSES if opening.probabilities is None else opening.probabilities)
         self._joins = joins(self.engine.signature)
         try:
             self._prove()
@@ -147,6 +162,38 @@ class Answering:
         first = f"{bad[0]['file']}: {bad[0]['error']}" if bad else ""
         return Answered(chunk.index, len(whole), len(bad), self._form.encode(whole), first)
 
+    def best_rows(self, most_seconds: float = 2.0) -> int:
+        """Return with how many samples in a call each is answered fastest: convolutions on a CPU like few, small layers many.
+
+        Calls of 1, 4, 16, ... samples are timed, as long as that is worth it; 0 if the model has no batch axis.
+        """
+        signature, golden = self.engine.signature, self._golden()
+        if signature.batch is None or not self._joins or not golden or getattr(self.task, "takes_text", False):
+            return 0
+        largest = signature.rows_within(_CALL_BYTES, signature.usual_sizes())
+        end = perf_counter() + most_seconds
+        best, best_seconds = 1, math.inf
+        for rows in (1, 4, 16, 64, 256, 1024):
+            if rows > largest:
+                break
+            inputs = signature.take(golden[0].inputs, np.zeros(rows, np.int64))
+            times = []
+            for _ in range(_TIMED_CALLS):
+                started = perf_counter()
+                self._run(inputs)
+                times.append((perf_counter() - started) / rows)
+                if perf_counter() > end:
+                    break
+            if median(times) < _WORTH * best_seconds:
+                best, best_seconds = rows, median(times)
+            if perf_counter() > end:
+                break
+        return best
+
+    def use_rows(self, most_rows: int) -> None:
+        """Answer so many samples in a call from now on."""
+        self._most_rows = most_rows
+
     def _calls(self, chunk: Chunk, places: list[int]) -> Iterator[list[int]]:
         """Give the places of items that are encoded together."""
         signature = self.engine.signature
@@ -156,7 +203,7 @@ class Answering:
             most = _TEXTS
             places = sorted(places, key=lambda place: len(str(chunk.items[place])))
         else:
-            most = signature.rows_within(_CALL_BYTES, signature.usual_sizes())
+            most = self._most_rows or signature.rows_within(_CALL_BYTES, signature.usual_sizes())
         for start in range(0, len(places), most):
             yield places[start : start + most]
 
@@ -181,6 +228,9 @@ class Answering:
     def _records(self, prediction: Prediction, count: int) -> list[Record]:
         """Return one record for each item; tensors as they are, without the batch."""
         records = prediction.records()
+        if self.leaves_out:
+            for record in records:
+                record.pop("probabilities", None)
         if type(prediction) is not Prediction and len(records) == count:
             return records
         if not self._joins or count < 1:

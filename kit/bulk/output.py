@@ -64,7 +64,7 @@ class Output:
 
     def __init__(self, target: Path, form: Form, request: Mapping[str, Any]) -> None:
         self._target, self._form = target, form
-        self.folder = target.with_name(target.name + ".unfinished")
+        self.folder = _folder(target)
         files.check_writable(target)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -78,6 +78,12 @@ class Output:
             raise self._unwritable(error) from error
         self._synced = time.monotonic()
         self._written = self.done
+
+    @staticmethod
+    def earlier(target: Path) -> dict[str, Any]:
+        """Return what was asked when this output was begun; nothing if it was not."""
+        found = _read(_folder(target) / "request.json")
+        return found if isinstance(found, dict) else {}
 
     def add(self, answered: Answered, names: Names) -> None:
         """Append the answers to the next chunk; it counts once it is synced, which happens twice a second.
@@ -193,10 +199,14 @@ class Output:
         )
 
 
+def _folder(target: Path) -> Path:
+    return target.with_name(target.name + ".unfinished")
+
+
 def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
-    except ValueError:
+    except (OSError, ValueError):
         return None
 
 

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from kit.bulk import chunks as pieces
@@ -19,6 +19,7 @@ from kit.errors import BadInput, UsageError
 from kit.runtime.base import RunnerOptions
 from kit.system.machine import this_machine
 from kit.system.packages import DISTRIBUTION, version
+from kit.tasks.rows import STDIN
 
 OnRows = Callable[[int, int | None], None]
 """Told of the rows that are done and of those there are, None if that is unknown."""
@@ -65,6 +66,7 @@ def predict(
     workers: int | None = None,
     ray: str | None = None,
     strict: bool = False,
+    probabilities: bool | None = None,
     on_rows: OnRows = lambda _done, _whole: None,
     on_start: Callable[[Opening, int, int], None] = lambda _opening, _workers, _resumed: None,
     on_note: Callable[[str], None] = lambda _note: None,
@@ -84,6 +86,7 @@ def predict(
         workers: Processes; None: one for each usable CPU, or this one alone if there is little to do.
         ray: Address of a Ray cluster whose nodes answer, or `auto`; None: this machine.
         strict: Stop at the first item without an answer.
+        probabilities: Whether a classifier's answers hold those of all classes; None: of a hundred classes or fewer.
         on_rows: Told how far it is.
         on_start: Told how the model is opened, by how many workers, and how many items were answered before.
         on_note: Told what a person should know of the cluster.
@@ -97,11 +100,17 @@ def predict(
     """
     if not sources:
         raise UsageError("there is nothing to predict", hint="give files or folders")
+    if ray is not None and STDIN in sources:
+        raise UsageError("a cluster cannot read what is piped into this process", hint="write it into a file")
     started = time.monotonic()
     form = form_of(output)
-    opening = Opening.of(model, variant=variant, runtime=runtime, options=options)
+    opening = Opening.of(model, variant=variant, runtime=runtime, options=options, probabilities=probabilities)
     answering = Answering(opening, form)
+    opening = replace(opening, probabilities=not answering.leaves_out)
     try:
+        most_rows = Output.earlier(output).get("samples in a call")
+        opening = replace(opening, most_rows=answering.best_rows() if most_rows is None else most_rows)
+        answering.use_rows(opening.most_rows)
         rows = pieces.chunk_rows(answering.task, answering.engine.signature)
         whole = pieces.count(answering.task, sources)
         crew, count = _crew(opening, answering, form.suffix, workers, ray, _is_little(whole, rows))
@@ -114,6 +123,8 @@ def predict(
             "options": asdict(opening.options) | {"provider": opening.options.provider.value},
             "sources": list(sources),
             "rows in a chunk": rows,
+            "samples in a call": opening.most_rows,
+            "probabilities": opening.probabilities,
             "version of kit": version(DISTRIBUTION) or "",
         }
         with Output(output, form, request) as file:
