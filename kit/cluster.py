@@ -309,7 +309,7 @@ def _free_by_node(ray: Any) -> list[dict[str, float]]:
     """Return what is free on each node."""
     from ray._private.state import available_resources_per_node
 
-    found = available_resources_per_node()
+    found: Any = available_resources_per_node()  # type: ignore[no-untyped-call]
     alive = [one["NodeID"] for one in ray.nodes() if one["Alive"]]
     return [{kind: float(found.get(one, {}).get(kind, 0.0)) for kind in ("CPU", "GPU")} for one in alive]
 

@@ -58,7 +58,7 @@ class _Replicated:
 class _Replica:
     """One engine for each model, with the queue of `kit serve`: ready once it has answered the golden samples."""
 
-    async def __init__(self, served: _Replicated) -> None:
+    async def __init__(self, served: _Replicated) -> None:  # type: ignore[misc]  # as Ray Serve awaits it
         import ray
 
         sources = [f"{name}={cluster.arrive(ray, package)}" for name, package in served.models.items()]
@@ -158,8 +158,7 @@ def serve_on_ray(
     """
     set_up_log(settings.log)
     joined = cluster.connect(address)
-    from ray import serve
-
+    serve: Any = packages.needed("ray.serve", distribution="ray", purpose="a cluster", extra="ray")
     least = replicas if isinstance(replicas, int) else replicas[0]
     resources = _resources(settings.how)
     joined.check(workers=least, cpus_each=int(resources["num_cpus"]), gpus_each=int(resources.get("num_gpus", 0)))

@@ -164,7 +164,7 @@ def _chunk_source(origin: str, reading: Reading) -> Any:
                 content = pickle.dumps(_loaded(task, chunk))
                 yield pa.table({"chunk": pa.array([content], pa.large_binary())})
 
-    class _Source(Datasource):  # type: ignore[misc]  # Ray has no types for it
+    class _Source(Datasource):
         def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[Any]:  # noqa: ARG002 - Ray's signature
             about = BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None, input_files=None)
             return [ReadTask(read, about)]
@@ -172,7 +172,8 @@ def _chunk_source(origin: str, reading: Reading) -> Any:
         def estimate_inmemory_data_size(self) -> int | None:
             return None
 
-    return _Source()
+    made: Any = _Source
+    return made()
 
 
 def _loaded(task: Task, chunk: Chunk) -> Chunk:

@@ -116,6 +116,8 @@ def predict(
         crew, count = _crew(opening, answering, form.suffix, workers, ray, _is_little(whole, rows))
         for note in getattr(crew, "notes", ()):
             on_note(note)
+        if not isinstance(crew, Alone):
+            answering.close()  # its task reads on; its memory is for those that answer
         request = {
             "variant": opening.variant,
             "sha256": opening.sha256,

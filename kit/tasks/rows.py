@@ -44,8 +44,8 @@ def rows_or_errors(source: Path | str) -> Iterator[Row]:
     """
     if str(source) == STDIN:
         try:
-            text = io.TextIOWrapper(io.BytesIO(stdin()), encoding="utf-8-sig", newline="")
-            yield from _of_text(text, _guessed(text))
+            piped = io.TextIOWrapper(io.BytesIO(stdin()), encoding="utf-8-sig", newline="")
+            yield from _of_text(piped, _guessed(piped))
         except (UnicodeDecodeError, csv.Error) as error:
             raise BadInput(f"stdin cannot be read: {error}", hint="give UTF-8: CSV or JSON lines") from error
         return

@@ -108,7 +108,7 @@ def find_ink(grey: NDArray[np.uint8], steps: Steps) -> NDArray[np.float32]:
     mask = levels >= least / 2
     near = _box(mask, margin=2)  # what lies further away changes nothing
     sharp, mask_near = found.strength(near), mask[near]
-    strength = _sum3(sharp) / 9
+    strength = _sum3(sharp) / np.float32(9)
     if steps.pieces:
         mask_near = _digit(mask_near, strength)
     # Of the strong ink, not the strongest: a blot must not make the rest of a pencil's line faint.
@@ -150,7 +150,8 @@ def _digit(mask: NDArray[np.bool_], strength: NDArray[np.float32]) -> NDArray[np
     if count == 1:
         return mask
     rows, columns = np.nonzero(mask)
-    down, across = np.gradient(strength)
+    slopes: tuple[NDArray[np.float32], NDArray[np.float32]] = np.gradient(strength)
+    down, across = slopes
     weight = np.bincount(label, np.hypot(down[mask], across[mask]), count)
     top, left = np.full(count, mask.shape[0]), np.full(count, mask.shape[1])
     bottom, right = np.zeros(count, np.int64), np.zeros(count, np.int64)
@@ -215,10 +216,10 @@ def _sum3(field: NDArray[Number]) -> NDArray[Number]:
 def _percentile(values: NDArray[np.float32], percent: int) -> float:
     """Return a percentile between its two neighbours, as np.percentile does at a fifth of the cost of a call."""
     place, rest = divmod(percent * (len(values) - 1), 100)
-    lower, upper = np.partition(values, (place, min(place + 1, len(values) - 1)))[place : place + 2].astype(np.float64)[
-        [0, -1]
-    ]
-    return float(lower + (upper - lower) * (rest / 100))
+    after = min(place + 1, len(values) - 1)
+    ranked = np.partition(values, (place, after))
+    lower, upper = float(ranked[place]), float(ranked[after])
+    return lower + (upper - lower) * (rest / 100)
 
 
 def _median_size(values: NDArray[np.int16]) -> float:
