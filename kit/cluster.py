@@ -35,6 +35,7 @@ SECONDS = 30.0
 
 _PROBE_SECONDS = 5.0
 _NEWS_SECONDS = 3.0
+_INLINE_BYTES = 2**23
 _MOST_BYTES = 2**31
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino", "numpy")
 
@@ -61,7 +62,7 @@ class Package:
     Attributes:
         name: Of the file it becomes.
         sha256: Of that file.
-        content: Reference to its bytes in Ray's object store; None if the nodes find it themselves.
+        content: Its bytes, or a reference to them in Ray's object store; None if the nodes find it themselves.
         path: Where it lies on the node that sends it, and perhaps on all of them.
     """
 
@@ -83,10 +84,10 @@ class Cluster:
     ray: Any
     nodes: tuple[Node, ...]
 
-    def free_cpus(self) -> int:
-        """Return how many whole CPUs no job holds now; nodes tell what they have some moments after they were asked."""
-        whole = int(self.ray.cluster_resources().get("CPU", 0))
-        return _waited(lambda: int(self.ray.available_resources().get("CPU", 0)), whole)
+    def places(self, *, cpus_each: int, gpus_each: int = 0) -> int:
+        """Return how many workers fit on what no job holds now, which nodes tell some moments after they were asked."""
+        whole = sum(int(one["Resources"].get("CPU", 0)) // cpus_each for one in self.ray.nodes() if one["Alive"])
+        return _waited(lambda: _places_in(_free_by_node(self.ray), cpus_each, gpus_each), whole)
 
     def check(self, *, workers: int, cpus_each: int, gpus_each: int = 0) -> None:
         """Refuse at once what Ray would wait for without end.
@@ -168,7 +169,10 @@ def ship(ray: Any, bundle: Bundle) -> Package:
     content = packing.packed_bytes(bundle) if origin.is_dir() else origin.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     name = f"{bundle.name}-{digest[:8]}{SUFFIX}" if origin.is_dir() else origin.name
-    return Package(name=name, sha256=digest, content=ray.put(content), path=str(origin.resolve()))
+    held = (
+        content if len(content) <= _INLINE_BYTES else ray.put(content)
+    )  # a reference ends with the process that made it
+    return Package(name=name, sha256=digest, content=held, path=str(origin.resolve()))
 
 
 def arrive(ray: Any, package: Package) -> Path:
@@ -189,7 +193,7 @@ def arrive(ray: Any, package: Package) -> Path:
             f"{package.path} is not on {platform.node()}, or another file than where this began",
             hint="put it on storage that all nodes see under this path",
         )
-    content = ray.get(package.content)
+    content = package.content if isinstance(package.content, bytes) else ray.get(package.content)
     if hashlib.sha256(content).hexdigest() != package.sha256:
         raise BundleInvalid(f"{package.name} did not arrive whole on {platform.node()}", hint="try it again")
     files.write(path, content)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -20,12 +21,12 @@ from PIL import Image
 
 from kit import bulk
 from kit.bulk.answering import Answered
-from kit.bulk.chunks import Names, chunks
+from kit.bulk.chunks import Seen, chunks
 from kit.bulk.forms import JsonLines
 from kit.bulk.output import Output
 from kit.bundle import Bundle, open_folder
 from kit.engine import load
-from kit.errors import MemoryShort, UsageError
+from kit.errors import MemoryShort, PackageMissing, UsageError
 from kit.tasks.registry import task_of
 from kit.tasks.rows import count_rows, rows_of
 from kit.tensors import Signature, TensorSpec
@@ -197,18 +198,18 @@ bulk.predict({str(tiny.folder)!r}, ["scans"], Path("out.jsonl"), workers=1, on_r
 
 
 def _answered(index: int, content: bytes) -> Answered:
-    return Answered(index, 1, 0, content)
+    return Answered(index, 1, 0, content, b"")
 
 
 @pytest.mark.parametrize("torn", ["journal", "answers"])
 def test_whatever_a_crash_leaves_of_the_last_write_is_made_good(tmp_path: Path, torn: str) -> None:
     target = tmp_path / "out.jsonl"
-    names = Names()
+    seen = Seen()
     lines = [b'{"file": "%d"}\n' % number for number in range(3)]
     with Output(target, JsonLines(), {"a": 1}) as output:
         for index, line in enumerate(lines):
-            names.add([str(index)])
-            output.add(_answered(index, line), names)
+            seen.add(b"%d" % index)
+            output.add(_answered(index, line), seen)
             output.sync()
     folder = output.folder
     whole = {name: (folder / name).read_bytes() for name in ("answers", "journal.jsonl")}
@@ -224,7 +225,7 @@ def test_whatever_a_crash_leaves_of_the_last_write_is_made_good(tmp_path: Path, 
             begun = output.done.chunks
             assert (folder / "answers").read_bytes() == b"".join(lines[:begun])
             for index in range(begun, 3):
-                output.add(_answered(index, lines[index]), names)
+                output.add(_answered(index, lines[index]), seen)
             assert (torn == "journal") or begun == 3
             output.sync()
             assert (folder / "answers").read_bytes() == b"".join(lines)
@@ -255,6 +256,70 @@ def test_items_that_changed_since_are_noticed(tmp_path: Path, tiny: Bundle, scan
     (own / "000.png").rename(own / "000b.png")
     with pytest.raises(UsageError, match="no more what it was"):
         bulk.predict(tiny.folder, [str(own)], tmp_path / "out.csv", workers=1)
+
+
+def test_rows_that_changed_since_are_noticed(tmp_path: Path, scores: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kit.bulk.run._UPDATES_SECONDS", 0.0)
+    people = tmp_path / "people.csv"
+    lines = [f"{20 + number},no" for number in range(3000)]
+    people.write_text("age,smoker\n" + "\n".join(lines))
+
+    def stop(_done: int, _whole: int | None) -> None:
+        raise _Killed
+
+    with pytest.raises(_Killed):
+        bulk.predict(scores, [str(people)], tmp_path / "out.csv", workers=1, on_rows=stop)
+    people.write_text("age,smoker\n" + "\n".join(["1,yes", *lines]))
+    with pytest.raises(UsageError, match="no more what it was"):
+        bulk.predict(scores, [str(people)], tmp_path / "out.csv", workers=1)
+
+
+def test_workers_end_with_the_process_that_started_them(tiny: Bundle, scans: Path, tmp_path: Path) -> None:
+    program = f"""
+import psutil
+from pathlib import Path
+from kit import bulk
+def told(done, whole):
+    print(*[one.pid for one in psutil.Process().children() if "spawn_main" in " ".join(one.cmdline())], flush=True)
+    input()
+if __name__ == "__main__":
+    bulk.predict({str(tiny.folder)!r}, [{str(scans)!r}] * 9, Path("out.jsonl"), workers=2, on_rows=told)
+"""
+    (tmp_path / "program.py").write_text(program)
+    running = subprocess.Popen(
+        [sys.executable, "-P", "program.py"], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert running.stdout is not None
+    assert running.stdin is not None
+    workers = [psutil.Process(int(pid)) for pid in running.stdout.readline().split()]
+    assert len(workers) == 2
+    running.kill()
+    running.wait()
+    running.stdin.close()
+    running.stdout.close()
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert not alive
+
+
+def test_what_this_machine_lacks_is_no_reason_of_an_item(
+    tiny: Bundle, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise PackageMissing("reading this needs something, which is not installed")
+
+    monkeypatch.setattr("kit.tasks.image.ImageClassification.encode", fail)
+    with pytest.raises(PackageMissing):
+        bulk.predict(tiny.folder, [str(scans)], tmp_path / "out.csv", workers=1)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_names_that_are_no_utf8_are_written_as_escapes(tiny: Bundle, scans: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    os.link(scans / "000.png", os.fsencode(own) + b"/\xff.png")
+    outcome = bulk.predict(tiny.folder, [str(own)], tmp_path / "out.parquet", workers=1)
+    (row,) = rows_in(outcome.output)
+    assert row["file"].endswith("\\udcff.png")
 
 
 def test_two_at_once_do_not_write_one_file(tmp_path: Path) -> None:
@@ -298,13 +363,13 @@ def test_a_worker_that_is_killed_is_said_and_nothing_is_lost(tiny: Bundle, scans
 
 def test_rows_of_a_table_are_answered_each_for_itself(kit_inside: Kit, scores: Path, tmp_path: Path) -> None:
     lines = [f"{20 + number},{'no' if number % 2 else 'yes'}" for number in range(3000)]
-    lines[5], lines[2500] = "many,no", "1,2,3"
+    lines[5], lines[700], lines[2500] = "many,no", '"5" tall,no', "1,2,3"
     (tmp_path / "people.csv").write_text("age,smoker\n" + "\n".join(lines))
     found = kit_inside("predict", str(scores), "people.csv", "-o", "out.parquet")
     assert found.returncode == 4, found.stderr
     rows = rows_in(tmp_path / "out.parquet")
     assert [row["file"] for row in rows] == [f"people.csv:{number}" for number in range(1, 3001)]
-    assert {place for place, row in enumerate(rows) if row["error"]} == {5, 2500}
+    assert {place for place, row in enumerate(rows) if row["error"]} == {5, 700, 2500}
     with load(scores) as engine:
         wanted = engine.predict({"age": 30, "smoker": "yes"}).records()[0]["score"]
     assert rows[10]["score"] == pytest.approx(wanted, rel=1e-5)

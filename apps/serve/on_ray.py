@@ -24,7 +24,7 @@ from apps.serve.model import How, Model
 from apps.serve.repository import ONLY_VERSION, Repository, found, stamp_of
 from apps.serve.server import Settings, set_up_log
 from kit import cluster, ready
-from kit.errors import KitError, Unavailable, UsageError
+from kit.errors import KitError, Unavailable, UsageError, VerifyFailed
 from kit.system import packages
 
 log = logging.getLogger("kit.serve")
@@ -165,25 +165,79 @@ def serve_on_ray(
     for kinds in [joined.differences()]:
         if kinds:
             on_note("the nodes have different CPUs, so that answers may differ slightly: " + "; ".join(kinds))
-    was_there = serve.status().proxies != {}
+    if settings.port == 0:
+        raise UsageError("a cluster needs a port that is known", hint="leave --port 0 out")
+    was_there = bool(serve.status().proxies)
     serve.start(http_options={"host": settings.host, "port": settings.port})
+    host, port = _listens(settings)
+    if (host, port) != (settings.host, settings.port):
+        on_note(f"Ray Serve runs there already and keeps its address, {host}:{port}")
     names = [name for source in settings.sources for name, _, _ in found(source)]
-    ending = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: ending.set())
+    own = 0.0
     try:
         stamps = _run(settings, replicas)
-        on_listening(f"http://{settings.host}:{settings.port}", names)
+        own = _deployed()
+        ending = _at_signal()
+        on_listening(f"http://{host}:{port}", names)
         while not ending.wait(_WATCH_SECONDS):
-            if settings.watch_every is not None and (now := _stamps(settings)) != stamps and all(now):
-                stamps = _renewed(settings, replicas, now)
+            if settings.watch_every is not None:
+                stamps = _watched(settings, replicas, stamps)
+                own = _deployed() if own else own
     finally:
         with contextlib.suppress(Exception):  # the cluster may be gone
-            if was_there:
-                serve.delete(APPLICATION)
-            else:
-                serve.shutdown()
+            _leave(own, was_there=was_there)
     return 0
+
+
+def _listens(settings: Settings) -> tuple[str, int]:
+    """Return where Ray Serve listens: one that ran before keeps its own address."""
+    from ray.serve import context
+
+    client: Any = context._get_global_client()  # noqa: SLF001 - nothing else tells
+    options = getattr(client, "http_config", None)
+    return (options.host, options.port) if options is not None else (settings.host, settings.port)
+
+
+def _deployed() -> float:
+    """Return when the application was last deployed; 0.0 if there is none."""
+    from ray import serve
+
+    application = serve.status().applications.get(APPLICATION)
+    return application.last_deployed_time_s if application is not None else 0.0
+
+
+def _leave(own: float, *, was_there: bool) -> None:
+    """Take the application away if it is still this process's own, and Ray Serve if nothing else needs it."""
+    if not own or _deployed() != own:
+        return
+    serve: Any = packages.needed("ray.serve", distribution="ray", purpose="a cluster", extra="ray")
+    serve.delete(APPLICATION)
+    if not was_there and not serve.status().applications:
+        serve.shutdown()
+
+
+def _at_signal() -> threading.Event:
+    """Return what is set by the first SIGTERM or Ctrl-C; a second one ends the process as usual."""
+    ending = threading.Event()
+
+    def end(number: int, _frame: Any) -> None:
+        ending.set()
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    return ending
+
+
+def _watched(
+    settings: Settings, replicas: int | tuple[int, int], stamps: list[tuple[int, ...]]
+) -> list[tuple[int, ...]]:
+    """Look for files that changed, and serve them; return the stamps that were seen."""
+    try:
+        now = _stamps(settings)
+    except (KitError, OSError):  # in the middle of being replaced: looked at again
+        return stamps
+    return _renewed(settings, replicas, now) if now != stamps and all(now) else stamps
 
 
 def _stamps(settings: Settings) -> list[tuple[int, ...]]:
@@ -227,8 +281,11 @@ def _renewed(settings: Settings, replicas: int | tuple[int, int], now: list[tupl
     """Replace the models by what lies in their place now, if it is proved here; else say so and keep the old ones."""
     try:
         _run(settings, replicas)
-    except (KitError, RuntimeError) as error:
+    except VerifyFailed as error:  # before anything was replaced
         said = {"problem": str(error), "kept_old": True}
+        log.error("not loaded", extra={"fields": said})  # noqa: TRY400
+    except (KitError, RuntimeError, OSError) as error:
+        said = {"problem": str(error)}
         log.error("not loaded", extra={"fields": said})  # noqa: TRY400 - without a trace, as everywhere in this log
     else:
         log.info("replaced", extra={"fields": {"models": ", ".join(settings.sources)}})

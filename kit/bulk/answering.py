@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
-from time import perf_counter
 from typing import Any, cast
 
 import numpy as np
 
 from kit import ready
-from kit.bulk.chunks import Chunk
+from kit.bulk.chunks import Chunk, printable
 from kit.bulk.forms import Form, Record
 from kit.bundle import Bundle, with_fresh
 from kit.engine import Engine, open_engine
-from kit.errors import BundleInvalid, KitError, VerifyFailed
+from kit.errors import BundleInvalid, KitError, MemoryShort, Unavailable, VerifyFailed
 from kit.metrics import fidelity
 from kit.runtime import registry
 from kit.runtime.base import Runner, RunnerOptions, joins, run_in_batches
@@ -26,11 +23,10 @@ from kit.samples import Samples
 from kit.tasks.base import Prediction, Task
 from kit.tensors import Tensors
 
-_CALL_BYTES = 8 * 2**20
+_CALL_BYTES = 2**19  # of inputs and outputs: convolutions on a CPU like few pictures in a call, small layers many rows
+_MOST_ROWS = 1024
 _FEW_CLASSES = 100
 _PROVED_ROWS = 8
-_TIMED_CALLS = 5
-_WORTH = 0.97  # of the time: what more samples in a call must save
 _TEXTS = 32  # in a call: of about one length, so that little is filled up
 
 
@@ -44,7 +40,6 @@ class Opening:
         sha256: Of the variant's graph: a worker that finds another one refuses.
         runtime: Name.
         options: Threads, provider and the like.
-        most_rows: Samples in a call; 0 for as many as fit into some megabytes.
         probabilities: Whether answers of a classifier hold those of all classes; None: if they are few.
     """
 
@@ -53,7 +48,6 @@ class Opening:
     sha256: str
     runtime: str
     options: RunnerOptions
-    most_rows: int = 0
     probabilities: bool | None = None
 
     @classmethod
@@ -95,6 +89,7 @@ class Answered:
         rows: How many items it has.
         refused: How many of them have no answer.
         content: The answers in the form of the output.
+        fingerprint: That of the chunk.
         first_problem: Name and reason of the first item without an answer; empty if all have one.
     """
 
@@ -102,6 +97,7 @@ class Answered:
     rows: int
     refused: int
     content: bytes
+    fingerprint: bytes
     first_problem: str = ""
 
 
@@ -129,7 +125,6 @@ class Answering:
         self.engine = with_fresh(ready.find(opening.origin), opened)
         self.task: Task = self.engine.task
         self._form = form
-        self._most_rows = opening.most_rows
         labels = getattr(self.task, "labels", ())
         self.leaves_out = not (len(labels) <= _FEW_CLASSES if opening.probabilities is None else opening.probabilities)
         self._joins = joins(self.engine.signature)
@@ -161,39 +156,7 @@ class Answering:
         whole = [{"file": name, **(record or {})} for name, record in zip(chunk.names, records, strict=True)]
         bad = [record for record in whole if "error" in record]
         first = f"{bad[0]['file']}: {bad[0]['error']}" if bad else ""
-        return Answered(chunk.index, len(whole), len(bad), self._form.encode(whole), first)
-
-    def best_rows(self, most_seconds: float = 2.0) -> int:
-        """Return with how many samples in a call each is answered fastest: convolutions on a CPU like few, small layers many.
-
-        Calls of 1, 4, 16, ... samples are timed, as long as that is worth it; 0 if the model has no batch axis.
-        """
-        signature, golden = self.engine.signature, self._golden()
-        if signature.batch is None or not self._joins or not golden or getattr(self.task, "takes_text", False):
-            return 0
-        largest = signature.rows_within(_CALL_BYTES, signature.usual_sizes())
-        end = perf_counter() + most_seconds
-        best, best_seconds = 1, math.inf
-        for rows in (1, 4, 16, 64, 256, 1024):
-            if rows > largest:
-                break
-            inputs = signature.take(golden[0].inputs, np.zeros(rows, np.int64))
-            times = []
-            for _ in range(_TIMED_CALLS):
-                started = perf_counter()
-                self._run(inputs)
-                times.append((perf_counter() - started) / rows)
-                if perf_counter() > end:
-                    break
-            if perf_counter() > end or median(times) > best_seconds:
-                break
-            if median(times) < _WORTH * best_seconds:
-                best, best_seconds = rows, median(times)
-        return best
-
-    def use_rows(self, most_rows: int) -> None:
-        """Answer so many samples in a call from now on."""
-        self._most_rows = most_rows
+        return Answered(chunk.index, len(whole), len(bad), self._form.encode(whole), chunk.fingerprint, first)
 
     def _calls(self, chunk: Chunk, places: list[int]) -> Iterator[list[int]]:
         """Give the places of items that are encoded together."""
@@ -204,7 +167,7 @@ class Answering:
             most = _TEXTS
             places = sorted(places, key=lambda place: len(str(chunk.items[place])))
         else:
-            most = self._most_rows or signature.rows_within(_CALL_BYTES, signature.usual_sizes())
+            most = min(signature.rows_within(_CALL_BYTES, signature.usual_sizes()), _MOST_ROWS)
         for start in range(0, len(places), most):
             yield places[start : start + most]
 
@@ -212,7 +175,9 @@ class Answering:
         """Answer items in one call; one by one if that does not do, so that only those at fault go without."""
         try:
             return self._predicted(items)
-        except (KitError, ValueError) as error:
+        except (KitError, ValueError, TypeError) as error:
+            if isinstance(error, Unavailable) and not isinstance(error, MemoryShort):
+                raise  # it is this machine's fault, and no answer to anything
             if len(items) == 1:
                 return [_reason(error, items[0])]
         return [record for item in items for record in self._together([item])]
@@ -280,5 +245,5 @@ class Answering:
 
 def _reason(error: Exception, item: Any) -> Record:
     """Return why an item has no answer, in the same words whether it came as a path or as bytes: the row names it."""
-    said = str(error) or type(error).__name__
-    return {"error": said.replace(str(item), "the picture", 1) if isinstance(item, Path) else said}
+    said = printable(str(error) or type(error).__name__)
+    return {"error": said.replace(printable(str(item)), "the picture", 1) if isinstance(item, Path) else said}

@@ -57,7 +57,7 @@ class JsonLines:
 
     def encode(self, records: Sequence[Record]) -> bytes:
         """Return the lines of records."""
-        return "".join(as_json(record) + "\n" for record in records).encode(errors="surrogateescape")
+        return "".join(as_json(record) + "\n" for record in records).encode(errors="backslashreplace")
 
     def finish(self, written: Path, target: Path, about: Mapping[str, Any]) -> Path:  # noqa: ARG002 - the protocol's
         """Return what was written: it is whole."""
@@ -203,7 +203,7 @@ def _flat(record: Record, *, lists: bool) -> Record:
 def _csv_line(cells: Sequence[Any]) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerow([f"{one:.7g}" if isinstance(one, float) else one for one in cells])
-    return text.getvalue().encode(errors="surrogateescape")
+    return text.getvalue().encode(errors="backslashreplace")
 
 
 def as_json(value: Any) -> str:

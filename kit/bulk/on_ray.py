@@ -17,7 +17,7 @@ from typing import Any
 from kit import cluster, ready
 from kit.bulk.answering import Answered, Answering, Opening
 from kit.bulk.chunks import Chunk, chunks
-from kit.bulk.crew import Pair, Reading
+from kit.bulk.crew import Reading
 from kit.bulk.forms import FORMS
 from kit.choices import Provider
 from kit.errors import BadInput, KitError, Unavailable
@@ -50,9 +50,7 @@ class OnRay:
         self._opening, self._suffix = opening, suffix
         self._cpus = opening.options.threads
         self._gpus = 0 if opening.options.provider is Provider.CPU else 1
-        self.workers = workers or max(1, self._cluster.free_cpus() // self._cpus)
-        if workers is None and self._gpus:
-            self.workers = max(1, int(self._cluster.ray.available_resources().get("GPU", 1)))
+        self.workers = workers or max(1, self._cluster.places(cpus_each=self._cpus, gpus_each=self._gpus))
         self._cluster.check(workers=self.workers, cpus_each=self._cpus, gpus_each=self._gpus)
         self.notes = [
             "the nodes have different CPUs, so that quantized models may answer slightly differently: "
@@ -61,8 +59,8 @@ class OnRay:
             if kinds
         ]
 
-    def answers(self, todo: Iterator[Chunk], reading: Reading) -> Generator[Pair]:
-        """Give each chunk with its answers, in order; the cluster reads the sources itself, on this node.
+    def answers(self, todo: Iterator[Chunk], reading: Reading) -> Generator[Answered]:
+        """Give the answers to each chunk, in order; the cluster reads the sources itself, on this node.
 
         Raises:
             Unavailable: The actors did not start.
@@ -73,7 +71,7 @@ class OnRay:
 
         del todo
         package = cluster.ship(ray, ready.find(self._opening.origin))
-        context = DataContext.get_current()
+        context = DataContext.get_current().copy()  # whoever calls this may have pipelines of their own
         context.enable_progress_bars = False
         context.print_on_execution_start = False
         context.execution_options.preserve_order = True
@@ -82,22 +80,21 @@ class OnRay:
         context.wait_for_min_actors_s = _START_SECONDS
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-        found = ray.data.read_datasource(
-            _chunk_source(self._opening.origin, reading),
-            override_num_blocks=1,
-            num_cpus=0,
-            label_selector=here,
-        ).map_batches(
-            Answers,
-            batch_size=None,
-            compute=ActorPoolStrategy(size=self.workers, max_tasks_in_flight_per_actor=2),
-            fn_constructor_args=(package, self._opening, self._suffix),
-            num_cpus=self._cpus,
-            num_gpus=self._gpus or None,
-        )
+        with DataContext.current(context):
+            found = ray.data.read_datasource(
+                _chunk_source(self._opening.origin, reading), override_num_blocks=1, num_cpus=0, label_selector=here
+            ).map_batches(
+                Answers,
+                batch_size=None,
+                compute=ActorPoolStrategy(size=self.workers, max_tasks_in_flight_per_actor=2),
+                fn_constructor_args=(package, self._opening, self._suffix),
+                num_cpus=self._cpus,
+                num_gpus=self._gpus or None,
+            )
         try:
             for row in found.iter_rows():
-                yield _unpacked(row["answered"])
+                answered = pickle.loads(row["answered"])  # noqa: S301 - of this program's own actors
+                yield _right(answered)
         except KitError:
             raise
         except Exception as error:  # whatever Ray and its pool raise
@@ -111,11 +108,10 @@ class OnRay:
             ) from error
 
 
-def _unpacked(content: bytes) -> Pair:
-    names, answered = pickle.loads(content)  # noqa: S301 - of this program's own actors
+def _right(answered: Answered | KitError) -> Answered:
     if isinstance(answered, KitError):
         raise answered
-    return Chunk(answered.index, names, ()), answered
+    return answered
 
 
 class Answers:
@@ -142,11 +138,14 @@ class Answers:
         """Return the answers to the chunks of a batch."""
         return {"answered": [pickle.dumps(self._answered(pickle.loads(one))) for one in batch["chunk"]]}  # noqa: S301
 
-    def _answered(self, chunk: Chunk) -> tuple[tuple[str, ...], Answered | KitError]:
+    def _answered(self, chunk: Chunk) -> Answered | KitError:
         if self._answering is None:
             assert self._problem is not None
-            return (), self._problem
-        return chunk.names, self._answering.answer(chunk)
+            return self._problem
+        try:
+            return self._answering.answer(chunk)
+        except KitError as error:
+            return error
 
 
 def _chunk_source(origin: str, reading: Reading) -> Any:

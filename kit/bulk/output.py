@@ -4,7 +4,8 @@ Beside `answers.csv` stands `answers.csv.unfinished/` until all is answered:
 
     request.json     what is asked of which model, and how many items make a chunk
     answers          what is answered, as it will be
-    journal.jsonl    after each chunk, synced: how many chunks and bytes are whole, and a fingerprint of the names so far
+    journal.jsonl    twice a second, synced: how many chunks and bytes are whole, and a fingerprint of what was read so far
+    lock             held while a process writes here
 
 The last whole line of the journal is what counts: `answers` is cut back to it.
 """
@@ -15,6 +16,7 @@ import contextlib
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -22,7 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from kit.bulk.answering import Answered
-from kit.bulk.chunks import Names
+from kit.bulk.chunks import Seen
 from kit.bulk.forms import Form
 from kit.errors import StorageUnavailable, UsageError
 from kit.system import files
@@ -39,14 +41,14 @@ class Done:
         rows: Items in them.
         refused: How many of these have no answer.
         bytes: Of `answers`.
-        names: Fingerprint of the names of the items.
+        seen: Fingerprint of the items.
     """
 
     chunks: int = 0
     rows: int = 0
     refused: int = 0
     bytes: int = 0
-    names: str = ""
+    seen: str = ""
 
 
 class Output:
@@ -66,26 +68,25 @@ class Output:
         self._target, self._form = target, form
         self.folder = _folder(target)
         files.check_writable(target)
+        self._open = contextlib.ExitStack()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._claim()
             self.done = self._begun(request)
-            self._answers: BinaryIO = (self.folder / "answers").open("r+b")
+            self._answers: BinaryIO = self._open.enter_context((self.folder / "answers").open("r+b"))
             self._answers.truncate(self.done.bytes)
             self._answers.seek(self.done.bytes)
-            self._journal: BinaryIO = (self.folder / "journal.jsonl").open("ab")
+            self._journal: BinaryIO = self._open.enter_context((self.folder / "journal.jsonl").open("ab"))
         except OSError as error:
+            self._open.close()
             raise self._unwritable(error) from error
+        except BaseException:
+            self._open.close()
+            raise
         self._synced = time.monotonic()
         self._written = self.done
 
-    @staticmethod
-    def earlier(target: Path) -> dict[str, Any]:
-        """Return what was asked when this output was begun; nothing if it was not."""
-        found = _read(_folder(target) / "request.json")
-        return found if isinstance(found, dict) else {}
-
-    def add(self, answered: Answered, names: Names) -> None:
+    def add(self, answered: Answered, seen: Seen) -> None:
         """Append the answers to the next chunk; it counts once it is synced, which happens twice a second.
 
         Raises:
@@ -100,7 +101,7 @@ class Output:
                 rows=before.rows + answered.rows,
                 refused=before.refused + answered.refused,
                 bytes=before.bytes + len(answered.content),
-                names=names.digest(),
+                seen=seen.digest(),
             )
             if time.monotonic() - self._synced >= _SYNC_SECONDS:
                 self.sync()
@@ -134,7 +135,7 @@ class Output:
             self._close()
             made = self._form.finish(self.folder / "answers", self.folder / "whole", about)
             files.install(made, self._target)
-            shutil.rmtree(self.folder)
+            shutil.rmtree(self.folder, ignore_errors=True)  # without `answers`, what is left of it is begun anew
         except OSError as error:
             raise self._unwritable(error) from error
         return self.done
@@ -147,29 +148,26 @@ class Output:
         with contextlib.suppress(OSError, ValueError):
             self.sync()
         self._close()
-        if self.folder.exists():
-            for claim in self.folder.glob(f"{files.PARTIAL}*"):
-                claim.unlink(missing_ok=True)
-            if self.done.chunks == 0:
-                shutil.rmtree(self.folder, ignore_errors=True)
+        if self.done.chunks == 0:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _close(self) -> None:
-        for file in (self._answers, self._journal):
-            with contextlib.suppress(OSError):
-                file.close()
+        with contextlib.suppress(OSError):
+            self._open.close()
 
     def _claim(self) -> None:
-        """Say that this process writes here.
+        """Hold the lock, which the system takes back from a process that ends.
 
         Raises:
-            UsageError: Another one does.
+            UsageError: Another process holds it.
         """
-        files.sweep(self.folder)  # the claims of processes that are gone
-        if next(self.folder.glob(f"{files.PARTIAL}*"), None) is not None:
+        lock = self._open.enter_context((self.folder / "lock").open("ab"))
+        try:
+            _lock(lock)
+        except OSError as error:
             raise UsageError(
                 f"another process is writing {self._target}", hint="wait for it, or give another name: -o NAME"
-            )
-        (self.folder / files.partial_name()).touch()
+            ) from error
 
     def _begun(self, request: Mapping[str, Any]) -> Done:
         """Return how far an earlier run came; a first one writes its request and the head of the file."""
@@ -184,7 +182,8 @@ class Output:
                     hint=f"remove that folder to begin anew, or give another name than {self._target.name}",
                 )
             done = _last(self.folder / "journal.jsonl")
-            if done is not None and (self.folder / "answers").stat().st_size >= done.bytes:
+            answers = self.folder / "answers"
+            if done is not None and answers.is_file() and answers.stat().st_size >= done.bytes:
                 return done
         head = self._form.head()
         (self.folder / "answers").write_bytes(head)
@@ -197,6 +196,18 @@ class Output:
             f"cannot write {self._target}: {error.strerror or error}",
             hint="make room and give the same command again: it goes on where it stopped",
         )
+
+
+def _lock(file: BinaryIO) -> None:
+    """Lock a file for this process until it is closed; raises OSError if another one has."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _folder(target: Path) -> Path:

@@ -10,21 +10,24 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from kit.bulk import chunks as pieces
-from kit.bulk.answering import Answering, Opening
-from kit.bulk.chunks import Chunk, Names
-from kit.bulk.crew import Alone, Crew, Pair, Processes, Reading
+from kit.bulk.answering import Answered, Answering, Opening
+from kit.bulk.chunks import Chunk, Seen
+from kit.bulk.crew import Alone, Crew, Processes, Reading
 from kit.bulk.forms import form_of
 from kit.bulk.output import Done, Output
-from kit.errors import BadInput, UsageError
+from kit.choices import Provider
+from kit.errors import BadInput, KitError, UsageError
 from kit.runtime.base import RunnerOptions
 from kit.system.machine import this_machine
 from kit.system.packages import DISTRIBUTION, version
+from kit.tasks.base import Task
 from kit.tasks.rows import STDIN
 
 OnRows = Callable[[int, int | None], None]
 """Told of the rows that are done and of those there are, None if that is unknown."""
 
 _UPDATES_SECONDS = 0.1
+_LOOKED_THROUGH = 100_000  # files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,9 +111,6 @@ def predict(
     answering = Answering(opening, form)
     opening = replace(opening, probabilities=not answering.leaves_out)
     try:
-        most_rows = Output.earlier(output).get("samples in a call")
-        opening = replace(opening, most_rows=answering.best_rows() if most_rows is None else most_rows)
-        answering.use_rows(opening.most_rows)
         rows = pieces.chunk_rows(answering.task, answering.engine.signature)
         whole = pieces.count(answering.task, sources)
         crew, count = _crew(opening, answering, form.suffix, workers, ray, _is_little(whole, rows))
@@ -123,21 +123,22 @@ def predict(
             "sha256": opening.sha256,
             "runtime": opening.runtime,
             "options": asdict(opening.options) | {"provider": opening.options.provider.value},
-            "sources": list(sources),
+            "sources": [source if source == STDIN else str(Path(source).absolute()) for source in sources],
             "rows in a chunk": rows,
-            "samples in a call": opening.most_rows,
             "probabilities": opening.probabilities,
             "version of kit": version(DISTRIBUTION) or "",
         }
         with Output(output, form, request) as file:
             before = file.done
             on_start(opening, count, before.rows)
+            for note in _passed_over(answering.task, sources, whole):
+                on_note(note)
             todo = pieces.chunks(answering.task, sources, rows)
-            names = _skipped(todo, before, file.folder)
+            seen = _skipped(todo, before, file.folder)
             reading = Reading(sources=sources, rows=rows, skip=before.chunks)
             answers = crew.answers(todo, reading)
             with contextlib.closing(answers):
-                problem = _written(answers, file, names, strict=strict, on_rows=on_rows, whole=whole)
+                problem = _written(answers, file, seen, strict=strict, on_rows=on_rows, whole=whole)
             done = file.finish(_about(opening))
     finally:
         answering.close()
@@ -150,6 +151,17 @@ def predict(
         seconds=time.monotonic() - started,
         workers=count,
     )
+
+
+def _passed_over(task: Task, sources: Sequence[str], whole: int | None) -> Iterator[str]:
+    """Give what is left out of folders, unless they are so large that looking for it would take long."""
+    look = getattr(task, "passed_over", None)
+    if look is None or whole is None or whole > _LOOKED_THROUGH:
+        return
+    for source in sources:
+        with contextlib.suppress(KitError):
+            if note := look(source):
+                yield f"{source}: {note}"
 
 
 def _is_little(whole: int | None, rows: int) -> bool:
@@ -165,40 +177,43 @@ def _crew(
 
         crew = OnRay(opening, suffix, address=ray, workers=workers)
         return crew, crew.workers
-    count = workers or (1 if is_little else max(1, this_machine().cpus_to_use // opening.options.threads))
+    usual = max(1, this_machine().cpus_to_use // opening.options.threads)
+    if is_little or opening.options.provider is not Provider.CPU:  # one engine keeps a GPU busy; more share its memory
+        usual = 1
+    count = workers or usual
     return (Alone(answering), 1) if count == 1 else (Processes(opening, suffix, count), count)
 
 
-def _skipped(todo: Iterator[Chunk], before: Done, folder: Path) -> Names:
+def _skipped(todo: Iterator[Chunk], before: Done, folder: Path) -> Seen:
     """Pass over what was answered before, and make sure that it is the same.
 
     Raises:
         UsageError: It is not.
     """
-    names = Names()
+    seen = Seen()
     for chunk in itertools.islice(todo, before.chunks):
-        names.add(chunk.names)
-    if before.chunks and names.digest() != before.names:
+        seen.add(chunk.fingerprint)
+    if before.chunks and seen.digest() != before.seen:
         raise UsageError(
             "what there is to answer is no more what it was when this began",
             hint=f"begin anew: remove {folder}",
         )
-    return names
+    return seen
 
 
 def _written(
-    answers: Iterator[Pair], file: Output, names: Names, *, strict: bool, on_rows: OnRows, whole: int | None
+    answers: Iterator[Answered], file: Output, seen: Seen, *, strict: bool, on_rows: OnRows, whole: int | None
 ) -> str:
     """Write the answers to all that is left; return the first reason for having none."""
     rows, problem, told = file.done.rows, "", 0.0
-    for chunk, answered in answers:
+    for answered in answers:
         if strict and answered.first_problem:
             raise BadInput(
                 f"stopped at an item without an answer: {answered.first_problem}",
                 hint="mend or remove it and give the same command again: it goes on here",
             )
-        names.add(chunk.names)
-        file.add(answered, names)
+        seen.add(answered.fingerprint)
+        file.add(answered, seen)
         rows += answered.rows
         problem = problem or answered.first_problem
         if time.monotonic() - told >= _UPDATES_SECONDS:

@@ -17,6 +17,7 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt")
 STDIN = "-"
 
 _BLOCK = 2**20
+_ODD = "surrogateescape"
 
 
 Row = dict[str, Any] | BadInput
@@ -44,7 +45,7 @@ def rows_or_errors(source: Path | str) -> Iterator[Row]:
     """
     if str(source) == STDIN:
         try:
-            piped = io.TextIOWrapper(io.BytesIO(stdin()), encoding="utf-8-sig", newline="")
+            piped = io.TextIOWrapper(io.BytesIO(stdin()), encoding="utf-8-sig", errors=_ODD, newline="")
             yield from _of_text(piped, _guessed(piped))
         except (UnicodeDecodeError, csv.Error) as error:
             raise BadInput(f"stdin cannot be read: {error}", hint="give UTF-8: CSV or JSON lines") from error
@@ -58,7 +59,7 @@ def rows_or_errors(source: Path | str) -> Iterator[Row]:
         if suffix == ".parquet":
             yield from _of_parquet(path)
         else:
-            with path.open(encoding="utf-8-sig", newline="") as text:
+            with path.open(encoding="utf-8-sig", errors=_ODD, newline="") as text:
                 yield from _of_text(text, suffix)
     except FileNotFoundError as error:
         raise BadInput(f"there is no file {str(path)!r}") from error
@@ -98,16 +99,41 @@ def _of_text(text: TextIO, suffix: str) -> Iterator[Row]:
     if suffix in {".jsonl", ".json"}:
         yield from _of_json(text)
     elif suffix == ".txt":
-        yield from ({"text": line.rstrip("\r\n")} for line in text if line.strip())
+        for number, line in enumerate(text, start=1):
+            if line.strip():
+                yield _no_utf8(number) if _is_odd(line) else {"text": line.rstrip("\r\n")}
     else:
-        reader = csv.DictReader(text, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
-        for number, row in enumerate(reader, start=2):
-            if None in row or None in row.values():
-                yield BadInput(
-                    f"line {number} has another number of columns than the first", hint="quote what has commas"
-                )
-            else:
-                yield dict(row)
+        yield from _of_csv(csv.DictReader(text, delimiter="\t" if suffix == ".tsv" else ",", strict=True))
+
+
+def _of_csv(reader: csv.DictReader[str]) -> Iterator[Row]:
+    if any(map(_is_odd, reader.fieldnames or ())):
+        raise BadInput("the names of the columns are no UTF-8", hint="save it as UTF-8")
+    while True:
+        try:
+            row = next(reader, None)
+        except csv.Error as error:  # the next line may be one again
+            yield BadInput(f"line {reader.line_num} cannot be read: {error}", hint="quote what has commas or quotes")
+            continue
+        if row is None:
+            return
+        if None in row or None in row.values():
+            yield BadInput(
+                f"line {reader.line_num} has another number of columns than the first", hint="quote what has commas"
+            )
+        elif any(map(_is_odd, row.values())):
+            yield _no_utf8(reader.line_num)
+        else:
+            yield dict(row)
+
+
+def _is_odd(text: str) -> bool:
+    """Whether a text holds bytes that were no UTF-8."""
+    return not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _no_utf8(line: int) -> BadInput:
+    return BadInput(f"line {line} is no UTF-8", hint="save it as UTF-8")
 
 
 def _of_json(text: TextIO) -> Iterator[Row]:
@@ -123,6 +149,9 @@ def _of_json(text: TextIO) -> Iterator[Row]:
         return
     lines = (line for line in text if line.strip())
     for number, line in enumerate(lines, start=1):
+        if _is_odd(line):
+            yield _no_utf8(number)
+            continue
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:

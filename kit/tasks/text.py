@@ -510,10 +510,20 @@ def _text_of(row: Mapping[str, Any], where: str, number: int) -> Any:
 
 def _checked(item: Any) -> Any:
     if isinstance(item, str):
-        return item
+        return _whole(item)
     if isinstance(item, tuple | list) and len(item) == 2 and all(isinstance(one, str) for one in item):
-        return tuple(item)
+        return tuple(map(_whole, item))
     raise UsageError(f"cannot read a text from {type(item).__name__}", hint="give a string, or a pair of strings")
+
+
+def _whole(text: str) -> str:
+    """Return a text; one with half of a pair of surrogates, as JSON may have, is none."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise BadInput("the text holds half of a character", hint="write it as UTF-8") from error
+    return text
 
 
 def _by_length(lengths: Sequence[int], *, exactly: bool = False) -> list[list[int]]:

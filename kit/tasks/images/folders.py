@@ -65,7 +65,7 @@ def below(folder: Path) -> Found:
 
 
 def pictures_below(folder: Path) -> Iterator[Path]:
-    """Give the pictures of `below` one by one, in the same order: a folder may hold a million.
+    """Give the pictures of `below` one by one, sorted by name: of a folder with a million, the names are held and nothing else.
 
     Raises:
         OSError: It cannot be read.

@@ -150,8 +150,7 @@ def _digit(mask: NDArray[np.bool_], strength: NDArray[np.float32]) -> NDArray[np
     if count == 1:
         return mask
     rows, columns = np.nonzero(mask)
-    slopes: tuple[NDArray[np.float32], NDArray[np.float32]] = np.gradient(strength)
-    down, across = slopes
+    down, across = (np.gradient(strength, axis=axis) for axis in (0, 1))
     weight = np.bincount(label, np.hypot(down[mask], across[mask]), count)
     top, left = np.full(count, mask.shape[0]), np.full(count, mask.shape[1])
     bottom, right = np.zeros(count, np.int64), np.zeros(count, np.int64)
