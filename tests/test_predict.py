@@ -174,7 +174,7 @@ def test_texts_are_given_on_the_command_line_and_in_files(kit_inside: Kit, revie
         (("missing.png",), 4, "no file, folder or bundle"),
         (("BUNDLE",), 2, "nothing to predict"),
         (("BUNDLE", "--text", "a nice film"), 2, "reads no texts"),
-        (("BUNDLE", "x.png", "-o", "answers.csv"), 2, "written as .npz"),
+        (("BUNDLE", "x.png", "-o", "answers.txt"), 2, "are written as .jsonl, .csv, .parquet or .npz"),
         (("BUNDLE", "x.png", "--csv", "--json"), 2, "exclude each other"),
         (("BUNDLE", "x.png", "--device-id", "1"), 2, "change nothing on the CPU"),
     ],

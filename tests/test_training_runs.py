@@ -302,6 +302,7 @@ def test_the_command_leaves_a_bundle_a_run_folder_and_events(kit_inside: Kit, tm
     assert "epoch   1/3" not in again.stderr, "nothing was left to do"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="gloo between processes is proved on Linux")
 def test_two_processes_share_the_work(tmp_path: Path) -> None:
     torchrun, kit = (str(Path(sys.executable).with_name(name)) for name in ("torchrun", "kit"))

@@ -144,6 +144,8 @@ class _Texts:
             yield argument, argument
             return
         for number, row in enumerate(rows_or_errors(argument), start=1):
+            if number == 1 and isinstance(row, Mapping) and "text" not in row:
+                _text_of(row, argument, number)  # no row would have one
             yield f"{argument}:{number}", _text_or_error(row, argument, number)
 
     def encode(self, items: Sequence[Any]) -> Tensors:
