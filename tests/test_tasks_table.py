@@ -295,7 +295,7 @@ def test_a_stdin_that_is_no_table_is_bad_input(content: bytes, monkeypatch: pyte
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
     ((_, row),) = regression().read("-")
     assert isinstance(row, BadInput)
-    assert str(row).startswith("line 2")
+    assert str(row).startswith("line ")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
