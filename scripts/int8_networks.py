@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write docs/int8_networks.md and docs/int8_networks.json")
     parser.add_argument("--network", type=int, help=argparse.SUPPRESS)  # the process of one network
     asked = parser.parse_args()
+    Plan(rounds=asked.rounds)  # too few are refused now, not after the tools have worked for half an hour
     if asked.network is not None:
         _alone(NETWORKS[asked.network], asked.cache, asked.rounds, asked.tune_budget)
         return
