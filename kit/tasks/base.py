@@ -106,6 +106,9 @@ class Task(Protocol):
     A task whose `read` leaves things out may have a method `passed_over(argument) -> str` that says which: `kit predict` then
     prints it beside the answers.
 
+    A task whose `read` gives whole files of samples may have a method `read_rows(argument)` that gives them one by one, with a
+    name each: `kit predict -o` then writes a row for each. Either may give an error in the place of what cannot be read.
+
     A task whose items differ in length and may be filled up has an attribute or property `padding`, after `check`: the name of
     the axis and the value for each input, or None. Servers then put items of several lengths into one call.
 
@@ -137,6 +140,8 @@ class Task(Protocol):
 
     def read(self, argument: str) -> Iterator[tuple[str, Any]]:
         """Give the items that a word of the command line stands for, each with a name: a file, a folder, `-` for stdin.
+
+        What is no item, such as a line that cannot be read, is given as a BadInput in its place.
 
         Raises:
             BadInput: There is nothing to read, or it cannot be read.
