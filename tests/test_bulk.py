@@ -313,6 +313,7 @@ def test_what_this_machine_lacks_is_no_reason_of_an_item(
     assert not list(tmp_path.glob("out*"))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
 def test_names_that_are_no_utf8_are_written_as_escapes(tiny: Bundle, scans: Path, tmp_path: Path) -> None:
     own = tmp_path / "own"
     own.mkdir()
@@ -346,6 +347,7 @@ def test_strict_stops_and_goes_on_once_it_is_mended(kit_inside: Kit, tiny: Bundl
     assert "goes on after 64 items" in found.stderr
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_a_worker_that_is_killed_is_said_and_nothing_is_lost(tiny: Bundle, scans: Path, tmp_path: Path) -> None:
     def kill(_done: int, _whole: int | None) -> None:
         for child in psutil.Process().children():
