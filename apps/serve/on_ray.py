@@ -22,7 +22,7 @@ from apps.serve.guard import Bodies, Keys, Visitors
 from apps.serve.metrics import Figures
 from apps.serve.model import How, Model
 from apps.serve.repository import ONLY_VERSION, Repository, found, stamp_of
-from apps.serve.server import Settings, set_up_log
+from apps.serve.server import Settings, set_up_log, with_cors
 from kit import cluster, ready
 from kit.errors import KitError, Unavailable, UsageError, VerifyFailed
 from kit.system import packages
@@ -66,8 +66,9 @@ class _Replica:
         self._repository = Repository(sources, served.how, figures)
         bodies = Bodies(served.max_body, max(_HELD_TOGETHER * served.max_body, 2**28))
         visitors = Visitors(served.cors, only_local=False)
-        self._app_of_kit = App(self._repository, figures, served.keys, visitors, bodies, allows_control=False)
-        await self._app_of_kit.start()
+        app = App(self._repository, figures, served.keys, visitors, bodies, allows_control=False)
+        self._answers = with_cors(app, served.cors)
+        await app.start()
         if not self._repository.is_ready:
             reasons = "; ".join(
                 f"{entry.name}: {entry.reason}" for entry in self._repository.entries if not entry.model
@@ -76,7 +77,7 @@ class _Replica:
 
     def __serve_build_asgi_app__(self) -> Any:
         """Return what answers."""
-        return self._app_of_kit
+        return self._answers
 
     async def check_health(self) -> None:
         """Raise unless every model is ready, as Ray Serve wants it said."""

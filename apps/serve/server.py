@@ -170,7 +170,7 @@ def _work(settings: Settings, listening: socket.socket, opened: Opened) -> int:
     # What is added to each answer, or written about each request, is added and written on the way through ASGI.
     quick = None if settings.cors or settings.logs_requests else Quick(app)
     config = uvicorn.Config(
-        _with_cors(app, settings.cors),
+        with_cors(app, settings.cors),
         http=type("Patient", (PatientFor,), {"patience": settings.timeout, "quick": quick}),
         ws="none",
         loop=_loop(),
@@ -209,7 +209,8 @@ def _grpc(settings: Settings) -> Any:
     return opened
 
 
-def _with_cors(app: Any, origins: Sequence[str]) -> Any:
+def with_cors(app: Any, origins: Sequence[str]) -> Any:
+    """Return an app that pages of some origins may ask; the app itself if there are none."""
     if not origins:
         return app
     from starlette.middleware.cors import CORSMiddleware
