@@ -93,18 +93,9 @@ class Test:
         # Texts of one length follow each other: some runtimes compile for each length.
         order = sorted(range(len(found)), key=lambda one: [array.shape for array in self.groups[one].inputs.values()])
         for place in order:
-            asked = list(self.signature.split(self.groups[place].inputs, ROWS))
-            pieces = [copied(call(piece)) for piece in asked]
-            found[place] = self._joined(pieces, [self.signature.rows(piece) for piece in asked])
+            pieces = [copied(call(piece)) for piece in self.signature.split(self.groups[place].inputs, ROWS)]
+            found[place] = pieces[0] if len(pieces) == 1 else self.signature.join(pieces)
         return found
-
-    def _joined(self, pieces: list[Tensors], rows: list[int]) -> Tensors:
-        if len(pieces) == 1:
-            return pieces[0]
-        # A ready .onnx may call the batch of its outputs otherwise than that of its inputs: rows come first all the same.
-        if all(len(array) == count for piece, count in zip(pieces, rows, strict=True) for array in piece.values()):
-            return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
-        return self.signature.join(pieces)
 
     def _judged(self, answers: list[Tensors]) -> Answered:
         more = {"rms error": max(self._rms(answers).values())}

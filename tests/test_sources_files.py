@@ -122,6 +122,16 @@ def test_a_fixed_batch_of_one_becomes_an_axis_if_it_is_asked_for(tmp_path: Path)
         open_source(held, axes={"batch": Axis()})
 
 
+def test_outputs_call_the_batch_as_the_inputs_do_if_they_follow_it(tmp_path: Path) -> None:
+    weight = np.ones((3, 5), np.float32)
+    follows = written(tmp_path, "g (float[n, 3] x) => (float[m, 5] y) { y = MatMul(x, w) }", w=weight)
+    original = open_source(follows)
+    assert original.signature.output("y").shape == ("n", 5)
+    assert original.answer({"x": np.ones((4, 3), np.float32)})["y"].shape == (4, 5)
+    twice = written(tmp_path, "g (float[n, 3] x) => (float[m, 3] y) { y = Concat<axis = 0>(x, x) }", name="twice.onnx")
+    assert open_source(twice).signature.output("y").shape == ("m", 3)
+
+
 def test_what_is_quantized_already_is_said_and_left_alone(tmp_path: Path) -> None:
     path = written(
         tmp_path,

@@ -26,7 +26,7 @@ from kit.bundle import graph_file
 from kit.bundle.manifest import Provenance
 from kit.choices import VariantFormat
 from kit.errors import BadInput, BundleInvalid, GateFailed, KitError, UsageError
-from kit.runtime import trial
+from kit.runtime import probing, trial
 from kit.runtime.base import RunnerOptions, run_in_batches
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
 from kit.samples import Samples, seeded
@@ -83,7 +83,8 @@ class OnnxOriginal:
         wants_batch = axes is not None and BATCH in axes and _frees_batch(self._graph.model)
         try:
             self._runner = OnnxRuntimeRunner(self._opened(path, wants_batch), _ANSWERING)
-            self.signature = _bounded(_with_vocabularies(self._runner.signature, self._graph), dict(axes or {}))
+            signature = _with_batch_of_outputs(self._runner)
+            self.signature = _bounded(_with_vocabularies(signature, self._graph), dict(axes or {}))
             if wants_batch:
                 self._try_batch()
         except BaseException:
@@ -209,6 +210,30 @@ def _bounded(signature: Signature, axes: dict[str, Axis]) -> Signature:
             f"the model has no axis {unknown[0]!r}", hint=f"its axes are: {', '.join(signature.axes) or 'none'}"
         )
     return dataclasses.replace(signature, axes={**signature.axes, **axes})
+
+
+def _with_batch_of_outputs(runner: OnnxRuntimeRunner) -> Signature:
+    """Return a signature whose outputs call the batch as the inputs do: exporters name it anew, and running tells.
+
+    Their other axes stay as the graph has them: those may follow an input at some sizes and not at others.
+    """
+    signature = runner.signature
+    batch = signature.batch
+    if batch is None or all(batch in spec.shape for spec in signature.outputs):
+        return signature
+    found = probing.search(runner).signature
+    if found.batch != batch:
+        return signature
+    outputs = tuple(
+        dataclasses.replace(
+            spec,
+            shape=tuple(batch if other == batch else own for own, other in zip(spec.shape, seen.shape, strict=True)),
+        )
+        if len(spec.shape) == len(seen.shape)
+        else spec
+        for spec, seen in zip(signature.outputs, found.outputs, strict=True)
+    )
+    return dataclasses.replace(signature, outputs=outputs)
 
 
 def _with_vocabularies(signature: Signature, graph: Graph) -> Signature:
