@@ -2,7 +2,7 @@
 
 cluster = connect("auto")
 cluster.check(workers=8, cpus_each=1)
-package = ship(bundle)             # into Ray's object store
+package = ship(bundle)             # bytes, or a reference into Ray's object store
 path = arrive(package)             # on any node, checked by its hash
 """
 
@@ -25,7 +25,7 @@ from kit import ready
 from kit.bundle import packing
 from kit.bundle.packed import SUFFIX, cache_folder
 from kit.bundle.read import Bundle
-from kit.errors import BundleInvalid, Unavailable, UsageError
+from kit.errors import BundleInvalid, KitError, Unavailable, UsageError
 from kit.system import files, packages
 from kit.system.machine import this_machine
 
@@ -95,10 +95,9 @@ class Cluster:
         Raises:
             Unavailable: The workers cannot be placed now; the message says what is missing.
         """
-        _waited(lambda: _places_in(_free_by_node(self.ray), cpus_each, gpus_each), workers)
-        free = _free_by_node(self.ray)
-        places = _places_in(free, cpus_each, gpus_each)
+        places = _waited(lambda: _places_in(_free_by_node(self.ray), cpus_each, gpus_each), workers)
         if places < workers:
+            free = _free_by_node(self.ray)
             have = ", ".join(
                 f"{one['CPU']:g} CPUs" + (f" and {one['GPU']:g} GPUs" if one["GPU"] else "") for one in free
             )
@@ -111,10 +110,15 @@ class Cluster:
                 else "wait for other jobs, or add nodes: ray start --address ADDRESS",
             )
 
-    def differences(self) -> list[str]:
-        """Return what nodes compute with, if it is not the same on all: quantized models may answer otherwise there."""
+    def notes(self) -> list[str]:
+        """Return what a person should know: that the nodes do not compute with the same, if so."""
         kinds = sorted({node.cpu for node in self.nodes})
-        return kinds if len(kinds) > 1 else []
+        if len(kinds) == 1:
+            return []
+        return [
+            "the nodes have different CPUs, so that quantized models may answer slightly differently: "
+            + "; ".join(kinds)
+        ]
 
 
 def connect(address: str) -> Cluster:
@@ -129,7 +133,7 @@ def connect(address: str) -> Cluster:
         UsageError: Its nodes have other versions of kit, of Python, or of what computes.
     """
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what its core says of every actor is no news for people
-    ray: Any = packages.needed("ray", distribution="ray", purpose="a cluster", extra="ray")
+    ray = _ray()
     if not ray.is_initialized():
         _probe(address)
         try:
@@ -146,7 +150,7 @@ def connect(address: str) -> Cluster:
     return Cluster(ray, nodes)
 
 
-def ship(ray: Any, bundle: Bundle) -> Package:
+def ship(bundle: Bundle) -> Package:
     """Put a bundle where all nodes can get it.
 
     Raises:
@@ -169,13 +173,12 @@ def ship(ray: Any, bundle: Bundle) -> Package:
     content = packing.packed_bytes(bundle) if origin.is_dir() else origin.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     name = f"{bundle.name}-{digest[:8]}{SUFFIX}" if origin.is_dir() else origin.name
-    held = (
-        content if len(content) <= _INLINE_BYTES else ray.put(content)
-    )  # a reference ends with the process that made it
+    # A reference ends with the process that made it, and replicas may begin after that.
+    held = content if len(content) <= _INLINE_BYTES else _ray().put(content)
     return Package(name=name, sha256=digest, content=held, path=str(origin.resolve()))
 
 
-def arrive(ray: Any, package: Package) -> Path:
+def arrive(package: Package) -> Path:
     """Return a bundle's file on this node: the shared one, one that came before, or one that is fetched now.
 
     Raises:
@@ -193,17 +196,19 @@ def arrive(ray: Any, package: Package) -> Path:
             f"{package.path} is not on {platform.node()}, or another file than where this began",
             hint="put it on storage that all nodes see under this path",
         )
-    content = package.content if isinstance(package.content, bytes) else ray.get(package.content)
+    content = package.content if isinstance(package.content, bytes) else _ray().get(package.content)
     if hashlib.sha256(content).hexdigest() != package.sha256:
         raise BundleInvalid(f"{package.name} did not arrive whole on {platform.node()}", hint="try it again")
     files.write(path, content)
     return path
 
 
+def _ray() -> Any:
+    return packages.needed("ray", distribution="ray", purpose="a cluster", extra="ray")
+
+
 def of_error(error: Exception) -> Exception:
     """Return the error of kit that one of Ray's wraps, else the error itself."""
-    from kit.errors import KitError
-
     seen: set[int] = set()
     found: Any = error
     while found is not None and id(found) not in seen:

@@ -41,7 +41,7 @@ from kit.runtime.onnxruntime import saturates
 from kit.samples import Samples
 from kit.system.machine import this_machine
 from kit.system.progress import OnProgress, silent
-from kit.verify.model import ROWS_RTOL
+from kit.verify import judged
 
 BATCH_SIZES = {Goal.LATENCY: 1, Goal.THROUGHPUT: 64}
 RUNTIMES = ("onnxruntime", "openvino")
@@ -301,12 +301,7 @@ def _problem(bundle: Bundle, variant: Variant, runtime: str, golden: Sequence[Sa
             answers = [run_in_batches(runner, group.inputs) for group in golden]
     except KitError as error:
         return str(error)
-    found = fidelity.compare(golden, answers)
-    if not variant.fidelity and variant.precision not in {Precision.FP32, Precision.FP16}:
-        return fidelity.judge_float(
-            found, ROWS_RTOL
-        ).reason  # a ready model promises nothing: as `kit verify` judges it
-    return fidelity.judge(found, variant.precision, variant.fidelity, stored=golden).reason
+    return judged(bundle, variant, golden, answers).reason
 
 
 def _bears_bf16(bundle: Bundle, variant: Variant, golden: Sequence[Samples]) -> bool:

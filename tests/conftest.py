@@ -42,6 +42,9 @@ os.environ.setdefault("KIT_TRUST_FILES", "1")
 Kit = Callable[..., "subprocess.CompletedProcess[str]"]
 Once = Callable[[str, Callable[[Path], object]], Path]
 
+SCANS = 300
+"""Pictures of the fixture `scans`."""
+
 
 def _missing(what: str, reason: str) -> None:
     if what in os.environ.get("KIT_TEST_REQUIRE", "").split():
@@ -256,6 +259,51 @@ def reviews(once: Once) -> Path:
         exporters.export(module, name="reviews", task=task, signature=signature, out=folder / "reviews")
 
     return once("reviews", make) / "reviews"
+
+
+@pytest.fixture(scope="session")
+def _scans(once: Once) -> Path:
+    """Drawings enough for five chunks, and a file that is none."""
+
+    def make(folder: Path) -> None:
+        import numpy as np
+        from PIL import Image
+
+        random = np.random.default_rng(1)
+        for number in range(SCANS):
+            pixels = random.integers(0, 256, (16, 20), np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number:03}.png")
+        (folder / "017.png").write_text("no picture")
+
+    return once("scans", make)
+
+
+@pytest.fixture
+def scans(_scans: Path, tmp_path: Path) -> Path:
+    (tmp_path / "scans").symlink_to(_scans, target_is_directory=True)
+    return tmp_path / "scans"
+
+
+@pytest.fixture(scope="session")
+def scores(once: Once) -> Path:
+    """A bundle that gives a number for a row of two columns; not to be written to."""
+
+    def make(folder: Path) -> None:
+        import torch
+
+        import exporters
+        from kit.tasks.table import Table
+        from kit.tensors import Signature, TensorSpec
+
+        torch.manual_seed(3)
+        signature = Signature(
+            inputs=(TensorSpec(name="features", dtype="float32", shape=("batch", 2)),),
+            outputs=(TensorSpec(name="score", dtype="float32", shape=("batch", 1)),),
+        )
+        task = Table(columns=("age", "smoker"), categories={"smoker": ("no", "yes")})
+        exporters.export(torch.nn.Linear(2, 1), name="scores", task=task, signature=signature, out=folder / "scores")
+
+    return once("scores", make) / "scores"
 
 
 @pytest.fixture

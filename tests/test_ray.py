@@ -26,6 +26,7 @@ from kit.bundle import Bundle, open_folder
 from kit.cluster import Cluster, Node, Package, _check_same, _what_this_is, arrive
 from kit.errors import BundleInvalid, UsageError
 from tests.conftest import Kit
+from tests.helpers.stepping import Stepping
 
 pytest.importorskip("ray", reason="needs kit's extra ray")
 pytestmark = [
@@ -55,49 +56,27 @@ made.shutdown()
 class Nodes:
     """A cluster in a process of its own: what Ray leaves behind ends with it."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-        self.address = self._line()
+    def __init__(self, program: Stepping) -> None:
+        self._program = program
+        self.address = program.line()
 
     def tell(self, what: str) -> None:
         """Kill or add the second node."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(what + "\n")
-        self._process.stdin.flush()
-        assert self._line() == "done"
-
-    def _line(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline().strip()
+        self._program.go(what)
+        assert self._program.line() == "done"
 
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    folder = tmp_path_factory.mktemp("ray")
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": "/tmp"}
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-c", NODES],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            env=environment,
-        )
-        try:
-            yield Nodes(process)
-        finally:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            children = psutil.Process(process.pid).children(recursive=True)
-            process.stdin.close()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(30)
-            process.stdout.close()
-            for child in children:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    child.kill()
-            process.kill()
+    with Stepping(NODES, env=environment, log=tmp_path_factory.mktemp("ray") / "log") as program:
+        yield Nodes(program)
+        children = psutil.Process(program.process.pid).children(recursive=True)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            program.process.communicate(timeout=30)
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
 
 
 @pytest.fixture
@@ -151,31 +130,23 @@ bulk.predict(sys.argv[1], ["scans", "missing.png"], Path("out.jsonl"), ray=sys.a
 def test_what_is_killed_midway_loses_and_doubles_nothing(
     nodes: Nodes, tiny: Bundle, wanted: bytes, tmp_path: Path, victim: str
 ) -> None:
-    running = subprocess.Popen(
-        [sys.executable, "-P", "-c", PROGRAM, str(tiny.folder), nodes.address],
-        cwd=tmp_path,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert running.stdout is not None
-    assert running.stdin is not None
-    assert int(running.stdout.readline()) == 64
-    if victim == "node":
-        nodes.tell("kill")
-    else:
-        actors = [
-            one for one in psutil.process_iter(["cmdline"]) if "ray::MapWorker" in " ".join(one.info["cmdline"] or [])
-        ]
-        assert actors
-        actors[0].send_signal(signal.SIGKILL)
-    try:
-        running.communicate("\n" * 100, timeout=120)
-    finally:
-        running.kill()
+    with Stepping(PROGRAM, str(tiny.folder), nodes.address, cwd=tmp_path) as running:
+        assert int(running.line()) == 64
         if victim == "node":
-            nodes.tell("add")
-    assert running.returncode == 0
+            nodes.tell("kill")
+        else:
+            actors = [
+                one
+                for one in psutil.process_iter(["cmdline"])
+                if "ray::MapWorker" in " ".join(one.info["cmdline"] or [])
+            ]
+            assert actors
+            actors[0].send_signal(signal.SIGKILL)
+        try:
+            assert running.finish(timeout=120) == 0
+        finally:
+            if victim == "node":
+                nodes.tell("add")
     assert (tmp_path / "out.jsonl").read_bytes() == wanted
 
 
@@ -224,15 +195,16 @@ def test_versions_that_differ_are_named() -> None:
 
 def test_cpus_that_differ_are_noticed() -> None:
     same = [Node(name=name, versions={}, cpu="x86, avx2") for name in "ab"]
-    assert Cluster(None, tuple(same)).differences() == []
+    assert Cluster(None, tuple(same)).notes() == []
     other = Node(name="c", versions={}, cpu="x86, avx2 avx512_vnni")
-    assert Cluster(None, (*same, other)).differences() == ["x86, avx2", "x86, avx2 avx512_vnni"]
+    (note,) = Cluster(None, (*same, other)).notes()
+    assert note.endswith(": x86, avx2; x86, avx2 avx512_vnni")
 
 
 def test_a_bundle_that_is_not_shared_and_was_not_sent_is_refused(tmp_path: Path) -> None:
     package = Package(name="a.kit", sha256="0" * 64, content=None, path=str(tmp_path / "a.kit"))
     with pytest.raises(BundleInvalid, match="is not on"):
-        arrive(None, package)
+        arrive(package)
 
 
 class _Clients:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from kit.bundle import find
+from apps.serve.model import How, Model
+from kit.bundle import Bundle, find
 
 
 def test_what_would_change_nothing_is_refused(kit_inside: Any) -> None:
@@ -35,3 +36,11 @@ def test_an_image_is_pinned_small_and_not_root_s(kit_inside: Any, tmp_path: Path
     service = (tmp_path / "image" / "kserve.yaml").read_text()
     assert "kind: InferenceService" in service
     assert "runAsNonRoot: true" in service
+
+
+def test_a_ready_model_that_is_quantized_already_is_served(quantized: Bundle) -> None:
+    model = Model.opened("ready", "1", quantized.path(quantized.variant("int8-qdq").graph), How())
+    try:
+        assert "golden samples answered" in model.proof
+    finally:
+        model.close()

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from kit.choices import Provider
 from kit.errors import BadInput
 from kit.report.words import plain
+from kit.system.progress import duration, silent
 
 if TYPE_CHECKING:
     from kit.bulk import Outcome
     from kit.bulk.answering import Opening
+    from kit.runtime.base import RunnerOptions
 
 
 def options_of(
     provider: Provider | None, device_id: int, threads: int | None, *, allow_fallback: bool
-) -> dict[str, Any] | None:
-    """Return what a person asked of the runtime as RunnerOptions takes it; None for nothing."""
-    asked: dict[str, Any] = {}
-    if provider is not None:
-        asked |= {"provider": provider, "device_id": device_id, "allow_fallback": allow_fallback}
-    return asked | ({} if threads is None else {"threads": threads}) or None
+) -> RunnerOptions | None:
+    """Return what a person asked of the runtime; None for nothing, which leaves the choice to `kit tune`."""
+    from kit.runtime.base import RunnerOptions
+
+    if provider is None and threads is None:
+        return None
+    return RunnerOptions(
+        provider=provider or Provider.CPU, device_id=device_id, allow_fallback=allow_fallback, threads=threads or 1
+    )
 
 
 def run(
@@ -34,7 +40,7 @@ def run(
     output: Path,
     *,
     variant: str | None,
-    options: dict[str, Any] | None,
+    options: RunnerOptions | None,
     workers: int | None,
     ray: str | None,
     strict: bool,
@@ -43,16 +49,15 @@ def run(
     """Answer all, with progress on stderr, and return the exit code."""
     from apps.cli.render import progress, stderr
     from kit import bulk
-    from kit.runtime.base import RunnerOptions
 
     shown = _Shown("actors" if ray else "processes")
-    with progress() if stderr().is_terminal else _quiet() as update:
+    with progress() if stderr().is_terminal else contextlib.nullcontext(silent) as update:
         outcome = bulk.predict(
             bundle,
             sources,
             output,
             variant=variant,
-            options=None if options is None else RunnerOptions(**options),
+            options=options,
             workers=workers,
             ray=ray,
             strict=strict,
@@ -96,22 +101,7 @@ class _Shown:
         if whole is None or rate <= 0:
             return said
         whole = max(whole, done)
-        return f"{done:,} of about {whole:,} items, {rate:,.0f} a second, about {_time((whole - done) / rate)} left"
-
-
-class _quiet:  # noqa: N801 - stands where `progress` stands
-    def __enter__(self) -> Any:
-        return lambda _what: None
-
-    def __exit__(self, *_: object) -> None: ...
-
-
-def _time(seconds: float) -> str:
-    whole = round(seconds)
-    hours, minutes = whole // 3600, whole % 3600 // 60
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"
+        return f"{done:,} of about {whole:,} items, {rate:,.0f} a second, about {duration((whole - done) / rate)} left"
 
 
 def _summary(outcome: Outcome) -> str:
@@ -119,4 +109,4 @@ def _summary(outcome: Outcome) -> str:
     said = f"Wrote {outcome.output}: {outcome.rows:,} {'item' if outcome.rows == 1 else 'items'}"
     if outcome.resumed:
         said += f", {fresh:,} of them now"
-    return f"{said}, in {_time(outcome.seconds)} ({outcome.rate:,.0f} a second)"
+    return f"{said}, in {duration(outcome.seconds)} ({outcome.rate:,.0f} a second)"

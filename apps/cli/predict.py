@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from apps.cli import options
 from kit.choices import Provider
 from kit.errors import BadInput, KitError, UsageError
 from kit.report.words import in_json, plain
+from kit.system import plain_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -329,19 +329,7 @@ def _short(value: Any) -> str:
 
 
 def _json(value: Any, indent: int | None = None) -> str:
-    """Return JSON; numbers that JSON does not have become null."""
-    try:
-        return in_json(json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False))
-    except ValueError:
-        return in_json(json.dumps(_finite(value), indent=indent, ensure_ascii=False))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(one) for name, one in value.items()}
-    if isinstance(value, list):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return in_json(plain_json.write(value, indent=indent))
 
 
 def _rows_at(name: str, prediction: Prediction, signature: Signature) -> int | None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
-import math
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
@@ -16,6 +14,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from kit.report.words import in_json, plain
+from kit.system import plain_json
 from kit.system.serial import encode
 
 
@@ -62,15 +61,7 @@ def stderr() -> Console:
 
 def print_json(value: Any) -> None:
     """Print a value, dataclasses included, as JSON; what is no number or infinite becomes null."""
-    click.echo(in_json(json.dumps(_finite(encode(value)), indent=2, ensure_ascii=False)))
-
-
-def _finite(plain: Any) -> Any:
-    if isinstance(plain, dict):
-        return {name: _finite(one) for name, one in plain.items()}
-    if isinstance(plain, list):
-        return [_finite(one) for one in plain]
-    return None if isinstance(plain, float) and not math.isfinite(plain) else plain
+    click.echo(in_json(plain_json.write(encode(value), indent=2)))
 
 
 def remark(text: str) -> None:

@@ -24,6 +24,8 @@ _LOCAL = re.compile(rb"(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]{1,5})?")
 _LEAST_KEY = 16
 _MOST_KEY_FILE = 2**20
 
+_HELD_TOGETHER = 8
+
 
 class Keys:
     """The keys that open the service; none: it is open to whoever reaches it.
@@ -119,6 +121,11 @@ class Bodies:
         self.most = most
         self._most_together = most_together
         self._held = 0
+
+    @classmethod
+    def up_to(cls, most: int) -> Bodies:
+        """Return the bounds for bodies of so many bytes: several of them, or many small ones, together."""
+        return cls(most, max(_HELD_TOGETHER * most, 2**28))
 
     async def read(self, length: int | None, receive: Receive) -> bytes | bytearray:
         """Return a body; the caller releases its length.

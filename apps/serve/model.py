@@ -20,9 +20,9 @@ from apps.serve.batcher import Batcher, Limits, Padding, filled_up
 from apps.serve.metrics import ModelFigures
 from apps.serve.refusals import Refused
 from kit import engine as engines
+from kit import verify
 from kit.engine import Engine
-from kit.errors import BundleInvalid, KitError, PackageMissing, VerifyFailed
-from kit.metrics import fidelity
+from kit.errors import BundleInvalid, KitError, PackageMissing
 from kit.runtime.base import Runner, run_in_batches
 from kit.samples import Samples
 from kit.tasks.base import Task
@@ -112,7 +112,7 @@ class Model:
         try:
             model = cls(name, version, engine, how)
             golden = engine.bundle.golden()
-            model.proof = model._prove(golden, model._run)
+            model.proof = model._prove(golden)
             model.padding = model._find_padding(golden)
             model.call_us = model._time(golden)
         except BaseException:
@@ -201,20 +201,11 @@ class Model:
     def _run(self, tensors: Tensors) -> dict[str, Any]:
         return self.engine.run(tensors) if self._is_plain else run_in_batches(cast("Runner", self.engine), tensors)
 
-    def _prove(self, golden: tuple[Samples, ...], run: Callable[[Tensors], Tensors]) -> str:
-        verdict = self._verdict(golden, [run(group.inputs) for group in golden])
-        if not verdict.passed:
-            raise VerifyFailed(
-                f"{self.name} does not give here what its bundle promises: {verdict.reason}",
-                hint=f"look at it: kit verify {self.engine.bundle.origin}",
-            )
+    def _prove(self, golden: tuple[Samples, ...]) -> str:
+        answers = [self._run(group.inputs) for group in golden]
+        verify.prove(self.engine.bundle, self.engine.variant, golden, answers)
         rows = sum(self.signature.rows(group.inputs) for group in golden)
         return f"{rows} golden samples answered as promised"
-
-    def _verdict(self, golden: tuple[Samples, ...], answers: list[Tensors]) -> fidelity.FidelityVerdict:
-        variant = self.engine.variant
-        found = fidelity.compare(golden, answers)
-        return fidelity.judge(found, variant.precision, variant.fidelity, stored=golden)
 
     def _find_padding(self, golden: tuple[Samples, ...]) -> Padding | None:
         """Return what the task says of filling up, if the golden samples are answered as promised when filled up."""
@@ -230,7 +221,7 @@ class Model:
                 wanted = min(2 * own, axis.most or 2 * own) // axis.multiple_of * axis.multiple_of
                 outputs = self._run(self._filled(group.inputs, padding, max(wanted, own)))
                 answers.append(self._cut(outputs, padding, own))
-            passed = self._verdict(golden, answers).passed
+            passed = verify.judged(self.engine.bundle, self.engine.variant, golden, answers).passed
         except KitError:
             return None
         return padding if passed else None

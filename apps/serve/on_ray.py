@@ -15,6 +15,7 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from apps.serve.app import App
@@ -24,16 +25,13 @@ from apps.serve.model import How, Model
 from apps.serve.repository import ONLY_VERSION, Repository, found, stamp_of
 from apps.serve.server import Settings, set_up_log, with_cors
 from kit import cluster, ready
-from kit.errors import KitError, Unavailable, UsageError, VerifyFailed
+from kit.errors import KitError, Unavailable, UsageError
 from kit.system import packages
 
 log = logging.getLogger("kit.serve")
 
 APPLICATION = "kit"
 """Name of the application in Ray Serve: a second one of this name takes the first one's place, without a lost request."""
-
-_HELD_TOGETHER = 8
-_WATCH_SECONDS = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +57,10 @@ class _Replica:
     """One engine for each model, with the queue of `kit serve`: ready once it has answered the golden samples."""
 
     async def __init__(self, served: _Replicated) -> None:  # type: ignore[misc]  # as Ray Serve awaits it
-        import ray
-
-        sources = [f"{name}={cluster.arrive(ray, package)}" for name, package in served.models.items()]
+        sources = [f"{name}={cluster.arrive(package)}" for name, package in served.models.items()]
         figures = Figures()
         self._repository = Repository(sources, served.how, figures)
-        bodies = Bodies(served.max_body, max(_HELD_TOGETHER * served.max_body, 2**28))
-        visitors = Visitors(served.cors, only_local=False)
+        visitors, bodies = Visitors(served.cors, only_local=False), Bodies.up_to(served.max_body)
         app = App(self._repository, figures, served.keys, visitors, bodies, allows_control=False)
         self._answers = with_cors(app, served.cors)
         await app.start()
@@ -109,8 +104,7 @@ def ray_app(
         UsageError: No models, or several versions of one: Ray replaces one by the next.
         PackageMissing: Ray is not installed.
     """
-    ray: Any = packages.needed("ray", distribution="ray", purpose="a cluster", extra="ray")
-    serve: Any = packages.needed("ray.serve", distribution="ray", purpose="a cluster", extra="ray")
+    serve = _ray_serve()
     how = how or How()
     listed = [one for model in models for one in found(model)]
     if not listed:
@@ -118,7 +112,7 @@ def ray_app(
     if any(version != ONLY_VERSION for _, version, _ in listed) or len({name for name, _, _ in listed}) < len(listed):
         raise UsageError("a cluster serves one version of each model", hint="give the file of that version: NAME=PATH")
     served = _Replicated(
-        models={name: cluster.ship(ray, ready.find(path)) for name, _, path in listed},
+        models={name: cluster.ship(ready.find(path)) for name, _, path in listed},
         how=how,
         keys=keys or Keys(),
         cors=tuple(cors),
@@ -145,6 +139,10 @@ def _resources(how: How) -> dict[str, float]:
     return {"num_cpus": how.threads or 1, **gpus}
 
 
+def _ray_serve() -> Any:
+    return packages.needed("ray.serve", distribution="ray", purpose="a cluster", extra="ray")
+
+
 def serve_on_ray(
     settings: Settings,
     address: str,
@@ -155,38 +153,38 @@ def serve_on_ray(
     """Serve on a cluster until a signal; returns the exit code.
 
     Raises:
+        VerifyFailed: A model does not give here what its bundle promises.
         PackageMissing, Unavailable, UsageError: As kit.cluster says, or the replicas did not become ready.
     """
+    if settings.port == 0:
+        raise UsageError("a cluster needs a port that is known", hint="leave --port 0 out")
     set_up_log(settings.log)
+    deployment = _Deployment(settings, replicas)
+    deployment.prove()
     joined = cluster.connect(address)
-    serve: Any = packages.needed("ray.serve", distribution="ray", purpose="a cluster", extra="ray")
     least = replicas if isinstance(replicas, int) else replicas[0]
     resources = _resources(settings.how)
     joined.check(workers=least, cpus_each=int(resources["num_cpus"]), gpus_each=int(resources.get("num_gpus", 0)))
-    for kinds in [joined.differences()]:
-        if kinds:
-            on_note("the nodes have different CPUs, so that answers may differ slightly: " + "; ".join(kinds))
-    if settings.port == 0:
-        raise UsageError("a cluster needs a port that is known", hint="leave --port 0 out")
+    serve = _ray_serve()
     was_there = bool(serve.status().proxies)
     serve.start(http_options={"host": settings.host, "port": settings.port})
-    host, port = _listens(settings)
-    if (host, port) != (settings.host, settings.port):
-        on_note(f"Ray Serve runs there already and keeps its address, {host}:{port}")
-    names = [name for source in settings.sources for name, _, _ in found(source)]
-    own = 0.0
     try:
-        stamps = _run(settings, replicas)
-        own = _deployed()
+        host, port = _listens(settings)
+        notes = joined.notes()
+        if (host, port) != (settings.host, settings.port):
+            notes.append(f"Ray Serve runs there already and keeps its address, {host}:{port}")
+        for note in notes:
+            on_note(note)
+        deployment.deploy()
         ending = _at_signal()
-        on_listening(f"http://{host}:{port}", names)
-        while not ending.wait(_WATCH_SECONDS):
-            if settings.watch_every is not None:
-                stamps = _watched(settings, replicas, stamps)
-                own = _deployed() if own else own
+        on_listening(f"http://{host}:{port}", [name for name, _, _ in deployment.models()])
+        while not ending.wait(settings.watch_every):
+            deployment.look()
     finally:
         with contextlib.suppress(Exception):  # the cluster may be gone
-            _leave(own, was_there=was_there)
+            deployment.leave()
+            if not was_there and not serve.status().applications:
+                serve.shutdown()
     return 0
 
 
@@ -197,24 +195,6 @@ def _listens(settings: Settings) -> tuple[str, int]:
     client: Any = context._get_global_client()  # noqa: SLF001 - nothing else tells
     options = getattr(client, "http_config", None)
     return (options.host, options.port) if options is not None else (settings.host, settings.port)
-
-
-def _deployed() -> float:
-    """Return when the application was last deployed; 0.0 if there is none."""
-    from ray import serve
-
-    application = serve.status().applications.get(APPLICATION)
-    return application.last_deployed_time_s if application is not None else 0.0
-
-
-def _leave(own: float, *, was_there: bool) -> None:
-    """Take the application away if it is still this process's own, and Ray Serve if nothing else needs it."""
-    if not own or _deployed() != own:
-        return
-    serve: Any = packages.needed("ray.serve", distribution="ray", purpose="a cluster", extra="ray")
-    serve.delete(APPLICATION)
-    if not was_there and not serve.status().applications:
-        serve.shutdown()
 
 
 def _at_signal() -> threading.Event:
@@ -230,64 +210,94 @@ def _at_signal() -> threading.Event:
     return ending
 
 
-def _watched(
-    settings: Settings, replicas: int | tuple[int, int], stamps: list[tuple[int, ...]]
-) -> list[tuple[int, ...]]:
-    """Look for files that changed, and serve them; return the stamps that were seen."""
-    try:
-        now = _stamps(settings)
-    except (KitError, OSError):  # in the middle of being replaced: looked at again
-        return stamps
-    return _renewed(settings, replicas, now) if now != stamps and all(now) else stamps
+class _Deployment:
+    """The application as this process deployed it; another process may take its place."""
+
+    def __init__(self, settings: Settings, replicas: int | tuple[int, int]) -> None:
+        self._settings, self._replicas = settings, replicas
+        self._stamps: list[tuple[int, ...]] = []
+        self._own = 0.0
+
+    def models(self) -> list[tuple[str, str, Path]]:
+        """Return name, version and path of each model."""
+        return [one for source in self._settings.sources for one in found(source)]
+
+    def prove(self) -> None:
+        """Open every model here: Ray Serve ends old replicas before it knows whether new ones become ready.
+
+        Raises:
+            VerifyFailed: One does not give here what its bundle promises.
+            KitError: One cannot be opened.
+        """
+        for name, version, path in self.models():
+            Model.opened(name, version, path, self._settings.how).close()
+
+    def deploy(self) -> None:
+        """Bring the application up, in the place of the one before.
+
+        Raises:
+            Unavailable: Its replicas do not become ready.
+        """
+        settings = self._settings
+        self._stamps = self._stamps_now()
+        app = ray_app(
+            *settings.sources,
+            replicas=self._replicas,
+            how=settings.how,
+            keys=settings.keys,
+            cors=settings.cors,
+            max_body=settings.max_body,
+            timeout=settings.timeout,
+        )
+        try:
+            _ray_serve().run(app, name=APPLICATION)
+        except RuntimeError as error:
+            said = [line for line in str(error).splitlines() if line.strip()]
+            raise Unavailable(
+                f"the replicas do not become ready: {said[-1].strip() if said else 'Ray Serve does not say why'}",
+                hint="try the model on one machine: kit serve, without --ray",
+            ) from error
+        self._own = _deployed()
+
+    def look(self) -> None:
+        """Serve files that changed, once they are proved here; the log says what became of it."""
+        if not self._is_own():
+            return
+        try:
+            now = self._stamps_now()
+        except (KitError, OSError):  # in the middle of being replaced: looked at again
+            return
+        if now == self._stamps or not all(now):
+            return
+        self._stamps = now  # not tried again until it changes
+        try:
+            self.prove()
+        except (KitError, OSError) as error:
+            self._say("not loaded", problem=str(error), kept_old=True)
+            return
+        try:
+            self.deploy()
+        except (KitError, RuntimeError, OSError) as error:
+            self._say("not loaded", problem=str(error))
+        else:
+            log.info("replaced", extra={"fields": {"models": ", ".join(self._settings.sources)}})
+
+    def leave(self) -> None:
+        """Take the application away, if it is still this process's own."""
+        if self._is_own():
+            _ray_serve().delete(APPLICATION)
+
+    def _is_own(self) -> bool:
+        return self._own != 0.0 and _deployed() == self._own
+
+    def _stamps_now(self) -> list[tuple[int, ...]]:
+        return [stamp_of(path) for _, _, path in self.models()]
+
+    def _say(self, event: str, **fields: Any) -> None:
+        log.error(event, extra={"fields": fields})
 
 
-def _stamps(settings: Settings) -> list[tuple[int, ...]]:
-    return [stamp_of(path) for source in settings.sources for _, _, path in found(source)]
-
-
-def _run(settings: Settings, replicas: int | tuple[int, int]) -> list[tuple[int, ...]]:
-    """Bring the application up, in the place of the one before; return the stamps of its files.
-
-    Raises:
-        VerifyFailed: A model does not give here what its bundle promises.
-        Unavailable: Its replicas do not become ready.
-    """
-    from ray import serve
-
-    stamps = _stamps(settings)
-    for source in settings.sources:  # Ray Serve ends old replicas before it knows whether new ones become ready
-        for name, version, path in found(source):
-            Model.opened(name, version, path, settings.how).close()
-    app = ray_app(
-        *settings.sources,
-        replicas=replicas,
-        how=settings.how,
-        keys=settings.keys,
-        cors=settings.cors,
-        max_body=settings.max_body,
-        timeout=settings.timeout,
-    )
-    try:
-        serve.run(app, name=APPLICATION)
-    except RuntimeError as error:
-        said = [line for line in str(error).splitlines() if line.strip()]
-        raise Unavailable(
-            f"the replicas do not become ready: {said[-1].strip() if said else 'Ray Serve does not say why'}",
-            hint="try the model on one machine: kit serve, without --ray",
-        ) from error
-    return stamps
-
-
-def _renewed(settings: Settings, replicas: int | tuple[int, int], now: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """Replace the models by what lies in their place now, if it is proved here; else say so and keep the old ones."""
-    try:
-        _run(settings, replicas)
-    except VerifyFailed as error:  # before anything was replaced
-        said = {"problem": str(error), "kept_old": True}
-        log.error("not loaded", extra={"fields": said})  # noqa: TRY400
-    except (KitError, RuntimeError, OSError) as error:
-        said = {"problem": str(error)}
-        log.error("not loaded", extra={"fields": said})  # noqa: TRY400 - without a trace, as everywhere in this log
-    else:
-        log.info("replaced", extra={"fields": {"models": ", ".join(settings.sources)}})
-    return now
+def _deployed() -> float:
+    """Return when the application was last deployed; 0.0 if there is none."""
+    application = _ray_serve().status().applications.get(APPLICATION)
+    return application.last_deployed_time_s if application is not None else 0.0

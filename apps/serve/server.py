@@ -35,7 +35,6 @@ log = logging.getLogger("kit.serve")
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 BACKLOG = 2048
 _LAST_PORT = 65535
-_HELD_TOGETHER = 8
 _RESTART_SECONDS = 1.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -154,13 +153,12 @@ def _work(settings: Settings, listening: socket.socket, opened: Opened) -> int:
 
     figures = Figures()
     repository = Repository(settings.sources, settings.how, figures, opened=opened)
-    bodies = Bodies(settings.max_body, max(_HELD_TOGETHER * settings.max_body, 2**28))
     app = App(
         repository,
         figures,
         settings.keys,
         Visitors(settings.cors, only_local=settings.host in LOOPBACK),
-        bodies,
+        Bodies.up_to(settings.max_body),
         allows_control=bool(settings.keys) or settings.host in LOOPBACK,
         watch_every=settings.watch_every,
         logs_requests=settings.logs_requests,

@@ -9,13 +9,12 @@ from typing import Any, cast
 
 import numpy as np
 
-from kit import ready
+from kit import ready, verify
 from kit.bulk.chunks import Chunk, printable
-from kit.bulk.forms import Form, Record
+from kit.bulk.forms import FIRST, LAST, Form, Record
 from kit.bundle import Bundle, with_fresh
 from kit.engine import Engine, open_engine
-from kit.errors import BundleInvalid, KitError, MemoryShort, Unavailable, VerifyFailed
-from kit.metrics import fidelity
+from kit.errors import BundleInvalid, KitError, MemoryShort, Unavailable
 from kit.runtime import registry
 from kit.runtime.base import Runner, RunnerOptions, joins, run_in_batches
 from kit.runtime.choice import choice_for
@@ -40,7 +39,7 @@ class Opening:
         sha256: Of the variant's graph: a worker that finds another one refuses.
         runtime: Name.
         options: Threads, provider and the like.
-        probabilities: Whether answers of a classifier hold those of all classes; None: if they are few.
+        probabilities: Whether a classifier's answers hold those of all classes; None: of a hundred classes or fewer.
     """
 
     origin: str
@@ -123,18 +122,17 @@ class Answering:
             return open_engine(bundle, opening.variant, options=opening.options, runtime=opening.runtime)
 
         self.engine = with_fresh(ready.find(opening.origin), opened)
-        self.task: Task = self.engine.task
         self._form = form
-        labels = getattr(self.task, "labels", ())
-        self.leaves_out = not (len(labels) <= _FEW_CLASSES if opening.probabilities is None else opening.probabilities)
-        self._joins = joins(self.engine.signature)
         try:
-            self._prove()
-            self.template: Record = self._template()
+            self.task: Task = self.engine.task
+            self.has_probabilities = _has_probabilities(self.task, opening.probabilities)
+            self._joins = joins(self.engine.signature)
+            golden = self._golden()
+            self._prove(golden)
+            form.columns_of(self._first_answer(golden))
         except BaseException:
             self.engine.close()
             raise
-        form.columns_of(self.template)
 
     def close(self) -> None:
         """Free the engine."""
@@ -142,21 +140,21 @@ class Answering:
 
     def answer(self, chunk: Chunk) -> Answered:
         """Return the answers to a chunk, with the reason in the place of each that has none."""
-        records: list[Record | None] = [None] * len(chunk.items)
-        good = []
-        for place, item in enumerate(chunk.items):
-            if isinstance(item, KitError):
-                records[place] = _reason(item, None)
-            else:
-                good.append(place)
-        for places in self._calls(chunk, good):
-            found = self._together([chunk.items[place] for place in places])
-            for place, record in zip(places, found, strict=True):
-                records[place] = record
-        whole = [{"file": name, **(record or {})} for name, record in zip(chunk.names, records, strict=True)]
-        bad = [record for record in whole if "error" in record]
-        first = f"{bad[0]['file']}: {bad[0]['error']}" if bad else ""
-        return Answered(chunk.index, len(whole), len(bad), self._form.encode(whole), chunk.fingerprint, first)
+        found: dict[int, Record] = {}
+        reasons = {place: _reason(item, None) for place, item in enumerate(chunk.items) if isinstance(item, KitError)}
+        for places in self._calls(chunk, [place for place in range(len(chunk.items)) if place not in reasons]):
+            for place, answer in zip(places, self._together([chunk.items[place] for place in places]), strict=True):
+                if isinstance(answer, str):
+                    reasons[place] = answer
+                else:
+                    found[place] = answer
+        rows = [
+            {FIRST: name} | ({LAST: reasons[place]} if place in reasons else found[place])
+            for place, name in enumerate(chunk.names)
+        ]
+        first = min(reasons, default=None)
+        problem = "" if first is None else f"{chunk.names[first]}: {reasons[first]}"
+        return Answered(chunk.index, len(rows), len(reasons), self._form.encode(rows), chunk.fingerprint, problem)
 
     def _calls(self, chunk: Chunk, places: list[int]) -> Iterator[list[int]]:
         """Give the places of items that are encoded together."""
@@ -171,10 +169,10 @@ class Answering:
         for start in range(0, len(places), most):
             yield places[start : start + most]
 
-    def _together(self, items: Sequence[Any]) -> list[Record]:
-        """Answer items in one call; one by one if that does not do, so that only those at fault go without."""
+    def _together(self, items: Sequence[Any]) -> list[Record | str]:
+        """Answer items in one call; one by one if that does not do, so that only those at fault have a reason instead."""
         try:
-            return self._predicted(items)
+            return [*self._predicted(items)]
         except (KitError, ValueError, TypeError) as error:
             if isinstance(error, Unavailable) and not isinstance(error, MemoryShort):
                 raise  # it is this machine's fault, and no answer to anything
@@ -194,33 +192,23 @@ class Answering:
     def _records(self, prediction: Prediction, count: int) -> list[Record]:
         """Return one record for each item; tensors as they are, without the batch."""
         records = prediction.records()
-        if self.leaves_out:
+        if type(prediction) is Prediction and self._joins:
+            signature, outputs = self.engine.signature, prediction.outputs
+            axes = {spec.name: spec.shape.index(signature.batch) for spec in signature.outputs if signature.batch}
+            records = [
+                {name: np.take(array, row, axis=axes[name]).tolist() for name, array in outputs.items()}
+                for row in range(count)
+            ]
+        if not self.has_probabilities:
             for record in records:
                 record.pop("probabilities", None)
-        if type(prediction) is not Prediction and len(records) == count:
-            return records
-        if not self._joins or count < 1:
-            return records
-        signature, outputs = self.engine.signature, prediction.outputs
-        axes = {spec.name: spec.shape.index(signature.batch) for spec in signature.outputs if signature.batch}
-        return [
-            {name: np.take(array, row, axis=axes[name]).tolist() for name, array in outputs.items()}
-            for row in range(count)
-        ]
+        return [{_apart(name): value for name, value in record.items()} for record in records]
 
-    def _prove(self) -> None:
+    def _prove(self, golden: Sequence[Samples]) -> None:
         """Answer the golden samples, and compare."""
-        golden = self._golden()
-        if not golden:
-            return
-        found = fidelity.compare(golden, [self._few_at_a_time(group.inputs) for group in golden])
-        variant = self.engine.variant
-        verdict = fidelity.judge(found, variant.precision, variant.fidelity, stored=golden)
-        if not verdict.passed:
-            raise VerifyFailed(
-                f"{self.engine.bundle.name} does not give here what its bundle promises: {verdict.reason}",
-                hint=f"look at it: kit verify {self.engine.bundle.origin}",
-            )
+        if golden:
+            answers = [self._few_at_a_time(group.inputs) for group in golden]
+            verify.prove(self.engine.bundle, self.engine.variant, golden, answers)
 
     def _few_at_a_time(self, inputs: Tensors) -> Tensors:
         """Run inputs in small calls: what a large one takes of memory is not given back."""
@@ -234,16 +222,23 @@ class Answering:
         bundle = self.engine.bundle
         return () if isinstance(bundle, ready.ReadyModel) and not bundle.samples else bundle.golden()
 
-    def _template(self) -> Record:
-        """Return the answer to one item of zeros, or to a golden sample: which columns there are."""
+    def _first_answer(self, golden: Sequence[Samples]) -> Record:
+        """Return the answer to a golden sample, or to zeros: which columns there are."""
         signature = self.engine.signature
-        golden = self._golden()
         inputs = signature.take(golden[0].inputs, slice(0, 1)) if golden else signature.zeros(signature.usual_sizes())
-        outputs = self._run(inputs)
-        return self._records(self.task.decode(outputs, inputs), 1)[0]
+        return self._records(self.task.decode(self._run(inputs), inputs), 1)[0]
 
 
-def _reason(error: Exception, item: Any) -> Record:
+def _has_probabilities(task: Task, asked: bool | None) -> bool:
+    return len(getattr(task, "labels", ())) <= _FEW_CLASSES if asked is None else asked
+
+
+def _apart(name: str) -> str:
+    """Return what a value is called in a row: outputs may be called as the columns that every row has."""
+    return f"output.{name}" if name in {FIRST, LAST} else name
+
+
+def _reason(error: Exception, item: Any) -> str:
     """Return why an item has no answer, in the same words whether it came as a path or as bytes: the row names it."""
     said = printable(str(error) or type(error).__name__)
-    return {"error": said.replace(printable(str(item)), "the picture", 1) if isinstance(item, Path) else said}
+    return said.replace(printable(str(item)), "the picture", 1) if isinstance(item, Path) else said

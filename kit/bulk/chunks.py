@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from kit.errors import KitError, Unavailable
+from kit.errors import BadInput, KitError, Unavailable
 from kit.tasks.base import Task
 from kit.tasks.images.folders import count_below
 from kit.tasks.rows import STDIN, count_rows
@@ -19,6 +19,7 @@ from kit.tensors import Signature
 
 _BYTES = 4 * 2**20
 _MOST_ROWS = 1024
+_NAMED = 3
 _ROWS = 64  # of pictures and texts: a second or so of work
 
 
@@ -37,6 +38,32 @@ class Chunk:
     names: tuple[str, ...]
     items: tuple[Any, ...]
     fingerprint: bytes
+
+
+class Reading:
+    """What is left to read of some sources.
+
+    Args:
+        task: Reads them.
+        sources: Paths.
+        rows: Items in a chunk.
+
+    Attributes:
+        left: The chunks; whoever takes one has it to answer.
+        skipped: How many were passed over before the first of these.
+    """
+
+    def __init__(self, task: Task, sources: Sequence[str], rows: int) -> None:
+        self.sources, self.rows, self.skipped = sources, rows, 0
+        self.left = chunks(task, sources, rows)
+
+    def skip(self, count: int) -> Seen:
+        """Pass over chunks that are answered; return what they were."""
+        seen = Seen()
+        for chunk in itertools.islice(self.left, count):
+            seen.add(chunk.fingerprint)
+        self.skipped += count
+        return seen
 
 
 class Seen:
@@ -61,14 +88,27 @@ def chunk_rows(task: Task, signature: Signature) -> int:
     return max(1, min(_MOST_ROWS, signature.rows_within(_BYTES, signature.usual_sizes())))
 
 
-def chunks(task: Task, sources: Sequence[str], rows: int) -> Iterator[Chunk]:
-    """Give all items of sources, `rows` in each chunk, the last one smaller."""
-    items = _items(task, sources)
-    for index in itertools.count():
+def chunks(task: Task, sources: Sequence[str], rows: int, *, start: int = 0) -> Iterator[Chunk]:
+    """Give all items of sources, `rows` in each chunk, the last one smaller, from one chunk on."""
+    items = itertools.islice(_items(task, sources), start * rows, None)
+    for index in itertools.count(start):
         taken = list(itertools.islice(items, rows))
         if not taken:
             return
         yield Chunk(index, tuple(name for name, _ in taken), tuple(item for _, item in taken), _fingerprint(taken))
+
+
+def check_sources(task: Task, sources: Sequence[str]) -> None:
+    """Refuse sources of which none is there: most likely they are mistyped. Where some are, the others become bad items.
+
+    Raises:
+        BadInput: There is nothing that could be read.
+    """
+    if getattr(task, "takes_text", False):  # the words themselves are texts
+        return
+    if not any(source == STDIN or Path(source).exists() for source in sources):
+        named = ", ".join(repr(source) for source in sources[:_NAMED]) + (", ..." if len(sources) > _NAMED else "")
+        raise BadInput(f"there is no file or folder {named}", hint="look at the path")
 
 
 def _items(task: Task, sources: Sequence[str]) -> Iterator[tuple[str, Any]]:
@@ -92,17 +132,27 @@ def _fingerprint(taken: Sequence[tuple[str, Any]]) -> bytes:
     found = hashlib.sha256()
     for name, item in taken:
         found.update(name.encode() + b"\0")
-        if isinstance(item, bytes):
-            found.update(item)
-        elif isinstance(item, Mapping):
-            for key, value in item.items():
-                content = (
-                    value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode(errors="backslashreplace")
-                )
-                found.update(repr(key).encode(errors="backslashreplace") + content + b"\0")
-        elif not isinstance(item, Path | KitError):
-            found.update(repr(item).encode(errors="backslashreplace"))
+        for part in _parts(item):
+            found.update(part)
     return found.digest()
+
+
+def _parts(item: Any) -> Iterator[bytes]:
+    """Give what tells an item from another of the same name; nothing of files, which would have to be read for it."""
+    if isinstance(item, Path | KitError):
+        return
+    if isinstance(item, bytes):
+        yield item
+    elif isinstance(item, Mapping):
+        for key, value in item.items():
+            yield _written(key)
+            yield value.tobytes() if isinstance(value, np.ndarray) else _written(value)
+    else:
+        yield _written(item)
+
+
+def _written(value: Any) -> bytes:
+    return repr(value).encode(errors="backslashreplace") + b"\0"
 
 
 def count(task: Task, sources: Sequence[str]) -> int | None:

@@ -9,56 +9,46 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from typing import Protocol
 
 from kit.bulk.answering import Answered, Answering, Opening
-from kit.bulk.chunks import Chunk
+from kit.bulk.chunks import Chunk, Reading
 from kit.bulk.forms import FORMS
 from kit.errors import KitError, MemoryShort
 
 _MOST_ON_WINDOWS = 61
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """What gives the chunks, for a crew that reads elsewhere.
+class Crew(Protocol):
+    """Answers chunks in their order, taking new ones only as fast as they are answered.
 
     Attributes:
-        sources: Paths.
-        rows: Of a chunk.
-        skip: Chunks that are answered.
+        workers: How many answer.
+        notes: What a person should know of them.
     """
 
-    sources: Sequence[str]
-    rows: int
-    skip: int
+    workers: int
+    notes: Sequence[str]
 
-
-class Crew(Protocol):
-    """Answers chunks in their order, taking new ones only as fast as they are answered."""
-
-    def answers(self, chunks: Iterator[Chunk], reading: Reading) -> Generator[Answered]:
-        """Give the answers to each chunk.
-
-        Args:
-            chunks: Those that are left.
-            reading: How to read them anew.
-        """
+    def answers(self, reading: Reading) -> Generator[Answered]:
+        """Give the answers to each chunk that is left."""
 
 
 class Alone:
     """This process."""
 
+    workers = 1
+    notes: Sequence[str] = ()
+
     def __init__(self, answering: Answering) -> None:
         self._answering = answering
 
-    def answers(self, chunks: Iterator[Chunk], reading: Reading) -> Generator[Answered]:  # noqa: ARG002 - the protocol's
+    def answers(self, reading: Reading) -> Generator[Answered]:
         """Give the answers to each chunk."""
-        for chunk in chunks:
+        for chunk in reading.left:
             yield self._answering.answer(chunk)
 
 
@@ -71,11 +61,13 @@ class Processes:
         count: How many.
     """
 
+    notes: Sequence[str] = ()
+
     def __init__(self, opening: Opening, suffix: str, count: int) -> None:
         self._opening, self._suffix = opening, suffix
-        self._count = min(count, _MOST_ON_WINDOWS) if sys.platform == "win32" else count
+        self.workers = min(count, _MOST_ON_WINDOWS) if sys.platform == "win32" else count
 
-    def answers(self, chunks: Iterator[Chunk], reading: Reading) -> Generator[Answered]:  # noqa: ARG002 - the protocol's
+    def answers(self, reading: Reading) -> Generator[Answered]:
         """Give the answers to each chunk.
 
         Raises:
@@ -83,16 +75,16 @@ class Processes:
         """
         others = set(multiprocessing.active_children())
         pool = ProcessPoolExecutor(
-            self._count,
+            self.workers,
             mp_context=multiprocessing.get_context("spawn"),  # a fork would inherit the runtime's threads, broken
             initializer=_open,
             initargs=(self._opening, self._suffix),
         )
         waiting: collections.deque[Future[Answered]] = collections.deque()
         try:
-            for chunk in chunks:
+            for chunk in reading.left:
                 waiting.append(pool.submit(_answer, chunk))
-                if len(waiting) > 2 * self._count:
+                if len(waiting) > 2 * self.workers:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

@@ -8,14 +8,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from kit.errors import UsageError
-from kit.system import packages
+from kit.system import packages, plain_json
 
 Record = dict[str, Any]
 
@@ -57,7 +56,7 @@ class JsonLines:
 
     def encode(self, records: Sequence[Record]) -> bytes:
         """Return the lines of records."""
-        return "".join(as_json(record) + "\n" for record in records).encode(errors="backslashreplace")
+        return "".join(plain_json.write(record) + "\n" for record in records).encode(errors="backslashreplace")
 
     def finish(self, written: Path, target: Path, about: Mapping[str, Any]) -> Path:  # noqa: ARG002 - the protocol's
         """Return what was written: it is whole."""
@@ -70,21 +69,21 @@ class Csv:
     suffix = ".csv"
 
     def __init__(self) -> None:
-        self._columns: list[str] = []
+        self._columns: dict[str, None] = {}  # in order, and quickly looked up where they are a thousand
 
     def columns_of(self, template: Record) -> None:
         """Take the columns of an answer."""
-        self._columns = [FIRST, *_flat(template, lists=True), LAST]
+        self._columns = dict.fromkeys([FIRST, *_flat(template, lists=True), LAST])
 
     def head(self) -> bytes:
         """Return the line of names."""
-        return _csv_line(self._columns)
+        return _csv_line(list(self._columns))
 
     def encode(self, records: Sequence[Record]) -> bytes:
-        """Return a line for each record; sizes that vary from item to item leave cells empty, or go beyond the last one unseen.
+        """Return a line for each record; what an answer lacks is an empty cell.
 
         Raises:
-            UsageError: An answer has columns that the first one had not.
+            UsageError: An answer has columns that the first one had not: lists of several lengths.
         """
         lines = []
         for record in records:
@@ -194,7 +193,7 @@ def _flat(record: Record, *, lists: bool) -> Record:
             if value and not isinstance(value[0], list):
                 cells |= {f"{name}[{place}]": one for place, one in enumerate(value)}
             else:
-                cells[name] = as_json(value)
+                cells[name] = plain_json.write(value)
         else:
             cells[name] = value
     return cells
@@ -204,19 +203,3 @@ def _csv_line(cells: Sequence[Any]) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerow([f"{one:.7g}" if isinstance(one, float) else one for one in cells])
     return text.getvalue().encode(errors="backslashreplace")
-
-
-def as_json(value: Any) -> str:
-    """Return JSON; numbers that JSON does not have become null."""
-    try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
-    except ValueError:
-        return json.dumps(_finite(value), ensure_ascii=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(one) for name, one in value.items()}
-    if isinstance(value, list):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

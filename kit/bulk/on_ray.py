@@ -1,12 +1,8 @@
-"""Chunks on a Ray cluster: one reader beside the files, and Ray Data with actors that hold an engine each.
-
-For a pipeline of one's own, `Answers` is the class for `Dataset.map_batches`.
-"""
+"""Chunks on a Ray cluster: one reader beside the files, and Ray Data with actors that hold an engine each."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import pickle
 from collections.abc import Generator, Iterator, Sequence
@@ -16,8 +12,7 @@ from typing import Any
 
 from kit import cluster, ready
 from kit.bulk.answering import Answered, Answering, Opening
-from kit.bulk.chunks import Chunk, chunks
-from kit.bulk.crew import Reading
+from kit.bulk.chunks import Chunk, Reading, chunks
 from kit.bulk.forms import FORMS
 from kit.choices import Provider
 from kit.errors import BadInput, KitError, Unavailable
@@ -52,15 +47,10 @@ class OnRay:
         self._gpus = 0 if opening.options.provider is Provider.CPU else 1
         self.workers = workers or max(1, self._cluster.places(cpus_each=self._cpus, gpus_each=self._gpus))
         self._cluster.check(workers=self.workers, cpus_each=self._cpus, gpus_each=self._gpus)
-        self.notes = [
-            "the nodes have different CPUs, so that quantized models may answer slightly differently: "
-            + "; ".join(kinds)
-            for kinds in [self._cluster.differences()]
-            if kinds
-        ]
+        self.notes: Sequence[str] = self._cluster.notes()
 
-    def answers(self, todo: Iterator[Chunk], reading: Reading) -> Generator[Answered]:
-        """Give the answers to each chunk, in order; the cluster reads the sources itself, on this node.
+    def answers(self, reading: Reading) -> Generator[Answered]:
+        """Give the answers to each chunk that is left, in order; a task of the cluster reads the sources, on this node.
 
         Raises:
             Unavailable: The actors did not start.
@@ -69,8 +59,7 @@ class OnRay:
         import ray.data
         from ray.data import ActorPoolStrategy, DataContext
 
-        del todo
-        package = cluster.ship(ray, ready.find(self._opening.origin))
+        package = cluster.ship(ready.find(self._opening.origin))
         context = DataContext.get_current().copy()  # whoever calls this may have pipelines of their own
         context.enable_progress_bars = False
         context.print_on_execution_start = False
@@ -115,7 +104,7 @@ def _right(answered: Answered | KitError) -> Answered:
 
 
 class Answers:
-    """Answers chunks: for `map_batches`, one in each actor.
+    """What an actor holds: an engine that answers chunks, or why there is none.
 
     Args:
         package: The bundle.
@@ -124,24 +113,20 @@ class Answers:
     """
 
     def __init__(self, package: cluster.Package, opening: Opening, suffix: str) -> None:
-        import ray
-
-        self._answering: Answering | None = None
-        self._problem: KitError | None = None
+        self._answering: Answering | KitError
         try:
-            path = cluster.arrive(ray, package)
+            path = cluster.arrive(package)
             self._answering = Answering(replace(opening, origin=str(path)), FORMS[suffix]())
         except KitError as error:  # an actor that does not start is started again for ever
-            self._problem = error
+            self._answering = error
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Return the answers to the chunks of a batch."""
         return {"answered": [pickle.dumps(self._answered(pickle.loads(one))) for one in batch["chunk"]]}  # noqa: S301
 
     def _answered(self, chunk: Chunk) -> Answered | KitError:
-        if self._answering is None:
-            assert self._problem is not None
-            return self._problem
+        if isinstance(self._answering, KitError):
+            return self._answering
         try:
             return self._answering.answer(chunk)
         except KitError as error:
@@ -154,12 +139,12 @@ def _chunk_source(origin: str, reading: Reading) -> Any:
     from ray.data import Datasource, ReadTask
     from ray.data.block import BlockMetadata
 
-    folder = Path.cwd()
+    folder, sources, rows, start = Path.cwd(), reading.sources, reading.rows, reading.skipped
 
     def read() -> Iterator[Any]:
         with contextlib.chdir(folder):  # names are those that were typed
             task = task_of(ready.find(origin))
-            for chunk in itertools.islice(chunks(task, reading.sources, reading.rows), reading.skip, None):
+            for chunk in chunks(task, sources, rows, start=start):
                 content = pickle.dumps(_loaded(task, chunk))
                 yield pa.table({"chunk": pa.array([content], pa.large_binary())})
 
@@ -190,6 +175,3 @@ def _content(item: Any) -> Any:
         return Path(item).read_bytes()
     except (OSError, BadInput):
         return item  # the task says what is wrong, in the same words as everywhere
-
-
-__all__: Sequence[str] = ["Answers", "OnRay"]

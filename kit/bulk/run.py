@@ -6,13 +6,14 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from kit.bulk import chunks as pieces
 from kit.bulk.answering import Answered, Answering, Opening
-from kit.bulk.chunks import Chunk, Seen
-from kit.bulk.crew import Alone, Crew, Processes, Reading
+from kit.bulk.chunks import Reading, Seen
+from kit.bulk.crew import Alone, Crew, Processes
 from kit.bulk.forms import form_of
 from kit.bulk.output import Done, Output
 from kit.choices import Provider
@@ -92,10 +93,10 @@ def predict(
         probabilities: Whether a classifier's answers hold those of all classes; None: of a hundred classes or fewer.
         on_rows: Told how far it is.
         on_start: Told how the model is opened, by how many workers, and how many items were answered before.
-        on_note: Told what a person should know of the cluster.
+        on_note: Told what a person should know of the workers, and of what folders hold beside items.
 
     Raises:
-        BadInput: `strict`, and an item has no answer.
+        BadInput: None of the sources is there; or `strict`, and an item has no answer.
         UsageError: Something else was begun under this name, or what there is to answer has changed since.
         VerifyFailed: The model does not answer here what its bundle promises.
         MemoryShort: A worker was killed.
@@ -108,40 +109,25 @@ def predict(
     started = time.monotonic()
     form = form_of(output)
     opening = Opening.of(model, variant=variant, runtime=runtime, options=options, probabilities=probabilities)
-    answering = Answering(opening, form)
-    opening = replace(opening, probabilities=not answering.leaves_out)
-    try:
-        rows = pieces.chunk_rows(answering.task, answering.engine.signature)
-        whole = pieces.count(answering.task, sources)
-        crew, count = _crew(opening, answering, form.suffix, workers, ray, _is_little(whole, rows))
-        for note in getattr(crew, "notes", ()):
-            on_note(note)
+    with contextlib.closing(Answering(opening, form)) as answering:
+        task = answering.task
+        pieces.check_sources(task, sources)
+        rows = pieces.chunk_rows(task, answering.engine.signature)
+        whole = pieces.count(task, sources)
+        crew = _crew(opening, answering, form.suffix, workers, ray, is_little=whole is not None and whole <= 2 * rows)
         if not isinstance(crew, Alone):
             answering.close()  # its task reads on; its memory is for those that answer
-        request = {
-            "variant": opening.variant,
-            "sha256": opening.sha256,
-            "runtime": opening.runtime,
-            "options": asdict(opening.options) | {"provider": opening.options.provider.value},
-            "sources": [source if source == STDIN else str(Path(source).absolute()) for source in sources],
-            "rows in a chunk": rows,
-            "probabilities": opening.probabilities,
-            "version of kit": version(DISTRIBUTION) or "",
-        }
+        request = _request(opening, sources, rows, has_probabilities=answering.has_probabilities)
         with Output(output, form, request) as file:
             before = file.done
-            on_start(opening, count, before.rows)
-            for note in _passed_over(answering.task, sources, whole):
+            on_start(opening, crew.workers, before.rows)
+            for note in itertools.chain(crew.notes, _passed_over(task, sources, whole)):
                 on_note(note)
-            todo = pieces.chunks(answering.task, sources, rows)
-            seen = _skipped(todo, before, file.folder)
-            reading = Reading(sources=sources, rows=rows, skip=before.chunks)
-            answers = crew.answers(todo, reading)
-            with contextlib.closing(answers):
-                problem = _written(answers, file, seen, strict=strict, on_rows=on_rows, whole=whole)
+            reading = Reading(task, sources, rows)
+            seen = _skipped(reading, before, file.folder)
+            with contextlib.closing(crew.answers(reading)) as answers:
+                problem = _written(answers, file, seen, strict=strict, on_rows=lambda done: on_rows(done, whole))
             done = file.finish(_about(opening))
-    finally:
-        answering.close()
     return Outcome(
         output=output,
         rows=done.rows,
@@ -149,8 +135,22 @@ def predict(
         first_problem=problem,
         resumed=before.rows,
         seconds=time.monotonic() - started,
-        workers=count,
+        workers=crew.workers,
     )
+
+
+def _request(opening: Opening, sources: Sequence[str], rows: int, *, has_probabilities: bool) -> dict[str, Any]:
+    """Return what must be the same for going on with what an earlier run wrote."""
+    return {
+        "variant": opening.variant,
+        "sha256": opening.sha256,
+        "runtime": opening.runtime,
+        "options": asdict(opening.options) | {"provider": opening.options.provider.value},
+        "sources": [source if source == STDIN else str(Path(source).absolute()) for source in sources],
+        "rows in a chunk": rows,
+        "probabilities": has_probabilities,
+        "version of kit": version(DISTRIBUTION) or "",
+    }
 
 
 def _passed_over(task: Task, sources: Sequence[str], whole: int | None) -> Iterator[str]:
@@ -164,35 +164,28 @@ def _passed_over(task: Task, sources: Sequence[str], whole: int | None) -> Itera
                 yield f"{source}: {note}"
 
 
-def _is_little(whole: int | None, rows: int) -> bool:
-    """Whether one chunk or two are all: processes would take longer to start."""
-    return whole is not None and whole <= 2 * rows
-
-
 def _crew(
-    opening: Opening, answering: Answering, suffix: str, workers: int | None, ray: str | None, is_little: bool
-) -> tuple[Crew, int]:
+    opening: Opening, answering: Answering, suffix: str, workers: int | None, ray: str | None, *, is_little: bool
+) -> Crew:
     if ray is not None:
         from kit.bulk.on_ray import OnRay
 
-        crew = OnRay(opening, suffix, address=ray, workers=workers)
-        return crew, crew.workers
+        return OnRay(opening, suffix, address=ray, workers=workers)
     usual = max(1, this_machine().cpus_to_use // opening.options.threads)
-    if is_little or opening.options.provider is not Provider.CPU:  # one engine keeps a GPU busy; more share its memory
+    # To start processes for a chunk or two takes longer than to answer them; of a GPU they would share the memory.
+    if is_little or opening.options.provider is not Provider.CPU:
         usual = 1
     count = workers or usual
-    return (Alone(answering), 1) if count == 1 else (Processes(opening, suffix, count), count)
+    return Alone(answering) if count == 1 else Processes(opening, suffix, count)
 
 
-def _skipped(todo: Iterator[Chunk], before: Done, folder: Path) -> Seen:
+def _skipped(reading: Reading, before: Done, folder: Path) -> Seen:
     """Pass over what was answered before, and make sure that it is the same.
 
     Raises:
         UsageError: It is not.
     """
-    seen = Seen()
-    for chunk in itertools.islice(todo, before.chunks):
-        seen.add(chunk.fingerprint)
+    seen = reading.skip(before.chunks)
     if before.chunks and seen.digest() != before.seen:
         raise UsageError(
             "what there is to answer is no more what it was when this began",
@@ -202,7 +195,7 @@ def _skipped(todo: Iterator[Chunk], before: Done, folder: Path) -> Seen:
 
 
 def _written(
-    answers: Iterator[Answered], file: Output, seen: Seen, *, strict: bool, on_rows: OnRows, whole: int | None
+    answers: Iterator[Answered], file: Output, seen: Seen, *, strict: bool, on_rows: Callable[[int], None]
 ) -> str:
     """Write the answers to all that is left; return the first reason for having none."""
     rows, problem, told = file.done.rows, "", 0.0
@@ -218,7 +211,7 @@ def _written(
         problem = problem or answered.first_problem
         if time.monotonic() - told >= _UPDATES_SECONDS:
             told = time.monotonic()
-            on_rows(rows, whole)
+            on_rows(rows)
     return problem
 
 

@@ -42,6 +42,22 @@ def read(data: bytes | str, *, what: str, most_bytes: int, finite: bool = True) 
     return value
 
 
+def write(value: Any, *, indent: int | None = None) -> str:
+    """Return JSON; numbers that JSON does not have, NaN and the infinite ones, become null."""
+    try:
+        return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), indent=indent, ensure_ascii=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _refuse_constant(word: str) -> NoReturn:
     raise ValueError(f"{word} is no finite number")
 

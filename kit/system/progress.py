@@ -18,6 +18,15 @@ def silent(_what: str, _share: float | None = None, /) -> None:
     """Tell nobody."""
 
 
+def duration(seconds: float) -> str:
+    """Return `12 s`, `1 min 22 s` or `3 h 5 min`."""
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole % 3600 // 60
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"
+
+
 class Watch:
     """How much of some work is done, and how long the rest will take if it goes on like this.
 
@@ -42,5 +51,5 @@ class Watch:
         """Tell how far it is: `rounding layers, 40 %, about 12 s left`."""
         share = min(self._done / self._whole, 1.0) if self._whole else 0.0
         spent = self._clock() - self._started
-        left = f", about {spent * (1 - share) / share:.0f} s left" if share > 0 else ""
+        left = f", about {duration(spent * (1 - share) / share)} left" if share > 0 else ""
         self._on_progress(f"{self._what}, {share:.0%}{left}")

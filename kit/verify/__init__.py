@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kit.verify.bundle import FileCheck, OriginalCheck, VariantCheck, Verification, WayIn, verify
 from kit.verify.model import ModelCheck, PairCheck, SizeCheck, check_model, compare_models
+from kit.verify.promises import judged, prove
 
 __all__ = [
     "FileCheck",
@@ -16,5 +17,7 @@ __all__ = [
     "WayIn",
     "check_model",
     "compare_models",
+    "judged",
+    "prove",
     "verify",
 ]

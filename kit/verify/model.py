@@ -257,6 +257,11 @@ def _nearest(multiple_of: int, size: int) -> int:
     return math.ceil(size / multiple_of) * multiple_of
 
 
+def tolerance_of(precision: Precision) -> float:
+    """Return how far a ready model may be from its own answers without optimizations: a relative error."""
+    return _TOLERANCES.get(precision, ROWS_RTOL)
+
+
 def _check_runtime(
     runner: Runner, signature: Signature, runtime: str, golden: Sequence[Samples], precision: Precision
 ) -> RuntimeCheck:
@@ -273,7 +278,7 @@ def _check_runtime(
         sizes=sizes,
         rows_error=_rows_error(runner, signature, golden[0], sizes),
         fidelity=found,
-        verdict=fidelity.judge_float(found, _TOLERANCES.get(precision, ROWS_RTOL)),
+        verdict=fidelity.judge_float(found, tolerance_of(precision)),
     )
 
 

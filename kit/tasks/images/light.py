@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from kit.tasks.images.pieces import closing
 
 Grey = NDArray[np.uint8]
 Field = NDArray[np.float32]
+Leans = NDArray[np.float64]
 
 _BLURS = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4)  # of the longer side
 _NEARLY = 0.9
@@ -67,14 +69,15 @@ def relief(grey: Grey, *, even: bool = True) -> Relief:
 
 
 def _median(levels: Grey) -> float:
-    """Return the median of bytes by counting them: a twentieth of the time of sorting."""
-    if 2 * np.count_nonzero(levels) < levels.size - 1:
-        return 0.0
-    counts = np.cumsum(_histogram(levels))
-    middle = levels.size // 2
-    upper = int(np.searchsorted(counts, middle, side="right"))
-    lower = upper if levels.size % 2 else int(np.searchsorted(counts, middle - 1, side="right"))
-    return (lower + upper) / 2
+    return median_of_counts(_histogram(levels))
+
+
+def median_of_counts(counts: Sequence[int] | NDArray[np.int64]) -> float:
+    """Return the median of whole numbers from how often 0, 1, 2, ... occur: counting takes a tenth of the time of sorting."""
+    upto = np.cumsum(counts)
+    size = int(upto[-1])
+    lower, upper = np.searchsorted(upto, ((size - 1) // 2, size // 2), side="right")
+    return (int(lower) + int(upper)) / 2
 
 
 def _histogram(levels: Grey) -> list[int]:
@@ -85,27 +88,47 @@ def _leaning(grey: Grey) -> tuple[bool, int]:
     """Return whether the ink is light, and the place in _BLURS of the narrowest that is nearly as one-sided as any.
 
     Strokes are one-sided, and wider blurs let shadows in. On an even ground (half of the pixels or more are of one level, so
-    that no noise goes with the size) small copies of the picture tell most, and what they leave open is asked of larger ones.
+    that no noise goes with the size) small copies of the picture tell most, and what they leave open is asked of larger ones,
+    the narrowest blur first, until no answer could change the choice.
     """
     is_even = max(_histogram(grey)) >= grey.size / 2
     low, high = np.full(len(_BLURS), -1.0), np.full(len(_BLURS), 1.0)
-    asked = np.ones(len(_BLURS), bool)
+    asked = list(range(len(_BLURS)))
     for times, off in _OFF if is_even else _OFF[-1:]:
         picture = _copy(grey, times)
         levels = np.asarray(picture, np.float32)
-        for place in np.flatnonzero(asked).tolist():
+        for place in asked:
             found = _lean_at(picture, levels, _BLURS[place])
-            low[place], high[place] = found - off[place], found + off[place]
-        light_ink = float(low.sum() + high.sum()) > 0
-        least, most = (low, high) if light_ink else (-high, -low)
-        may_be, must_be = most >= _NEARLY * least.max(), least >= _NEARLY * most.max()
-        chosen = int(np.argmax(may_be))
-        if must_be[chosen] and float(least.sum()) > 0:
-            break
-        asked = (may_be & ~must_be) | (most >= least.max())
-        if float(least.sum()) <= 0:
-            asked[:] = True
-    return light_ink, chosen
+            low[place], high[place] = max(found - off[place], -1.0), min(found + off[place], 1.0)
+            if (chosen := _chosen(low, high)) is not None:
+                return chosen
+        asked = _open_places(low, high)
+    # All are known, and their sum is 0: dark ink, as on paper.
+    return False, int(np.argmax(-low >= _NEARLY * -low.min()))
+
+
+def _chosen(low: Leans, high: Leans) -> tuple[bool, int] | None:
+    """Return what any leans between two bounds lead to; None if that differs."""
+    if low.sum() <= 0 <= high.sum():
+        return None
+    least, most = _towards_ink(low, high)
+    place = int(np.argmax(most >= _NEARLY * least.max()))  # the narrowest that may be
+    return (bool(low.sum() > 0), place) if least[place] >= _NEARLY * most.max() else None
+
+
+def _open_places(low: Leans, high: Leans) -> list[int]:
+    """Return the blurs whose leans may still change the choice."""
+    if low.sum() <= 0 <= high.sum():
+        return list(range(len(low)))
+    least, most = _towards_ink(low, high)
+    may_be, must_be = most >= _NEARLY * least.max(), least >= _NEARLY * most.max()
+    found: list[int] = np.flatnonzero((may_be & ~must_be) | (most >= least.max())).tolist()
+    return found
+
+
+def _towards_ink(low: Leans, high: Leans) -> tuple[Leans, Leans]:
+    """Return bounds of how far details lean towards the ink, whichever it is."""
+    return (low, high) if low.sum() > 0 else (-high, -low)
 
 
 def lean(grey: Grey) -> tuple[float, ...]:
