@@ -412,7 +412,7 @@ def _auto(bundle: Bundle, chosen: AutoOptions, asked: dict[str, Any], *, as_json
         candidates = [{"name": one.name, "reason": one.reason, "speed": one.speed} for one in done.judgement.candidates]
         default = done.report.bundle.manifest.default
         found = {"default": default, "candidates": candidates, "tried": done.rungs}
-        render.print_json({**_as_json(done.report), **found})
+        render.print_json({**export_tables.as_json(done.report), **found})
         return
     for one in done.report.passed:
         for said in one.remarks:
@@ -431,7 +431,7 @@ def _show(report: ExportReport, *, as_json: bool) -> None:
         for said in one.remarks:
             render.remark(f"{one.variant.id}: {said}")
     if as_json:
-        render.print_json(_as_json(report))
+        render.print_json(export_tables.as_json(report))
     else:
         export_tables.export_table(report)
 
@@ -443,11 +443,3 @@ def _next(name: str) -> None:
         (f"kit bench {name}", "latency of each variant, with a verdict"),
         (f"kit verify {name}", "prove the bundle, here or on another machine"),
     )
-
-
-def _as_json(report: ExportReport) -> dict[str, Any]:
-    return {
-        "bundle": report.bundle.name,
-        "folder": str(report.bundle.folder),
-        "published": [{"variant": one.variant, "fidelity": one.fidelity} for one in report.passed],
-    }

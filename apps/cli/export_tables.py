@@ -203,3 +203,12 @@ def compress_table(done: CompressReport) -> None:
         f"{origin.pixels_left_out} border pixels left out.{lost}",
         soft_wrap=True,
     )
+
+
+def as_json(report: ExportReport) -> dict[str, Any]:
+    """Return what was published, for `--json`."""
+    return {
+        "bundle": report.bundle.name,
+        "folder": str(report.bundle.folder),
+        "published": [{"variant": one.variant, "fidelity": one.fidelity} for one in report.passed],
+    }
