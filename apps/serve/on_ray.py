@@ -166,6 +166,7 @@ def serve_on_ray(
     resources = _resources(settings.how)
     joined.check(workers=least, cpus_each=int(resources["num_cpus"]), gpus_each=int(resources.get("num_gpus", 0)))
     serve = _ray_serve()
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # what it begins and ends is said by kit
     was_there = bool(serve.status().proxies)
     serve.start(http_options={"host": settings.host, "port": settings.port})
     try:
