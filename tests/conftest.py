@@ -306,6 +306,18 @@ def scores(once: Once) -> Path:
     return once("scores", make) / "scores"
 
 
+@pytest.fixture(scope="session")
+def web_packages(once: Once) -> None:
+    """What `kit web` takes from npm, in the user's cache: fetched once, if it is not there yet."""
+    from kit.errors import Unavailable
+    from kit.runtime.browser import packages
+
+    try:
+        once("npm", lambda folder: [packages.unpack(one, folder) for one in (packages.RUNTIME, packages.TOKENIZERS)])
+    except Unavailable as error:
+        _missing("browser", str(error))
+
+
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where packed files are unpacked, here and in processes that the test starts."""

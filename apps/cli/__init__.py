@@ -31,6 +31,7 @@ from apps.cli.serve import serve
 from apps.cli.train import train
 from apps.cli.tune import tune
 from apps.cli.verify import verify
+from apps.cli.web import web
 from kit import __version__
 from kit.errors import KitError, MemoryShort
 from kit.report.words import plain
@@ -46,7 +47,7 @@ _GROUPS: dict[str, tuple[click.Command, ...]] = {
     "Begin": (quickstart, doctor),
     "Make": (train, export, blame, compress),
     "Prove and measure": (verify, bench, tune, report, compare),
-    "Use": (predict, serve, demo),
+    "Use": (predict, serve, web, demo),
     "Bundles": (list_bundles, info, pack, unpack, upgrade),
 }
 

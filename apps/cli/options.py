@@ -120,7 +120,7 @@ def runtimes(function: F) -> F:
         default=("onnxruntime",),
         show_default=True,
         help="May be repeated: onnxruntime, onnxruntime-plain (session.run), openvino, pytorch, pytorch-compile, "
-        "onnx-reference, an added one, or all.",
+        "onnx-reference, browser (onnxruntime-web in Chromium), an added one, or all but the browser.",
     )(function)
 
 

@@ -306,8 +306,8 @@ def _stem(name: str) -> str:
 
 
 def installed_runtimes() -> tuple[str, ...]:
-    """Return the runtimes that are quick and installed here: without the reference evaluator."""
-    left_out = {"onnx-reference", "onnxruntime-plain"}
+    """Return the runtimes that are quick and installed here: without the reference evaluator, and a browser beside the visitor's."""
+    left_out = {"onnx-reference", "onnxruntime-plain", registry.BROWSER}
     return tuple(name for name in registry.names() if name not in left_out and registry.is_here(name))
 
 

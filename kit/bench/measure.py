@@ -13,7 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,6 +145,17 @@ class Timings:
         return sum(drawn) / calls if calls else None
 
 
+@runtime_checkable
+class SelfTimed(Protocol):
+    """A call that times itself, because the way to it takes longer than it does: a model in a browser's page."""
+
+    def __call__(self) -> object:
+        """Make one call."""
+
+    def times_us(self, calls: int) -> NDArray[np.float64]:
+        """Make about so many calls; return their latencies, each a mean of some if the clock is too coarse for one."""
+
+
 class LoadShape(Protocol):
     """How calls follow each other within a turn."""
 
@@ -178,6 +189,9 @@ class ClosedLoop:
 
     def turn(self, call: Call, calls: int, number: int, clock: Clock) -> Turn:  # noqa: ARG002 - every round is alike
         """Make `calls` calls."""
+        if isinstance(call, SelfTimed):
+            latencies = call.times_us(calls)
+            return Turn(latencies, float(latencies.mean()), calls)
         if calls < self.few:
             latencies = _one_by_one(call, calls, clock)
             return Turn(latencies, float(latencies.mean()), calls)
@@ -383,6 +397,9 @@ def warm_up(call: Call, plan: Plan, available_ms: float | None, clock: Clock) ->
 
 def _window(call: Call, milliseconds: float, clock: Clock) -> float:
     """Return the median latency, in nanoseconds, of the calls that fit into that time; of one at least."""
+    if isinstance(call, SelfTimed):
+        one_us = float(np.median(call.times_us(1)))
+        return 1e3 * float(np.median(call.times_us(max(1, round(milliseconds * 1e3 / max(one_us, 1.0))))))
     latencies: list[int] = []
     deadline = clock() + int(milliseconds * 1e6)
     while not latencies or clock() < deadline:

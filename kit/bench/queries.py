@@ -22,7 +22,7 @@ from kit.bench.measure import Call
 from kit.bench.meters import return_freed_memory
 from kit.bench.scenarios import Load, Scenario
 from kit.choices import Mode
-from kit.errors import KitError
+from kit.errors import KitError, Unavailable
 from kit.runtime.base import Runner
 from kit.tensors import Sizes, Tensors
 
@@ -49,6 +49,28 @@ class Overlapping:
     def at(self, due_ns: Sequence[int], clock: Callable[[], int]) -> NDArray[np.int64]:
         """Return the latencies in nanoseconds of queries that are due at these moments."""
         found: NDArray[np.int64] = self._runner.answered_at(self._inputs, due_ns, clock)
+        return found
+
+
+class SelfTiming:
+    """A query of a runner that times itself: see kit.bench.measure.SelfTimed.
+
+    Args:
+        runner: With a method `times_us`.
+        inputs: Of the query.
+    """
+
+    def __init__(self, runner: Any, inputs: Tensors) -> None:
+        self._runner = runner
+        self._inputs = inputs
+
+    def __call__(self) -> None:
+        """Run once and wait for the answer."""
+        self._runner.run(self._inputs)
+
+    def times_us(self, calls: int) -> NDArray[np.float64]:
+        """Return the latencies of about so many calls."""
+        found: NDArray[np.float64] = self._runner.times_us(self._inputs, calls)
         return found
 
 
@@ -113,6 +135,12 @@ class Queries:
 
     def _query(self, runner: Runner) -> Call:
         inputs = {name: array.copy() for name, array in self._inputs.items()}  # inputs have their place in memory too
+        if hasattr(runner, "times_us"):
+            if self.case.row.mode == Mode.DEVICE or self._load.scenario in {Scenario.OFFLINE, Scenario.SERVER}:
+                raise Unavailable(
+                    f"{runner.runtime} times one call after the other alone", hint="leave --mode and --scenario out for it"
+                )
+            return SelfTiming(runner, inputs)
         if self.case.row.mode == Mode.DEVICE:
             bound = runner.bind(self._sizes)
             bound.copy_in(*inputs.values())

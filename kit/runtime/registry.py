@@ -121,10 +121,20 @@ def _reference(bundle: Bundle, variant: Variant, options: RunnerOptions) -> Runn
     return ReferenceRunner(bundle.model(variant), options, signature=bundle.signature)
 
 
+def _browser(bundle: Bundle, variant: Variant, options: RunnerOptions) -> Runner:
+    _cpu_only(BROWSER, options)
+    from kit.runtime.browser import BrowserRunner
+
+    return BrowserRunner(bundle, variant, options)
+
+
 def _cpu_only(name: str, options: RunnerOptions) -> None:
     if options.provider is not Provider.CPU:
         raise Unavailable(f"{name} runs on the CPU only here", hint="use --provider cpu for it")
 
+
+BROWSER = "browser"
+"""onnxruntime-web in headless Chromium: not one of ALL, for it is another machine's kind of runtime."""
 
 BF16_RUNTIME = "openvino"
 """Computes float32 in bfloat16 if it is allowed to."""
@@ -141,9 +151,10 @@ _BUILT_IN: dict[str, tuple[Open, frozenset[VariantFormat] | None]] = {
     "pytorch": (_pytorch, frozenset({VariantFormat.FLOAT})),
     "pytorch-compile": (_pytorch_compile, frozenset({VariantFormat.FLOAT})),
     "onnx-reference": (_reference, _PORTABLE),
+    BROWSER: (_browser, None),
 }
 
-_MODULES = {"onnxruntime-plain": DEFAULT, "pytorch": "torch", "pytorch-compile": "torch", "onnx-reference": "onnx"}
+_MODULES = {"onnxruntime-plain": DEFAULT, "pytorch": "torch", "pytorch-compile": "torch", "onnx-reference": "onnx", BROWSER: "playwright"}
 _PYTORCH = frozenset({"pytorch", "pytorch-compile"})
 
 
@@ -157,7 +168,7 @@ def chosen(wanted: tuple[str, ...], bundle: Bundle | None = None) -> tuple[str, 
     """Return the runtimes that were asked for.
 
     Args:
-        wanted: Names, or `all`.
+        wanted: Names, or `all`, which leaves the browser out.
         bundle: Of `all`, PyTorch is left out if the bundle holds nothing that could be rebuilt for it.
 
     Raises:
@@ -166,7 +177,7 @@ def chosen(wanted: tuple[str, ...], bundle: Bundle | None = None) -> tuple[str, 
     if ALL in wanted:
         original = None if bundle is None else bundle.manifest.original
         has_module = bundle is None or (original is not None and original.weights is not None)
-        return tuple(name for name in names() if has_module or name not in _PYTORCH)
+        return tuple(name for name in names() if name != BROWSER and (has_module or name not in _PYTORCH))
     for name in wanted:
         if name not in _BUILT_IN and not is_address(name) and name not in names():
             raise UsageError(f"unknown runtime {name!r}", hint="choose one of: " + ", ".join((ALL, *names())))

@@ -112,6 +112,9 @@ class Task(Protocol):
     A task whose items differ in length and may be filled up has an attribute or property `padding`, after `check`: the name of
     the axis and the value for each input, or None. Servers then put items of several lengths into one call.
 
+    A task whose way in and out is known to the page that `kit web` writes has a method `portable()` that describes both, after
+    `check`, or returns None: see apps/web. Without it people give that page tensors.
+
     A task that reads one output of several names it by an optional attribute or property `output`, which `check` finds:
     metrics then look at this output alone (`scored_output`).
     """

@@ -125,6 +125,17 @@ class Classifier:
         usual = {"temperature": 1.0, "abstain_below": None, "scores": SCORES[0]}
         return {name: value for name, value in kept.items() if value != usual[name]}
 
+    def portable(self) -> dict[str, Any]:
+        """Return how scores become answers, in plain values, for another language."""
+        return {
+            "kind": "classes",
+            "labels": list(self.labels),
+            "output": self.output,
+            "scores": self._scores,
+            "temperature": self._temperature,
+            "unsure_below": self._abstain_below,
+        }
+
     def check(self, signature: Signature) -> None:
         """Find the output with a score for each label.
 

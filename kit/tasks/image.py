@@ -264,6 +264,31 @@ class ImageClassification:
         """Return the classes."""
         return self._classifier.decode(outputs, inputs)
 
+    def portable(self) -> dict[str, Any] | None:
+        """Return the way in and out in plain values, for another language; None for a model that takes arrays only."""
+        if self.pipeline == PIXELS_ONLY:
+            return None
+        spec, layout = self._checked()
+        blank = np.zeros([size or 1 for size in _core_shape(layout)], np.uint8)
+        return {
+            "kind": "picture",
+            "way_in": {
+                "input": spec.name,
+                "dtype": spec.dtype,
+                "dims": list(stacked([blank], self._batch, self._rank).shape),
+                "pipeline": self.pipeline,
+                "crop": dataclasses.asdict(self._crop),
+                "height": layout.height,
+                "width": layout.width,
+                "channels": layout.channels,
+                "axis": layout.axis,
+                "colours": self.colours,
+                "mean": list(self.mean),
+                "std": list(self.std),
+            },
+            "way_out": self._classifier.portable(),
+        }
+
     def samples(self, source: Path, signature: Signature) -> tuple[Samples, ...]:
         """Read a folder of pictures, by class or without classes, or an .npz with `images` and perhaps `labels`.
 

@@ -109,6 +109,10 @@ class TextClassification(Texts):
         """Return the most probable class of each text."""
         return self._classifier.decode(outputs, inputs)
 
+    def portable(self) -> dict[str, Any]:
+        """Return the way in and out in plain values, for another language."""
+        return {"kind": "text", "way_in": self.portable_way_in(), "way_out": self._classifier.portable()}
+
     def _labels_of(self, rows: Sequence[Mapping[str, Any]], name: str) -> NDArray[np.int64] | None:
         return self._classifier.labels_of([row.get("label") for row in rows], name)
 
@@ -178,6 +182,19 @@ class TextEmbedding(Texts):
         assert self.output is not None  # `check` found it
         vectors = self._pooled(outputs[self.output].astype(np.float32), inputs)
         return Vectors(vectors=_scaled(vectors) if self.normalize else vectors, outputs=outputs, inputs=inputs)
+
+    def portable(self) -> dict[str, Any]:
+        """Return the way in and out in plain values, for another language."""
+        way_out = {
+            "kind": "vector",
+            "output": self.output,
+            "pooling": self.pooling,
+            "normalize": self.normalize,
+            "pad": self._pad_id,
+            "own_end": self._own_end,
+            "filled_up": self._fixed is not None or self.pad_multiple_of > 1,
+        }
+        return {"kind": "text", "way_in": self.portable_way_in(), "way_out": way_out}
 
     def _mask(self, inputs: Tensors) -> NDArray[Any]:
         """Return 1 for tokens and 0 for padding, `[N, tokens]`.

@@ -202,6 +202,21 @@ class Texts:
             return None
         return axis, {spec.name: float(known[spec.name]) for spec in self._inputs if axis in spec.shape}
 
+    def portable_way_in(self) -> dict[str, Any]:
+        """Return how a text becomes tensors, in plain values, for another language that reads the tokenizer's JSON.
+
+        `tail` is how many special tokens end a text: they stay when it is cut.
+        """
+        ends = reversed(self._tokenizer.encode("a").special_tokens_mask)
+        return {
+            "inputs": [{"name": spec.name, "dtype": spec.dtype} for spec in self._inputs],
+            "pad": self._pad_id,
+            "fixed": self._fixed,
+            "multiple": self.pad_multiple_of,
+            "most": min(self.max_tokens, self._longest or self.max_tokens),
+            "tail": sum(1 for _ in itertools.takewhile(bool, ends)),
+        }
+
     def _weights(self, lengths: Sequence[int], filled: int) -> Tensors | None:
         """Return what counts of outputs that have a value for each token: not the padding."""
         mask = (np.arange(filled) < np.array(lengths)[:, np.newaxis]).astype(np.uint8)

@@ -1,0 +1,104 @@
+"""A page of headless Chromium, driven from a thread of its own. The only room that imports playwright."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from kit.errors import Unavailable
+from kit.system import packages
+
+BROWSER = "KIT_BROWSER"
+"""Environment variable: path of the Chromium, Chrome or Edge to use."""
+
+_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "microsoft-edge", "chrome")
+_MILLISECONDS = 60_000
+
+
+class Tab:
+    """A page that is open, and what its scripts answer.
+
+    Playwright's calls belong to one thread, which may have no event loop: here it is one that does nothing else.
+
+    Args:
+        address: Of the page, which says that it is ready by `data-ready` on its root.
+
+    Raises:
+        PackageMissing: Playwright is not installed.
+        Unavailable: There is no Chromium, or it does not start.
+    """
+
+    def __init__(self, address: str) -> None:
+        packages.needed("playwright", distribution="playwright", purpose="a browser", extra="web")
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kit-browser")
+        self._stops: list[Any] = []
+        try:
+            self._thread.submit(self._open, address).result()
+        except BaseException:
+            self.close()
+            raise
+
+    def call(self, script: str, argument: Any = None) -> Any:
+        """Return what a function of the page answers, such as `([id]) => window.kit.run(id)`.
+
+        Raises:
+            Unavailable: The browser has gone.
+            RuntimeError: The function raised; the message is its own.
+        """
+        return self._thread.submit(self._evaluate, script, argument).result()
+
+    def close(self) -> None:
+        """End the browser."""
+        self._thread.submit(self._close).result()
+        self._thread.shutdown()
+
+    def _open(self, address: str) -> None:
+        from playwright.sync_api import Error, sync_playwright
+
+        driver = sync_playwright().start()
+        self._stops.append(driver.stop)
+        try:
+            browser = driver.chromium.launch(executable_path=_executable(driver.chromium.executable_path), args=_arguments())
+            self._stops.append(browser.close)
+            self._page = browser.new_page()
+            self._page.goto(address)
+            self._page.wait_for_selector("[data-ready]", state="attached", timeout=_MILLISECONDS)
+        except Error as error:
+            raise Unavailable(
+                f"Chromium does not start: {error.message.splitlines()[0]}", hint=f"say which one to use: {BROWSER}=PATH"
+            ) from error
+
+    def _evaluate(self, script: str, argument: Any) -> Any:
+        from playwright.sync_api import Error
+
+        try:
+            return self._page.evaluate(script, argument)
+        except Error as error:
+            if self._page.is_closed():
+                raise Unavailable("the browser has gone") from error
+            raise RuntimeError(error.message.removeprefix("Page.evaluate: ")) from error
+
+    def _close(self) -> None:
+        while self._stops:
+            self._stops.pop()()
+
+
+def _executable(own: str) -> str:
+    """Return the browser to start: the one that was named, Playwright's, or one of the system."""
+    named = os.environ.get(BROWSER)
+    found = named or (own if os.path.exists(own) else None) or next(filter(None, map(shutil.which, _NAMES)), None)  # noqa: PTH110 - it is a string
+    if found is None:
+        raise Unavailable(
+            "there is no Chromium on this machine",
+            hint=f"playwright install chromium; or install Chromium or Chrome; or {BROWSER}=PATH",
+        )
+    return found
+
+
+def _arguments() -> list[str]:
+    """Return what Chromium is started with: its sandbox does not work for root on Linux."""
+    is_root = sys.platform == "linux" and os.geteuid() == 0
+    return ["--no-sandbox"] if is_root else []
