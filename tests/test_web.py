@@ -30,7 +30,7 @@ from .conftest import Kit
 from .helpers.bundles import overwrite
 from .helpers.site import CIRCLE, draw
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("web_packages")]
 
 LAB = b"""<!doctype html><script type="module">
 import * as pictures from "./pictures.js";
@@ -48,7 +48,7 @@ document.documentElement.dataset.ready = "yes";
 
 
 @pytest.fixture(scope="module")
-def lab(web_packages: None) -> Iterator[Tab]:
+def lab() -> Iterator[Tab]:
     """The page's own modules, without a model."""
     files = below(OWN)
     with Pages(lambda name: LAB if name == "lab.html" else files(name)) as pages:
@@ -144,9 +144,11 @@ def test_nothing_drawn_is_refused_in_words(lab: Tab, picture: Image.Image) -> No
 
 
 @pytest.fixture(scope="module")
-def digits(web_packages: None, tmp_path_factory: pytest.TempPathFactory) -> Site:
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Site:
     """The published bundle as a page, in two variants."""
-    return build(find("mnist-mlp"), tmp_path_factory.mktemp("web") / "site", variants=("fp32", "int8-pixel"), webgpu=False)
+    return build(
+        find("mnist-mlp"), tmp_path_factory.mktemp("web") / "site", variants=("fp32", "int8-pixel"), webgpu=False
+    )
 
 
 def test_every_variant_and_every_item_is_proved_in_the_browser(digits: Site) -> None:
@@ -186,7 +188,8 @@ def visit(chromium, digits: Site) -> Iterator[Callable[..., Any]]:
             page.problems = []
             page.on("console", lambda said: page.problems.append(said.text) if said.type == "error" else None)
             page.on("pageerror", lambda error: page.problems.append(str(error)))
-            page.on("request", lambda one: None if one.url.startswith((pages.address, "blob:", "data:")) else page.problems.append(one.url))
+            own = (pages.address, "blob:", "data:")
+            page.on("request", lambda one: None if one.url.startswith(own) else page.problems.append(one.url))
             page.goto(pages.address + path)
             page.wait_for_selector("[data-ready=yes]", state="attached")
             return page
@@ -325,9 +328,7 @@ def sentences(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     ).bundle
 
 
-def test_texts_become_the_same_tokens_and_vectors_in_the_browser(
-    web_packages: None, sentences: Bundle, tmp_path: Path, chromium
-) -> None:
+def test_texts_become_the_same_tokens_and_vectors_in_the_browser(sentences: Bundle, tmp_path: Path, chromium) -> None:
     site = build(sentences, tmp_path / "site", webgpu=False)
     found = tried(site.folder, site.variants)
     assert found.items == (3, 3)
@@ -343,13 +344,13 @@ def test_texts_become_the_same_tokens_and_vectors_in_the_browser(
         page.close()
 
 
-def test_a_tokenizer_that_the_page_cannot_read_leaves_tensors(web_packages: None, reviews: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_that_the_page_cannot_read_leaves_tensors(reviews: Path, tmp_path: Path) -> None:
     site = build(open_folder(reviews), tmp_path / "site", webgpu=False)
     assert site.remarks == ("the page cannot read a tokenizer of the kind WordLevel: people give it tensors",)
     assert tried(site.folder, site.variants).items == (0, 0)
 
 
-def test_a_model_without_a_task_takes_tensors(web_packages: None, duo: Bundle, tmp_path: Path) -> None:
+def test_a_model_without_a_task_takes_tensors(duo: Bundle, tmp_path: Path) -> None:
     site = build(duo, tmp_path / "site", webgpu=False)
     found = tried(site.folder, site.variants)
     assert found.items == (0, 0)
@@ -382,7 +383,7 @@ def test_a_model_that_does_not_keep_its_promise_becomes_no_page(
     assert not (tmp_path / "site").exists()
 
 
-def test_bench_and_verify_know_the_browser(web_packages: None, kit_inside: Kit, tiny: Bundle, tmp_path: Path) -> None:
+def test_bench_and_verify_know_the_browser(kit_inside: Kit, tiny: Bundle, tmp_path: Path) -> None:
     done = kit_inside("verify", str(tiny.folder), "--runtime", "browser")
     assert done.returncode == 0, done.stderr
     assert "browser" in done.stdout

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from apps.cli import options, triton, typed
+from apps.cli import mobile, options, triton, typed
 from exporters.options import AUTO, DEFAULT_OPSET, OPSETS
 from kit.choices import Precision
 
@@ -171,6 +171,7 @@ _UNUSED = (None, ())
     "[default: as long as it takes]",
 )
 @triton.triton
+@mobile.mobile
 @options.as_json
 @options.debug
 @click.pass_context
@@ -191,12 +192,14 @@ def export(ctx: click.Context, /, bundle: str | None, as_json: bool, **asked: An
       kit export ./all-MiniLM-L6-v2 --axis sequence=1..512:16,128
       kit export my-model --precision auto --data rows.csv --metric rmse --max-loss 0.02
       kit export my-model --triton models/
+      kit export my-model --variant int8-qdq --mobile phone/
     """
-    if asked["triton"] is not None:
-        triton.write(ctx, bundle, asked, as_json=as_json)
-        return
+    for name, written in (("mobile", mobile.write), ("triton", triton.write)):
+        if asked[name] is not None:
+            written(ctx, bundle, asked, as_json=as_json)
+            return
     if given := _given(asked, triton.ONLY):
-        raise click.UsageError(f"{options.flag_of(ctx, given)} changes nothing without --triton")
+        raise click.UsageError(f"{options.flag_of(ctx, given)} changes nothing without --triton or --mobile")
     is_auto = AUTO in asked["precisions"]
     if is_auto and len(asked["precisions"]) > 1:
         raise click.UsageError("--precision auto makes all of them: leave the others out")

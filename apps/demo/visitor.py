@@ -306,7 +306,7 @@ def _stem(name: str) -> str:
 
 
 def installed_runtimes() -> tuple[str, ...]:
-    """Return the runtimes that are quick and installed here: without the reference evaluator, and a browser beside the visitor's."""
+    """Return the runtimes that are quick and installed here: without the reference evaluator, or another browser."""
     left_out = {"onnx-reference", "onnxruntime-plain", registry.BROWSER}
     return tuple(name for name in registry.names() if name not in left_out and registry.is_here(name))
 

@@ -36,6 +36,7 @@ _ELSEWHERE = "free some space there, or name another place: -o DIR"
 _LATER = ("proof.bin", "proof.json", "ort/ort.webgpu.min.mjs")
 """What the page fetches only when it is asked for, and the beginning of what a GPU needs."""
 
+_WHERE = "It runs in this browser: nothing is sent anywhere."
 _FLAT_VALUES = 256
 _TOKENIZERS = frozenset({"BPE", "Unigram", "WordPiece"})
 _TOKENIZER_MOST_BYTES = 2**28
@@ -112,7 +113,11 @@ def _write(
     runtime = packages.unpack(packages.RUNTIME, folder / "ort")
     if webgpu:
         runtime += packages.unpack(packages.WITH_WEBGPU, folder / "ort")
-    model = [_copy(bundle, ref.file, ref.sha256, bundle.path(ref), folder / "model") for one in variants for ref in one.files()]
+    model = [
+        _copy(bundle, ref.file, ref.sha256, bundle.path(ref), folder / "model")
+        for one in variants
+        for ref in one.files()
+    ]
     if task["kind"] == "text":
         (folder / "tokenizers").mkdir()
         runtime += packages.unpack(packages.TOKENIZERS, folder / "tokenizers")
@@ -128,7 +133,9 @@ def _write(
         "runtime": packages.RUNTIME.version,
         "webgpu": webgpu,
         "task": task,
-        "variants": [_variant(one, proof.promises[one.id], is_ready=isinstance(bundle, ReadyModel)) for one in variants],
+        "variants": [
+            _variant(one, proof.promises[one.id], is_ready=isinstance(bundle, ReadyModel)) for one in variants
+        ],
         "files": f"Model {size(packages.size_of(model))}, runtime {size(packages.size_of(runtime[:3]))}",
     }
     (folder / "app.webmanifest").write_text(json.dumps(_app(bundle.name)), encoding="utf-8")
@@ -215,7 +222,9 @@ def _task(task: Task, bundle: Bundle, remarks: list[str]) -> dict[str, Any]:
 
 def _tokenizer_kind(task: Task) -> str:
     """Return the kind of a tokenizer's model, such as `WordPiece`."""
-    said = plain_json.read(task.files["tokenizer"].read_bytes(), what="tokenizer.json", most_bytes=_TOKENIZER_MOST_BYTES)
+    said = plain_json.read(
+        task.files["tokenizer"].read_bytes(), what="tokenizer.json", most_bytes=_TOKENIZER_MOST_BYTES
+    )
     return str(said["model"].get("type") or "BPE")  # old files of BPE have none
 
 
@@ -237,13 +246,15 @@ def _inputs(bundle: Bundle) -> list[dict[str, Any]]:
 def _about(task: Mapping[str, Any], signature: Signature) -> str:
     """Say in a sentence what the model does."""
     out = task["way_out"]
-    what = {"picture": "a picture", "text": "a text"}.get(task["kind"], ", ".join(spec.name for spec in signature.inputs))
+    what = {"picture": "a picture", "text": "a text"}.get(
+        task["kind"], ", ".join(spec.name for spec in signature.inputs)
+    )
     if out["kind"] == "classes":
         labels = out["labels"]
         shown = ", ".join(labels) if len(labels) <= 10 else f"{', '.join(labels[:3])} and {len(labels) - 3:,} more"
-        return f"Tells of {what} which of {len(labels):,} classes it is: {shown}. It runs in this browser: nothing is sent anywhere."
+        return f"Tells of {what} which of {len(labels):,} classes it is: {shown}. {_WHERE}"
     result = "a vector" if out["kind"] == "vector" else ", ".join(spec.name for spec in signature.outputs)
-    return f"Makes {result} of {what}. It runs in this browser: nothing is sent anywhere."
+    return f"Makes {result} of {what}. {_WHERE}"
 
 
 def _app(name: str) -> dict[str, Any]:
@@ -294,4 +305,3 @@ def _rename(partial: Path, folder: Path) -> None:
         old.rename(folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
-

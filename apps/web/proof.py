@@ -46,8 +46,7 @@ def proof_of(bundle: Bundle, variants: Sequence[Variant]) -> Proof:
         prove(bundle, one, golden, answers[one.id])
     packer = _Packer()
     groups = [
-        {"inputs": packer.named(one.inputs), "expected": packer.named(one.expected or {}), "weights": packer.named(one.weights or {})}
-        for one in kept
+        {part: packer.named(getattr(one, part) or {}) for part in ("inputs", "expected", "weights")} for one in kept
     ]
     items = bundle.items()
     described_items = [

@@ -138,7 +138,8 @@ class Queries:
         if hasattr(runner, "times_us"):
             if self.case.row.mode == Mode.DEVICE or self._load.scenario in {Scenario.OFFLINE, Scenario.SERVER}:
                 raise Unavailable(
-                    f"{runner.runtime} times one call after the other alone", hint="leave --mode and --scenario out for it"
+                    f"{runner.runtime} times one call after the other alone",
+                    hint="leave --mode and --scenario out for it",
                 )
             return SelfTiming(runner, inputs)
         if self.case.row.mode == Mode.DEVICE:

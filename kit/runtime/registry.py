@@ -154,7 +154,13 @@ _BUILT_IN: dict[str, tuple[Open, frozenset[VariantFormat] | None]] = {
     BROWSER: (_browser, None),
 }
 
-_MODULES = {"onnxruntime-plain": DEFAULT, "pytorch": "torch", "pytorch-compile": "torch", "onnx-reference": "onnx", BROWSER: "playwright"}
+_MODULES = {
+    "onnxruntime-plain": DEFAULT,
+    "pytorch": "torch",
+    "pytorch-compile": "torch",
+    "onnx-reference": "onnx",
+    BROWSER: "playwright",
+}
 _PYTORCH = frozenset({"pytorch", "pytorch-compile"})
 
 

@@ -61,14 +61,17 @@ class Tab:
         driver = sync_playwright().start()
         self._stops.append(driver.stop)
         try:
-            browser = driver.chromium.launch(executable_path=_executable(driver.chromium.executable_path), args=_arguments())
+            browser = driver.chromium.launch(
+                executable_path=_executable(driver.chromium.executable_path), args=_arguments()
+            )
             self._stops.append(browser.close)
             self._page = browser.new_page()
             self._page.goto(address)
             self._page.wait_for_selector("[data-ready]", state="attached", timeout=_MILLISECONDS)
         except Error as error:
             raise Unavailable(
-                f"Chromium does not start: {error.message.splitlines()[0]}", hint=f"say which one to use: {BROWSER}=PATH"
+                f"Chromium does not start: {error.message.splitlines()[0]}",
+                hint=f"say which one to use: {BROWSER}=PATH",
             ) from error
 
     def _evaluate(self, script: str, argument: Any) -> Any:
