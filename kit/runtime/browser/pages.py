@@ -95,7 +95,7 @@ def below(folder: Path) -> Callable[[str], Path | None]:
 class _Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
 
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - socketserver's signature
+    def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing of a browser that went away; anything else is a defect."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
