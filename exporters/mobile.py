@@ -12,7 +12,7 @@ import contextlib
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -247,7 +247,7 @@ def _coverage(fixed: Path) -> tuple[Coverage, ...]:
 
     checker: Any = usability_checker
     model = onnx.load(fixed)
-    asked = {
+    asked: dict[str, Callable[[], Any]] = {
         "CoreML (MLProgram)": lambda: checker.check_coreml_partitions(model, True, "coreml_supported_mlprogram_ops.md"),
         "CoreML (NeuralNetwork)": lambda: checker.check_coreml_partitions(
             model, True, "coreml_supported_neuralnetwork_ops.md"
