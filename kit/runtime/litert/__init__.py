@@ -23,7 +23,6 @@ from kit.runtime.base import (
     Placement,
     RecentBindings,
     RunnerOptions,
-    bind_arrays,
     copied,
 )
 from kit.runtime.litert.dense import converted
@@ -57,21 +56,29 @@ class LiteRtRunner(BaseRunner):
         self._options = options
         self._bindings = RecentBindings(MOST_BINDINGS)
         self.placement = Placement({})
+        self._last: OneToOne | None = None
+        self._input, self._output = signature.inputs[0].name, signature.outputs[0].name
         converted(self._model, batch=1)  # refuses what is more than dense layers, before its inputs are looked at
         self._bind(signature.usual_sizes())
 
     def run(self, tensors: Tensors) -> dict[str, NDArray[Any]]:
         """Compute the output; the first call of a size converts the network."""
+        last = self._last
+        if last is not None and len(tensors) == 1:  # a call may take 7 us: no loop, no other look-up
+            array = tensors.get(self._input)
+            if array is not None and array.shape == last.shape and array.dtype is last.dtype:
+                return {self._output: last.run_fitting(array).copy()}
         sizes = self.signature.check(tensors)
-        array = tensors[self.signature.inputs[0].name]
+        array = tensors[self._input]
         bound = self._bindings.get((array.shape,)) or self._bindings.keep((array.shape,), self._bind(sizes))
-        return copied(bound.run(array), [self.signature.outputs[0].name])
+        self._last = bound
+        return copied(bound.run(array), [self._output])
 
     def bind(self, sizes: Sizes) -> Binding:
         """Open it for inputs of these sizes; an axis left out has its usual size."""
         return self._bind(self.signature.usual_sizes(**sizes))
 
-    def _bind(self, sizes: Sizes) -> Binding:
+    def _bind(self, sizes: Sizes) -> OneToOne:
         if self._model is None:
             raise UsageError("this runner was closed")
         inputs = self.signature.zeros(sizes)
@@ -86,7 +93,7 @@ class LiteRtRunner(BaseRunner):
         invoke = interpreter._interpreter.Invoke  # noqa: SLF001 - the public way refuses views of its tensors, which stay valid here
         if place.dtype == np.uint8:
             return _Signed(inputs, outputs, given.view(np.uint8).reshape(place.shape), invoke)
-        return bind_arrays({name: given.reshape(place.shape)}, outputs, invoke)
+        return OneToOne({name: given.reshape(place.shape)}, outputs, invoke)
 
     def share(self) -> Self:
         """Return a runner with an interpreter of its own: one serves one call at a time."""
@@ -94,7 +101,7 @@ class LiteRtRunner(BaseRunner):
 
     def close(self) -> None:
         """Free the interpreters."""
-        self._model = None
+        self._model = self._last = None
         self._bindings.clear()
 
 
@@ -126,7 +133,7 @@ def _opened(data: bytes, threads: int) -> Any:
         with _without_words():
             interpreter = Interpreter(model_content=data, num_threads=threads)
             interpreter.allocate_tensors()
-            interpreter.invoke()
+            interpreter.invoke()  # once, so that the library's own buffers are made
     except (RuntimeError, ValueError) as error:
         told = (str(error).splitlines() or ["it does not say why"])[0]
         raise BundleInvalid(f"LiteRT does not accept the model: {told}", hint="use --runtime onnxruntime") from error
