@@ -36,6 +36,17 @@ def test_the_readme_can_be_read_at_once() -> None:
     assert max(len(line) for line in lines) <= 160
 
 
+def test_the_readmes_speeds_are_those_of_the_table_of_networks() -> None:
+    rows = re.findall(r"^\| .*x \|.*$", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
+    head, *networks = re.split(r"^## ", (ROOT / "docs" / "int8_networks.md").read_text(), flags=re.MULTILINE)
+    parts = {part.partition(",")[0].partition(" (")[0]: part for part in networks} | {"eight networks": head}
+    assert "Networks: 8;" in head
+    assert rows
+    for row in rows:
+        name = row.removeprefix("| ").partition(",")[0]
+        assert not [speed for speed in re.findall(r"\d+\.\d\dx", row) if speed not in parts[name]], row
+
+
 def _without_code(page: Path) -> str:
     return re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(), flags=re.DOTALL)
 
