@@ -71,6 +71,7 @@ class LiteRtRunner(BaseRunner):
         sizes = self.signature.check(tensors)
         array = tensors[self._input]
         bound = self._bindings.get((array.shape,)) or self._bindings.keep((array.shape,), self._bind(sizes))
+        assert isinstance(bound, OneToOne)  # what `_bind` makes
         self._last = bound
         return copied(bound.run(array), [self._output])
 

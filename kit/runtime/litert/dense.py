@@ -203,7 +203,7 @@ class _Converter:
         return float(self._constants[scale]), int(found) - (_SHIFT if found.dtype == np.uint8 else 0)
 
     def _takes_integers(self, operator: Any) -> bool:
-        return self._tensors[operator.inputs[0]].type == self._schema.TensorType.INT8
+        return bool(self._tensors[operator.inputs[0]].type == self._schema.TensorType.INT8)
 
     def _dense(self, node: Any, value: _Value) -> _Value:
         """A dense layer of real numbers, or of integers that QDQ operators stand around."""
