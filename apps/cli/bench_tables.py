@@ -230,7 +230,7 @@ def _notes(console: Console, results: Results) -> None:
         console.print("p99 is shown from 1,000 calls on.", soft_wrap=True)
     if any(row.runtime == BROWSER and row.latency for row in results.rows):
         console.print(
-            "In the browser each latency is the mean over calls that outlast 20 steps of its clock, 5 µs each: tails are not seen.",
+            "In the browser each latency is a mean over calls that outlast 20 steps of its clock (5 µs): no tails are seen.",
             soft_wrap=True,
         )
     if any(row.verdict and row.verdict.outcome is Outcome.INCONCLUSIVE for row in results.rows):
