@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from apps.cli import figures
+from apps.cli.lines import say
 from apps.cli.render import remark, stdout
 from apps.cli.tables import Rows, literal, styled
 from apps.cli.verify_tables import sizes_in_words
 from kit.metrics import Score
 from kit.report.format import NONE, about, microseconds, score, size
 from kit.runtime.choice import Choice
+from kit.system.wording import times
 
 if TYPE_CHECKING:  # importing them would import torch or the bench, which the other tables do not need
     from exporters import ExportReport
@@ -53,7 +55,7 @@ def export_table(report: ExportReport) -> None:
     console = stdout()
     rows.show(console)
     for line in _footnotes(report, (*held, *tests)):
-        console.print(line, soft_wrap=True)
+        say(console, line)
 
 
 def _validation(scores: tuple[Score, ...]) -> str:
@@ -101,11 +103,8 @@ def rungs_table(rungs: Sequence[Rung]) -> None:
         rows.add(one.name, _lost(one.score), noise, f"{one.seconds:.0f} s", said)
     rows.show(stdout())
     scored = next((one.score for one in rungs if one.score is not None), None)
-    stdout().print(
-        "noise: signal to quantization noise of the answers, 6 dB more are half the error."
-        + (f" lost: {about(scored)}." if scored else ""),
-        soft_wrap=True,
-    )
+    say(stdout(), "noise: signal to quantization noise of the answers, 6 dB more are half the error."
+        + (f" lost: {about(scored)}." if scored else ""))
 
 
 def judgement_table(judgement: Judgement, *, names_winner: bool = True) -> None:
@@ -124,7 +123,7 @@ def judgement_table(judgement: Judgement, *, names_winner: bool = True) -> None:
         rows.add(name, *(microseconds(found.get(point)) for point in points), reason)
     rows.show(stdout())
     if names_winner:
-        stdout().print("Of those within 5 % of the fastest, the one closest to the original is chosen.", soft_wrap=True)
+        say(stdout(), "Of those within 5 % of the fastest, the one closest to the original is chosen.")
     if judgement.remark and names_winner:
         remark(judgement.remark)
 
@@ -137,16 +136,13 @@ def choice(found: Choice | None, name: str) -> None:
     told = (
         ""
         if found.speedup == 1
-        else f", {found.speedup:.2f}x [{found.low:.2f}, {found.high:.2f}] of the baseline on one thread"
+        else f", {times(found.speedup, found.low, found.high)} of the baseline on one thread"
     )
-    stdout().print(
-        Text.assemble(
+    say(stdout(), Text.assemble(
             f"{name} here, for {found.goal} at {sizes_in_words(found.sizes)}: ",
             styled(found.describe(), "bold"),
             f", p50 {microseconds(found.p50_us)} µs{told}; measured {found.measured}",
-        ),
-        soft_wrap=True,
-    )
+        ))
 
 
 def blame_table(found: Blame) -> None:
@@ -172,11 +168,8 @@ def blame_table(found: Blame) -> None:
     console = stdout()
     rows.show(console)
     scored = f" Lost: {about(found.together)}." if found.together else ""
-    console.print(
-        f"{found.variant} against the baseline, {found.samples}. dB: signal to quantization noise, 6 more are half the "
-        f"error.{scored}",
-        soft_wrap=True,
-    )
+    say(console, f"{found.variant} against the baseline, {found.samples}. dB: signal to quantization noise, 6 more are half the "
+        f"error.{scored}")
 
 
 def _lost(score: Score | None) -> str:
@@ -198,11 +191,8 @@ def compress_table(done: CompressReport) -> None:
             f"{found.split}; "
             f"against the original's: {figures.changed(found)}."
         )
-    stdout().print(
-        f"{done.bundle.name}: {original.name if original else ''}, {after:,} weights of {before:,}; "
-        f"{origin.pixels_left_out} border pixels left out.{lost}",
-        soft_wrap=True,
-    )
+    say(stdout(), f"{done.bundle.name}: {original.name if original else ''}, {after:,} weights of {before:,}; "
+        f"{origin.pixels_left_out} border pixels left out.{lost}")
 
 
 def as_json(report: ExportReport) -> dict[str, Any]:
