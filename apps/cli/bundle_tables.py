@@ -30,7 +30,9 @@ def bundle_table(bundles: Mapping[str, Bundle | Packed | Exception]) -> None:
     rows = Rows(
         headers=("bundle", "task", "variants", "score", "size", "where"),
         left=("bundle", "task", "variants", "where"),
-        wraps=("task", "variants"),
+        wraps=("variants",),
+        spare=("size", "where"),
+        needed=("task",),
     )
     broken = []
     for name, found in bundles.items():
@@ -45,12 +47,16 @@ def bundle_table(bundles: Mapping[str, Bundle | Packed | Exception]) -> None:
             ids,
             _best(manifest),
             size(_bytes(manifest)),
-            str(found.origin),
+            _where(found),
         )
     if rows.rows:
         rows.show(console)
     for line in broken:
         say(console, line)
+
+
+def _where(found: Bundle | Packed) -> str:
+    return "came with kit" if isinstance(found, Bundle) and found.is_shipped else str(found.origin)
 
 
 def _best(manifest: Manifest) -> str:
@@ -193,6 +199,8 @@ def _variants(console: Console, bundle: Bundle) -> None:
         ),
         left=("variant", "needs", "layers"),
         wraps=("needs", "layers"),
+        spare=("opset", "rel err"),
+        needed=("size",),
     )
     for variant, found in zip(variants, scores, strict=True):
         default = " (default)" if variant.id == bundle.manifest.default and len(variants) > 1 else ""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from apps.cli import options
+from apps.cli import complete, options
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -19,7 +19,7 @@ _NAMES = 11  # columns that the names of lines take
 
 
 @click.command()
-@click.argument("model", required=False, metavar="[MODEL]")
+@click.argument("model", required=False, metavar="[MODEL]", shell_complete=complete.bundles)
 @click.option("--device-id", type=click.IntRange(0), default=0, show_default=True, help="Index of the GPU.")
 @options.as_json
 @options.debug

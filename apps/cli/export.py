@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from apps.cli import mobile, options, triton, typed
+from apps.cli import complete, mobile, options, triton, typed
 from exporters.options import AUTO, DEFAULT_OPSET, OPSETS
 from kit.choices import Precision
 
@@ -32,7 +32,7 @@ _UNUSED = (None, ())
     epilog="SOURCE is a bundle (a folder, or a name under ./artifacts; without it, mnist-mlp or the only one there is), a "
     "ready model.onnx, a program.pt2 of torch.export, package.module:factory, or a Hugging Face folder on this machine."
 )
-@click.argument("bundle", required=False, metavar="[SOURCE]")
+@click.argument("bundle", required=False, metavar="[SOURCE]", shell_complete=complete.bundles)
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="DIR", help="The new bundle.  [default: artifacts/NAME]"
 )
@@ -40,6 +40,7 @@ _UNUSED = (None, ())
 @click.option(
     "--task",
     metavar="NAME",
+    shell_complete=complete.tasks,
     help="What people put in and get out: image-classification, text-classification, text-embedding, table, or an added "
     "one.  [default: what the source's files say, else plain tensors]",
 )
@@ -104,11 +105,7 @@ _UNUSED = (None, ())
     help="Inputs by name, to prove the model with; they travel in the bundle.  [default: drawn to fit the inputs]",
 )
 @options.data
-@click.option(
-    "--metric",
-    metavar="NAME|PKG.MOD:FN",
-    help="What decides: top-1, agreement, cosine, max-error, rmse, r2, or a function of yours.  [default: the task's]",
-)
+@options.metric("What decides: top-1, agreement, cosine, max-error, rmse, r2, or a function of yours.  [default: the task's]")
 @click.option(
     "--max-loss",
     type=options.Number(0),

@@ -38,6 +38,8 @@ def export_table(report: ExportReport) -> None:
         ),
         left=("variant", "quantized", "output", "changed"),
         wraps=("quantized", "changed"),
+        spare=("cosine", "size", figures.header(held, "val")),
+        needed=("agrees", "max rel err"),
     )
     for one, validation, test in zip(report.passed, held, tests, strict=True):
         for number, found in enumerate(one.fidelity):
@@ -149,8 +151,8 @@ def blame_table(found: Blame) -> None:
     """Print what quantizing each layer does."""
     rows = Rows(
         headers=(
-            *("layer", "its output, dB", "answers, only it, dB", "lost"),
-            *("answers, all but it, dB", "lost without it"),
+            *("layer", "its output,\ndB", "answers,\nonly it, dB", "lost"),
+            *("answers,\nall but it, dB", "lost\nwithout it"),
         ),
         left=("layer",),
     )

@@ -52,7 +52,7 @@ class Rows:
     """Rows of cells.
 
     Attributes:
-        headers: Of the columns; the first names a row.
+        headers: Of the columns; the first names a row. An end of line is where one may be broken.
         left: Headers of columns of words; others hold figures.
         wraps: Headers of columns of sentences, which may take several lines.
         spare: Headers of columns that are left out for want of room, the first one first.
@@ -87,7 +87,8 @@ class Rows:
             if self._width(layout) <= console.width:
                 self._side_by_side(console, layout)
                 if layout.left_out:
-                    say(console, f"For want of room without: {', '.join(layout.left_out)}.")
+                    missing = ", ".join(" ".join(header.split()) for header in layout.left_out)
+                    say(console, f"For want of room without: {missing}.")
                 return
         self._stacked(console, kept)
 
@@ -110,11 +111,14 @@ class Rows:
         return sum(widths) - _GAP + _EDGES
 
     def _least_width(self, place: int, *, breaks: bool) -> int:
-        cells = [self._cell(cell, breaks=breaks) for cell in (self.headers[place], *(row[place] for row in self.rows))]
-        lines = [line for cell in cells for line in cell.plain.split("\n")]
+        cells = [self._cell(row[place], breaks=breaks) for row in self.rows]
+        lines = [line for cell in (self._header(place, breaks=breaks), *cells) for line in cell.plain.split("\n")]
         if self.headers[place] in self.wraps:
             lines = [word for line in lines for word in line.split()]
         return max((Text(line).cell_len for line in lines), default=0)
+
+    def _header(self, place: int, *, breaks: bool) -> Text:
+        return self._cell(breakable(*self.headers[place].split("\n")), breaks=breaks)
 
     def _cell(self, cell: Cell, *, breaks: bool) -> Text:
         text = literal(cell)
@@ -125,7 +129,7 @@ class Rows:
         for place in layout.places:
             header = self.headers[place]
             table.add_column(
-                literal(header),
+                self._header(place, breaks=layout.breaks),
                 justify="left" if header in {*self.left, *self.wraps} else "right",
                 no_wrap=header not in self.wraps,
                 min_width=self._least_width(place, breaks=layout.breaks),
@@ -138,7 +142,7 @@ class Rows:
         console.print(table)
 
     def _stacked(self, console: Console, kept: Sequence[int]) -> None:
-        named = [literal(header) for header in self.headers]
+        named = [self._header(place, breaks=False) for place in range(len(self.headers))]
         width = max(named[place].cell_len for place in kept[1:]) + 2 if kept[1:] else 0
         console.print()
         for number, row in enumerate(self.rows):

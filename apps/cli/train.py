@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from apps.cli import options
+from apps.cli import complete, options
 from kit.lab.training import recipe as recipes
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ MODELS = ("mlp-512-256-128", "mlp-64-64", "cnn-16-48-96")
     metavar=f"[{'|'.join(DATASETS)}|FOLDER]",
     default="mnist",
     show_default=True,
+    shell_complete=complete.words(*DATASETS, folders=True),
     help="A FOLDER holds a subfolder of images for each class.",
 )
 @click.option("--recipe", type=click.Choice(list(recipes.RECIPES)), default="default", show_default=True)
@@ -49,7 +50,7 @@ MODELS = ("mlp-512-256-128", "mlp-64-64", "cnn-16-48-96")
 @click.option("--device", type=click.Choice(DEVICES), default=DEVICES[0], show_default=True, help="Where to train.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint of the same line.")
 @click.option("--log-dir", type=click.Path(path_type=Path, file_okay=False), help="Folder for TensorBoard's events.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the bundle.  [default: artifacts/DATASET-mlp]")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the bundle.  [default: artifacts/my-DATASET-mlp, or my-DATASET-MODEL]")
 @options.data_dir
 @options.as_json
 @options.debug

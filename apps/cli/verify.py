@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from apps.cli import options
+from apps.cli import complete, options
 from kit.choices import Provider
 
 if TYPE_CHECKING:
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 @click.command(epilog=options.MODEL_HELP)
 @options.bundle_argument
 @click.option(
-    "--against", metavar="MODEL", help="Compare with another bundle or model.onnx, which is taken to be right."
+    "--against",
+    metavar="MODEL",
+    shell_complete=complete.bundles,
+    help="Compare with another bundle or model.onnx, which is taken to be right.",
 )
 @click.option(
     "--tolerance",

@@ -58,6 +58,8 @@ def _variants(result: Verification) -> None:
             "verdict",
         ),
         left=("variant", "nodes on", "output", "verdict"),
+        spare=("cosine", "agrees"),
+        needed=("max rel err", "nodes on"),
     )
     for row in result.variants:
         name = f"{row.variant} in {row.runtime}" if several_runtimes else row.variant
