@@ -91,6 +91,11 @@ class Engine:
         return self._runner.provider
 
     @property
+    def fallback(self) -> tuple[str, str]:
+        """Why it does not run where it was asked to, and what to do about that; both empty if it does."""
+        return self._runner.fallback_reason, self._runner.fallback_fix
+
+    @property
     def placement(self) -> Placement:
         """Nodes by provider."""
         return self._runner.placement
