@@ -372,7 +372,7 @@ def _fitted(model: _Trained, student: Mlp, chosen: Recipe, on_progress: OnProgre
             chosen,
             model.blueprint.normalization,
             world=here,
-            on_progress=on_progress,
+            on_progress=lambda what, share=None: on_progress(f"{what} ({share:.0%})"),
         )
         device = f"{here.device.type} {'bfloat16' if chosen.bf16 and here.has_fast_bf16() else 'float32'}"
     return fitted, time.perf_counter() - started, device

@@ -113,7 +113,7 @@ def progress(total: float | None = None) -> Iterator[Update]:
     with Progress(*columns, _Time(), console=console, transient=True, redirect_stdout=redirects) as bar:
         _with_bar.append(console)
         try:
-            yield _Bar(bar, bar.add_task("", total=total))
+            yield _Bar(bar, bar.add_task("", total=total, began=bar.get_time(), first=0.0))
         finally:
             _with_bar.remove(console)
 
@@ -123,11 +123,11 @@ class _Time(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         """Return `12 s, about 1 min 22 s left`."""
-        spent = task.elapsed or 0.0
-        said = duration(spent)
-        if task.total and 0 < task.completed < task.total and spent >= _KNOWN_AFTER_SECONDS:
-            share = task.completed / task.total
-            said += f", about {duration(spent * (1 - share) / share)} left"
+        said = duration(task.elapsed or 0.0)
+        began, first = task.fields["began"], task.fields["first"]
+        spent, done = task.get_time() - began, task.completed - first
+        if task.total and done > 0 and task.completed < task.total and spent >= _KNOWN_AFTER_SECONDS:
+            said += f", about {duration(spent * (task.total - task.completed) / done)} left"
         return Text(said, style="progress.elapsed", no_wrap=True)
 
 
@@ -136,10 +136,15 @@ class _Bar:
 
     def __init__(self, bar: Progress, task: TaskID) -> None:
         self._bar, self._task = bar, task
+        self._done = 0.0
 
     def __call__(self, what: str, done: float | None = None, /) -> None:
         """Show it."""
         self._bar.update(self._task, description=plain(what), completed=done)
+        if done is not None:
+            if self._done == 0.0 or done < self._done:  # what came before tells nothing of the speed
+                self._bar.update(self._task, began=self._bar.get_time(), first=done)
+            self._done = done
 
     def say(self, text: str, /) -> None:
         """Print a line above the bar."""
