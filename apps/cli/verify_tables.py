@@ -9,7 +9,8 @@ from apps.cli.lines import say
 from apps.cli.render import stdout
 from apps.cli.tables import Rows, styled
 from kit.metrics import Fidelity, FidelityVerdict
-from kit.report.format import value
+from kit.report.format import score, value
+from kit.system.wording import counted
 from kit.tensors import Sizes
 from kit.verify import ModelCheck, PairCheck, Verification
 from kit.verify.bundle import VariantCheck
@@ -38,13 +39,36 @@ def verify_table(result: Verification) -> None:
         say(console, Text.assemble(_mark(result.original.ok), said))
     if result.variants:
         _variants(result)
-        say(console, f"{result.samples} golden samples ({result.golden_source or 'source unknown'}), against {result.reference}.")
+        say(console, f"{counted(result.samples, 'golden sample')} ({result.golden_source or 'source unknown'}), against {result.reference}.")
         say(console, "Tolerance and needed: relative error for fp32 and fp16; for integers rms error, up to 1.5 times that at export.")
-    for row in result.variants:
-        if row.problem:
-            say(console, styled(f"{row.variant} in {row.runtime}: {row.problem}", "yellow"))
+        _explain_metric(result)
+    for problem, names in _problems(result).items():
+        say(console, styled(f"{names}: {problem}", "yellow"))
     for remark in result.remarks:
         say(console, styled(remark, "yellow"))
+
+
+def _explain_metric(result: Verification) -> None:
+    """Say what the metric is counted on, beside what it said of the data set that the bundle was published with."""
+    row = next((one for one in result.variants if one.figure is not None), None)
+    if row is None or row.figure is None:
+        return
+    one, published = row.figure, row.figure.published
+    right = f"{round(one.value * one.samples):,} of {one.samples:,}" if one.unit == "%" else value(one.value, one.unit)
+    said = f"{one.metric} here, {right} of {row.variant}, is on the golden samples: they prove that its answers are the same."
+    if published is not None:
+        where = f"{published.dataset} {published.split}, {counted(published.samples, 'sample')}"
+        said += f" How right it is was counted on {where}: {score(published)}."
+    say(stdout(), said)
+
+
+def _problems(result: Verification) -> dict[str, str]:
+    """Return what has a problem, by the problem: each is said once."""
+    found: dict[str, list[str]] = {}
+    for row in result.variants:
+        if row.problem:
+            found.setdefault(row.problem, []).append(f"{row.variant} in {row.runtime}")
+    return {problem: ", ".join(names) for problem, names in found.items()}
 
 
 def _variants(result: Verification) -> None:
@@ -118,7 +142,7 @@ def model_table(result: ModelCheck) -> None:
             said = f"{one.runtime}: values of {', '.join(broken)} are no numbers, and the original's are"
             say(console, styled(said, "yellow"))
     rows_said = "" if result.batch else " It has no batch axis, or its rows depend on each other: one call, one answer."
-    say(console, f"Errors: against ONNX Runtime's own answers with optimizations off, {result.samples} samples "
+    say(console, f"Errors: against ONNX Runtime's own answers with optimizations off, {counted(result.samples, 'sample')} "
         f"({result.source}).{rows_said} Not known: what it is for, how right it is.")
 
 
