@@ -44,8 +44,8 @@ from kit.lab.records import Origin, Speedup, TrainingRecord
 from kit.lab.training import confidence
 from kit.lab.training.distill import distill
 from kit.lab.training.recipe import Recipe, recipe
-from kit.lab.training.trained import answers
 from kit.lab.training.threads import quickest, rehearsal
+from kit.lab.training.trained import answers
 from kit.lab.training.world import World, world
 from kit.metrics import Score
 from kit.runtime.base import RunnerOptions
@@ -386,7 +386,8 @@ def _choose_threads(model: _Trained, chosen: Recipe, here: World, on_progress: O
     on_progress("choosing threads")
     blueprint = model.blueprint
     quickest(
-        rehearsal(model.pixels, chosen, here, outputs=len(blueprint.labels), normalization=blueprint.normalization), most
+        rehearsal(model.pixels, chosen, here, outputs=len(blueprint.labels), normalization=blueprint.normalization),
+        most,
     )
 
 

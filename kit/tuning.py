@@ -32,7 +32,7 @@ from kit.bench.stats import SAME_WITHIN, Outcome
 from kit.bundle import Bundle, Variant
 from kit.choices import FEW_BITS, Goal, Precision, Provider, VariantFormat
 from kit.errors import CheckFailed, KitError, UsageError
-from kit.metrics import Score, fidelity
+from kit.metrics import fidelity
 from kit.runtime import choice as tuned
 from kit.runtime import registry
 from kit.runtime.base import RunnerOptions, run_in_batches

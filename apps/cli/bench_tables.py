@@ -116,11 +116,14 @@ def _sweep_lines(console: Console, results: Results) -> None:
         return
     for knee in sweep.knees(results):
         axis = knee.axis
-        say(console, Text.assemble(
+        say(
+            console,
+            Text.assemble(
                 styled(knee.case, "bold"),
                 f": knee at {axis} {knee.size:,}, {knee.samples_per_second:,.0f} samples/s, "
                 f"{knee.share:.0%} of the best ({knee.best_samples_per_second:,.0f} at {axis} {knee.best_size:,}).",
-            ))
+            ),
+        )
     for one in sweep.crossovers(results):
         say(console, f"{one.describe()}.")
 

@@ -38,7 +38,9 @@ from apps.cli import options
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of views and order.")
 @options.threads
 @click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), help="[default: artifacts/BUNDLE-compressed, of a bundle that came with kit artifacts/my-BUNDLE-compressed]"
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="[default: artifacts/BUNDLE-compressed, of a bundle that came with kit artifacts/my-BUNDLE-compressed]",
 )
 @options.data_dir
 @options.as_json

@@ -105,7 +105,9 @@ _UNUSED = (None, ())
     help="Inputs by name, to prove the model with; they travel in the bundle.  [default: drawn to fit the inputs]",
 )
 @options.data
-@options.metric("What decides: top-1, agreement, cosine, max-error, rmse, r2, or a function of yours.  [default: the task's]")
+@options.metric(
+    "What decides: top-1, agreement, cosine, max-error, rmse, r2, or a function of yours.  [default: the task's]"
+)
 @click.option(
     "--max-loss",
     type=options.Number(0),

@@ -105,8 +105,11 @@ def rungs_table(rungs: Sequence[Rung]) -> None:
         rows.add(one.name, _lost(one.score), noise, f"{one.seconds:.0f} s", said)
     rows.show(stdout())
     scored = next((one.score for one in rungs if one.score is not None), None)
-    say(stdout(), "noise: signal to quantization noise of the answers, 6 dB more are half the error."
-        + (f" lost: {about(scored)}." if scored else ""))
+    say(
+        stdout(),
+        "noise: signal to quantization noise of the answers, 6 dB more are half the error."
+        + (f" lost: {about(scored)}." if scored else ""),
+    )
 
 
 def judgement_table(judgement: Judgement, *, names_winner: bool = True) -> None:
@@ -136,15 +139,16 @@ def choice(found: Choice | None, name: str) -> None:
         remark(f"Nothing is chosen for {name} here: its default variant runs on one thread. Choose: kit tune {name}")
         return
     told = (
-        ""
-        if found.speedup == 1
-        else f", {times(found.speedup, found.low, found.high)} of the baseline on one thread"
+        "" if found.speedup == 1 else f", {times(found.speedup, found.low, found.high)} of the baseline on one thread"
     )
-    say(stdout(), Text.assemble(
+    say(
+        stdout(),
+        Text.assemble(
             f"{name} here, for {found.goal} at {sizes_in_words(found.sizes)}: ",
             styled(found.describe(), "bold"),
             f", p50 {microseconds(found.p50_us)} µs{told}; measured {found.measured}",
-        ))
+        ),
+    )
 
 
 def blame_table(found: Blame) -> None:
@@ -170,8 +174,11 @@ def blame_table(found: Blame) -> None:
     console = stdout()
     rows.show(console)
     scored = f" Lost: {about(found.together)}." if found.together else ""
-    say(console, f"{found.variant} against the baseline, {found.samples}. dB: signal to quantization noise, 6 more are half the "
-        f"error.{scored}")
+    say(
+        console,
+        f"{found.variant} against the baseline, {found.samples}. dB: signal to quantization noise, 6 more are half the "
+        f"error.{scored}",
+    )
 
 
 def _lost(score: Score | None) -> str:
@@ -193,8 +200,11 @@ def compress_table(done: CompressReport) -> None:
             f"{found.split}; "
             f"against the original's: {figures.changed(found)}."
         )
-    say(stdout(), f"{done.bundle.name}: {original.name if original else ''}, {after:,} weights of {before:,}; "
-        f"{origin.pixels_left_out} border pixels left out.{lost}")
+    say(
+        stdout(),
+        f"{done.bundle.name}: {original.name if original else ''}, {after:,} weights of {before:,}; "
+        f"{origin.pixels_left_out} border pixels left out.{lost}",
+    )
 
 
 def as_json(report: ExportReport) -> dict[str, Any]:

@@ -56,7 +56,11 @@ MODELS = ("mlp-512-256-128", "mlp-64-64", "cnn-16-48-96")
 )
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint of the same line.")
 @click.option("--log-dir", type=click.Path(path_type=Path, file_okay=False), help="Folder for TensorBoard's events.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the bundle.  [default: artifacts/my-DATASET-mlp, or my-DATASET-MODEL]")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder of the bundle.  [default: artifacts/my-DATASET-mlp, or my-DATASET-MODEL]",
+)
 @options.data_dir
 @options.as_json
 @options.debug

@@ -39,8 +39,15 @@ def verify_table(result: Verification) -> None:
         say(console, Text.assemble(_mark(result.original.ok), said))
     if result.variants:
         _variants(result)
-        say(console, f"{counted(result.samples, 'golden sample')} ({result.golden_source or 'source unknown'}), against {result.reference}.")
-        say(console, "Tolerance and needed: relative error for fp32 and fp16; for integers rms error, up to 1.5 times that at export.")
+        say(
+            console,
+            f"{counted(result.samples, 'golden sample')} ({result.golden_source or 'source unknown'}), against "
+            f"{result.reference}.",
+        )
+        say(
+            console,
+            "Tolerance and needed: relative error for fp32 and fp16; for integers rms error, up to 1.5 times that at export.",
+        )
         _explain_metric(result)
     for problem, names in _problems(result).items():
         say(console, styled(f"{names}: {problem}", "yellow"))
@@ -142,8 +149,11 @@ def model_table(result: ModelCheck) -> None:
             said = f"{one.runtime}: values of {', '.join(broken)} are no numbers, and the original's are"
             say(console, styled(said, "yellow"))
     rows_said = "" if result.batch else " It has no batch axis, or its rows depend on each other: one call, one answer."
-    say(console, f"Errors: against ONNX Runtime's own answers with optimizations off, {counted(result.samples, 'sample')} "
-        f"({result.source}).{rows_said} Not known: what it is for, how right it is.")
+    say(
+        console,
+        f"Errors: against ONNX Runtime's own answers with optimizations off, {counted(result.samples, 'sample')} "
+        f"({result.source}).{rows_said} Not known: what it is for, how right it is.",
+    )
 
 
 def pair_table(result: PairCheck) -> None:

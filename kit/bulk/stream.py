@@ -1,8 +1,8 @@
 """Answers as their items come: the first at once, by this process; if there are many, by others on all cores after it.
 
-    with kit.load("mnist-mlp") as engine:
-        for answer in stream.answers(engine, engine.task.read("scans/"), helpers=Helpers(opening, 8)):
-            print(answer.name, answer.prediction)
+with kit.load("mnist-mlp") as engine:
+    for answer in stream.answers(engine, engine.task.read("scans/"), helpers=Helpers(opening, 8)):
+        print(answer.name, answer.prediction)
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -52,9 +52,7 @@ class Helpers:
     patience_seconds: float = PATIENCE_SECONDS
 
 
-def answers(
-    engine: Engine, items: Iterator[tuple[str, Any]], *, helpers: Helpers | None = None
-) -> Iterator[Answer]:
+def answers(engine: Engine, items: Iterator[tuple[str, Any]], *, helpers: Helpers | None = None) -> Generator[Answer]:
     """Give the answers to items in their order, each as soon as it is known.
 
     Args:

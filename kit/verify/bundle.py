@@ -28,7 +28,7 @@ from kit.samples import Samples, count
 from kit.system.progress import OnProgress, silent
 from kit.tasks import registry as tasks
 from kit.tasks.base import Task, scored_output
-from kit.tensors import Signature, Tensors
+from kit.tensors import Tensors
 
 FLOAT_WAY_IN = 1e-6
 """How far a float that a raw item becomes may lie from the stored one; integers must be equal."""

@@ -1,7 +1,7 @@
 """How many threads training takes, measured: beside a busy neighbour, threads that spin wait for each other.
 
-    found = quickest(rehearsal(images, recipe, world, outputs=10), most=8)
-    found.threads, found.remark()
+found = quickest(rehearsal(images, recipe, world, outputs=10), most=8)
+found.threads, found.remark()
 """
 
 from __future__ import annotations
@@ -83,7 +83,11 @@ def rehearsal(
 
 
 def quickest(
-    work: Callable[[], object], most: int, *, set_threads: Callable[[int], None] = torch.set_num_threads
+    work: Callable[[], object],
+    most: int,
+    *,
+    set_threads: Callable[[int], None] = torch.set_num_threads,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Found:
     """Find how many threads do some work in the least time; that many are set when it returns.
 
@@ -91,19 +95,26 @@ def quickest(
         work: Done several times.
         most: Threads to try at most: 1, 2, 4, ... and this.
         set_threads: Sets them.
+        clock: Gives seconds.
     """
+
+    def seconds_of_work() -> float:
+        started = clock()
+        work()
+        return clock() - started
+
     watch = Watch()
     taken: dict[int, list[float]] = {}
     for threads in _to_try(most):
         set_threads(threads)
         work()  # the first time, threads are started and memory is taken
-        taken[threads] = [_seconds(work)]
+        taken[threads] = [seconds_of_work()]
         if taken[threads][0] > _HOPELESS * min(first for first, *_ in taken.values()):
             break
     for _ in range(_ROUNDS - 1):
         for threads, seconds in taken.items():
             set_threads(threads)
-            seconds.append(_seconds(work))
+            seconds.append(seconds_of_work())
     found = {threads: statistics.median(seconds) for threads, seconds in taken.items()}
     best = min(found.values())
     chosen = next(threads for threads, seconds in found.items() if seconds <= best * (1 + _GAIN))
@@ -113,9 +124,3 @@ def quickest(
 
 def _to_try(most: int) -> list[int]:
     return [*(2**power for power in range(most.bit_length()) if 2**power < most), most]
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
