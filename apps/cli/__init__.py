@@ -102,9 +102,9 @@ def cli() -> None:
 
     \b
     Start here:
-      kit bench model.onnx        how fast a model of yours is here, in every runtime
-      kit export model.onnx       make a bundle of it: checked, hashed, provable elsewhere
-      kit quickstart              train, export, verify and bench a model in one go
+      kit bench model.onnx      how fast a model of yours is here
+      kit export model.onnx     a bundle of it: checked, hashed, provable elsewhere
+      kit quickstart            train, export, verify and bench a model in one go
     """
 
 

@@ -158,10 +158,10 @@ def bench(
       kit bench model.onnx --batch-size 8 --axis sequence=128
       kit bench model.onnx --sweep sequence
       kit bench mnist-mlp --provider cuda --provider cpu
-      kit bench mnist-mlp --batch-size 1 --batch-size 1024 --threads 2 --json results.json
+      kit bench mnist-mlp --batch-size 1 --batch-size 1024 --json here.json
       kit bench mnist-mlp --runtime all --batch-size sweep --budget 2m
       kit bench mnist-mlp --scenario Server --rate 2000
-      kit bench mnist-mlp --variant fp32 --url http://127.0.0.1:8080 --scenario Server --rate 2000
+      kit bench mnist-mlp --variant fp32 --url http://127.0.0.1:8080
       kit bench mnist-mlp --provider cuda --mode host --mode device --cuda-graph
     """
     from apps.cli import bench_tables, render

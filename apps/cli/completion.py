@@ -20,7 +20,7 @@ def completion(ctx: click.Context, shell: str) -> None:
     \b
     Examples:
       echo 'eval "$(kit completion bash)"' >> ~/.bashrc
-      echo 'eval "$(kit completion zsh)"' >> ~/.zshrc      below the line with compinit
+      echo 'eval "$(kit completion zsh)"' >> ~/.zshrc     after compinit
       kit completion fish > ~/.config/fish/completions/kit.fish
     """
     kind = get_completion_class(shell)

@@ -66,7 +66,7 @@ def compress(
     \b
     Examples:
       kit compress my-mnist-mlp
-      kit compress mnist-mlp --target-speedup 3 --batch-size 64 --out artifacts/my-small
+      kit compress mnist-mlp --target-speedup 3 --out artifacts/my-small
     """
     from apps.cli import export_tables, render
     from kit.bundle import find

@@ -184,12 +184,13 @@ def export(ctx: click.Context, /, bundle: str | None, as_json: bool, **asked: An
     \b
     Examples:
       kit export my-mnist-mlp --precision int8
-      kit export my-mnist-mlp --precision int4 --exclude-layer auto --max-drop 0.05
+      kit export my-mnist-mlp --precision int4 --exclude-layer auto
       kit export model.onnx
-      kit export model.onnx --precision int8 --data photos/ --task image-classification --labels cat,dog
-      kit export my_package.models:build --weights w.safetensors --input "x=float32[batch,3,224,224]"
+      kit export model.onnx --task image-classification --labels cat,dog
+      kit export my-model --precision int8 --data photos/ --max-drop 0.5
+      kit export my_package:build --input "x=float32[batch,3,224,224]"
       kit export ./all-MiniLM-L6-v2 --axis sequence=1..512:16,128
-      kit export my-model --precision auto --data rows.csv --metric rmse --max-loss 0.02
+      kit export my-model --precision auto --metric rmse --max-loss 0.02
       kit export my-model --triton models/
       kit export my-model --variant int8-qdq --mobile phone/
     """

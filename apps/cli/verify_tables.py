@@ -61,8 +61,10 @@ def _explain_metric(result: Verification) -> None:
     if row is None or row.figure is None:
         return
     one, published = row.figure, row.figure.published
-    right = f"{round(one.value * one.samples):,} of {one.samples:,}" if one.unit == "%" else value(one.value, one.unit)
-    said = f"{one.metric} here, {right} of {row.variant}, is on the golden samples: they prove that its answers are the same."
+    right = value(one.value, one.unit)
+    if one.unit == "%":
+        right = f"{round(one.value * one.samples):,} of {counted(one.samples, 'golden sample')} right"
+    said = f"{one.metric} of {row.variant} here: {right}. Golden samples prove that answers are the same as the original's."
     if published is not None:
         where = f"{published.dataset} {published.split}, {counted(published.samples, 'sample')}"
         said += f" How right it is was counted on {where}: {score(published)}."
