@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -453,14 +452,6 @@ def test_labels_are_typed_or_read_from_a_file(tmp_path: Path, name: str, content
     assert Labels().convert("cat, dog", None, None) == ("cat", "dog")
     with pytest.raises(click.BadParameter, match="neither a file nor labels"):
         Labels().convert("nowhere.txt", None, None)
-
-
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """A shell's background jobs ignore Ctrl-C and pass that on: without this, what a test starts would run forever."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("interruptible")

@@ -103,7 +103,7 @@ def cli() -> None:
     \b
     Start here:
       kit bench model.onnx      how fast a model of yours is here
-      kit export model.onnx     a bundle of it: checked, hashed, provable elsewhere
+      kit export model.onnx     a bundle of it: checked, hashed, provable anywhere
       kit quickstart            train, export, verify and bench a model in one go
     """
 

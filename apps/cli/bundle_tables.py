@@ -14,6 +14,7 @@ from apps.cli.lines import say
 from apps.cli.render import stdout
 from apps.cli.tables import Rows, pairs
 from kit.bundle import Bundle, Packed
+from kit.bundle.lookup import came_with_kit
 from kit.bundle.manifest import Manifest, Variant
 from kit.lab import records
 from kit.ready import ReadyModel
@@ -56,7 +57,7 @@ def bundle_table(bundles: Mapping[str, Bundle | Packed | Exception]) -> None:
 
 
 def _where(found: Bundle | Packed) -> str:
-    return "came with kit" if isinstance(found, Bundle) and found.is_shipped else str(found.origin)
+    return "came with kit" if isinstance(found, Bundle) and came_with_kit(found) else str(found.origin)
 
 
 def _best(manifest: Manifest) -> str:

@@ -9,6 +9,7 @@ import re
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,21 +43,23 @@ class Seen:
 def seen(
     arguments: Sequence[str], *, cwd: Path, columns: int = 80, pipes_stdout: bool = False, **environment: str
 ) -> Seen:
-    """Run `kit` in a terminal, with its standard output in a pipe if asked to."""
+    """Run `kit` in a terminal, with its standard output in a file if asked to."""
     main, child = pty.openpty()
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
     around = {name: value for name, value in os.environ.items() if name not in {"COLUMNS", "LINES", "NO_COLOR"}}
-    with subprocess.Popen(
+    with tempfile.TemporaryFile() as output, subprocess.Popen(
         [sys.executable, "-c", "import apps.cli; apps.cli.main()", *arguments],
         cwd=cwd,
         env={**around, "TERM": "xterm-256color", **environment},
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE if pipes_stdout else child,
+        stdout=output if pipes_stdout else child,
         stderr=child,
     ) as running:
         os.close(child)
         raw = _all_of(main)
-        stdout = running.stdout.read().decode() if running.stdout is not None else ""
+        running.wait()
+        output.seek(0)
+        stdout = output.read().decode()
     os.close(main)
     return Seen(running.returncode, screen(raw), raw, stdout)
 
