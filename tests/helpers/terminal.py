@@ -47,14 +47,17 @@ def seen(
     main, child = pty.openpty()
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
     around = {name: value for name, value in os.environ.items() if name not in {"COLUMNS", "LINES", "NO_COLOR"}}
-    with tempfile.TemporaryFile() as output, subprocess.Popen(
-        [sys.executable, "-c", "import apps.cli; apps.cli.main()", *arguments],
-        cwd=cwd,
-        env={**around, "TERM": "xterm-256color", **environment},
-        stdin=subprocess.DEVNULL,
-        stdout=output if pipes_stdout else child,
-        stderr=child,
-    ) as running:
+    with (
+        tempfile.TemporaryFile() as output,
+        subprocess.Popen(
+            [sys.executable, "-c", "import apps.cli; apps.cli.main()", *arguments],
+            cwd=cwd,
+            env={**around, "TERM": "xterm-256color", **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=output if pipes_stdout else child,
+            stderr=child,
+        ) as running,
+    ):
         os.close(child)
         raw = _all_of(main)
         running.wait()
