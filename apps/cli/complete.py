@@ -31,8 +31,9 @@ def variants(ctx: click.Context, _param: click.Parameter, typed: str) -> list[Co
     """Offer the variants of the bundle that was typed before, or of the default one."""
     from kit.bundle import find, is_bundle
 
-    words = ctx.params.get("bundle") or ctx.params.get("arguments") or ctx.params.get("models")
-    name = words[0] if isinstance(words, tuple | list) else words
+    # click leaves arguments where they stood if the word to complete is that of an option.
+    words = next((found for name in ("bundle", "arguments", "models") if (found := ctx.params.get(name))), ctx.args)
+    name = words if isinstance(words, str) else next(iter(words), None)
     try:
         found = find(name if name is None or is_bundle(name) else None)
     except KitError:
