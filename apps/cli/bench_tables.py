@@ -46,7 +46,7 @@ def _latency_table(console: Console, results: Results) -> None:
         headers=("variant", "runtime", "nodes on", *axes, *figures, against),
         left=("variant", "runtime", "nodes on", against),
         spare=("memory", "size", "p90 µs", "µJ/sample"),
-        needed=("p99 µs", "samples/s"),
+        needed=("samples/s", "p99 µs"),
     )
     for row in results.rows:
         cells = _figures(row, metric)

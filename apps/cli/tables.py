@@ -85,6 +85,7 @@ class Rows:
         kept = [place for place, header in enumerate(self.headers) if place == 0 or self._says_something(place, header)]
         for layout in self._layouts(kept):
             if self._width(layout) <= console.width:
+                layout = self._filled(layout, kept, console.width)  # noqa: PLW2901 - the same one, fuller
                 self._side_by_side(console, layout)
                 if layout.left_out:
                     missing = ", ".join(" ".join(header.split()) for header in layout.left_out)
@@ -98,9 +99,20 @@ class Rows:
         spare, needed = ([one for one in names if one in here] for names in (self.spare, self.needed))
         for breaks, order, least in ((False, spare, 0), (True, spare, 0), (True, [*spare, *needed], len(spare) + 1)):
             for count in range(least, len(order) + 1):
-                left_out = order[:count]
-                places = [place for place in kept if self.headers[place] not in left_out]
-                yield _Layout(places, breaks, [one for one in here if one in left_out])
+                yield self._layout(kept, order[:count], breaks=breaks)
+
+    def _layout(self, kept: Sequence[int], left_out: Sequence[str], *, breaks: bool) -> _Layout:
+        shown = [place for place in kept if self.headers[place] not in left_out]
+        return _Layout(shown, breaks, [self.headers[place] for place in kept if place not in shown])
+
+    def _filled(self, layout: _Layout, kept: Sequence[int], width: int) -> _Layout:
+        """Put back columns that have room after all, the most telling ones first."""
+        for header in reversed((*self.spare, *self.needed)):
+            if header in layout.left_out:
+                others = [one for one in layout.left_out if one != header]
+                fuller = self._layout(kept, others, breaks=layout.breaks)
+                layout = fuller if self._width(fuller) <= width else layout
+        return layout
 
     def _says_something(self, place: int, header: str) -> bool:
         """Whether a column holds anything at all; one that is empty throughout is left out."""
