@@ -16,7 +16,7 @@ from kit.bench.stats import Outcome
 from kit.choices import Mode
 from kit.report.format import NONE, about, interval, microseconds, size
 from kit.report.tables import UNKNOWN, memory, metric_of, score, span
-from kit.system.wording import counted
+from kit.system.wording import counted, percent
 
 _USUAL = " onnxruntime cpu"  # where the baseline usually runs
 
@@ -121,7 +121,7 @@ def _sweep_lines(console: Console, results: Results) -> None:
             Text.assemble(
                 styled(knee.case, "bold"),
                 f": knee at {axis} {knee.size:,}, {knee.samples_per_second:,.0f} samples/s, "
-                f"{knee.share:.0%} of the best ({knee.best_samples_per_second:,.0f} at {axis} {knee.best_size:,}).",
+                f"{percent(knee.share)} of the best ({knee.best_samples_per_second:,.0f} at {axis} {knee.best_size:,}).",
             ),
         )
     for one in sweep.crossovers(results):
@@ -173,10 +173,10 @@ def _profile_tables(console: Console, results: Results) -> None:
             needed=("operator",),
         )
         for node in row.profile:
-            rows.add(node.node, node.operator, node.provider, f"{node.mean_us:,.1f}", f"{node.share:.0%}")
+            rows.add(node.node, node.operator, node.provider, f"{node.mean_us:,.1f}", percent(node.share))
         rest = max(1 - sum(node.share for node in row.profile), 0.0)
         call_us = row.profile[0].mean_us / row.profile[0].share if row.profile[0].share else 0.0
-        rows.add("between the nodes", "", "", f"{rest * call_us:,.1f}", f"{rest:.0%}", style="dim")
+        rows.add("between the nodes", "", "", f"{rest * call_us:,.1f}", percent(rest), style="dim")
         rows.show(console)
         say(console, f"Kernels: {row.kernels} (nodes before fusion: {row.placement}). Trace: {row.trace_file}\n")
     if not any(row.profile for row in results.rows):

@@ -17,6 +17,7 @@ from kit.choices import Provider
 from kit.errors import BadInput, KitError, UsageError
 from kit.report.words import in_json, plain
 from kit.system import plain_json
+from kit.system.wording import percent
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -370,9 +371,9 @@ def _line(record: Record) -> str:
     where = f"[{record['variant']}, {record['runtime']}, {record['provider']}]"
     if "probabilities" in record:
         ranked = sorted(record["probabilities"].items(), key=lambda item: -item[1])
-        others = ", ".join(f"{label} {share:.1%}" for label, share in ranked[1:3])
+        others = ", ".join(f"{label} {percent(share, 1)}" for label, share in ranked[1:3])
         unsure = " (unsure)" if record["unsure"] else ""
-        return f"{record['file']}: {record['label']}{unsure}  {record['probability']:.1%}   then {others}   {where}"
+        return f"{record['file']}: {record['label']}{unsure}  {percent(record['probability'], 1)}   then {others}   {where}"
     beside = {"file", "variant", "runtime", "provider", "latency_us"}
     parts = "  ".join(f"{name} {_short(value)}" for name, value in record.items() if name not in beside)
     return f"{record['file']}: {parts}   {where}"

@@ -10,6 +10,7 @@ import click
 
 from apps.cli import complete, options
 from kit.lab.training import recipe as recipes
+from kit.system.wording import percent
 
 if TYPE_CHECKING:
     from apps.cli.render import Update
@@ -305,7 +306,11 @@ def _tell(folder: Path, run_folder: Path, result: TrainingResult) -> None:
     render.remark(f"{folder}: epoch {record.best_epoch}, {validation}, {record.train_seconds:.0f} s")
     if found is not None:
         threshold = result.blueprint.abstain_below
-        unsure = f"; unsure below {threshold:.1%}, {1 - found.answered:.1%} of the images" if threshold else ""
+        unsure = (
+            f"; unsure below {percent(threshold, 1)}, {percent(1 - found.answered, 1)} of the images"
+            if threshold
+            else ""
+        )
         render.remark(
             f"calibration error {100 * found.expected_error:.2f} points at temperature {result.blueprint.temperature:g} "
             f"({100 * found.expected_error_raw:.2f} without){unsure}"

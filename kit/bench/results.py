@@ -25,7 +25,7 @@ from kit.errors import BadInput
 from kit.metrics import Score
 from kit.system import files, plain_json, serial
 from kit.system.machine import Machine
-from kit.system.wording import counted
+from kit.system.wording import counted, percent
 
 SCHEMA_VERSION = 3
 """3: sizes of named axes, samples, scores of any metric. 1 and 2 are read (kit.bench.migrations)."""
@@ -165,7 +165,7 @@ class Control:
             )
         if self.drift is not None and abs(self.drift) > _DRIFTED:
             said.append(
-                f"{at}: the machine became {abs(self.drift):.0%} {'slower' if self.drift > 0 else 'faster'} meanwhile; "
+                f"{at}: the machine became {percent(abs(self.drift))} {'slower' if self.drift > 0 else 'faster'} meanwhile; "
                 "comparisons are paired and stand, latencies are of both halves"
             )
         return tuple(said)

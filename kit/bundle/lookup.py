@@ -117,7 +117,9 @@ def _find_default() -> Bundle:
 
 def known() -> str:
     """Return which bundles there are, or how to make one: the hint for a name that is none of them."""
-    names = [*folders(), *(path.name for path in packed_files())]
-    if names:
-        return "bundles here: " + ", ".join(names)
+    here, packed_here = folders(), packed_files()
+    if here or packed_here:
+        own = packed_here or any(folder.parent == ROOT for folder in here.values())
+        named = ", ".join([*here, *(path.name for path in packed_here)])
+        return f"bundles here: {named}" + ("" if own else "; make one of your own: kit quickstart")
     return f"no bundles under ./{ROOT}; make one: kit quickstart, or: kit train"

@@ -21,3 +21,8 @@ def times(speedup: float, low: float | None = None, high: float | None = None) -
     """
     interval = "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
     return f"{speedup:.2f}x{interval}"
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """Return `98.5 %` for a share of 1, with so many digits behind the point."""
+    return f"{100 * share:.{digits}f} %"
