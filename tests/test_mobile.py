@@ -23,7 +23,7 @@ def dims(path: Path) -> list[list[int]]:
     return [[dim.dim_value for dim in one.type.tensor_type.shape.dim] for one in onnx.load(path).graph.input]
 
 
-@pytest.mark.parametrize("variant", ["fp32", "int8-qdq", "int8-dynamic"])
+@pytest.mark.parametrize("variant", ["fp32", "int8-qdq", pytest.param("int8-dynamic", marks=pytest.mark.slow)])
 def test_both_files_answer_as_the_bundle_promises(digits: Bundle, tmp_path: Path, variant: str) -> None:
     done = write_mobile(digits, tmp_path / "phone", variant=variant)
     assert done.sizes == {"batch": 1}

@@ -110,9 +110,10 @@ def in_both(lab: Tab, data: bytes, pipeline: str, shape: tuple[int, ...], **crop
     return run_pipeline(data, pipeline, layout, how), np.array(found, np.int64).reshape(shape)
 
 
+@pytest.mark.parametrize("seeds", [range(6), pytest.param(range(6, 40), marks=pytest.mark.slow)], ids=["few", "many"])
 @pytest.mark.parametrize("pipeline", ["mnist-ink@1", "mnist-ink@2", "mnist-ink@3"])
-def test_drawings_become_the_same_pixels_in_the_browser(lab: Tab, pipeline: str) -> None:
-    for seed in range(24):
+def test_drawings_become_the_same_pixels_in_the_browser(lab: Tab, pipeline: str, seeds: range) -> None:
+    for seed in seeds:
         python, browser = in_both(lab, png(drawing(seed)), pipeline, (28, 28))
         assert np.array_equal(python, browser), f"seed {seed}: {np.abs(python - browser).max()}"
 
@@ -127,7 +128,7 @@ def test_drawings_become_the_same_pixels_in_the_browser(lab: Tab, pipeline: str)
 def test_pictures_become_the_same_pixels_in_the_browser(
     lab: Tab, mode: str, pipeline: str, shape: tuple[int, ...], crop: dict[str, Any]
 ) -> None:
-    for seed in range(3):
+    for seed in range(2):
         python, browser = in_both(lab, png(painting(seed, mode)), pipeline, shape, **crop)
         assert np.array_equal(python, browser), f"seed {seed}: {np.abs(python - browser).max()}"
 
@@ -258,7 +259,7 @@ def test_it_works_without_a_network_once_it_was_seen(visit) -> None:
 
 
 @pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", [380, 820, 1440])
+@pytest.mark.parametrize("width", [380, pytest.param(820, marks=pytest.mark.slow), 1440])
 def test_nothing_is_wider_than_the_screen_and_every_word_can_be_read(visit, width: int, dark: bool) -> None:
     page = visit(width=width, dark=dark)
     assert page.evaluate("() => document.documentElement.scrollWidth") <= width
