@@ -15,7 +15,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from kit.bundle import Bundle
+from kit.bundle import Bundle, graph_file
 from kit.bundle.manifest import Variant
 from kit.choices import Precision, Provider, VariantFormat
 from kit.errors import PackageMissing, Unavailable, UsageError
@@ -114,6 +114,26 @@ def _openvino(bundle: Bundle, variant: Variant, options: RunnerOptions) -> Runne
     return OpenVinoRunner(bundle.model(variant), options, signature=bundle.signature)
 
 
+def _mnn(bundle: Bundle, variant: Variant, options: RunnerOptions) -> Runner:
+    _cpu_only("mnn", options)
+    from kit.runtime import converted, mnn
+
+    mnn.needed()
+    graph_file.refuse_unsound(bundle.model(variant))
+    refs = (variant.graph, *variant.data)
+    made = converted.converted(mnn.CONVERTER, bundle.check(variant.graph), refs)
+    trial.try_file(made, refs, "mnn", signature=bundle.signature)
+    return mnn.MnnRunner(made, options, signature=bundle.signature)
+
+
+def _tract(bundle: Bundle, variant: Variant, options: RunnerOptions) -> Runner:
+    _cpu_only("tract", options)
+    from kit.runtime.tract import TractRunner
+
+    graph_file.refuse_unsound(bundle.model(variant))
+    return TractRunner(bundle.check(variant.graph), options, signature=bundle.signature)
+
+
 def _reference(bundle: Bundle, variant: Variant, options: RunnerOptions) -> Runner:
     _cpu_only("onnx-reference", options)
     from kit.runtime.reference import ReferenceRunner
@@ -148,6 +168,8 @@ _BUILT_IN: dict[str, tuple[Open, frozenset[VariantFormat] | None]] = {
     DEFAULT: (_onnxruntime, None),
     "onnxruntime-plain": (_plain, None),
     "openvino": (_openvino, _PORTABLE),
+    "mnn": (_mnn, frozenset({VariantFormat.FLOAT})),
+    "tract": (_tract, frozenset({VariantFormat.FLOAT, VariantFormat.QDQ, VariantFormat.DYNAMIC})),
     "pytorch": (_pytorch, frozenset({VariantFormat.FLOAT})),
     "pytorch-compile": (_pytorch_compile, frozenset({VariantFormat.FLOAT})),
     "onnx-reference": (_reference, _PORTABLE),
@@ -156,12 +178,22 @@ _BUILT_IN: dict[str, tuple[Open, frozenset[VariantFormat] | None]] = {
 
 _MODULES = {
     "onnxruntime-plain": DEFAULT,
+    "mnn": "MNN",
     "pytorch": "torch",
     "pytorch-compile": "torch",
     "onnx-reference": "onnx",
     BROWSER: "playwright",
 }
 _PYTORCH = frozenset({"pytorch", "pytorch-compile"})
+
+GUESTS = frozenset({"mnn", "tract"})
+"""Runtimes that few people install: `all` leaves out those that are not here."""
+
+ONE_THREAD = frozenset({"tract"})
+"""Runtimes that compute on one thread whatever they are told."""
+
+_ONNX_ALONE = frozenset({"mnn", "tract", "onnx-reference"})
+"""Runtimes that know none of the operators of com.microsoft."""
 
 
 def names() -> tuple[str, ...]:
@@ -174,7 +206,7 @@ def chosen(wanted: tuple[str, ...], bundle: Bundle | None = None) -> tuple[str, 
     """Return the runtimes that were asked for.
 
     Args:
-        wanted: Names, or `all`, which leaves the browser out.
+        wanted: Names, or `all`, which leaves out the browser, and those of GUESTS that are not installed.
         bundle: Of `all`, PyTorch is left out if the bundle holds nothing that could be rebuilt for it.
 
     Raises:
@@ -183,7 +215,8 @@ def chosen(wanted: tuple[str, ...], bundle: Bundle | None = None) -> tuple[str, 
     if ALL in wanted:
         original = None if bundle is None else bundle.manifest.original
         has_module = bundle is None or (original is not None and original.weights is not None)
-        return tuple(name for name in names() if name != BROWSER and (has_module or name not in _PYTORCH))
+        left_out = {BROWSER, *(name for name in GUESTS if not is_here(name)), *(() if has_module else _PYTORCH)}
+        return tuple(name for name in names() if name not in left_out)
     for name in wanted:
         if name not in _BUILT_IN and not is_address(name) and name not in names():
             raise UsageError(f"unknown runtime {name!r}", hint="choose one of: " + ", ".join((ALL, *names())))
@@ -201,7 +234,7 @@ def is_here(name: str) -> bool:
 
 
 def can_run(name: str, variant: Variant, provider: Provider = Provider.CPU) -> bool:
-    """Whether a runtime takes variants of this format, and the reference their operators; PyTorch in fp16 on a GPU alone.
+    """Whether a runtime takes variants of this format, and knows their operators; PyTorch in fp16 on a GPU alone.
 
     A server, whose address is its name, runs what it runs: `open_runner` says if it is another variant.
 
@@ -215,7 +248,7 @@ def can_run(name: str, variant: Variant, provider: Provider = Provider.CPU) -> b
         return True
     if name in _PYTORCH and variant.precision is not Precision.FP32 and provider is Provider.CPU:
         return False
-    if name == "onnx-reference" and "com.microsoft" in variant.needs.domains:
+    if name in _ONNX_ALONE and "com.microsoft" in variant.needs.domains:
         return False
     return formats is None or variant.format in formats
 

@@ -29,6 +29,8 @@ _TOOLS = (
     "onnx",
     "onnxscript",
     "openvino",
+    "mnn",
+    "tract",
     "torch",
     "torchvision",
     "numpy",
