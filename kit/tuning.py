@@ -44,7 +44,7 @@ from kit.system.progress import OnProgress, silent
 from kit.verify import judged
 
 BATCH_SIZES = {Goal.LATENCY: 1, Goal.THROUGHPUT: 64}
-RUNTIMES = ("onnxruntime", "openvino", "mnn", "tract")
+RUNTIMES = ("onnxruntime", "openvino", "mnn")
 """Those that need no torch: a deployment machine has none."""
 
 NEAR = 0.05
@@ -328,8 +328,7 @@ def _ways(finalists: Sequence[Case], most_threads: int) -> list[Case]:
     threads += [most_threads] if most_threads > 1 else []
     ways = []
     for one in finalists:
-        numbers = [1] if one.runtime in registry.ONE_THREAD else dict.fromkeys(threads)
-        options = [RunnerOptions(threads=number, bf16=one.options.bf16) for number in numbers]
+        options = [RunnerOptions(threads=number, bf16=one.options.bf16) for number in dict.fromkeys(threads)]
         if one.runtime == registry.DEFAULT:
             options += [RunnerOptions(threads=number, spinning=False) for number in threads if number > 1]
             options += [

@@ -40,7 +40,7 @@ from tests.helpers.blocked import BLOCK
 
 QUICK = Plan(rounds=10, turn_ms=0.5, warmup_ms=1.0)
 HAS_COMPILER = shutil.which("g++") is not None
-SIMPLE = ("onnxruntime", "openvino", "mnn", "tract", "pytorch", "onnx-reference")
+SIMPLE = ("onnxruntime", "openvino", "mnn", "pytorch", "onnx-reference")
 
 
 @pytest.mark.parametrize("runtime", SIMPLE)

@@ -1,7 +1,7 @@
 """A Python process of its own with limits of time and memory, for what may crash, hang or take all memory there is.
 
-    done = ask("kit.runtime.trial", {"path": "model.onnx"}, seconds=60)  # the module calls `asked` and prints an answer
-    ended_by(done)  # "SIGSEGV", or empty
+done = ask("kit.runtime.trial", {"path": "model.onnx"}, seconds=60)  # the module calls `asked` and prints an answer
+ended_by(done)  # "SIGSEGV", or empty
 """
 
 from __future__ import annotations

@@ -27,7 +27,6 @@ _DISTRIBUTIONS = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
     "openvino": ("openvino",),
     "mnn": ("mnn",),
-    "tract": ("tract",),
 }
 
 

@@ -13,7 +13,6 @@ import hashlib
 import importlib
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,11 +111,15 @@ def _made(converter: Converter, path: Path, room: Path, seconds: float) -> Path:
     try:
         done = child.ask(__name__, question, seconds=seconds, folder=room)
     except subprocess.TimeoutExpired as error:
-        raise BundleInvalid(f"{converter.name} does not convert {path.name} within {seconds:.0f} s", hint=_OTHER) from error
+        raise BundleInvalid(
+            f"{converter.name} does not convert {path.name} within {seconds:.0f} s", hint=_OTHER
+        ) from error
     except OSError as error:
         raise Unavailable(f"there is no process to convert {path.name} in: {error}", hint=_OTHER) from error
     if by := child.ended_by(done):
-        raise BundleInvalid(f"the converter of {converter.name} crashes on {path.name}: it was ended by {by}", hint=_OTHER)
+        raise BundleInvalid(
+            f"the converter of {converter.name} crashes on {path.name}: it was ended by {by}", hint=_OTHER
+        )
     if done.returncode or not target.is_file() or not target.stat().st_size:
         told = _told((done.stdout + b"\n" + done.stderr).decode(errors="replace"))
         raise BundleInvalid(f"{converter.name} does not convert {path.name}: {told}", hint=_OTHER)

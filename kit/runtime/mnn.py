@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Callable, Sequence
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,18 +24,21 @@ from kit.tensors import Signature, Sizes
 
 CONVERTER = Converter(name="MNN", distribution="mnn", module=__name__, suffix=".mnn")
 
-_OUT_OF_MEMORY = 1
+_OUT_OF_MEMORY = 1  # of MNN's error codes
+_STDOUT = 1
+_ONE_AT_A_TIME = threading.RLock()
 _INT32 = np.iinfo(np.int32)
 
 
 def needed() -> Any:
     """Return the module MNN, or raise PackageMissing with the line that installs it."""
-    return packages.needed("MNN", distribution="mnn", purpose="the runtime mnn", extra="runtimes")
+    with _quiet():
+        return packages.needed("MNN", distribution="mnn", purpose="the runtime mnn", extra="runtimes")
 
 
 def convert(source: Path, target: Path) -> None:
     """Write a copy of an ONNX file in MNN's format; called in a child."""
-    # MNN's native tool itself: the script around it sends what was converted to its makers
+    # its native part alone: the script `mnnconvert` around it installs a package and sends what it did to MNN's makers
     tool = importlib.import_module("_tools")
     tool.mnnconvert(
         ["mnnconvert", "-f", "ONNX", "--modelFile", str(source), "--MNNModel", str(target), "--bizCode", "kit"]
@@ -71,12 +78,14 @@ class MnnRunner(SizedRunner):
             raise _failure(error) from error
 
     def _prepared(self, sizes: Sizes) -> Binding:
+        with _quiet():
+            return self._opened(sizes)
+
+    def _opened(self, sizes: Sizes) -> Binding:
         # one for each size: the sessions of an interpreter are freed with it alone
         interpreter = self._interpreter()
         try:
-            session = interpreter.createSession(
-                {"backend": "CPU", "numThread": self._options.threads, "precision": "high"}
-            )
+            session = interpreter.createSession({"backend": "CPU", "numThread": self._options.threads})
             given = interpreter.getSessionInputAll(session)
             _refuse_other("inputs", given, [spec.name for spec in self.signature.inputs])
             inputs = self.signature.zeros(sizes)
@@ -110,7 +119,7 @@ class _Call:
     def give(self, tensor: Any, array: NDArray[Any]) -> NDArray[Any]:
         """Return the array that the session reads an input from: the given one, if MNN has no such dtype."""
         host = self._mnn.Tensor(tensor, self._mnn.Tensor_DimensionType_Caffe)
-        view = host.getNumpyData()
+        view: NDArray[Any] = host.getNumpyData()
         if view.shape != array.shape:
             raise BundleInvalid(f"MNN has an input of {list(view.shape)} for {list(array.shape)}")
         if view.dtype != array.dtype:
@@ -122,12 +131,12 @@ class _Call:
     def take(self, tensor: Any, dtype: str) -> NDArray[Any]:
         """Return the array that an output of the session is written to."""
         host = self._mnn.Tensor(tensor, self._mnn.Tensor_DimensionType_Caffe)
-        view = host.getNumpyData()
+        view: NDArray[Any] = host.getNumpyData()
         self._after.append(lambda: tensor.copyToHostTensor(host))
         tensor.copyToHostTensor(host)
         if view.dtype == dtype or not _is_widened(view.dtype, np.dtype(dtype)):
             return view
-        array = view.astype(dtype)
+        array: NDArray[Any] = view.astype(dtype)
         self._after.append(lambda: np.copyto(array, view, casting="unsafe"))
         return array
 
@@ -141,6 +150,26 @@ class _Call:
             raise BundleInvalid(f"MNN cannot run the model: its error code is {code}", hint="use --runtime onnxruntime")
         for step in self._after:
             step()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Have MNN print nowhere: it names the CPU's instructions and its errors on stdout, where kit's own answers go."""
+    with _ONE_AT_A_TIME, contextlib.ExitStack() as closing:
+        try:
+            sys.stdout.flush()
+            kept = os.dup(_STDOUT)
+            closing.callback(os.close, kept)
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            closing.callback(os.close, nowhere)
+        except (AttributeError, OSError, ValueError):  # there is no stdout, or it is closed
+            yield
+            return
+        os.dup2(nowhere, _STDOUT)
+        try:
+            yield
+        finally:
+            os.dup2(kept, _STDOUT)
 
 
 def _narrow(view: NDArray[Any], array: NDArray[Any]) -> None:
@@ -162,7 +191,9 @@ def _is_widened(found: np.dtype[Any], wanted: np.dtype[Any]) -> bool:
 
 def _refuse_other(what: str, found: dict[str, Any], wanted: Sequence[str]) -> None:
     if set(found) != set(wanted):
-        raise BundleInvalid(f"MNN has the {what} {sorted(found)}, expected {sorted(wanted)}", hint="use --runtime onnxruntime")
+        raise BundleInvalid(
+            f"MNN has the {what} {sorted(found)}, expected {sorted(wanted)}", hint="use --runtime onnxruntime"
+        )
 
 
 def _failure(error: Exception) -> KitError:

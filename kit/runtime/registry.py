@@ -126,14 +126,6 @@ def _mnn(bundle: Bundle, variant: Variant, options: RunnerOptions) -> Runner:
     return mnn.MnnRunner(made, options, signature=bundle.signature)
 
 
-def _tract(bundle: Bundle, variant: Variant, options: RunnerOptions) -> Runner:
-    _cpu_only("tract", options)
-    from kit.runtime.tract import TractRunner
-
-    graph_file.refuse_unsound(bundle.model(variant))
-    return TractRunner(bundle.check(variant.graph), options, signature=bundle.signature)
-
-
 def _reference(bundle: Bundle, variant: Variant, options: RunnerOptions) -> Runner:
     _cpu_only("onnx-reference", options)
     from kit.runtime.reference import ReferenceRunner
@@ -169,7 +161,6 @@ _BUILT_IN: dict[str, tuple[Open, frozenset[VariantFormat] | None]] = {
     "onnxruntime-plain": (_plain, None),
     "openvino": (_openvino, _PORTABLE),
     "mnn": (_mnn, frozenset({VariantFormat.FLOAT})),
-    "tract": (_tract, frozenset({VariantFormat.FLOAT, VariantFormat.QDQ, VariantFormat.DYNAMIC})),
     "pytorch": (_pytorch, frozenset({VariantFormat.FLOAT})),
     "pytorch-compile": (_pytorch_compile, frozenset({VariantFormat.FLOAT})),
     "onnx-reference": (_reference, _PORTABLE),
@@ -186,13 +177,10 @@ _MODULES = {
 }
 _PYTORCH = frozenset({"pytorch", "pytorch-compile"})
 
-GUESTS = frozenset({"mnn", "tract"})
+GUESTS = frozenset({"mnn"})
 """Runtimes that few people install: `all` leaves out those that are not here."""
 
-ONE_THREAD = frozenset({"tract"})
-"""Runtimes that compute on one thread whatever they are told."""
-
-_ONNX_ALONE = frozenset({"mnn", "tract", "onnx-reference"})
+_ONNX_ALONE = frozenset({"mnn", "onnx-reference"})
 """Runtimes that know none of the operators of com.microsoft."""
 
 

@@ -30,13 +30,13 @@ SECONDS = 60.0
 """For opening a file and one call, besides what its size takes."""
 
 _BYTES_PER_SECOND = 20e6
-_DISTRIBUTIONS = {"openvino": ("openvino",), "mnn": ("mnn",), "tract": ("tract",), "onnx-reference": ("onnx",)}
+_DISTRIBUTIONS = {"openvino": ("openvino",), "mnn": ("mnn",), "onnx-reference": ("onnx",)}
 _ONNX_RUNTIME = ("onnxruntime-gpu", "onnxruntime")
 _SURVIVED, _SHORT = "survived", "memory"
-TRIED = ("onnxruntime", "onnxruntime-plain", "openvino", "tract", "onnx-reference")
+TRIED = ("onnxruntime", "onnxruntime-plain", "openvino", "onnx-reference")
 """Runtimes that open a graph file."""
-_OWN_TRY = frozenset({"mnn", "tract"})
-"""Runtimes that no file is spared: kit checks what it makes in ONNX Runtime, and these end the process more easily."""
+_OWN_TRY = frozenset({"mnn"})
+"""Runtimes that also try what kit made: it was run in ONNX Runtime, and these end the process more easily."""
 
 
 def try_variant(bundle: Bundle, variant: Variant, runtime: str) -> None:
@@ -179,10 +179,6 @@ def _opened(runtime: str, path: Path, signature: Signature | None) -> Any:
         from kit.runtime.mnn import MnnRunner
 
         return MnnRunner(path, RunnerOptions(), signature=signature)
-    if runtime == "tract":
-        from kit.runtime.tract import TractRunner
-
-        return TractRunner(path, RunnerOptions(), signature=signature)
     from kit.runtime.reference import ReferenceRunner
 
     return ReferenceRunner(path, RunnerOptions(), signature=signature)

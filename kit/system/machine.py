@@ -30,7 +30,6 @@ _TOOLS = (
     "onnxscript",
     "openvino",
     "mnn",
-    "tract",
     "torch",
     "torchvision",
     "numpy",

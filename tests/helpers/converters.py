@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def convert(source: Path, target: Path) -> None:
         target.touch()
         return
     if ending == ".fails":
-        print("reading\nError: no such operator: Fancy\nbye")
+        sys.stdout.write("reading\nError: no such operator: Fancy\nbye\n")
         return
     target.write_bytes(content[:10])
     if ending == ".dies":
