@@ -44,7 +44,7 @@ from kit.system.progress import OnProgress, silent
 from kit.verify import judged
 
 BATCH_SIZES = {Goal.LATENCY: 1, Goal.THROUGHPUT: 64}
-RUNTIMES = ("onnxruntime", "openvino", "mnn")
+RUNTIMES = ("onnxruntime", "openvino", "litert", "mnn")
 """Those that need no torch: a deployment machine has none."""
 
 NEAR = 0.05

@@ -17,6 +17,7 @@ from kit.bench.stats import Outcome
 from kit.choices import Mode
 from kit.report.format import NONE, about, interval, microseconds, size
 from kit.report.tables import UNKNOWN, memory, metric_of, score
+from kit.runtime.registry import BROWSER
 
 _NARROW = 104
 _WIDE = 126
@@ -227,6 +228,11 @@ def _notes(console: Console, results: Results) -> None:
         _scores(console, results)
     if any(latency.p99_us is None for latency in warm):
         console.print("p99 is shown from 1,000 calls on.", soft_wrap=True)
+    if any(row.runtime == BROWSER and row.latency for row in results.rows):
+        console.print(
+            "In the browser each latency is a mean over calls that outlast 20 steps of its clock (5 µs): no tails are seen.",
+            soft_wrap=True,
+        )
     if any(row.verdict and row.verdict.outcome is Outcome.INCONCLUSIVE for row in results.rows):
         budget = max(60, 4 * round(results.conditions.seconds if results.conditions else 15))
         console.print(

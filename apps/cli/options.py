@@ -119,8 +119,8 @@ def runtimes(function: F) -> F:
         multiple=True,
         default=("onnxruntime",),
         show_default=True,
-        help="May be repeated: onnxruntime, onnxruntime-plain (session.run), openvino, mnn, pytorch, pytorch-compile, "
-        "onnx-reference, browser (onnxruntime-web in Chromium), an added one, or all but the browser.",
+        help="May be repeated: onnxruntime, onnxruntime-plain (session.run), openvino, litert, mnn, pytorch, "
+        "pytorch-compile, onnx-reference, browser (onnxruntime-web in Chromium), an added one, or all but the browser.",
     )(function)
 
 

@@ -9,6 +9,7 @@ from apps.cli.render import stdout
 from apps.cli.tables import Rows, styled
 from kit.metrics import Fidelity, FidelityVerdict
 from kit.report.format import value
+from kit.runtime.registry import DEFAULT
 from kit.tensors import Sizes
 from kit.verify import ModelCheck, PairCheck, Verification
 from kit.verify.bundle import VariantCheck
@@ -53,7 +54,7 @@ def verify_table(result: Verification) -> None:
 
 
 def _variants(result: Verification) -> None:
-    several_runtimes = len({row.runtime for row in result.variants}) > 1
+    names_runtime = {row.runtime for row in result.variants} != {DEFAULT}
     several_outputs = any(len(row.fidelity) > 1 for row in result.variants)
     figure = next((row.figure for row in result.variants if row.figure), None)
     rows = Rows(
@@ -65,7 +66,7 @@ def _variants(result: Verification) -> None:
         left=("variant", "nodes on", "output", "verdict"),
     )
     for row in result.variants:
-        name = f"{row.variant} in {row.runtime}" if several_runtimes else row.variant
+        name = f"{row.variant} in {row.runtime}" if names_runtime else row.variant
         if row.verdict is None:
             rows.add(name, f"{row.provider}: not run", *[""] * 7, _NOT_RUN)
             continue

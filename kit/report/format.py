@@ -20,7 +20,9 @@ def interval(low: float | None, high: float | None) -> str:
 
 
 def size(value: int) -> str:
-    """Return `587 kB` or `2.27 MB`."""
+    """Return `587 kB` or `2.27 MB`; `332 B` of what is small."""
+    if value < 1000:
+        return f"{value} B"
     return f"{value / 1e6:.2f} MB" if value >= 1e6 else f"{value / 1e3:.0f} kB"
 
 

@@ -26,6 +26,7 @@ _MOST_BYTES = 16 * 2**20
 _DISTRIBUTIONS = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
     "openvino": ("openvino",),
+    "litert": ("ai-edge-litert",),
     "mnn": ("mnn",),
 }
 

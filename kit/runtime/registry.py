@@ -22,6 +22,7 @@ from kit.errors import PackageMissing, Unavailable, UsageError
 from kit.runtime import trial
 from kit.runtime.base import Runner, RunnerOptions
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
+from kit.system import packages
 from kit.system.packages import entry_points, explain, load_plug, plugged
 
 if TYPE_CHECKING:
@@ -133,6 +134,14 @@ def _reference(bundle: Bundle, variant: Variant, options: RunnerOptions) -> Runn
     return ReferenceRunner(bundle.model(variant), options, signature=bundle.signature)
 
 
+def _litert(bundle: Bundle, variant: Variant, options: RunnerOptions) -> Runner:
+    _cpu_only(LITERT, options)
+    packages.needed("ai_edge_litert", distribution="ai-edge-litert", purpose="the runtime litert", extra="litert")
+    from kit.runtime.litert import LiteRtRunner
+
+    return LiteRtRunner(bundle.model(variant), options, signature=bundle.signature)
+
+
 def _browser(bundle: Bundle, variant: Variant, options: RunnerOptions) -> Runner:
     _cpu_only(BROWSER, options)
     from kit.runtime.browser import BrowserRunner
@@ -147,6 +156,9 @@ def _cpu_only(name: str, options: RunnerOptions) -> None:
 
 BROWSER = "browser"
 """onnxruntime-web in headless Chromium: not one of ALL, for it is another machine's kind of runtime."""
+
+LITERT = "litert"
+"""LiteRT: networks of dense layers."""
 
 BF16_RUNTIME = "openvino"
 """Computes float32 in bfloat16 if it is allowed to."""
@@ -164,6 +176,7 @@ _BUILT_IN: dict[str, tuple[Open, frozenset[VariantFormat] | None]] = {
     "pytorch": (_pytorch, frozenset({VariantFormat.FLOAT})),
     "pytorch-compile": (_pytorch_compile, frozenset({VariantFormat.FLOAT})),
     "onnx-reference": (_reference, _PORTABLE),
+    LITERT: (_litert, frozenset({VariantFormat.FLOAT, VariantFormat.QDQ, VariantFormat.PIXEL})),
     BROWSER: (_browser, None),
 }
 
@@ -173,11 +186,12 @@ _MODULES = {
     "pytorch": "torch",
     "pytorch-compile": "torch",
     "onnx-reference": "onnx",
+    LITERT: "ai_edge_litert",
     BROWSER: "playwright",
 }
 _PYTORCH = frozenset({"pytorch", "pytorch-compile"})
 
-GUESTS = frozenset({"mnn"})
+GUESTS = frozenset({LITERT, "mnn"})
 """Runtimes that few people install: `all` leaves out those that are not here."""
 
 _ONNX_ALONE = frozenset({"mnn", "onnx-reference"})
@@ -224,6 +238,8 @@ def is_here(name: str) -> bool:
 def can_run(name: str, variant: Variant, provider: Provider = Provider.CPU) -> bool:
     """Whether a runtime takes variants of this format, and knows their operators; PyTorch in fp16 on a GPU alone.
 
+    LiteRT takes no fp16 here.
+
     A server, whose address is its name, runs what it runs: `open_runner` says if it is another variant.
 
     One of another package that does not load is taken to: `open_runner` then says what is wrong with it.
@@ -235,6 +251,8 @@ def can_run(name: str, variant: Variant, provider: Provider = Provider.CPU) -> b
     except Unavailable:
         return True
     if name in _PYTORCH and variant.precision is not Precision.FP32 and provider is Provider.CPU:
+        return False
+    if name == LITERT and variant.precision is Precision.FP16:
         return False
     if name in _ONNX_ALONE and "com.microsoft" in variant.needs.domains:
         return False

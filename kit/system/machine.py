@@ -29,6 +29,7 @@ _TOOLS = (
     "onnx",
     "onnxscript",
     "openvino",
+    "ai-edge-litert",
     "mnn",
     "torch",
     "torchvision",
