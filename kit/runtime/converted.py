@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,7 @@ SECONDS = 120.0
 _BYTES_PER_SECOND = 5e6
 _COPIES = 3  # the model's own, what becomes of it, and what the converter writes besides
 _OTHER = "use --runtime onnxruntime"
+_STAMP = re.compile(r"^\[[\d:]+\] :\d+: ")  # the time and a line of the converter's own source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +130,7 @@ def _made(converter: Converter, path: Path, room: Path, seconds: float) -> Path:
 
 def _told(output: str) -> str:
     """Return the line of a converter's output that says most of what went wrong."""
-    lines = [" ".join(line.split()) for line in output.splitlines() if line.strip()]
+    lines = [" ".join(_STAMP.sub("", line).split()) for line in output.splitlines() if line.strip()]
     wrong = [line for line in lines if any(word in line.lower() for word in ("error", "not support", "unsupported"))]
     return (wrong or lines or ["it does not say why"])[-1][:300]
 
