@@ -44,8 +44,9 @@ from kit.lab.records import Origin, Speedup, TrainingRecord
 from kit.lab.training import confidence
 from kit.lab.training.distill import distill
 from kit.lab.training.recipe import Recipe, recipe
+from kit.lab.training.threads import quickest, rehearsal
 from kit.lab.training.trained import answers
-from kit.lab.training.world import world
+from kit.lab.training.world import World, world
 from kit.metrics import Score
 from kit.runtime.base import RunnerOptions
 from kit.samples import Splits
@@ -363,6 +364,7 @@ def _fitted(model: _Trained, student: Mlp, chosen: Recipe, on_progress: OnProgre
     """Return the smaller network, fitted to the original's answers, the seconds that took, and where."""
     started = time.perf_counter()
     with world("auto") as here:
+        _choose_threads(model, chosen, here, on_progress)
         fitted = distill(
             student,
             model.module,
@@ -374,6 +376,19 @@ def _fitted(model: _Trained, student: Mlp, chosen: Recipe, on_progress: OnProgre
         )
         device = f"{here.device.type} {'bfloat16' if chosen.bf16 and here.has_fast_bf16() else 'float32'}"
     return fitted, time.perf_counter() - started, device
+
+
+def _choose_threads(model: _Trained, chosen: Recipe, here: World, on_progress: OnProgress) -> None:
+    """Take the threads that are quickest now."""
+    most = torch.get_num_threads()
+    if most == 1 or here.size > 1 or here.device.type != "cpu":
+        return
+    on_progress("choosing threads")
+    blueprint = model.blueprint
+    quickest(
+        rehearsal(model.pixels, chosen, here, outputs=len(blueprint.labels), normalization=blueprint.normalization),
+        most,
+    )
 
 
 def _calibrated(model: _Trained, fitted: nn.Module, architecture: str) -> Blueprint:

@@ -23,6 +23,7 @@ from kit.errors import Unavailable, UsageError
 from kit.runtime import registry
 from kit.runtime.base import Binding, Placement, Runner, RunnerOptions, joins, run_in_batches
 from kit.runtime.choice import Choice, choice_for
+from kit.system import html
 from kit.tasks.base import Opened, Prediction
 from kit.tasks.registry import task_of
 from kit.tensors import Signature, Tensors
@@ -52,6 +53,17 @@ class Engine:
         inputs = self.signature.inputs
         self._only, self._rank = (inputs[0].name, len(inputs[0].shape)) if len(inputs) == 1 else ("", -1)
         self._joins = joins(self.signature)
+
+    def __repr__(self) -> str:
+        where = self.placement.describe() if self.placement.total else self.provider.value
+        return f"<Engine {self._bundle.name}: {self._variant.id} in {self.runtime} on {where}; {self.signature.describe()}>"
+
+    def _repr_html_(self) -> str:
+        where = self.placement.describe() if self.placement.total else self.provider.value
+        rows = [("variant", self._variant.id), ("runtime", self.runtime), ("nodes on", where)]
+        rows += [("takes", f"{spec.name}: {spec.describe()}") for spec in self.signature.inputs]
+        rows += [("gives", f"{spec.name}: {spec.describe()}") for spec in self.signature.outputs]
+        return html.table(f"Engine of {self._bundle.name}", rows)
 
     @property
     def bundle(self) -> Bundle:
@@ -89,6 +101,11 @@ class Engine:
     def provider(self) -> Provider:
         """Where it runs."""
         return self._runner.provider
+
+    @property
+    def fallback(self) -> tuple[str, str]:
+        """Why it does not run where it was asked to, and what to do about that; both empty if it does."""
+        return self._runner.fallback_reason, self._runner.fallback_fix
 
     @property
     def placement(self) -> Placement:

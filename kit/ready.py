@@ -54,7 +54,7 @@ def is_ready(name: str | os.PathLike[str]) -> bool:
     return path.suffix.lower() == SUFFIX and path.is_file()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ReadyModel(Bundle):
     """A .onnx file as a bundle of one variant, in memory.
 

@@ -176,6 +176,13 @@ class Signature:
         names = dict.fromkeys(size for spec in self.inputs for size in spec.shape if isinstance(size, str))
         return tuple(sorted(names, key=lambda name: name != self.batch))
 
+    def describe(self) -> str:
+        """Return `pixels uint8 [batch, 28, 28] -> logits float32 [batch, 10]`."""
+        takes, gives = (
+            ", ".join(f"{spec.name} {spec.describe()}" for spec in specs) for specs in (self.inputs, self.outputs)
+        )
+        return f"{takes} -> {gives}"
+
     def described(self) -> dict[str, str]:
         """Return `{"pixels": "uint8 [batch, 28, 28]"}` of the inputs."""
         return {spec.name: spec.describe() for spec in self.inputs}

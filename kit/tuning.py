@@ -32,7 +32,7 @@ from kit.bench.stats import SAME_WITHIN, Outcome
 from kit.bundle import Bundle, Variant
 from kit.choices import FEW_BITS, Goal, Precision, Provider, VariantFormat
 from kit.errors import CheckFailed, KitError, UsageError
-from kit.metrics import Score, fidelity
+from kit.metrics import fidelity
 from kit.runtime import choice as tuned
 from kit.runtime import registry
 from kit.runtime.base import RunnerOptions, run_in_batches
@@ -41,6 +41,7 @@ from kit.runtime.onnxruntime import saturates
 from kit.samples import Samples
 from kit.system.machine import this_machine
 from kit.system.progress import OnProgress, silent
+from kit.system.wording import times
 from kit.verify import judged
 
 BATCH_SIZES = {Goal.LATENCY: 1, Goal.THROUGHPUT: 64}
@@ -72,7 +73,7 @@ class Contender:
 
     Attributes:
         rows: As measured, one for each point; empty if it was refused before.
-        reason: In words: `1.7x faster, -0.01 points`, or why it is out.
+        reason: In words: `FASTER 1.70x [1.66, 1.74], top-1 0.01 points worse`, or why it is out.
         speed: How many times as fast as the baseline; None if that is not known.
         can_win: Whether it is FASTER somewhere and SLOWER nowhere; the baseline itself can.
     """
@@ -284,13 +285,7 @@ def _lost(variant: Variant, max_loss: float | None) -> str:
     allowed = max_loss
     if allowed is None:
         allowed = metrics.find(score.metric).allowed_loss if score.metric in metrics.names() else math.inf
-    return f"it loses {_amount(score, score.loss)}" if not score.loss <= allowed else ""
-
-
-def _amount(score: Score, value: float, *, signed: bool = False) -> str:
-    """Return `0.35 points` of a share, or `0.012 mm of rmse`."""
-    sign = "+" if signed else ""
-    return f"{100 * value:{sign}.2f} points" if score.unit == "%" else f"{value:{sign}.3g} {score.unit}".rstrip()
+    return f"{score.metric} {score.change()}" if not score.loss <= allowed else ""
 
 
 def _problem(bundle: Bundle, variant: Variant, runtime: str, golden: Sequence[Samples]) -> str:
@@ -377,18 +372,20 @@ def _candidate(name: str, rows: tuple[Row, ...]) -> Contender:
 
 
 def _reason(rows: tuple[Row, ...], speed: float, outcomes: set[Outcome]) -> str:
+    """Return the verdict, at each point if they differ, and what became of the score."""
     row = rows[0]
-    if Outcome.FASTER in outcomes and Outcome.SLOWER in outcomes:
+    if len(rows) == 1 and row.verdict is not None:
+        said = row.verdict.describe()
+    elif Outcome.FASTER in outcomes and Outcome.SLOWER in outcomes:
         parts = [
-            f"{_times(one.verdict.comparison.speedup)} at {one.point}"
+            f"{one.verdict.outcome} {times(one.verdict.comparison.speedup)} at {one.point}"
             for one in rows
             if one.verdict and one.verdict.comparison
         ]
         said = " and ".join(parts)
-    elif Outcome.FASTER in outcomes or Outcome.SLOWER in outcomes:
-        said = _times(speed)
     else:
-        said = "SAME here" if outcomes == {Outcome.SAME} else "no sure difference"
+        sure = next((one for one in (Outcome.FASTER, Outcome.SLOWER) if one in outcomes), None)
+        said = f"{sure or (Outcome.SAME if outcomes == {Outcome.SAME} else Outcome.INCONCLUSIVE)} {times(speed)}"
     if (
         row.precision is Precision.FP16
         and row.ran_on is Provider.CPU
@@ -396,9 +393,5 @@ def _reason(rows: tuple[Row, ...], speed: float, outcomes: set[Outcome]) -> str:
     ):
         said += ": runs as fp32"
     if row.score is not None and row.score.baseline is not None:
-        said += f", {row.score.metric} {_amount(row.score, 0.0 - row.score.loss, signed=True)}"
+        said += f", {row.score.metric} {row.score.change()}"
     return said
-
-
-def _times(speed: float) -> str:
-    return f"{speed:.2f}x faster" if speed >= 1 else f"{1 / speed:.2f}x slower"

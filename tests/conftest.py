@@ -10,9 +10,10 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -338,6 +339,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def packed(tiny: Bundle, tmp_path: Path, cache: Path) -> Path:  # noqa: ARG001 - nothing goes into the user's own cache
     """The tiny bundle as one file."""
     return pack(tiny, tmp_path)
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A shell's background jobs ignore Ctrl-C and pass that on: without this, what a test starts would run forever."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -159,7 +159,7 @@ def test_a_validation_folder_beside_a_test_folder_is_trained_on_and_that_is_said
     assert "val/ counts as training data" in notes
     assert "left out" in notes
     assert "raw" in notes
-    assert "test image(s) are copies of training images" in notes
+    assert "of training images: the accuracy flatters" in notes
 
 
 def test_what_is_no_image_is_skipped_and_counted(shapes: Path) -> None:

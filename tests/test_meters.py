@@ -78,7 +78,7 @@ def test_what_disturbs_a_run_is_said() -> None:
         gpu_throttled=("power limit",),
     )
     said = " ".join(disturbed.remarks())
-    for word in ("1.5 CPUs", "hypervisor gave 20%", "quota", "heat", "battery", "power limit"):
+    for word in ("1.5 CPUs", "hypervisor gave 20 %", "quota", "heat", "battery", "power limit"):
         assert word in said
 
 

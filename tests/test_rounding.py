@@ -205,9 +205,9 @@ def test_how_long_rounding_will_take_is_told() -> None:
     watch.add(4.0)
     watch.tell()
     assert said == [
-        "rounding layers, 0%",
-        "rounding layers, 25%, about 6 s left",
-        "rounding layers, 75%, about 1 s left",
+        "rounding layers, 0 %",
+        "rounding layers, 25 %, about 6 s left",
+        "rounding layers, 75 %, about 1 s left",
     ]
 
 

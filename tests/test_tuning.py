@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import platform
+import re
 import sys
 from pathlib import Path
 
@@ -95,8 +96,8 @@ def test_the_fastest_wins_that_is_slower_nowhere(measured: Results) -> None:
     assert found.winner.name == "int8-qdq"
     reasons = {one.name: one.reason for one in found.candidates}
     assert reasons["fp32"] == "the baseline"
-    assert reasons["int8-qdq"].startswith("1.41x faster, top-1 ")
-    assert "9.00x faster at batch 1 and 1.11x slower at batch 2" in reasons["int8-dynamic"]
+    assert re.fullmatch(r"FASTER 1\.41x, top-1 (the same|[\d.]+ points (worse|better))", reasons["int8-qdq"])
+    assert "FASTER 9.00x at batch 1 and SLOWER 0.90x at batch 2" in reasons["int8-dynamic"]
     assert found.winner.speed == pytest.approx(math.sqrt(2))
     assert found.remark == ""
 
@@ -109,7 +110,7 @@ def test_of_equals_the_plainer_wins_and_where_nothing_is_faster_fp32_stays_and_s
     )
     assert slow.winner.name == "fp32"
     assert "fp32 stays" in slow.remark
-    assert {one.name: one.reason for one in slow.candidates}["int8-dynamic"].startswith("SAME here")
+    assert {one.name: one.reason for one in slow.candidates}["int8-dynamic"].startswith("SAME 1.00x")
 
 
 def test_of_those_that_are_about_as_fast_the_closest_to_the_original_wins(measured: Results) -> None:
@@ -222,7 +223,7 @@ def test_a_variant_that_is_wrong_here_or_lost_too_much_is_left_out(digits: Bundl
     bundle = dataclasses.replace(digits, manifest=dataclasses.replace(digits.manifest, variants=variants))
     done = tuning.tune(bundle, most_threads=1, plan=FAST)
     reasons = {one.name: one.reason for one in done.judgement.candidates}
-    assert "out: it loses" in reasons["int8-qdq in onnxruntime"]
+    assert "points worse" in reasons["int8-qdq in onnxruntime"]
     assert done.choice.variant != "int8-qdq"
 
 
@@ -264,7 +265,7 @@ def test_a_runtime_that_is_wrong_here_cannot_win(digits: Bundle, monkeypatch: py
     reasons = {one.name: one.reason for one in done.judgement.candidates}
     assert reasons["fp32 in openvino"].startswith("out: logits: relative error")
     assert reasons["int8-qdq in openvino"].startswith("out: ")
-    assert done.choice.runtime == "onnxruntime"
+    assert done.choice.runtime != "openvino"
 
 
 def test_every_candidate_stands_once(digits: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from apps.cli.bench import bench
 from apps.cli.blame import blame
 from apps.cli.bundles import info, list_bundles, upgrade
 from apps.cli.compare import compare
+from apps.cli.completion import completion
 from apps.cli.compress import compress
 from apps.cli.demo import demo
 from apps.cli.doctor import doctor
@@ -34,7 +35,6 @@ from apps.cli.verify import verify
 from apps.cli.web import web
 from kit import __version__
 from kit.errors import KitError, MemoryShort
-from kit.report.words import plain
 
 INTERRUPTED = 130
 PIPE_CLOSED = 141
@@ -44,7 +44,7 @@ _STORAGE, _DEFECT = 3, 5
 
 
 _GROUPS: dict[str, tuple[click.Command, ...]] = {
-    "Begin": (quickstart, doctor),
+    "Begin": (quickstart, doctor, completion),
     "Make": (train, export, blame, compress),
     "Prove and measure": (verify, bench, tune, report, compare),
     "Use": (predict, serve, web, demo),
@@ -81,14 +81,16 @@ class _Grouped(click.Group):
         return list(self.commands)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        """Write each group's commands with their first sentence, cut to the width."""
+        """Write each group's commands with their first sentence, all of it."""
         widest = max(len(name) for name in self.commands)
         for title, commands in _GROUPS.items():
             with formatter.section(title):
-                limit = formatter.width - 6 - widest
-                formatter.write_dl(
-                    [(f"{one.name or '':<{widest}}", one.get_short_help_str(limit=limit)) for one in commands]
-                )
+                formatter.write_dl([(f"{one.name or '':<{widest}}", _summary(one)) for one in commands])
+
+
+def _summary(command: click.Command) -> str:
+    """Return the first sentence of a command's help."""
+    return command.get_short_help_str(limit=sys.maxsize)
 
 
 @click.group(cls=_Grouped, context_settings={"help_option_names": ["-h", "--help"]})
@@ -100,9 +102,9 @@ def cli() -> None:
 
     \b
     Start here:
-      kit bench model.onnx        how fast a model of yours is here, in every runtime
-      kit export model.onnx       make a bundle of it: checked, hashed, provable elsewhere
-      kit quickstart              train, export, verify and bench a model in one go
+      kit bench model.onnx      how fast a model of yours is here
+      kit export model.onnx     a bundle of it: checked, hashed, provable anywhere
+      kit quickstart            train, export, verify and bench a model in one go
     """
 
 
@@ -122,7 +124,7 @@ def run(arguments: list[str] | None = None) -> int:
     except click.ClickException as error:
         shown = io.StringIO()
         error.show(shown)
-        click.echo(plain(shown.getvalue(), lines=True), err=True, nl=False)
+        _say(shown.getvalue().rstrip("\n"))
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         _say("Interrupted.")
@@ -170,9 +172,12 @@ def _defect(error: Exception, state: dict[str, bool]) -> int:
 
 
 def _say(message: str, hint: str = "") -> None:
-    click.echo(plain(message, lines=True), err=True)
+    from apps.cli import lines, render  # slow to import
+
+    console = render.stderr()
+    lines.say(console, message)
     if hint:
-        click.echo(plain(f"  → {hint}", lines=True), err=True)
+        lines.command(console, hint)
 
 
 def _discard_output() -> None:

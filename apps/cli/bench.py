@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from apps.cli import options
+from apps.cli import complete, options
 from apps.cli.points import AxisSize, in_flags, points, swept
 from kit.choices import Mode, Provider
 from kit.errors import StorageUnavailable, UsageError
@@ -57,7 +57,13 @@ class _BatchSize(click.ParamType[int | str]):
     metavar="ADDRESS",
     help="A kit serve that holds the same variant, measured beside the runtimes: http://HOST:PORT. $KIT_API_KEY is its key.",
 )
-@click.option("--variant", "variants", multiple=True, help="May be repeated.  [default: all of the bundle]")
+@click.option(
+    "--variant",
+    "variants",
+    multiple=True,
+    shell_complete=complete.variants,
+    help="May be repeated.  [default: all of the bundle]",
+)
 @click.option(
     "--batch-size",
     "batch_sizes",
@@ -112,11 +118,7 @@ class _BatchSize(click.ParamType[int | str]):
     metavar="FILE|-",
     help="Write the results there; - is stdout. The last are kept in BUNDLE.bench.json beside the bundle in any case.",
 )
-@click.option(
-    "--metric",
-    metavar="NAME|PKG.MOD:FN",
-    help="Count this metric where the data is at hand.  [default: what the bundle was published with]",
-)
+@options.metric("Count this metric where the data is at hand.  [default: what the bundle was published with]")
 @options.data_dir
 @options.debug
 def bench(
@@ -156,10 +158,10 @@ def bench(
       kit bench model.onnx --batch-size 8 --axis sequence=128
       kit bench model.onnx --sweep sequence
       kit bench mnist-mlp --provider cuda --provider cpu
-      kit bench mnist-mlp --batch-size 1 --batch-size 1024 --threads 2 --json results.json
+      kit bench mnist-mlp --batch-size 1 --batch-size 1024 --json here.json
       kit bench mnist-mlp --runtime all --batch-size sweep --budget 2m
       kit bench mnist-mlp --scenario Server --rate 2000
-      kit bench mnist-mlp --variant fp32 --url http://127.0.0.1:8080 --scenario Server --rate 2000
+      kit bench mnist-mlp --variant fp32 --url http://127.0.0.1:8080
       kit bench mnist-mlp --provider cuda --mode host --mode device --cuda-graph
     """
     from apps.cli import bench_tables, render

@@ -29,7 +29,7 @@ from kit.system import files
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Draw it into this file, .png or .svg."
 )
 @options.data
-@click.option("--metric", metavar="NAME|PKG.MOD:FN", help="What is lost is counted by this.  [default: the task's]")
+@options.metric("What is lost is counted by this.  [default: the task's]")
 @options.as_json
 @options.debug
 def blame(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,8 @@ import click
 from kit.choices import Provider
 from kit.errors import BadInput
 from kit.report.words import plain
-from kit.system.progress import duration, silent
+from kit.system.progress import duration
+from kit.system.wording import counted
 
 if TYPE_CHECKING:
     from kit.bulk import Outcome
@@ -47,11 +47,11 @@ def run(
     probabilities: bool | None,
 ) -> int:
     """Answer all, with progress on stderr, and return the exit code."""
-    from apps.cli.render import progress, stderr
+    from apps.cli.render import progress
     from kit import bulk
 
-    shown = _Shown("actors" if ray else "processes")
-    with progress() if stderr().is_terminal else contextlib.nullcontext(silent) as update:
+    shown = Shown("actors" if ray else "processes")
+    with progress() as update:
         outcome = bulk.predict(
             bundle,
             sources,
@@ -69,18 +69,20 @@ def run(
     click.echo(plain(_summary(outcome)))
     if outcome.refused:
         named = f" ({outcome.first_problem})" if outcome.first_problem else ""
-        what = "item has" if outcome.refused == 1 else "items have"
-        click.echo(
-            plain(f"{outcome.refused:,} {what} no answer: the column `error` says why{named}", lines=True), err=True
-        )
+        what = counted(outcome.refused, "item has", "items have")
+        click.echo(plain(f"{what} no answer: the column `error` says why{named}", lines=True), err=True)
         return BadInput.exit_code
     return 0
 
 
-class _Shown:
-    """What the line of progress says."""
+class Shown:
+    """What the line of progress says.
 
-    def __init__(self, workers: str) -> None:
+    Args:
+        workers: What those are called that answer.
+    """
+
+    def __init__(self, workers: str = "processes") -> None:
         self._workers = workers
         self._started, self._before = time.monotonic(), 0
 
@@ -106,7 +108,7 @@ class _Shown:
 
 def _summary(outcome: Outcome) -> str:
     fresh = outcome.rows - outcome.resumed
-    said = f"Wrote {outcome.output}: {outcome.rows:,} {'item' if outcome.rows == 1 else 'items'}"
+    said = f"Wrote {outcome.output}: {counted(outcome.rows, 'item')}"
     if outcome.resumed:
         said += f", {fresh:,} of them now"
     return f"{said}, in {duration(outcome.seconds)} ({outcome.rate:,.0f} a second)"

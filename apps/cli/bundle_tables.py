@@ -10,13 +10,16 @@ from rich.console import Console
 from rich.text import Text
 
 from apps.cli import figures
+from apps.cli.lines import say
 from apps.cli.render import stdout
 from apps.cli.tables import Rows, pairs
 from kit.bundle import Bundle, Packed
+from kit.bundle.lookup import came_with_kit
 from kit.bundle.manifest import Manifest, Variant
 from kit.lab import records
 from kit.ready import ReadyModel
 from kit.report.format import NONE, about, score, size
+from kit.system.wording import counted, times
 from kit.tensors import Signature, TensorSpec
 
 _MANY = 12  # labels, and other values of an option, that are shown
@@ -28,7 +31,9 @@ def bundle_table(bundles: Mapping[str, Bundle | Packed | Exception]) -> None:
     rows = Rows(
         headers=("bundle", "task", "variants", "score", "size", "where"),
         left=("bundle", "task", "variants", "where"),
-        wraps=("task", "variants"),
+        wraps=("variants",),
+        spare=("size", "where"),
+        needed=("task",),
     )
     broken = []
     for name, found in bundles.items():
@@ -43,12 +48,16 @@ def bundle_table(bundles: Mapping[str, Bundle | Packed | Exception]) -> None:
             ids,
             _best(manifest),
             size(_bytes(manifest)),
-            str(found.origin),
+            _where(found),
         )
     if rows.rows:
         rows.show(console)
     for line in broken:
-        console.print(line, soft_wrap=True)
+        say(console, line)
+
+
+def _where(found: Bundle | Packed) -> str:
+    return "came with kit" if isinstance(found, Bundle) and came_with_kit(found) else str(found.origin)
 
 
 def _best(manifest: Manifest) -> str:
@@ -135,7 +144,7 @@ def _training(bundle: Bundle) -> list[tuple[str, str]]:
         kept = f"epoch {training.best_epoch} of {training.epochs_run}, {held_out}"
         rows.append(("trained", f"on {training.dataset}, seed {training.seed}: {kept}"))
     if (origin := records.origin_of(bundle)) is not None:
-        gains = ", ".join(f"{one.speedup:.2f}x at batch {one.batch_size}" for one in origin.speedups)
+        gains = ", ".join(f"{times(one.speedup)} at batch {one.batch_size}" for one in origin.speedups)
         left = "-".join(map(str, origin.units_left))
         rows.append(("compressed", f"from {origin.bundle} ({origin.architecture}) to {left} units: {gains} in fp32"))
     return rows
@@ -154,7 +163,7 @@ def _samples(bundle: Bundle) -> str:
     golden = bundle.manifest.golden
     if isinstance(bundle, ReadyModel):
         return golden.source or f"none: no inputs were found that it accepts ({bundle.problem})"
-    count = f"{golden.samples:,} golden samples" if golden.samples else "golden samples"
+    count = counted(golden.samples, "golden sample") if golden.samples else "golden samples"
     items = "; raw items that prove the way in travel with them" if golden.items else ""
     return f"{count}: {golden.source or 'source unknown'}{items}"
 
@@ -175,7 +184,7 @@ def _unknown(bundle: Bundle) -> str:
 def _variants(console: Console, bundle: Bundle) -> None:
     variants = bundle.variants
     if not variants:
-        console.print(f"\nno variants yet: kit export {bundle.name}", soft_wrap=True)
+        say(console, f"\nno variants yet: kit export {bundle.name}")
         return
     scores = [figures.main_score(variant) for variant in variants]
     rows = Rows(
@@ -191,6 +200,8 @@ def _variants(console: Console, bundle: Bundle) -> None:
         ),
         left=("variant", "needs", "layers"),
         wraps=("needs", "layers"),
+        spare=("opset", "rel err"),
+        needed=("size",),
     )
     for variant, found in zip(variants, scores, strict=True):
         default = " (default)" if variant.id == bundle.manifest.default and len(variants) > 1 else ""
@@ -207,9 +218,9 @@ def _variants(console: Console, bundle: Bundle) -> None:
     rows.show(console)
     for variant in variants:
         for said in variant.remarks:
-            console.print(f"{variant.id}: {said}", soft_wrap=True)
+            say(console, f"{variant.id}: {said}")
     for line in dict.fromkeys(about(one) for one in scores if one is not None):
-        console.print(line, soft_wrap=True)
+        say(console, line)
 
 
 def _needs(variant: Variant) -> str:

@@ -40,12 +40,17 @@ def list_bundles(as_json: bool) -> None:
 
 
 def _row(name: str, item: Bundle | Packed | KitError) -> dict[str, object]:
+    from kit.bundle import Bundle
+    from kit.bundle.lookup import came_with_kit
+
     if isinstance(item, KitError):
         return {"name": name, "broken": str(item)}
     where = "folder" if item.origin.is_dir() else "file"
     task = item.manifest.task.name if item.manifest.task else None
     variants = [variant.id for variant in item.manifest.variants]
-    return {"name": name, where: str(item.origin), "task": task, "variants": variants}
+    shipped = isinstance(item, Bundle) and came_with_kit(item)
+    about = {"name": name, where: str(item.origin), "task": task, "variants": variants}
+    return {**about, "came_with_kit": shipped}
 
 
 @click.command(epilog=options.MODEL_HELP)

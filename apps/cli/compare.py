@@ -101,6 +101,7 @@ def compare(
 
 def _show(found: Regression) -> None:
     from apps.cli import render
+    from apps.cli.lines import say
     from apps.cli.tables import Rows
 
     metrics = list(dict.fromkeys(one.metric for change in found.changes for one in change.scores))
@@ -113,13 +114,15 @@ def _show(found: Regression) -> None:
         ),
         left=("variant", "runtime", "provider", "at", "speed", *metrics, "flips lost/gained"),
         wraps=("verdict",),
+        spare=("flips lost/gained",),
+        needed=("base p50 µs", "new p50 µs"),
     )
     for change in found.changes:
         rows.add(*_cells(change, metrics, names_runtime=several))
     console = render.stdout()
     rows.show(console)
     allowed = f"{100 * found.limits.slower:g} % slower, {found.limits.drop_points:g} points of a share"
-    console.print(f"Allowed: {allowed}. Speed: newer against older, 95 % interval.", soft_wrap=True)
+    say(console, f"Allowed: {allowed}. Speed: newer against older, 95 % interval.")
 
 
 def _cells(change: Change, metrics: Sequence[str], *, names_runtime: bool) -> list[Cell]:
@@ -137,7 +140,7 @@ def _cells(change: Change, metrics: Sequence[str], *, names_runtime: bool) -> li
         change.at,
         microseconds(change.base_p50_us),
         microseconds(change.new_p50_us),
-        f"{speed.speedup:.2f}x [{speed.low:.2f}, {speed.high:.2f}]" if speed else NONE,
+        speed.describe() if speed else NONE,
         *(_score(change, metric) for metric in metrics),
         f"{flips.lost}/{flips.gained} of {flips.samples:,}" if flips else "",
         styled(f"LOST: {words}", "red") if lost else words,

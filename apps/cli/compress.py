@@ -38,7 +38,9 @@ from apps.cli import options
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of views and order.")
 @options.threads
 @click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), help="[default: ./artifacts/BUNDLE-compressed]"
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="[default: artifacts/BUNDLE-compressed, of a bundle that came with kit artifacts/my-BUNDLE-compressed]",
 )
 @options.data_dir
 @options.as_json
@@ -64,7 +66,7 @@ def compress(
     \b
     Examples:
       kit compress my-mnist-mlp
-      kit compress mnist-mlp --target-speedup 3 --batch-size 64 --out artifacts/my-small
+      kit compress mnist-mlp --target-speedup 3 --out artifacts/my-small
     """
     from apps.cli import export_tables, render
     from kit.bundle import find

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from apps.cli import options
+from apps.cli import complete, options
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from apps.cli.tables import Cell
     from kit.doctor import Diagnosis, Trial
 
+_NAMES = 11  # columns that the names of lines take
+
 
 @click.command()
-@click.argument("model", required=False, metavar="[MODEL]")
+@click.argument("model", required=False, metavar="[MODEL]", shell_complete=complete.bundles)
 @click.option("--device-id", type=click.IntRange(0), default=0, show_default=True, help="Index of the GPU.")
 @options.as_json
 @options.debug
@@ -53,39 +55,41 @@ def doctor(model: str | None, device_id: int, as_json: bool) -> int:
 
 def _show(found: Diagnosis) -> None:
     from apps.cli import render
+    from apps.cli.lines import command, say
     from apps.cli.tables import styled
 
     console = render.stdout()
-    console.print(_line("machine", found.machine.describe()), soft_wrap=True)
+    say(console, _line("machine", found.machine.describe()), indent=_NAMES)
     versions = ", ".join(f"{name} {version}" for name, version in found.tools.items())
-    console.print(_line("versions", versions), soft_wrap=True)
+    say(console, _line("versions", versions), indent=_NAMES)
     imported = f"{found.runtime} is the one that is imported" if found.runtime else "no ONNX Runtime is installed"
-    console.print(_line("runtime", imported), soft_wrap=True)
+    say(console, _line("runtime", imported), indent=_NAMES)
     for report in found.providers:
         if report.works:
             said = ": it ran a model and the answer was right"
-            console.print(_line(report.provider.value, styled("works", "green"), said))
+            say(console, _line(report.provider.value, styled("works", "green"), said), indent=_NAMES)
             continue
-        console.print(_line(report.provider.value, styled(report.reason, "yellow")), soft_wrap=True)
+        say(console, _line(report.provider.value, styled(report.reason, "yellow")), indent=_NAMES)
         if report.fix:
-            console.print(f"           → {report.fix}", soft_wrap=True)
+            command(console, report.fix, arrow=f"{'':<{_NAMES}}→ ")
     if found.int8_saturates is not None:
         said = "saturates with weights of 8 bits: kit makes ONNX Runtime exact, for others take --weight-bits 7"
         exact = "sums are exact in ONNX Runtime, whatever the weights' bits"
-        console.print(_line("int8", said if found.int8_saturates else exact), soft_wrap=True)
+        say(console, _line("int8", said if found.int8_saturates else exact), indent=_NAMES)
     for warning in found.warnings:
-        console.print(_line("warning", warning, style="red"), soft_wrap=True)
+        say(console, _line("warning", warning, style="red"), indent=_NAMES)
 
 
 def _line(name: str, *said: Cell, style: str = "bold") -> Text:
     """Return a line that begins with what it is about."""
     from rich.text import Text
 
-    return Text.assemble((f"{name:<11}", style), *said)
+    return Text.assemble((f"{name:<{_NAMES}}", style), *said)
 
 
 def _show_trials(tried: Sequence[Trial]) -> None:
     from apps.cli import render
+    from apps.cli.lines import command, say
     from apps.cli.tables import Rows, styled
 
     if not tried:
@@ -98,6 +102,6 @@ def _show_trials(tried: Sequence[Trial]) -> None:
     rows.show(console)
     for one in tried:
         if not one.works:
-            console.print(styled(f"{one.runtime} on {one.provider}: {one.reason}", "yellow"), soft_wrap=True)
+            say(console, styled(f"{one.runtime} on {one.provider}: {one.reason}", "yellow"))
             if one.fix:
-                console.print(f"  → {one.fix}", soft_wrap=True)
+                command(console, one.fix)

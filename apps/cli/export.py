@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from apps.cli import mobile, options, triton, typed
+from apps.cli import complete, mobile, options, triton, typed
 from exporters.options import AUTO, DEFAULT_OPSET, OPSETS
 from kit.choices import Precision
 
@@ -32,7 +32,7 @@ _UNUSED = (None, ())
     epilog="SOURCE is a bundle (a folder, or a name under ./artifacts; without it, mnist-mlp or the only one there is), a "
     "ready model.onnx, a program.pt2 of torch.export, package.module:factory, or a Hugging Face folder on this machine."
 )
-@click.argument("bundle", required=False, metavar="[SOURCE]")
+@click.argument("bundle", required=False, metavar="[SOURCE]", shell_complete=complete.bundles)
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="DIR", help="The new bundle.  [default: artifacts/NAME]"
 )
@@ -40,6 +40,7 @@ _UNUSED = (None, ())
 @click.option(
     "--task",
     metavar="NAME",
+    shell_complete=complete.tasks,
     help="What people put in and get out: image-classification, text-classification, text-embedding, table, or an added "
     "one.  [default: what the source's files say, else plain tensors]",
 )
@@ -104,10 +105,8 @@ _UNUSED = (None, ())
     help="Inputs by name, to prove the model with; they travel in the bundle.  [default: drawn to fit the inputs]",
 )
 @options.data
-@click.option(
-    "--metric",
-    metavar="NAME|PKG.MOD:FN",
-    help="What decides: top-1, agreement, cosine, max-error, rmse, r2, or a function of yours.  [default: the task's]",
+@options.metric(
+    "What decides: top-1, agreement, cosine, max-error, rmse, r2, or a function of yours.  [default: the task's]"
 )
 @click.option(
     "--max-loss",
@@ -185,12 +184,13 @@ def export(ctx: click.Context, /, bundle: str | None, as_json: bool, **asked: An
     \b
     Examples:
       kit export my-mnist-mlp --precision int8
-      kit export my-mnist-mlp --precision int4 --exclude-layer auto --max-drop 0.05
+      kit export my-mnist-mlp --precision int4 --exclude-layer auto
       kit export model.onnx
-      kit export model.onnx --precision int8 --data photos/ --task image-classification --labels cat,dog
-      kit export my_package.models:build --weights w.safetensors --input "x=float32[batch,3,224,224]"
+      kit export model.onnx --task image-classification --labels cat,dog
+      kit export my-model --precision int8 --data photos/ --max-drop 0.5
+      kit export my_package:build --input "x=float32[batch,3,224,224]"
       kit export ./all-MiniLM-L6-v2 --axis sequence=1..512:16,128
-      kit export my-model --precision auto --data rows.csv --metric rmse --max-loss 0.02
+      kit export my-model --precision auto --metric rmse --max-loss 0.02
       kit export my-model --triton models/
       kit export my-model --variant int8-qdq --mobile phone/
     """

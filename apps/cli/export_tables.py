@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from apps.cli import figures
+from apps.cli.lines import say
 from apps.cli.render import remark, stdout
 from apps.cli.tables import Rows, literal, styled
 from apps.cli.verify_tables import sizes_in_words
 from kit.metrics import Score
 from kit.report.format import NONE, about, microseconds, score, size
 from kit.runtime.choice import Choice
+from kit.system.wording import times
 
 if TYPE_CHECKING:  # importing them would import torch or the bench, which the other tables do not need
     from exporters import ExportReport
@@ -36,6 +38,8 @@ def export_table(report: ExportReport) -> None:
         ),
         left=("variant", "quantized", "output", "changed"),
         wraps=("quantized", "changed"),
+        spare=("cosine", "size", figures.header(held, "val")),
+        needed=("agrees", "max rel err"),
     )
     for one, validation, test in zip(report.passed, held, tests, strict=True):
         for number, found in enumerate(one.fidelity):
@@ -53,7 +57,7 @@ def export_table(report: ExportReport) -> None:
     console = stdout()
     rows.show(console)
     for line in _footnotes(report, (*held, *tests)):
-        console.print(line, soft_wrap=True)
+        say(console, line)
 
 
 def _validation(scores: tuple[Score, ...]) -> str:
@@ -101,10 +105,10 @@ def rungs_table(rungs: Sequence[Rung]) -> None:
         rows.add(one.name, _lost(one.score), noise, f"{one.seconds:.0f} s", said)
     rows.show(stdout())
     scored = next((one.score for one in rungs if one.score is not None), None)
-    stdout().print(
+    say(
+        stdout(),
         "noise: signal to quantization noise of the answers, 6 dB more are half the error."
         + (f" lost: {about(scored)}." if scored else ""),
-        soft_wrap=True,
     )
 
 
@@ -124,7 +128,7 @@ def judgement_table(judgement: Judgement, *, names_winner: bool = True) -> None:
         rows.add(name, *(microseconds(found.get(point)) for point in points), reason)
     rows.show(stdout())
     if names_winner:
-        stdout().print("Of those within 5 % of the fastest, the one closest to the original is chosen.", soft_wrap=True)
+        say(stdout(), "Of those within 5 % of the fastest, the one closest to the original is chosen.")
     if judgement.remark and names_winner:
         remark(judgement.remark)
 
@@ -135,17 +139,15 @@ def choice(found: Choice | None, name: str) -> None:
         remark(f"Nothing is chosen for {name} here: its default variant runs on one thread. Choose: kit tune {name}")
         return
     told = (
-        ""
-        if found.speedup == 1
-        else f", {found.speedup:.2f}x [{found.low:.2f}, {found.high:.2f}] of the baseline on one thread"
+        "" if found.speedup == 1 else f", {times(found.speedup, found.low, found.high)} of the baseline on one thread"
     )
-    stdout().print(
+    say(
+        stdout(),
         Text.assemble(
             f"{name} here, for {found.goal} at {sizes_in_words(found.sizes)}: ",
             styled(found.describe(), "bold"),
             f", p50 {microseconds(found.p50_us)} µs{told}; measured {found.measured}",
         ),
-        soft_wrap=True,
     )
 
 
@@ -153,8 +155,8 @@ def blame_table(found: Blame) -> None:
     """Print what quantizing each layer does."""
     rows = Rows(
         headers=(
-            *("layer", "its output, dB", "answers, only it, dB", "lost"),
-            *("answers, all but it, dB", "lost without it"),
+            *("layer", "its output,\ndB", "answers,\nonly it, dB", "lost"),
+            *("answers,\nall but it, dB", "lost\nwithout it"),
         ),
         left=("layer",),
     )
@@ -172,10 +174,10 @@ def blame_table(found: Blame) -> None:
     console = stdout()
     rows.show(console)
     scored = f" Lost: {about(found.together)}." if found.together else ""
-    console.print(
+    say(
+        console,
         f"{found.variant} against the baseline, {found.samples}. dB: signal to quantization noise, 6 more are half the "
         f"error.{scored}",
-        soft_wrap=True,
     )
 
 
@@ -198,10 +200,10 @@ def compress_table(done: CompressReport) -> None:
             f"{found.split}; "
             f"against the original's: {figures.changed(found)}."
         )
-    stdout().print(
+    say(
+        stdout(),
         f"{done.bundle.name}: {original.name if original else ''}, {after:,} weights of {before:,}; "
         f"{origin.pixels_left_out} border pixels left out.{lost}",
-        soft_wrap=True,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeVar
 import click
 from click.core import ParameterSource
 
+from apps.cli import complete
 from kit.choices import CalibrationMethod, Provider, QuantizationScheme
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -37,7 +38,7 @@ MODEL_HELP = f"{BUNDLE_HELP} A ready model.onnx will do as well."
 
 def bundle_argument(function: F) -> F:
     """Add the optional argument BUNDLE."""
-    return click.argument("bundle", required=False)(function)
+    return click.argument("bundle", required=False, shell_complete=complete.bundles)(function)
 
 
 def data_dir(function: F) -> F:
@@ -56,9 +57,15 @@ def data(function: F) -> F:
     return click.option(
         "--data",
         metavar="FILE|FOLDER|NAME",
+        shell_complete=complete.datasets,
         help="Samples of its task, with or without labels: .npz, a folder of pictures, CSV, JSON lines, Parquet, or a "
         "registered data set.  [default: the data it was trained on]",
     )(function)
+
+
+def metric(help_text: str) -> Callable[[F], F]:
+    """Add `--metric`."""
+    return click.option("--metric", metavar="NAME|PKG.MOD:FN", shell_complete=complete.metrics, help=help_text)
 
 
 def as_json(function: F) -> F:
@@ -119,6 +126,7 @@ def runtimes(function: F) -> F:
         multiple=True,
         default=("onnxruntime",),
         show_default=True,
+        shell_complete=complete.runtimes,
         help="May be repeated: onnxruntime, onnxruntime-plain (session.run), openvino, litert, mnn, pytorch, "
         "pytorch-compile, onnx-reference, browser (onnxruntime-web in Chromium), an added one, or all but the browser.",
     )(function)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from apps.cli import options
+from apps.cli import complete, options
 
 
 @click.command(epilog=options.BUNDLE_HELP)
@@ -41,7 +41,7 @@ def pack(bundle: str | None, out: Path | None) -> None:
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False), shell_complete=complete.bundles)
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Folder to make.  [default: artifacts/NAME]"
 )

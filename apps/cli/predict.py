@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,16 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from apps.cli import options
+from apps.cli import bulk, complete, options
 from kit.choices import Provider
 from kit.errors import BadInput, KitError, UsageError
 from kit.report.words import in_json, plain
 from kit.system import plain_json
+from kit.system.wording import percent
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from kit.bulk.stream import Answer, Helpers
     from kit.engine import Engine
+    from kit.runtime.base import RunnerOptions
     from kit.tasks.base import Prediction
     from kit.tensors import Signature
 
@@ -33,11 +38,13 @@ Record = dict[str, Any]
 
 
 @click.command(epilog=options.BUNDLE_HELP)
-@click.argument("arguments", nargs=-1, metavar="[BUNDLE] INPUT...")
+@click.argument("arguments", nargs=-1, metavar="[BUNDLE] INPUT...", shell_complete=complete.bundles)
 @click.option("--text", "texts", multiple=True, help="A text, for a bundle that reads texts; may be repeated.")
-@click.option("--variant", help="[default: what kit tune chose here, else the bundle's]")
+@click.option(
+    "--variant", shell_complete=complete.variants, help="[default: what kit tune chose here, else the bundle's]"
+)
 @options.one_provider
-@click.option("--threads", type=click.IntRange(1), help="Threads one operator may use.  [default: 1]")
+@click.option("--threads", type=click.IntRange(1), help="Threads one operator may use.  [default: as tuned, else 1]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON list of the answers.")
 @click.option("--jsonl", "as_jsonl", is_flag=True, help="One JSON object on each line, as soon as it is known.")
 @click.option("--csv", "as_csv", is_flag=True, help="One line each, probabilities in columns.")
@@ -76,9 +83,10 @@ def predict(
     """Answer what the bundle's task reads: pictures and folders of them, texts, rows of a table, or tensors in a .npz.
 
     The first argument may name a bundle, or a ready model.onnx. - reads stdin. An item that cannot be read is reported, the
-    others are still answered, and the exit code is 4.
+    others are still answered, and the exit code is 4. Answers come one by one, from the first item on; pictures that take
+    longer than two seconds are answered on all cores. Ctrl-C keeps what was written.
 
-    -o FILE is for many items: they are streamed, on all cores, and the same command goes on where it was stopped.
+    -o FILE is for many items: they are answered on all cores, and the same command goes on where it was stopped.
 
     \b
     Examples:
@@ -102,16 +110,14 @@ def predict(
         raise UsageError("there is nothing to predict", hint=f"kit predict{named} INPUT, or --text TEXT")
     if provider is None and (device_id or allow_fallback):
         raise UsageError("--device-id and --allow-fallback change nothing on the CPU", hint="add --provider cuda")
+    asked = bulk.options_of(provider, device_id, threads, allow_fallback=allow_fallback)
     if in_bulk and output is not None:
-        from apps.cli import bulk
-
-        options_asked = bulk.options_of(provider, device_id, threads, allow_fallback=allow_fallback)
         return bulk.run(
             bundle,
             sources,
             output,
             variant=variant,
-            options=options_asked,
+            options=asked,
             workers=workers,
             ray=ray,
             strict=strict,
@@ -125,13 +131,16 @@ def predict(
         device_id=device_id,
         allow_fallback=allow_fallback,
     ) as engine:
-        kept: list[Prediction] = []
-        keep = kept.append if output else lambda _: None
-        answers = _answers(engine, _items(engine, sources, texts), keep)
-        failed = _show(answers, forms[0] if forms else "none" if output else "")
-        if output is not None and kept:
-            _write(output, kept, engine.signature)
-    return BadInput.exit_code if failed else 0
+        _say_fallback(engine, asked)
+        answers = _Answers(keeps=output is not None)
+        try:
+            with _shown(engine, sources, len(texts)) as tell:
+                records = answers.records(engine, _items(engine, sources, texts), _helpers(engine, asked), tell)
+                _show(records, forms[0] if forms else "none" if output else "")
+        finally:  # Ctrl-C leaves what was answered before
+            if output is not None and answers.kept:
+                _write(output, answers.kept, engine.signature)
+    return BadInput.exit_code if answers.failed else 0
 
 
 def _check_bulk(
@@ -154,7 +163,7 @@ def _told_apart(arguments: Sequence[str]) -> tuple[str | None, Sequence[str]]:
     Raises:
         BadInput: The first argument is neither a bundle nor anything to read.
     """
-    from kit.bundle import is_bundle, scan
+    from kit.bundle import is_bundle, lookup
 
     if not arguments or arguments[0] == _STDIN:
         return None, arguments
@@ -162,8 +171,7 @@ def _told_apart(arguments: Sequence[str]) -> tuple[str | None, Sequence[str]]:
     if is_bundle(first) or Path(first).suffix.lower() == _READY:
         return first, arguments[1:]
     if not Path(first).exists():
-        known = ", ".join(scan()) or "none"
-        raise BadInput(f"there is no file, folder or bundle {first!r}", hint=f"bundles here: {known}")
+        raise BadInput(f"there is no file, folder or bundle {first!r}", hint=lookup.known())
     return None, arguments
 
 
@@ -183,59 +191,117 @@ def _items(engine: Engine, sources: Sequence[str], texts: Sequence[str]) -> Iter
             yield source, error
 
 
-def _answers(engine: Engine, items: Iterator[Item], keep: Callable[[Prediction], None]) -> Iterator[Record]:
-    """Predict items one by one, and give a record for each; a failure is raised if it is that of the only item."""
-    waiting = next(items, None)
-    count = 0
-    while waiting is not None:
-        (name, item), waiting = waiting, None
-        count += 1
-        try:
-            records = _predicted(engine, name, item, keep)
-        except KitError as error:
-            waiting = next(items, None)
-            if count == 1 and waiting is None:
-                raise
-            click.echo(plain(f"Error: {name}: {error}", lines=True), err=True)
-            records = [{"file": name, "error": str(error)}]
-        yield from records
-        waiting = waiting or next(items, None)
+def _say_fallback(engine: Engine, asked: RunnerOptions | None) -> None:
+    """Say on stderr that the CPU answers in place of the provider that was asked for, and why."""
+    from kit.bulk import fallback_note
+
+    if asked is not None and (note := fallback_note(engine, asked.provider)):
+        click.echo(plain(f"Note: {note}"), err=True)
 
 
-def _predicted(engine: Engine, name: str, item: Any, keep: Callable[[Prediction], None]) -> list[Record]:
-    if isinstance(item, KitError):
-        raise item
-    prediction = engine.predict([item])
-    keep(prediction)
-    about = {
-        "variant": prediction.variant,
-        "runtime": prediction.runtime,
-        "provider": engine.provider.value,
-        "latency_us": prediction.latency_us,
-    }
-    return [{"file": name, **record, **about} for record in prediction.records()]
+def _helpers(engine: Engine, asked: RunnerOptions | None) -> Helpers | None:
+    """Return what helps with pictures, on the CPU; None for other items, which take less time than to send them."""
+    from kit.bulk.answering import Opening
+    from kit.bulk.stream import Helpers
+    from kit.system.machine import this_machine
+
+    if engine.provider is not Provider.CPU or not getattr(engine.task, "takes_bytes", False):
+        return None
+    opening = Opening.of_engine(engine, asked)
+    count = this_machine().cpus_to_use // opening.options.threads
+    return Helpers(opening=opening, count=count) if count > 1 else None
 
 
-def _show(records: Iterator[Record], form: str) -> bool:
-    """Print records as they come; return whether one of them is a failure."""
-    failed = False
+@contextlib.contextmanager
+def _shown(engine: Engine, sources: Sequence[str], texts: int) -> Iterator[Callable[[int], None]]:
+    """Give what is told of each answer: it shows progress on a terminal that does not show the answers themselves."""
+    from apps.cli import render
 
-    def watched() -> Iterator[Record]:
-        nonlocal failed
-        for record in records:
-            failed = failed or "error" in record
-            yield record
+    if render.stdout().is_terminal or not render.stderr().is_terminal:
+        yield lambda _: None
+        return
+    from kit.bulk.chunks import count
 
-    {"json": _as_list, "jsonl": _as_json_lines, "csv": _as_csv, "none": _as_nothing}.get(form, _as_lines)(watched())
-    return failed
+    counted = count(engine.task, sources)
+    whole = None if counted is None else counted + texts
+    shown = bulk.Shown()
+    with render.progress() as update:
+        yield lambda done: update(shown.line(done, whole))
+
+
+class _Answers:
+    """Records of answers as they come, and what became of all.
+
+    Args:
+        keeps: Whether predictions are kept for a file of arrays.
+
+    Attributes:
+        failed: Whether an item has no answer.
+        kept: The predictions.
+    """
+
+    def __init__(self, *, keeps: bool) -> None:
+        self.failed = False
+        self.kept: list[Prediction] = []
+        self._keeps = keeps
+
+    def records(
+        self, engine: Engine, items: Iterator[Item], helpers: Helpers | None, tell: Callable[[int], None]
+    ) -> Iterator[Record]:
+        """Give a record for each row of each answer.
+
+        Raises:
+            KitError: The only item has none.
+        """
+        from kit.bulk import stream
+
+        with contextlib.closing(stream.answers(engine, items, helpers=helpers)) as found:
+            first = next(found, None)
+            second = next(found, None) if first is not None and first.problem is not None else None
+            if first is not None and first.problem is not None and second is None:
+                raise first.problem
+            begun = [one for one in (first, second) if one is not None]
+            for done, answer in enumerate(itertools.chain(begun, found), start=1):
+                yield from self._records(answer)
+                tell(done)
+
+    def _records(self, answer: Answer) -> list[Record]:
+        from kit.bulk.answering import apart
+
+        prediction = answer.prediction
+        if prediction is None:
+            self.failed = True
+            click.echo(plain(f"Error: {answer.name}: {answer.problem}", lines=True), err=True)
+            return [{"file": answer.name, "error": str(answer.problem)}]
+        if self._keeps:
+            self.kept.append(prediction)
+        about = {
+            "variant": prediction.variant,
+            "runtime": prediction.runtime,
+            "provider": prediction.provider.value if prediction.provider else "",
+            "latency_us": prediction.latency_us,
+        }
+        return [
+            {"file": answer.name, **{apart(name): value for name, value in record.items()}, **about}
+            for record in prediction.records()
+        ]
+
+
+def _show(records: Iterator[Record], form: str) -> None:
+    """Print records as they come."""
+    {"json": _as_list, "jsonl": _as_json_lines, "csv": _as_csv, "none": _as_nothing}.get(form, _as_lines)(records)
 
 
 def _as_list(records: Iterator[Record]) -> None:
     is_first = True
-    for record in records:
-        click.echo("[\n" if is_first else ",\n", nl=False)
-        click.echo(textwrap.indent(_json(record, indent=2), "  "), nl=False)
-        is_first = False
+    try:
+        for record in records:
+            click.echo("[\n" if is_first else ",\n", nl=False)
+            click.echo(textwrap.indent(_json(record, indent=2), "  "), nl=False)
+            is_first = False
+    except KeyboardInterrupt:
+        click.echo("[]" if is_first else "\n]")
+        raise
     click.echo("[]" if is_first else "\n]")
 
 
@@ -305,9 +371,9 @@ def _line(record: Record) -> str:
     where = f"[{record['variant']}, {record['runtime']}, {record['provider']}]"
     if "probabilities" in record:
         ranked = sorted(record["probabilities"].items(), key=lambda item: -item[1])
-        others = ", ".join(f"{label} {share:.1%}" for label, share in ranked[1:3])
+        others = ", ".join(f"{label} {percent(share, 1)}" for label, share in ranked[1:3])
         unsure = " (unsure)" if record["unsure"] else ""
-        return f"{record['file']}: {record['label']}{unsure}  {record['probability']:.1%}   then {others}   {where}"
+        return f"{record['file']}: {record['label']}{unsure}  {percent(record['probability'], 1)}   then {others}   {where}"
     beside = {"file", "variant", "runtime", "provider", "latency_us"}
     parts = "  ".join(f"{name} {_short(value)}" for name, value in record.items() if name not in beside)
     return f"{record['file']}: {parts}   {where}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from apps.cli import options
+from apps.cli import complete, options
 from kit.choices import Provider
 from kit.errors import BadInput, PackageMissing, UsageError
 
@@ -31,7 +31,7 @@ _GRPC_MODULES = {"grpc": "grpcio", "tritonclient": "tritonclient"}
 
 
 @click.command()
-@click.argument("models", nargs=-1, metavar="[MODEL|FOLDER|NAME=MODEL]...")
+@click.argument("models", nargs=-1, metavar="[MODEL|FOLDER|NAME=MODEL]...", shell_complete=complete.bundles)
 @click.option(
     "--host", default="127.0.0.1", show_default=True, help="Address; others than loopback are for all to reach."
 )
@@ -39,7 +39,9 @@ _GRPC_MODULES = {"grpc": "grpcio", "tritonclient": "tritonclient"}
     "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="Of HTTP; 0: any free one."
 )
 @click.option("--grpc-port", type=click.IntRange(1, 65535), help="Speak the protocol over gRPC as well.")
-@click.option("--variant", help="[default: what kit tune chose here, else the bundle's]")
+@click.option(
+    "--variant", shell_complete=complete.variants, help="[default: what kit tune chose here, else the bundle's]"
+)
 @options.one_provider
 @click.option("--threads", type=click.IntRange(1), help="Threads one operator may use.  [default: as tuned, else 1]")
 @click.option(

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from apps.cli import options
+from apps.cli import complete, options
 from kit.lab.training import recipe as recipes
+from kit.system.wording import percent
 
 if TYPE_CHECKING:
     from apps.cli.render import Update
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from kit.lab.data import Dataset
     from kit.lab.training.loop import Epoch, Listener, TrainingResult
     from kit.lab.training.recipe import Recipe
+    from kit.lab.training.world import World
 
 DEVICES = ("auto", "cpu", "cuda")
 DATASETS = ("mnist", "fashion-mnist", "digits")
@@ -30,6 +32,7 @@ MODELS = ("mlp-512-256-128", "mlp-64-64", "cnn-16-48-96")
     metavar=f"[{'|'.join(DATASETS)}|FOLDER]",
     default="mnist",
     show_default=True,
+    shell_complete=complete.words(*DATASETS, folders=True),
     help="A FOLDER holds a subfolder of images for each class.",
 )
 @click.option("--recipe", type=click.Choice(list(recipes.RECIPES)), default="default", show_default=True)
@@ -47,9 +50,18 @@ MODELS = ("mlp-512-256-128", "mlp-64-64", "cnn-16-48-96")
     help="Share of the training data held out to choose the best epoch; 0 trains on all of it.  [default: the recipe's]",
 )
 @click.option("--device", type=click.Choice(DEVICES), default=DEVICES[0], show_default=True, help="Where to train.")
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    help="Of the CPU, for each process.  [default: the quickest of a short trial; with --resume as before]",
+)
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint of the same line.")
 @click.option("--log-dir", type=click.Path(path_type=Path, file_okay=False), help="Folder for TensorBoard's events.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the bundle.  [default: artifacts/DATASET-mlp]")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder of the bundle.  [default: artifacts/my-DATASET-mlp, or my-DATASET-MODEL]",
+)
 @options.data_dir
 @options.as_json
 @options.debug
@@ -59,6 +71,7 @@ def train(
     recipe: str,
     out: Path | None,
     device: str,
+    threads: int | None,
     resume: bool,
     log_dir: Path | None,
     data_dir: Path | None,
@@ -94,7 +107,7 @@ def train(
     if given.keys() - {"seed"}:  # what it knows of its probabilities holds for the recipe as it is
         chosen = dataclasses.replace(chosen, confidence=None)
     chosen = dataclasses.replace(chosen, **{**own, **given})
-    how = How(device=device, resume=resume, log_dir=log_dir)
+    how = How(device=device, threads=threads, resume=resume, log_dir=log_dir)
     bundle = run(loaded, chosen, folder=folder, data_dir=data_dir, how=how)
     if bundle is None:
         return 0  # another process tells the user
@@ -112,6 +125,7 @@ class How:
     """How to go about training, which does not change what comes out."""
 
     device: str = DEVICES[0]
+    threads: int | None = None
     resume: bool = False
     log_dir: Path | None = None
 
@@ -167,9 +181,12 @@ def run(
         from kit.lab.training.trained import same_weights, save
         from kit.lab.training.world import world
 
-        with world(how.device) as here:
+        with world(how.device, threads=how.threads) as here:
             if here.is_first:
                 _tell_data(dataset)
+            if how.threads is None:
+                update("choosing threads", 0.0)
+                _choose_threads(dataset, recipe, here, run_folder if how.resume else None)
             told = _Told(update, how.log_dir, is_first=here.is_first)
             result = train(
                 dataset,
@@ -191,6 +208,29 @@ def run(
     golden = saved.manifest.golden
     render.remark(f"golden samples that travel in the bundle: {golden.samples} ({golden.source})")
     return saved
+
+
+def _choose_threads(dataset: Dataset, recipe: Recipe, here: World, began: Path | None) -> None:
+    """Take the threads that are quickest now, or those with which a run that is taken up again began."""
+    import torch
+
+    from apps.cli import render
+    from kit.lab.training.checkpoint import RunFolder
+    from kit.lab.training.loop import blueprint_for
+    from kit.lab.training.threads import quickest, rehearsal
+
+    before = RunFolder(began, recipe, dataset).load() if began is not None else None
+    if before is not None and before.threads:
+        torch.set_num_threads(before.threads)
+        return
+    most = torch.get_num_threads()
+    if most == 1 or here.size > 1 or here.device.type != "cpu":
+        return
+    blueprint = blueprint_for(dataset, recipe)
+    images = torch.from_numpy(dataset.train.images)
+    work = rehearsal(images, recipe, here, outputs=len(blueprint.labels), normalization=blueprint.normalization)
+    if said := quickest(work, most).remark():
+        render.remark(said)
 
 
 class _Told:
@@ -266,7 +306,11 @@ def _tell(folder: Path, run_folder: Path, result: TrainingResult) -> None:
     render.remark(f"{folder}: epoch {record.best_epoch}, {validation}, {record.train_seconds:.0f} s")
     if found is not None:
         threshold = result.blueprint.abstain_below
-        unsure = f"; unsure below {threshold:.1%}, {1 - found.answered:.1%} of the images" if threshold else ""
+        unsure = (
+            f"; unsure below {percent(threshold, 1)}, {percent(1 - found.answered, 1)} of the images"
+            if threshold
+            else ""
+        )
         render.remark(
             f"calibration error {100 * found.expected_error:.2f} points at temperature {result.blueprint.temperature:g} "
             f"({100 * found.expected_error_raw:.2f} without){unsure}"

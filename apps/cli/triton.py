@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from apps.cli import options
+from apps.cli import complete, options
 from kit.choices import Provider
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -33,7 +33,10 @@ def triton(function: F) -> F:
             help="Triton: where the model runs.  [default: what kit tune chose here, else cpu]",
         ),
         click.option(
-            "--variant", metavar="ID", help="Triton: which one.  [default: what kit tune chose here, else the bundle's]"
+            "--variant",
+            metavar="ID",
+            shell_complete=complete.variants,
+            help="Triton: which one.  [default: what kit tune chose here, else the bundle's]",
         ),
         click.option(
             "--triton",

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from apps.cli import options
+from apps.cli import complete, options
 from kit.choices import Provider
+from kit.errors import CheckFailed, Unavailable
 
 if TYPE_CHECKING:
     from kit.bundle import Bundle
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 @click.command(epilog=options.MODEL_HELP)
 @options.bundle_argument
 @click.option(
-    "--against", metavar="MODEL", help="Compare with another bundle or model.onnx, which is taken to be right."
+    "--against",
+    metavar="MODEL",
+    shell_complete=complete.bundles,
+    help="Compare with another bundle or model.onnx, which is taken to be right.",
 )
 @click.option(
     "--tolerance",
@@ -95,7 +99,7 @@ def _verify(bundle: Bundle, chosen: RunnerOptions, runtimes: tuple[str, ...], *,
         _print(result)
     else:
         verify_tables.verify_table(result)
-    return report(result)
+    return report(result, as_json=as_json)
 
 
 def _check_model(model: Bundle, chosen: RunnerOptions, runtimes: tuple[str, ...], *, as_json: bool) -> int:
@@ -109,13 +113,12 @@ def _check_model(model: Bundle, chosen: RunnerOptions, runtimes: tuple[str, ...]
     else:
         verify_tables.model_table(result)
     if result.ok:
-        render.remark(f"{result.bundle} runs here as its signature says.")
-        return 0
+        return _verdict(f"{result.bundle} runs here as its signature says.", 0, as_json=as_json)
     if result.only_unavailable:
-        render.remark(f"{result.bundle}: what could not run here was not checked, see above.")
-        return 3
-    render.remark(f"{result.bundle} does NOT run here as its signature says; see above.")
-    return 1
+        said = f"{result.bundle}: what could not run here was not checked, see above."
+        return _verdict(said, Unavailable.exit_code, as_json=as_json)
+    said = f"{result.bundle} does NOT run here as its signature says; see above."
+    return _verdict(said, CheckFailed.exit_code, as_json=as_json)
 
 
 def _compare(
@@ -148,25 +151,32 @@ def _compare(
     else:
         verify_tables.pair_table(result)
     same = "give the same within the tolerance" if result.ok else f"do NOT give the same: {result.verdict.reason}"
-    render.remark(f"{result.bundle} and {result.against} {same}.")
-    return 0 if result.ok else 1
+    code = 0 if result.ok else CheckFailed.exit_code
+    return _verdict(f"{result.bundle} and {result.against} {same}.", code, as_json=as_json)
 
 
-def report(result: Verification) -> int:
+def report(result: Verification, *, as_json: bool = False) -> int:
     """Say the verdict and return the exit code; shared with quickstart."""
-    from apps.cli import render
-
     if result.ok:
-        render.remark(f"{result.bundle}: everything its manifest promises holds on this machine.")
-        return 0
+        said = f"{result.bundle}: everything its manifest promises holds on this machine."
+        return _verdict(said, 0, as_json=as_json)
     if not result.variants and all(check.ok for check in result.files):
-        render.remark(f"{result.bundle} has no exported variant to verify: kit export {result.bundle}")
-        return 1
+        said = f"{result.bundle} has no exported variant to verify: kit export {result.bundle}"
+        return _verdict(said, CheckFailed.exit_code, as_json=as_json)
     if result.only_unavailable:
-        render.remark(f"{result.bundle}: its files are whole; what could not run here was not checked, see above.")
-        return 3
-    render.remark(f"{result.bundle}: NOT as its manifest promises; see above.")
-    return 1
+        said = f"{result.bundle}: its files are whole; what could not run here was not checked, see above."
+        return _verdict(said, Unavailable.exit_code, as_json=as_json)
+    said = f"{result.bundle}: NOT as its manifest promises; see above."
+    return _verdict(said, CheckFailed.exit_code, as_json=as_json)
+
+
+def _verdict(said: str, code: int, *, as_json: bool) -> int:
+    """Print a verdict where the figures are: on stdout, unless that holds JSON, which says it as well. Return the code."""
+    from apps.cli import render
+    from apps.cli.lines import say
+
+    say(render.stderr() if as_json else render.stdout(), said)
+    return code
 
 
 def _print(result: Verification | ModelCheck | PairCheck) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from rich.text import Text
 
 from apps.cli import figures
+from apps.cli.lines import say
 from apps.cli.render import stdout
 from apps.cli.tables import Rows, styled
 from kit.metrics import Fidelity, FidelityVerdict
-from kit.report.format import value
+from kit.report.format import score, value
 from kit.runtime.registry import DEFAULT
+from kit.system.wording import counted
 from kit.tensors import Sizes
 from kit.verify import ModelCheck, PairCheck, Verification
 from kit.verify.bundle import VariantCheck
@@ -25,32 +27,58 @@ def verify_table(result: Verification) -> None:
     console = stdout()
     for check in result.files:
         problem = f": {check.problem}" if check.problem else ""
-        console.print(Text.assemble(_mark(check.ok), f" {check.file}{problem}"), soft_wrap=True)
+        say(console, Text.assemble(_mark(check.ok), f" {check.file}{problem}"))
     way_in = result.way_in
     if way_in is not None and not way_in.unavailable:
         said = f" {way_in.items} raw items become the tensors they should"
-        console.print(Text.assemble(_mark(way_in.ok), said), soft_wrap=True)
+        say(console, Text.assemble(_mark(way_in.ok), said))
         for problem in way_in.problems:
-            console.print(f"     {problem}", soft_wrap=True)
+            say(console, f"     {problem}")
     if result.original is not None:
         error = max((one.max_rel_error or 0.0 for one in result.original.fidelity), default=0.0)
         said = f" {result.original.name} answers here as it did then (relative error {error:.2g})"
-        console.print(Text.assemble(_mark(result.original.ok), said), soft_wrap=True)
+        say(console, Text.assemble(_mark(result.original.ok), said))
     if result.variants:
         _variants(result)
-        console.print(
-            f"{result.samples} golden samples ({result.golden_source or 'source unknown'}), against {result.reference}.",
-            soft_wrap=True,
+        say(
+            console,
+            f"{counted(result.samples, 'golden sample')} ({result.golden_source or 'source unknown'}), against "
+            f"{result.reference}.",
         )
-        console.print(
+        say(
+            console,
             "Tolerance and needed: relative error for fp32 and fp16; for integers rms error, up to 1.5 times that at export.",
-            soft_wrap=True,
         )
+        _explain_metric(result)
+    for problem, names in _problems(result).items():
+        say(console, styled(f"{names}: {problem}", "yellow"))
+    for remark in result.remarks:
+        say(console, styled(remark, "yellow"))
+
+
+def _explain_metric(result: Verification) -> None:
+    """Say what the metric is counted on, beside what it said of the data set that the bundle was published with."""
+    row = next((one for one in result.variants if one.figure is not None), None)
+    if row is None or row.figure is None:
+        return
+    one, published = row.figure, row.figure.published
+    right = value(one.value, one.unit)
+    if one.unit == "%":
+        right = f"{round(one.value * one.samples):,} of {counted(one.samples, 'golden sample')} right"
+    said = f"{one.metric} of {row.variant} here: {right}. Golden samples prove that answers are the same as the original's."
+    if published is not None:
+        where = f"{published.dataset} {published.split}, {counted(published.samples, 'sample')}"
+        said += f" How right it is was counted on {where}: {score(published)}."
+    say(stdout(), said)
+
+
+def _problems(result: Verification) -> dict[str, str]:
+    """Return what has a problem, by the problem: each is said once."""
+    found: dict[str, list[str]] = {}
     for row in result.variants:
         if row.problem:
-            console.print(styled(f"{row.variant} in {row.runtime}: {row.problem}", "yellow"), soft_wrap=True)
-    for remark in result.remarks:
-        console.print(styled(remark, "yellow"), soft_wrap=True)
+            found.setdefault(row.problem, []).append(f"{row.variant} in {row.runtime}")
+    return {problem: ", ".join(names) for problem, names in found.items()}
 
 
 def _variants(result: Verification) -> None:
@@ -64,6 +92,8 @@ def _variants(result: Verification) -> None:
             "verdict",
         ),
         left=("variant", "nodes on", "output", "verdict"),
+        spare=("cosine", "agrees"),
+        needed=("max rel err", "nodes on"),
     )
     for row in result.variants:
         name = f"{row.variant} in {row.runtime}" if names_runtime else row.variant
@@ -114,18 +144,18 @@ def model_table(result: ModelCheck) -> None:
     rows.show(console)
     for one in result.runtimes:
         if one.problem:
-            console.print(styled(f"{one.runtime}: {one.problem}", "yellow"), soft_wrap=True)
+            say(console, styled(f"{one.runtime}: {one.problem}", "yellow"))
         if text := _did_not_run(one):
-            console.print(styled(f"{one.runtime}: {text}", "yellow"), soft_wrap=True)
+            say(console, styled(f"{one.runtime}: {text}", "yellow"))
         broken = sorted({name for size in one.sizes for name in size.not_a_number})
         if broken:
             said = f"{one.runtime}: values of {', '.join(broken)} are no numbers, and the original's are"
-            console.print(styled(said, "yellow"), soft_wrap=True)
+            say(console, styled(said, "yellow"))
     rows_said = "" if result.batch else " It has no batch axis, or its rows depend on each other: one call, one answer."
-    console.print(
-        f"Errors: against ONNX Runtime's own answers with optimizations off, {result.samples} samples "
+    say(
+        console,
+        f"Errors: against ONNX Runtime's own answers with optimizations off, {counted(result.samples, 'sample')} "
         f"({result.source}).{rows_said} Not known: what it is for, how right it is.",
-        soft_wrap=True,
     )
 
 
@@ -148,10 +178,10 @@ def pair_table(result: PairCheck) -> None:
     sizes = " and ".join(sizes_in_words(one) for one in result.sizes)
     pair = f"{result.bundle} ({result.variant}) against {result.against} ({result.against_variant})"
     bar = f"Relative error needed {result.verdict.needed:.2g}, allowed {result.verdict.tolerance:.2g}."
-    console.print(f"{pair}, {result.source or 'given samples'} at {sizes}. {bar}", soft_wrap=True)
+    say(console, f"{pair}, {result.source or 'given samples'} at {sizes}. {bar}")
     for names, whose in ((result.only_here, result.bundle), (result.only_there, result.against)):
         if names:
-            console.print(styled(f"only {whose} has: {', '.join(names)}", "yellow"), soft_wrap=True)
+            say(console, styled(f"only {whose} has: {', '.join(names)}", "yellow"))
 
 
 def sizes_in_words(sizes: Sizes) -> str:

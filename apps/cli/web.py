@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from apps.cli import options
+from apps.cli import complete, options
 from kit.errors import PackageMissing, Unavailable
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     "variants",
     multiple=True,
     metavar="ID",
+    shell_complete=complete.variants,
     help="What it offers; may be repeated, the first is shown first.  [default: the bundle's]",
 )
 @click.option(

@@ -31,6 +31,7 @@ from kit.metrics import Metric, Score, Values
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
 from kit.samples import Samples, Splits
 from kit.system.progress import OnProgress, silent
+from kit.system.wording import counted
 from kit.tensors import Tensors
 
 _MOST_SETS = 60
@@ -129,7 +130,7 @@ def blame(recipe: VariantRecipe, bench: Workbench, on_progress: OnProgress = sil
     unable = recipe.format.unable(model)
     found = [layer for layer in reversed(every.values()) if layer.name not in unable]
     if len(found) < 2:
-        raise UsageError(f"the model has {len(found)} layer(s) to quantize: there is nothing to tell apart")
+        raise UsageError(f"the model has {counted(len(found), 'layer')} to quantize: there is nothing to tell apart")
     trial = Trial(bench)
     names = [layer.name for layer in found]
     on_progress("all layers")

@@ -15,6 +15,7 @@ import psutil
 
 from kit.bench.meters import nvml_handle
 from kit.system.machine import cgroup_file
+from kit.system.wording import percent
 
 _THROTTLE_COUNTS = Path("/sys/devices/system/cpu")
 _BUSY_NEIGHBOUR = 0.2  # CPUs' worth of time
@@ -56,7 +57,7 @@ class Conditions:
         if self.other_cpus is not None and self.other_cpus > _BUSY_NEIGHBOUR:
             said.append(f"a busy neighbour: other processes used {self.other_cpus:.1f} CPUs while the bench ran")
         if self.stolen_share is not None and self.stolen_share > _STOLEN:
-            said.append(f"the hypervisor gave {self.stolen_share:.0%} of the CPU time to other machines")
+            said.append(f"the hypervisor gave {percent(self.stolen_share)} of the CPU time to other machines")
         if self.quota_throttled_seconds:
             said.append(f"the container's CPU quota was spent: threads waited {self.quota_throttled_seconds:.2g} s")
         if self.thermal_throttles:

@@ -25,6 +25,7 @@ from kit.errors import BadInput
 from kit.metrics import Score
 from kit.system import files, plain_json, serial
 from kit.system.machine import Machine
+from kit.system.wording import counted, percent
 
 SCHEMA_VERSION = 3
 """3: sizes of named axes, samples, scores of any metric. 1 and 2 are read (kit.bench.migrations)."""
@@ -158,14 +159,13 @@ class Control:
         """Return what a reader of the figures must know, in sentences."""
         said, at = [], self.point
         if self.outcome in {Outcome.FASTER, Outcome.SLOWER} and self.comparison is not None:
-            found = self.comparison
             said.append(
-                f"{at}: the baseline differed from itself, {found.speedup:.2f}x "
-                f"[{found.low:.2f}, {found.high:.2f}]; do not trust differences of that size in this run"
+                f"{at}: the baseline differed from itself, {self.comparison.describe()}; do not trust differences of that "
+                "size in this run"
             )
         if self.drift is not None and abs(self.drift) > _DRIFTED:
             said.append(
-                f"{at}: the machine became {abs(self.drift):.0%} {'slower' if self.drift > 0 else 'faster'} meanwhile; "
+                f"{at}: the machine became {percent(abs(self.drift))} {'slower' if self.drift > 0 else 'faster'} meanwhile; "
                 "comparisons are paired and stand, latencies are of both halves"
             )
         return tuple(said)
@@ -181,10 +181,13 @@ class Verdict:
 
     def describe(self) -> str:
         """Return `FASTER 1.74x [1.70, 1.78]`, or `baseline`."""
-        found = self.comparison
-        if found is None:
-            return "baseline" if self.outcome is Outcome.BASELINE else str(self.outcome)
-        return f"{self.outcome} {found.speedup:.2f}x [{found.low:.2f}, {found.high:.2f}]"
+        return " ".join(self.parts())
+
+    def parts(self) -> tuple[str, ...]:
+        """Return the word, and the figures if there are any: `FASTER` and `1.74x [1.70, 1.78]`."""
+        if self.comparison is None:
+            return ("baseline" if self.outcome is Outcome.BASELINE else str(self.outcome),)
+        return str(self.outcome), self.comparison.describe()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,7 +332,8 @@ class Results:
         said = []
         rounds = [row.latency.rounds for row in self.rows if row.latency]
         if rounds and min(rounds) < LEAST_ROUNDS:
-            said.append(f"{min(rounds)} rounds are too few for intervals and verdicts: measure longer")
+            few = f"{counted(min(rounds), 'round')} {'is' if min(rounds) == 1 else 'are'}"
+            said.append(f"{few} too few for intervals and verdicts: measure longer")
         budget = float(self.arguments.get("budget_seconds") or 0)
         spent = self.conditions.seconds if self.conditions else 0.0
         if budget and spent > _OVER_BUDGET * budget + 1:

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kit.bench.measure import LEAST_ROUNDS, ROUNDS_PER_OPENING
+from kit.system.wording import times
 
 Rounds = NDArray[np.float64]
 
@@ -61,6 +62,10 @@ class Comparison:
     low: float
     high: float
     p_value: float
+
+    def describe(self) -> str:
+        """Return `1.74x [1.70, 1.78]`: times as fast as the baseline, and the 95 % interval."""
+        return times(self.speedup, self.low, self.high)
 
 
 def block_length(values: Rounds) -> int:

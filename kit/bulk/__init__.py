@@ -11,6 +11,6 @@ its own, and written in their order.
 
 from __future__ import annotations
 
-from kit.bulk.run import Outcome, predict
+from kit.bulk.run import Outcome, fallback_note, predict
 
-__all__ = ["Outcome", "predict"]
+__all__ = ["Outcome", "fallback_note", "predict"]

@@ -50,6 +50,23 @@ class Opening:
     probabilities: bool | None = None
 
     @classmethod
+    def of_engine(cls, engine: Engine, options: RunnerOptions | None = None) -> Opening:
+        """Return how an engine can be opened once more, in another process.
+
+        Args:
+            engine: An open one.
+            options: As it was asked for; None: as `kit tune` chose, on one thread.
+        """
+        chosen = engine.choice.options if engine.choice else RunnerOptions()
+        return cls(
+            origin=str(engine.bundle.origin),
+            variant=engine.variant.id,
+            sha256=engine.variant.graph.sha256,
+            runtime=engine.runtime,
+            options=options or replace(chosen, threads=1),
+        )
+
+    @classmethod
     def of(
         cls,
         model: str | Path | None,
@@ -202,7 +219,7 @@ class Answering:
         if not self.has_probabilities:
             for record in records:
                 record.pop("probabilities", None)
-        return [{_apart(name): value for name, value in record.items()} for record in records]
+        return [{apart(name): value for name, value in record.items()} for record in records]
 
     def _prove(self, golden: Sequence[Samples]) -> None:
         """Answer the golden samples, and compare."""
@@ -233,7 +250,7 @@ def _has_probabilities(task: Task, asked: bool | None) -> bool:
     return len(getattr(task, "labels", ())) <= _FEW_CLASSES if asked is None else asked
 
 
-def _apart(name: str) -> str:
+def apart(name: str) -> str:
     """Return what a value is called in a row: outputs may be called as the columns that every row has."""
     return f"output.{name}" if name in {FIRST, LAST} else name
 

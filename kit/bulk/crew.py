@@ -9,10 +9,11 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Protocol
+from multiprocessing import resource_tracker
+from typing import Any, Protocol
 
 from kit.bulk.answering import Answered, Answering, Opening
 from kit.bulk.chunks import Chunk, Reading
@@ -73,31 +74,70 @@ class Processes:
         Raises:
             MemoryShort: A process was ended from outside.
         """
-        others = set(multiprocessing.active_children())
-        pool = ProcessPoolExecutor(
-            self.workers,
-            mp_context=multiprocessing.get_context("spawn"),  # a fork would inherit the runtime's threads, broken
-            initializer=_open,
-            initargs=(self._opening, self._suffix),
-        )
+        hint = "give the same command again, perhaps with fewer --workers: it goes on where it stopped"
         waiting: collections.deque[Future[Answered]] = collections.deque()
-        try:
+        with pool(self.workers, _open, (self._opening, self._suffix), hint=hint) as executor:
             for chunk in reading.left:
-                waiting.append(pool.submit(_answer, chunk))
+                waiting.append(executor.submit(_answer, chunk))
                 if len(waiting) > 2 * self.workers:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
-        except BrokenProcessPool as error:
-            raise MemoryShort(
-                "a worker process ended: killed by the system or by somebody, perhaps for want of memory",
-                hint="give the same command again, perhaps with fewer --workers: it goes on where it stopped; "
-                'a script of your own needs `if __name__ == "__main__":` around its call',
-            ) from error
-        finally:
-            for process in set(multiprocessing.active_children()) - others:  # they hold nothing that could be lost
-                process.terminate()
-            pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def pool(
+    count: int, initializer: Callable[..., None], arguments: tuple[Any, ...], *, hint: str
+) -> Iterator[ProcessPoolExecutor]:
+    """Start processes that Ctrl-C does not reach, and end them at once when the block is left.
+
+    Args:
+        count: How many.
+        initializer: Called in each, with the arguments.
+        arguments: Of the initializer.
+        hint: What to do if one is killed.
+
+    Raises:
+        MemoryShort: A process was ended from outside.
+    """
+    others = set(multiprocessing.active_children())
+    executor = ProcessPoolExecutor(
+        count,
+        mp_context=multiprocessing.get_context("spawn"),  # a fork would inherit the runtime's threads, broken
+        initializer=initializer,
+        initargs=arguments,
+    )
+    try:
+        with _interrupts_held():
+            executor.submit(_nothing)  # starts all of them
+        yield executor
+    except BrokenProcessPool as error:
+        raise MemoryShort(
+            "a worker process ended: killed by the system or by somebody, perhaps for want of memory",
+            hint=f'{hint}; a script of your own needs `if __name__ == "__main__":` around its call',
+        ) from error
+    finally:
+        for process in set(multiprocessing.active_children()) - others:  # they hold nothing that could be lost
+            process.terminate()
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Let Ctrl-C wait for a moment: what is started meanwhile never gets it, where the system has such a mask."""
+    if sys.platform == "win32":
+        yield
+        return
+    resource_tracker.ensure_running()  # else it is started now, and lifts the mask
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 _answering: Answering | KitError | None = None
@@ -105,17 +145,21 @@ _answering: Answering | KitError | None = None
 
 def _open(opening: Opening, suffix: str) -> None:
     global _answering  # noqa: PLW0603 - the one engine of this process
-    with contextlib.suppress(ValueError):
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     try:
         _answering = Answering(opening, FORMS[suffix]())
     except KitError as error:  # raised here, it would be said to be a process that was killed
         _answering = error
 
 
-def _end_with_parent() -> None:
-    """End when the process that started this one does, however it was ended."""
+def end_with_parent() -> None:
+    """Leave Ctrl-C to the process that started this one, and end when that does, however it was ended."""
+    with contextlib.suppress(ValueError):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_await_parent, daemon=True).start()
+
+
+def _await_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

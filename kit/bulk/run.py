@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from kit.bulk.crew import Alone, Crew, Processes
 from kit.bulk.forms import form_of
 from kit.bulk.output import Done, Output
 from kit.choices import Provider
+from kit.engine import Engine
 from kit.errors import BadInput, KitError, UsageError
 from kit.runtime.base import RunnerOptions
 from kit.system.machine import this_machine
@@ -115,19 +116,22 @@ def predict(
         rows = pieces.chunk_rows(task, answering.engine.signature)
         whole = pieces.count(task, sources)
         crew = _crew(opening, answering, form.suffix, workers, ray, is_little=whole is not None and whole <= 2 * rows)
+        provider = answering.engine.provider
+        fallback = fallback_note(answering.engine, opening.options.provider)
         if not isinstance(crew, Alone):
             answering.close()  # its task reads on; its memory is for those that answer
         request = _request(opening, sources, rows, has_probabilities=answering.has_probabilities)
         with Output(output, form, request) as file:
             before = file.done
-            on_start(opening, crew.workers, before.rows)
-            for note in itertools.chain(crew.notes, _passed_over(task, sources, whole)):
+            ran = replace(opening, options=replace(opening.options, provider=provider))
+            on_start(ran, crew.workers, before.rows)
+            for note in itertools.chain([fallback] if fallback else [], crew.notes, _passed_over(task, sources, whole)):
                 on_note(note)
             reading = Reading(task, sources, rows)
             seen = _skipped(reading, before, file.folder)
             with contextlib.closing(crew.answers(reading)) as answers:
                 problem = _written(answers, file, seen, strict=strict, on_rows=lambda done: on_rows(done, whole))
-            done = file.finish(_about(opening))
+            done = file.finish(_about(ran))
     return Outcome(
         output=output,
         rows=done.rows,
@@ -137,6 +141,15 @@ def predict(
         seconds=time.monotonic() - started,
         workers=crew.workers,
     )
+
+
+def fallback_note(engine: Engine, asked: Provider) -> str:
+    """Return why an engine does not run where it was asked to, and what to do about it; empty if it does."""
+    reason, fix = engine.fallback
+    if not reason:
+        return ""
+    failed = f"{asked} cannot run here: {reason}. The CPU answers instead" if engine.provider is not asked else reason
+    return f"{failed}. To mend it: {fix}" if fix else failed
 
 
 def _request(opening: Opening, sources: Sequence[str], rows: int, *, has_probabilities: bool) -> dict[str, Any]:

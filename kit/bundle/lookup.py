@@ -37,7 +37,7 @@ def find(name: str | os.PathLike[str] | None = None) -> Bundle:
             return packed.open_packed(place)
     if Path(name).is_file():
         raise BundleInvalid(f"{os.fspath(name)} is no packed bundle", hint="such files are written by kit pack")
-    raise BundleNotFound(f"there is no bundle {os.fspath(name)!r}", hint=_found_hint())
+    raise BundleNotFound(f"there is no bundle {os.fspath(name)!r}", hint=known())
 
 
 def is_bundle(name: str) -> bool:
@@ -58,28 +58,43 @@ def _has_manifest(folder: Path) -> bool:
 
 
 def scan() -> dict[str, Bundle | BundleInvalid]:
-    """Open every bundle folder under `./artifacts` and inside the package, by name; an unreadable one is its error."""
+    """Open every bundle folder under `./artifacts` and what came with kit, by name; an unreadable one is its error."""
     found: dict[str, Bundle | BundleInvalid] = {}
+    for name, folder in folders().items():
+        try:
+            found[name] = open_folder(folder)
+        except BundleInvalid as error:
+            found[name] = error
+    return found
+
+
+def folders() -> dict[str, Path]:
+    """Return the folders of the bundles that `find` knows by name, none of them opened: of two the one that it takes."""
+    found = {DEFAULT_NAME: _CLONE / DEFAULT_NAME} if (_CLONE / DEFAULT_NAME / MANIFEST).is_file() else {}
     for root in (PACKAGED, ROOT):
-        for folder in sorted(manifest.parent for manifest in root.glob(f"*/{MANIFEST}")):
-            if folder.name.startswith(files.PARTIAL):
-                continue
-            try:
-                found[folder.name] = open_folder(folder)
-            except BundleInvalid as error:
-                found[folder.name] = error
+        here = (manifest.parent for manifest in root.glob(f"*/{MANIFEST}"))
+        found |= {folder.name: folder for folder in here if not folder.name.startswith(files.PARTIAL)}
     return {name: found[name] for name in sorted(found)}
+
+
+def packed_files() -> list[Path]:
+    """Return the packed files under `./artifacts`, none of them opened."""
+    return [path for path in sorted(ROOT.glob(f"*{packed.SUFFIX}")) if path.is_file()]
+
+
+def came_with_kit(bundle: Bundle) -> bool:
+    """Whether a bundle was installed with kit, or is the published one of a clone and was found from elsewhere."""
+    return bundle.is_shipped or bundle.folder == _CLONE / DEFAULT_NAME
 
 
 def scan_packed() -> dict[str, Packed | BundleInvalid]:
     """Read what every packed file under `./artifacts` holds, by file name, unpacking none."""
     found: dict[str, Packed | BundleInvalid] = {}
-    for path in sorted(ROOT.glob(f"*{packed.SUFFIX}")):
-        if path.is_file():
-            try:
-                found[path.name] = packed.look(path)
-            except BundleInvalid as error:
-                found[path.name] = error
+    for path in packed_files():
+        try:
+            found[path.name] = packed.look(path)
+        except BundleInvalid as error:
+            found[path.name] = error
     return found
 
 
@@ -96,12 +111,15 @@ def _find_default() -> Bundle:
         return bundles[0]
     raise BundleNotFound(
         f"there is no bundle {DEFAULT_NAME!r}" + (" and more than one other: name it" if bundles else " here"),
-        hint=_found_hint(),
+        hint=known(),
     )
 
 
-def _found_hint() -> str:
-    names = [*scan(), *(path.name for path in sorted(ROOT.glob(f"*{packed.SUFFIX}")))]
-    if names:
-        return "bundles here: " + ", ".join(names)
+def known() -> str:
+    """Return which bundles there are, or how to make one: the hint for a name that is none of them."""
+    here, packed_here = folders(), packed_files()
+    if here or packed_here:
+        own = packed_here or any(folder.parent == ROOT for folder in here.values())
+        named = ", ".join([*here, *(path.name for path in packed_here)])
+        return f"bundles here: {named}" + ("" if own else "; make one of your own: kit quickstart")
     return f"no bundles under ./{ROOT}; make one: kit quickstart, or: kit train"

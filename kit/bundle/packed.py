@@ -29,7 +29,7 @@ from typing import Any, BinaryIO
 import platformdirs
 
 from kit.bundle.manifest import MANIFEST, FileRef, Manifest
-from kit.bundle.read import MANIFEST_MAX_BYTES, Bundle, digest_of, manifest_from_bytes, name_of
+from kit.bundle.read import MANIFEST_MAX_BYTES, ROOT, Bundle, digest_of, manifest_from_bytes, name_of
 from kit.errors import BundleInvalid, BundleNotFound, StorageUnavailable
 from kit.system import files
 
@@ -222,7 +222,10 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     try:
         file = path.open("rb")
     except FileNotFoundError as error:
-        raise BundleNotFound(f"there is no packed bundle {os.fspath(path)!r}") from error
+        raise BundleNotFound(
+            f"there is no packed bundle {os.fspath(path)!r}",
+            hint=f"look at the path; kit list shows those under ./{ROOT}, and kit pack BUNDLE makes one",
+        ) from error
     except OSError as error:
         raise BundleInvalid(f"{path} cannot be read: {error.strerror or error}") from error
     with file:

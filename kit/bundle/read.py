@@ -20,7 +20,7 @@ from kit.bundle.migrations import Migrated, migrated
 from kit.choices import Precision, VariantFormat
 from kit.errors import BundleInvalid, UsageError
 from kit.samples import Samples
-from kit.system import files, plain_json, serial
+from kit.system import files, html, plain_json, serial
 from kit.tensors import Signature
 
 MANIFEST_MAX_BYTES = 16 * 2**20
@@ -38,7 +38,7 @@ _TRIES = 4
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Bundle:
     """An opened bundle: its folder and its manifest. Files are checked when asked for, not when opened.
 
@@ -53,6 +53,19 @@ class Bundle:
     manifest: Manifest
     packed: Path | None = None
     inline: Mapping[str, bytes] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        ids = ", ".join(one.id for one in self.variants) or "no variants yet"
+        return f"<{type(self).__name__} {self.name}: {self.signature.describe()}; {ids}; {self.origin}>"
+
+    def _repr_html_(self) -> str:
+        rows = [("takes", f"{spec.name}: {spec.describe()}") for spec in self.signature.inputs]
+        rows += [("gives", f"{spec.name}: {spec.describe()}") for spec in self.signature.outputs]
+        rows.append(("task", self.manifest.task.name if self.manifest.task else "tensors"))
+        for variant in self.variants:
+            default = " (default)" if variant.id == self.manifest.default else ""
+            rows.append((f"{variant.id}{default}", f"{variant.size_bytes / 1e6:,.2f} MB"))
+        return html.table(f"Bundle {self.name} ({self.origin})", rows)
 
     @property
     def name(self) -> str:

@@ -81,6 +81,14 @@ class Score:
             return loss_of_counts(self.worse, self.improved, self.samples)
         return None if self.low is None or self.high is None else (self.low, self.high)
 
+    def change(self) -> str:
+        """Return what became of it against the baseline: `0.12 points worse`, `0.003 mm better` or `the same`."""
+        if not self.loss:
+            return "the same"
+        amount = abs(self.loss)
+        said = f"{100 * amount:.2f} points" if self.unit == "%" else f"{amount:.3g} {self.unit}".rstrip()
+        return f"{said} {'worse' if self.loss > 0 else 'better'}"
+
     @property
     def correct(self) -> int:
         """How many samples are right, for metrics that are right or wrong."""

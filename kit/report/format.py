@@ -20,10 +20,12 @@ def interval(low: float | None, high: float | None) -> str:
 
 
 def size(value: int) -> str:
-    """Return `587 kB` or `2.27 MB`; `332 B` of what is small."""
-    if value < 1000:
-        return f"{value} B"
-    return f"{value / 1e6:.2f} MB" if value >= 1e6 else f"{value / 1e3:.0f} kB"
+    """Return `512 B`, `587 kB`, `2.27 MB` or `1.30 GB`: a kB has 1,000 bytes."""
+    if value >= 1e9:
+        return f"{value / 1e9:.2f} GB"
+    if value >= 1e6:
+        return f"{value / 1e6:.2f} MB"
+    return f"{value / 1e3:.0f} kB" if value >= 1e3 else f"{value} B"
 
 
 def value(number: float | None, unit: str = "") -> str:
@@ -36,12 +38,6 @@ def value(number: float | None, unit: str = "") -> str:
 def score(found: Score | None, source: str = "") -> str:
     """Return a score's value, `98.45 %`, with `*` if it is the manifest's."""
     return NONE if found is None else value(found.value, found.unit) + ("*" if source == "manifest" else "")
-
-
-def lost(found: Score) -> str:
-    """Return what a score lost against the baseline, without its sign: `0.12 points`, `0.003 mm`."""
-    amount = abs(found.loss)
-    return f"{100 * amount:.2f} points" if found.unit == "%" else f"{amount:.3g} {found.unit}".rstrip()
 
 
 def about(found: Score) -> str:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from kit.bench.results import Results, Row, Status, Verdict
 from kit.bench.stats import Outcome
-from kit.report.format import interval, lost, microseconds, score, size
+from kit.report.format import interval, microseconds, score, size
 from kit.report.tables import UNKNOWN
+from kit.system.wording import counted, times
 
 _MOST_OTHERS = 4
 
@@ -123,7 +124,7 @@ def _right(row: Row) -> str:
     told = f"{found.metric} {score(found)} on {found.samples:,} samples of {found.dataset} {found.split}, {source}"
     if found.baseline is None:
         return f"{told}."
-    change = f"{lost(found)} {'worse' if found.loss > 0 else 'better'} than" if found.loss else "the same as"
+    change = f"{found.change()} than" if found.loss else "the same as"
     flips = ""
     if found.worse is not None and found.improved is not None:
         flips = f", {found.worse:,} became wrong and {found.improved:,} right"
@@ -155,7 +156,7 @@ def _elsewhere(rows: Sequence[Row], winner: Row) -> str:
     if not_so:
         return f"It is not faster at every size: {'; '.join(not_so)}."
     found = [one.speedup for row in faster if (one := _verdict(row).comparison)]
-    span = f"{min(found):.2f}x to {max(found):.2f}x" if len(found) > 1 else f"{found[0]:.2f}x"
+    span = f"{times(min(found))} to {times(max(found))}" if len(found) > 1 else times(found[0])
     at = "; ".join(row.point for row in faster) if len(faster) <= _MOST_OTHERS else f"the other {len(faster)} sizes"
     return f"It is faster at {at} as well: {span}." if found else ""
 
@@ -183,7 +184,8 @@ def _cold(rows: Sequence[Row], missing: tuple[str, ...]) -> Headline:
     (first, winner), last = starts[0], starts[-1]
     stage, spent = max(first.stages_ms.items(), key=lambda item: item[1], default=("", 0.0))
     sentences = [
-        f"{called(row)}: {cold.total_ms:,.0f} ms{interval(cold.low_ms, cold.high_ms)}, {cold.processes} processes."
+        f"{called(row)}: {cold.total_ms:,.0f} ms{interval(cold.low_ms, cold.high_ms)}, "
+        f"{counted(cold.processes, 'process', 'processes')}."
         for cold, row in starts[:_MOST_OTHERS]
     ]
     if last[1] is not winner:

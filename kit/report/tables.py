@@ -14,6 +14,7 @@ from kit.choices import Mode
 from kit.report.format import NONE, about, interval, microseconds, size
 from kit.report.format import score as score_of
 from kit.report.words import plain
+from kit.system.wording import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ def columns(results: Results) -> tuple[Column, ...]:
     if profiled:
         found += _PROFILE
     if any(row.energy_uj is not None for row in results.rows):
-        found.append(Column(header="µJ a call", cell=lambda row: microseconds(row.energy_uj)))
+        found.append(Column(header="µJ/sample", cell=_energy))
     found.append(Column(header="size", cell=lambda row: size(row.size_bytes)))
     if metric := metric_of(results.rows):
         found.append(Column(header=metric, cell=lambda row: score(row, metric)))
@@ -117,14 +118,14 @@ def measured(results: Results) -> str:
     latencies = [row.latency for row in rows if row.latency]
     said = []
     if latencies:
-        said.append(f"{_range([one.rounds for one in latencies])} interleaved rounds in random order")
-        said.append(f"{_range([one.calls for one in latencies])} calls for each row")
+        said.append(f"{span([one.rounds for one in latencies], 'interleaved round')} in random order")
+        said.append(f"{span([one.calls for one in latencies], 'call')} for each row")
     if processes := [row.cold.processes for row in rows if row.cold]:
-        said.append(f"{_range(processes)} fresh processes for each row, files in the system's cache")
+        fresh = span(processes, "fresh process", "fresh processes")
+        said.append(f"{fresh} for each row, files in the system's cache")
     if any(row.profile for row in rows):
         said.append("nodes timed by the runtime's profiler, whose own cost is in their times")
-    threads = _range([row.threads for row in rows])
-    said.append(f"{threads} thread" + ("" if threads == "1" else "s"))
+    said.append(span([row.threads for row in rows], "thread"))
     said.append(memory(rows))
     if latencies:
         said.append(f"scenario {', '.join(dict.fromkeys(row.scenario for row in rows))}")
@@ -211,9 +212,10 @@ def _escape(text: str) -> str:
     return re.sub(r"([\\|*])", r"\\\1", " ".join(text.split())).replace("<", "&lt;")
 
 
-def _range(values: Sequence[int]) -> str:
+def span(values: Sequence[int], noun: str, nouns: str = "") -> str:
+    """Return `1 thread`, or `20 to 100 rounds`."""
     low, high = min(values), max(values)
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    return ("" if low == high else f"{low:,} to ") + counted(high, noun, nouns)
 
 
 def _plain(value: object) -> str:
@@ -221,6 +223,11 @@ def _plain(value: object) -> str:
     if value is None:
         return ""
     return f"{value:.10g}" if isinstance(value, float) else str(value)
+
+
+def _energy(row: Row) -> str:
+    """Return the energy of one sample in microjoules."""
+    return microseconds(None if row.energy_uj is None else row.energy_uj / (row.query_samples or row.samples))
 
 
 def _cold(row: Row) -> str:
@@ -241,12 +248,12 @@ UNKNOWN = "Whether its answers are right is not known: these results hold no sco
 
 _LATENCY = (
     Column(header="p50 µs", cell=lambda row: microseconds(row.latency.p50_us if row.latency else None)),
-    Column(header="p90", cell=lambda row: microseconds(row.latency.p90_us if row.latency else None)),
-    Column(header="p99", cell=lambda row: microseconds(row.latency.p99_us if row.latency else None)),
+    Column(header="p90 µs", cell=lambda row: microseconds(row.latency.p90_us if row.latency else None)),
+    Column(header="p99 µs", cell=lambda row: microseconds(row.latency.p99_us if row.latency else None)),
     Column(header="samples/s", cell=lambda row: f"{row.latency.samples_per_second:,.0f}" if row.latency else NONE),
 )
 _COLD = (
-    Column(header="first answer ms", cell=_cold),
+    Column(header="first answer, ms", cell=_cold),
     Column(
         header="peak memory",
         cell=lambda row: size(row.cold.peak_memory_bytes) if row.cold and row.cold.peak_memory_bytes else NONE,

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from kit.system.wording import percent
+
 
 class OnProgress(Protocol):
     """A function that is told what is being done, and the share that is done of all: 0 to 1, or None if that is unknown."""
@@ -52,4 +54,4 @@ class Watch:
         share = min(self._done / self._whole, 1.0) if self._whole else 0.0
         spent = self._clock() - self._started
         left = f", about {duration(spent * (1 - share) / share)} left" if share > 0 else ""
-        self._on_progress(f"{self._what}, {share:.0%}{left}")
+        self._on_progress(f"{self._what}, {percent(share)}{left}")

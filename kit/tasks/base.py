@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from kit.choices import Provider
 from kit.samples import Samples
+from kit.system import html
 from kit.tensors import Signature, Tensors
 
 
@@ -32,7 +33,10 @@ class Opened:
     variant: str
 
 
-@dataclass(kw_only=True, slots=True, eq=False)  # frozen, it takes 0.8 us longer to make
+_SHOWN, _LISTED = 3, 20  # answers in a line, and in a table
+
+
+@dataclass(kw_only=True, slots=True, eq=False, repr=False)  # frozen, it takes 0.8 us longer to make
 class Prediction:
     """What a model answered, and where. All arrays are the caller's to keep.
 
@@ -62,6 +66,31 @@ class Prediction:
     def variant(self) -> str:
         """Which variant of the bundle ran."""
         return self.opened.variant if self.opened else ""
+
+    def __repr__(self) -> str:
+        count = self._count()
+        shown = ", ".join(" ".join(cells) for cells in self._cells(_SHOWN))
+        more = f", ... ({count:,} in all)" if count > _SHOWN else ""
+        return f"<{type(self).__name__}: {shown}{more}; {self._origin()}>"
+
+    def _repr_html_(self) -> str:
+        count = self._count()
+        rows = self._cells(_LISTED)
+        title = self._origin() if count <= _LISTED else f"the first {_LISTED} of {count:,}; {self._origin()}"
+        return html.table(title, rows)
+
+    def _origin(self) -> str:
+        """Return `fp32 in onnxruntime on cpu, 12.3 µs`."""
+        where = f"{self.variant} in {self.runtime} on {self.provider}, " if self.opened else ""
+        return f"{where}{self.latency_us:,.1f} µs"
+
+    def _count(self) -> int:
+        """Return how many lines `_cells` can give."""
+        return len(self.outputs)
+
+    def _cells(self, most: int) -> list[tuple[str, str]]:
+        """Return the first answers in words, each with its name: what `repr` and notebooks show."""
+        return [(name, f"{array.dtype} {list(array.shape)}") for name, array in list(self.outputs.items())[:most]]
 
     def records(self) -> list[dict[str, Any]]:
         """Return the answer to each item as plain values, for JSON and CSV."""

@@ -29,7 +29,7 @@ _UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})  # control signs, halves of c
 _BLANK = frozenset("\u034f\u115f\u1160\u2800\u3164\uffa0")  # fillers, which Unicode counts among letters and signs
 
 
-@dataclass(kw_only=True, slots=True, eq=False)
+@dataclass(kw_only=True, slots=True, eq=False, repr=False)
 class Classes(Prediction):
     """The most probable class of each sample.
 
@@ -64,6 +64,19 @@ class Classes(Prediction):
     def __iter__(self) -> Iterator[tuple[str, float]]:
         """Give (name, probability) of each sample."""
         return iter(zip(self.names, self.probabilities.max(axis=1).tolist(), strict=True))
+
+    def _count(self) -> int:
+        """Return how many samples there are."""
+        return len(self)
+
+    def _cells(self, most: int) -> list[tuple[str, str]]:
+        """Return the class of each sample with its probability, and whether that is too low."""
+        shares = self.probabilities[:most].max(axis=1).tolist()
+        unsure = self.unsure[:most].tolist()
+        return [
+            (self.classes[label], f"{100 * share:.1f} %{', unsure' if doubtful else ''}")
+            for label, share, doubtful in zip(self.labels[:most].tolist(), shares, unsure, strict=True)
+        ]
 
     def records(self) -> list[dict[str, Any]]:
         """Return label, probability and all probabilities of each sample."""

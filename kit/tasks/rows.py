@@ -62,7 +62,7 @@ def rows_or_errors(source: Path | str) -> Iterator[Row]:
             with path.open(encoding="utf-8-sig", errors=_ODD, newline="") as text:
                 yield from _of_text(text, suffix)
     except FileNotFoundError as error:
-        raise BadInput(f"there is no file {str(path)!r}") from error
+        raise BadInput(f"there is no file {str(path)!r}", hint="look at the path") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BadInput(f"{path} cannot be read: {error}", hint="save it as UTF-8") from error
 

@@ -25,7 +25,7 @@ from kit.tasks.rows import rows_of, rows_or_errors
 from kit.tensors import Signature, Tensors, TensorSpec
 
 
-@dataclass(kw_only=True, slots=True, eq=False)
+@dataclass(kw_only=True, slots=True, eq=False, repr=False)
 class Estimates(Prediction):
     """Numbers for each row.
 
@@ -42,6 +42,15 @@ class Estimates(Prediction):
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.values)
+
+    def _count(self) -> int:
+        """Return how many rows there are."""
+        return len(self)
+
+    def _cells(self, most: int) -> list[tuple[str, str]]:
+        """Return the values of each row."""
+        rows = self.values[:most].tolist()
+        return [(", ".join(self.names), ", ".join(f"{value:.4g}" for value in row)) for row in rows]
 
     def records(self) -> list[dict[str, Any]]:
         """Return the values of each row by name."""

@@ -24,7 +24,7 @@ from kit.tensors import Signature, Tensors
 POOLINGS = ("mean", "cls", "max", "last", "none")
 
 
-@dataclass(kw_only=True, slots=True, eq=False)
+@dataclass(kw_only=True, slots=True, eq=False, repr=False)
 class Vectors(Prediction):
     """A vector for each item.
 
@@ -45,6 +45,14 @@ class Vectors(Prediction):
         """Cosine of each vector to each, float32 `[N, N]`."""
         unit = _scaled(self.vectors)
         return unit @ unit.T
+
+    def _cells(self, most: int) -> list[tuple[str, str]]:  # noqa: ARG002 - there is one line
+        """Return the shape of the vectors."""
+        return [("vectors", f"{self.vectors.dtype} {list(self.vectors.shape)}")]
+
+    def _count(self) -> int:
+        """Return 1: vectors are no words."""
+        return 1
 
     def records(self) -> list[dict[str, Any]]:
         """Return the vector of each item."""

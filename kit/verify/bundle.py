@@ -21,14 +21,14 @@ from kit.bundle import Bundle, renewed, with_fresh
 from kit.bundle.manifest import FileRef, Variant
 from kit.choices import Precision, Provider
 from kit.errors import KitError, PackageMissing, Unavailable, UsageError
-from kit.metrics import Better, Fidelity, FidelityVerdict, Metric, fidelity
+from kit.metrics import Better, Fidelity, FidelityVerdict, Metric, Score, fidelity
 from kit.runtime import registry
 from kit.runtime.base import Runner, RunnerOptions, run_in_batches
 from kit.samples import Samples, count
 from kit.system.progress import OnProgress, silent
 from kit.tasks import registry as tasks
 from kit.tasks.base import Task, scored_output
-from kit.tensors import Signature, Tensors
+from kit.tensors import Tensors
 
 FLOAT_WAY_IN = 1e-6
 """How far a float that a raw item becomes may lie from the stored one; integers must be equal."""
@@ -69,7 +69,11 @@ class WayIn:
 
 @dataclass(frozen=True, kw_only=True)
 class MetricFigure:
-    """What the task's metric says of a variant and of the original on the golden samples, which have targets."""
+    """What the task's metric says of a variant and of the original on the golden samples, which have targets.
+
+    Attributes:
+        published: What it said on a data set of the task when the variant was published; None if that is not known.
+    """
 
     metric: str
     value: float
@@ -77,6 +81,7 @@ class MetricFigure:
     samples: int
     better: Better
     unit: str
+    published: Score | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,14 +317,15 @@ def _figure(
     metric: Metric | None,
     answers: Sequence[Tensors],
     golden: Sequence[Samples],
-    signature: Signature,
+    bundle: Bundle,
+    variant: Variant,
     output: str | None,
 ) -> MetricFigure | None:
     if metric is None:
         return None
     try:
         ours, theirs = (
-            metrics.evaluate(metric, one, golden, signature=signature, output=output)
+            metrics.evaluate(metric, one, golden, signature=bundle.signature, output=output)
             for one in (answers, [group.expected or {} for group in golden])
         )
     except UsageError:  # the metric is not for these outputs, which fidelity has judged
@@ -331,6 +337,7 @@ def _figure(
         samples=ours.samples,
         better=metric.better,
         unit=metric.unit,
+        published=variant.score(metric.name),
     )
 
 
@@ -365,7 +372,7 @@ def _check_variant(
         placement=placement,
         fidelity=found,
         verdict=verdict,
-        figure=_figure(metric, answers, golden, bundle.signature, output),
+        figure=_figure(metric, answers, golden, bundle, variant, output),
         problem=verdict.reason,
     )
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kit.errors import DatasetInvalid
+from kit.system.wording import counted
 from kit.tasks.images import folders
 from kit.tasks.images.folders import SUFFIXES
 
@@ -226,11 +227,12 @@ def _copies(pictures: list[Picture]) -> Iterator[str]:
     trained = {one.digest for one in pictures if not one.test}
     both = sum(bool(one.test) and one.digest in trained for one in pictures)
     if both:
-        yield f"{both:,} test image(s) are copies of training images: the accuracy flatters by as much"
+        copies = counted(both, "test image is a copy", "test images are copies")
+        yield f"{copies} of training images: the accuracy flatters by as much"
     classes = Counter(digest for digest, _ in {(one.digest, one.label) for one in pictures})
     several = sum(count > 1 for count in classes.values())
     if several:
-        yield f"{several:,} image(s) stand in more than one class"
+        yield f"{counted(several, 'image stands', 'images stand')} in more than one class"
 
 
 def _subfolders(folder: Path) -> dict[str, Path]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from kit.errors import BadInput, StorageUnavailable
 from kit.lab.data import Dataset
 from kit.lab.training.recipe import Recipe
@@ -29,6 +31,7 @@ class Checkpoint:
         best: Weights of the best epoch so far; empty before there is one.
         history: One row for each epoch.
         seconds: Spent training, in this phase and before.
+        threads: PyTorch's; 0 if that is not known.
     """
 
     phase: str
@@ -37,6 +40,7 @@ class Checkpoint:
     best: State
     history: tuple[dict[str, float], ...]
     seconds: float
+    threads: int = 0
 
 
 class RunFolder:
@@ -63,7 +67,7 @@ class RunFolder:
         tensors = {f"state.{name}": value for name, value in checkpoint.state.items()}
         tensors |= {f"best.{name}": value for name, value in checkpoint.best.items()}
         told = {"phase": checkpoint.phase, "epoch": checkpoint.epoch, "seconds": checkpoint.seconds}
-        self._write(_FILE, tensors, {**told, "history": checkpoint.history})
+        self._write(_FILE, tensors, {**told, "history": checkpoint.history, "threads": torch.get_num_threads()})
 
     def load(self) -> Checkpoint | None:
         """Return the last checkpoint; None where there is none.
@@ -82,6 +86,7 @@ class RunFolder:
             best=within(tensors, "best."),
             history=tuple(told["history"]),
             seconds=told["seconds"],
+            threads=told.get("threads", 0),
         )
 
     def save_weights(self, phase: str, weights: State) -> None:

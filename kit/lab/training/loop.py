@@ -32,6 +32,7 @@ from kit.lab.training.checkpoint import Checkpoint, RunFolder
 from kit.lab.training.recipe import Recipe
 from kit.lab.training.trainer import State, Trainer, predict
 from kit.lab.training.world import World
+from kit.system.wording import counted
 
 STUDENT = "student"
 _CHECKPOINT_SECONDS = 5.0
@@ -188,8 +189,8 @@ class _Run:
             share = min(recipe.batch_size, len(self.images)) // self.world.size
             if share < least:
                 raise UsageError(
-                    f"{recipe.model} needs {least} images or more in each batch of each of {self.world.size} process(es), "
-                    f"found {share}",
+                    f"{recipe.model} needs {counted(least, 'image')} or more in each batch of each of "
+                    f"{counted(self.world.size, 'process', 'processes')}, found {share}",
                     hint="use a larger --batch-size, fewer processes, or more images",
                 )
 

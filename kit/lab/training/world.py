@@ -75,11 +75,12 @@ def seeded(device: torch.device, *parts: int) -> torch.Generator:
 
 
 @contextlib.contextmanager
-def world(device: str = "auto") -> Iterator[World]:
+def world(device: str = "auto", *, threads: int | None = None) -> Iterator[World]:
     """Join the processes that torchrun started, if it did, and choose the device.
 
     Args:
         device: `cpu`, `cuda`, or `auto`: CUDA where PyTorch has it.
+        threads: Of each process; None for the CPUs it may use, or fewer if the environment says so.
 
     Raises:
         ProviderUnavailable: CUDA was asked for and PyTorch has none.
@@ -99,7 +100,7 @@ def world(device: str = "auto") -> Iterator[World]:
     chosen = torch.device("cuda", local) if on_gpu else torch.device("cpu")
     # torch counts the CPUs it may run on, but not the share of them that a container's quota allows
     here = max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
-    torch.set_num_threads(max(min(torch.get_num_threads(), this_machine().cpus_to_use // here), 1))
+    torch.set_num_threads(threads or max(min(torch.get_num_threads(), this_machine().cpus_to_use // here), 1))
     if size == 1:
         yield World(device=chosen)
         return

@@ -84,11 +84,16 @@ def open_picture(source: Source, *, least_side: int | None = None, own_range: bo
                 f"{name} does not fit into the memory that is free", hint="scale it down first"
             ) from error
         except FileNotFoundError as error:
-            raise PictureInvalid(f"{name} does not exist") from error
+            raise PictureInvalid(f"{name} does not exist", hint=_where(name)) from error
         except PermissionError as error:
-            raise PictureInvalid(f"{name} may not be read") from error
+            raise PictureInvalid(f"{name} may not be read", hint="look at the file's permissions") from error
         except _RAISED as error:
             raise _unreadable(name, error) from error
+
+
+def _where(name: str) -> str:
+    """Say where a relative path was looked for."""
+    return "look at the path" if Path(name).is_absolute() else f"look at the path; it was looked for in {Path.cwd()}"
 
 
 def _unreadable(name: str, error: Exception) -> PictureInvalid:
