@@ -37,7 +37,7 @@ _PROBE_SECONDS = 5.0
 _NEWS_SECONDS = 3.0
 _INLINE_BYTES = 2**23
 _MOST_BYTES = 2**31
-_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino", "numpy")
+_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino", "ai-edge-litert", "mnn", "numpy")
 
 
 @dataclass(frozen=True, kw_only=True)

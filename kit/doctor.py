@@ -82,7 +82,7 @@ class Trial:
 def try_model(bundle: Bundle, *, device_id: int = 0, on_progress: OnProgress = silent) -> tuple[Trial, ...]:
     """Open a model's default variant in every runtime on every provider and ask it once; nothing is raised for what fails."""
     variant, tried = bundle.variant(), []
-    for runtime in (name for name in registry.names() if name != registry.BROWSER):
+    for runtime in registry.chosen((registry.ALL,)):
         for provider in Provider:
             # Other runtimes than ONNX Runtime have fewer providers, and say nothing new of those they lack.
             if registry.can_run(runtime, variant, provider) and (

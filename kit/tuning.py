@@ -45,7 +45,7 @@ from kit.system.wording import times
 from kit.verify import judged
 
 BATCH_SIZES = {Goal.LATENCY: 1, Goal.THROUGHPUT: 64}
-RUNTIMES = ("onnxruntime", "openvino", "litert")
+RUNTIMES = ("onnxruntime", "openvino", "litert", "mnn")
 """Those that need no torch: a deployment machine has none."""
 
 NEAR = 0.05

@@ -82,6 +82,13 @@ def choices(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
 
 
 @pytest.fixture(autouse=True)
+def _converted(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep what converters make of the tests' models out of the user's cache."""
+    folder = tmp_path_factory.getbasetemp() / "converted"
+    monkeypatch.setattr("kit.runtime.converted.folder", lambda: folder)
+
+
+@pytest.fixture(autouse=True)
 def _same_weights_in_any_order() -> None:
     """Seed torch, which draws the weights of untrained modules: no test may depend on those that ran before it."""
     if torch := sys.modules.get("torch"):

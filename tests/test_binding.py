@@ -25,8 +25,8 @@ from kit.runtime.onnxruntime import OnnxRuntimeRunner
 from kit.tensors import Signature, Tensors, TensorSpec
 from tests import graphs
 
-RUNTIMES = ("onnxruntime", "onnxruntime-plain", "openvino", "onnx-reference")
-SHARED = ("onnxruntime", "onnxruntime-plain", "openvino")
+RUNTIMES = ("onnxruntime", "onnxruntime-plain", "openvino", "mnn", "onnx-reference")
+SHARED = ("onnxruntime", "onnxruntime-plain", "openvino", "mnn")
 THOUSAND_ENGINES = """
 import gc, sys
 import psutil
@@ -209,7 +209,10 @@ def test_bindings_used_last_are_kept_and_the_others_go() -> None:
     assert len(held) == 3
 
 
-@pytest.mark.parametrize(("runtime", "first", "most"), [("onnxruntime", 200, 1000), ("openvino", 20, 60)])
+@pytest.mark.parametrize(
+    ("runtime", "first", "most"),
+    [("onnxruntime", 200, 1000), ("openvino", 20, 60), ("mnn", 20, 60)],
+)
 def test_sequences_of_many_lengths_leave_memory_bounded(tmp_path: Path, runtime: str, first: int, most: int) -> None:
     bundle = graphs.bundle(graphs.sentences(), tmp_path / "sentences", sizes={"sequence": 4})
     line = [sys.executable, "-c", THOUSAND_LENGTHS, str(bundle.folder), runtime, str(first), str(most)]
@@ -217,7 +220,7 @@ def test_sequences_of_many_lengths_leave_memory_bounded(tmp_path: Path, runtime:
     assert grown_bytes < 30e6
 
 
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "onnx-reference"])
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "mnn", "onnx-reference"])
 def test_sequences_of_every_length_are_answered_right(tmp_path: Path, runtime: str) -> None:
     bundle = graphs.bundle(graphs.sentences(), tmp_path / "sentences", sizes={"sequence": 4})
     table = onnx.numpy_helper.to_array(graphs.sentences().graph.initializer[0])

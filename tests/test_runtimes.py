@@ -40,7 +40,7 @@ from tests.helpers.blocked import BLOCK
 
 QUICK = Plan(rounds=10, turn_ms=0.5, warmup_ms=1.0)
 HAS_COMPILER = shutil.which("g++") is not None
-SIMPLE = ("onnxruntime", "openvino", "pytorch", "onnx-reference")
+SIMPLE = ("onnxruntime", "openvino", "mnn", "pytorch", "onnx-reference")
 
 
 @pytest.mark.parametrize("runtime", SIMPLE)
@@ -349,7 +349,7 @@ def test_an_unknown_runtime_lists_those_there_are() -> None:
     with pytest.raises(UsageError) as caught:
         registry.chosen(("tflite",))
     assert "openvino" in caught.value.hint
-    assert set(registry.names()) - set(registry.chosen(("all",))) <= {registry.BROWSER, registry.LITERT}
+    assert set(registry.names()) - set(registry.chosen(("all",))) <= {registry.BROWSER, *registry.GUESTS}
 
 
 def test_another_package_adds_a_runtime_by_an_entry_point(tiny: Bundle, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from kit.runtime.openvino import OpenVinoRunner
 from kit.runtime.reference import ReferenceRunner
 from tests import graphs
 
-RUNTIMES = ("onnxruntime", "onnxruntime-plain", "openvino", "onnx-reference")
+RUNTIMES = ("onnxruntime", "onnxruntime-plain", "openvino", "mnn", "onnx-reference")
 
 
 def published(folder: Path, graph: bytes, data: dict[str, bytes] | None = None) -> Bundle:

@@ -127,8 +127,8 @@ def runtimes(function: F) -> F:
         default=("onnxruntime",),
         show_default=True,
         shell_complete=complete.runtimes,
-        help="May be repeated: onnxruntime, onnxruntime-plain (session.run), openvino, pytorch, pytorch-compile, "
-        "onnx-reference, browser (onnxruntime-web in Chromium), an added one, or all but the browser.",
+        help="May be repeated: onnxruntime, onnxruntime-plain (session.run), openvino, litert, mnn, pytorch, "
+        "pytorch-compile, onnx-reference, browser (onnxruntime-web in Chromium), an added one, or all but the browser.",
     )(function)
 
 

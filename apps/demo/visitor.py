@@ -306,8 +306,8 @@ def _stem(name: str) -> str:
 
 
 def installed_runtimes() -> tuple[str, ...]:
-    """Return the runtimes that are quick and installed here: without the reference evaluator, or another browser."""
-    left_out = {"onnx-reference", "onnxruntime-plain", registry.BROWSER}
+    """Return the runtimes that are quick and installed here: no reference, no other browser, no converter."""
+    left_out = {"onnx-reference", "onnxruntime-plain", registry.BROWSER, "mnn"}
     return tuple(name for name in registry.names() if name not in left_out and registry.is_here(name))
 
 

@@ -27,6 +27,7 @@ _DISTRIBUTIONS = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
     "openvino": ("openvino",),
     "litert": ("ai-edge-litert",),
+    "mnn": ("mnn",),
 }
 
 

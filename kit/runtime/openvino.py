@@ -8,29 +8,18 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kit.bundle import graph_file
-from kit.choices import Provider
-from kit.errors import BundleInvalid, KitError, MemoryShort, Unavailable, UsageError
+from kit.errors import BundleInvalid, KitError, MemoryShort, Unavailable
 from kit.runtime import signatures
-from kit.runtime.base import (
-    MOST_BINDINGS,
-    BaseRunner,
-    Binding,
-    Placement,
-    RecentBindings,
-    RunnerOptions,
-    bind_arrays,
-    copied,
-    refuse_varying,
-)
+from kit.runtime.base import Binding, RunnerOptions, bind_arrays
+from kit.runtime.sized import SizedRunner
 from kit.tensors import Signature, Sizes, Tensors
 
 _CAPABILITIES, _BF16 = "OPTIMIZATION_CAPABILITIES", "BF16"
 
 
-class OpenVinoRunner(BaseRunner):
+class OpenVinoRunner(SizedRunner):
     """An ONNX model compiled by OpenVINO for the CPU, for each size anew, with its hint for latency.
 
     Inputs and outputs are bound: one passed to each call costs 30 to 50 us in Python. The sizes used last stay compiled.
@@ -46,13 +35,12 @@ class OpenVinoRunner(BaseRunner):
     """
 
     runtime = "openvino"
-    provider = Provider.CPU
 
     def __init__(self, model: bytes | Path, options: RunnerOptions, *, signature: Signature) -> None:
         import openvino
 
         graph_file.refuse_unsound(model)
-        self.signature = signature
+        super().__init__(signature)
         self._core: Any = openvino.Core()
         if options.bf16 and _BF16 not in self._core.get_property("CPU", _CAPABILITIES):
             raise Unavailable("this CPU does not compute in bfloat16", hint="leave --bf16 out")
@@ -64,34 +52,9 @@ class OpenVinoRunner(BaseRunner):
         }
         self._model = model
         self._options = options
-        self._outputs = [spec.name for spec in signature.outputs]
-        self._bindings = RecentBindings(MOST_BINDINGS)
-        self._is_checked = False
-        self.placement = Placement({})
         self._read()
 
-    def run(self, tensors: Tensors) -> dict[str, NDArray[Any]]:
-        """Compute the outputs; the first call of a size compiles."""
-        if self._core is None:
-            raise UsageError("this runner was closed")
-        sizes = self.signature.check(tensors)
-        arrays = [tensors[spec.name] for spec in self.signature.inputs]
-        shapes = tuple([array.shape for array in arrays])
-        bound = self._bindings.get(shapes) or self._bindings.keep(shapes, self._compiled(sizes))
-        outputs = copied(bound.run(*arrays), self._outputs)
-        if not self._is_checked:
-            signatures.check_outputs(outputs, self.signature, sizes)
-            self._is_checked = True
-        return outputs
-
-    def bind(self, sizes: Sizes) -> Binding:
-        """Compile for inputs of these sizes, and bind buffers; an axis left out has its usual size."""
-        if self._core is None:
-            raise UsageError("this runner was closed")
-        refuse_varying(self.signature)
-        return self._compiled(self.signature.usual_sizes(**sizes))
-
-    def _compiled(self, sizes: Sizes) -> Binding:
+    def _prepared(self, sizes: Sizes) -> Binding:
         import openvino
 
         inputs = self.signature.zeros(sizes)
@@ -126,8 +89,8 @@ class OpenVinoRunner(BaseRunner):
 
     def close(self) -> None:
         """Free the compiled models."""
+        super().close()
         self._core = None
-        self._bindings.clear()
 
 
 class _Resized(Binding):

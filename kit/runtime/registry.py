@@ -15,7 +15,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from kit.bundle import Bundle
+from kit.bundle import Bundle, graph_file
 from kit.bundle.manifest import Variant
 from kit.choices import Precision, Provider, VariantFormat
 from kit.errors import PackageMissing, Unavailable, UsageError
@@ -115,6 +115,18 @@ def _openvino(bundle: Bundle, variant: Variant, options: RunnerOptions) -> Runne
     return OpenVinoRunner(bundle.model(variant), options, signature=bundle.signature)
 
 
+def _mnn(bundle: Bundle, variant: Variant, options: RunnerOptions) -> Runner:
+    _cpu_only("mnn", options)
+    from kit.runtime import converted, mnn
+
+    mnn.needed()
+    graph_file.refuse_unsound(bundle.model(variant))
+    refs = (variant.graph, *variant.data)
+    made = converted.converted(mnn.CONVERTER, bundle.check(variant.graph), refs)
+    trial.try_file(made, refs, "mnn", signature=bundle.signature)
+    return mnn.MnnRunner(made, options, signature=bundle.signature)
+
+
 def _reference(bundle: Bundle, variant: Variant, options: RunnerOptions) -> Runner:
     _cpu_only("onnx-reference", options)
     from kit.runtime.reference import ReferenceRunner
@@ -160,6 +172,7 @@ _BUILT_IN: dict[str, tuple[Open, frozenset[VariantFormat] | None]] = {
     DEFAULT: (_onnxruntime, None),
     "onnxruntime-plain": (_plain, None),
     "openvino": (_openvino, _PORTABLE),
+    "mnn": (_mnn, frozenset({VariantFormat.FLOAT})),
     "pytorch": (_pytorch, frozenset({VariantFormat.FLOAT})),
     "pytorch-compile": (_pytorch_compile, frozenset({VariantFormat.FLOAT})),
     "onnx-reference": (_reference, _PORTABLE),
@@ -169,6 +182,7 @@ _BUILT_IN: dict[str, tuple[Open, frozenset[VariantFormat] | None]] = {
 
 _MODULES = {
     "onnxruntime-plain": DEFAULT,
+    "mnn": "MNN",
     "pytorch": "torch",
     "pytorch-compile": "torch",
     "onnx-reference": "onnx",
@@ -176,6 +190,12 @@ _MODULES = {
     BROWSER: "playwright",
 }
 _PYTORCH = frozenset({"pytorch", "pytorch-compile"})
+
+GUESTS = frozenset({LITERT, "mnn"})
+"""Runtimes that few people install: `all` leaves out those that are not here."""
+
+_ONNX_ALONE = frozenset({"mnn", "onnx-reference"})
+"""Runtimes that know none of the operators of com.microsoft."""
 
 
 def names() -> tuple[str, ...]:
@@ -188,7 +208,7 @@ def chosen(wanted: tuple[str, ...], bundle: Bundle | None = None) -> tuple[str, 
     """Return the runtimes that were asked for.
 
     Args:
-        wanted: Names, or `all`, which leaves out the browser, and LiteRT where it is not installed.
+        wanted: Names, or `all`, which leaves out the browser, and those of GUESTS that are not installed.
         bundle: Of `all`, PyTorch is left out if the bundle holds nothing that could be rebuilt for it.
 
     Raises:
@@ -197,18 +217,12 @@ def chosen(wanted: tuple[str, ...], bundle: Bundle | None = None) -> tuple[str, 
     if ALL in wanted:
         original = None if bundle is None else bundle.manifest.original
         has_module = bundle is None or (original is not None and original.weights is not None)
-        return tuple(
-            name for name in names() if name != BROWSER and (has_module or name not in _PYTORCH) and not _is_extra(name)
-        )
+        left_out = {BROWSER, *(name for name in GUESTS if not is_here(name)), *(() if has_module else _PYTORCH)}
+        return tuple(name for name in names() if name not in left_out)
     for name in wanted:
         if name not in _BUILT_IN and not is_address(name) and name not in names():
             raise UsageError(f"unknown runtime {name!r}", hint="choose one of: " + ", ".join((ALL, *names())))
     return tuple(dict.fromkeys(wanted))
-
-
-def _is_extra(name: str) -> bool:
-    """Whether a runtime is one that few want, and is not installed: nobody should read about it in every table."""
-    return name == LITERT and not is_here(name)
 
 
 def is_address(name: str) -> bool:
@@ -222,7 +236,7 @@ def is_here(name: str) -> bool:
 
 
 def can_run(name: str, variant: Variant, provider: Provider = Provider.CPU) -> bool:
-    """Whether a runtime takes variants of this format, and the reference their operators; PyTorch in fp16 on a GPU alone.
+    """Whether a runtime takes variants of this format, and knows their operators; PyTorch in fp16 on a GPU alone.
 
     LiteRT takes no fp16 here.
 
@@ -240,7 +254,7 @@ def can_run(name: str, variant: Variant, provider: Provider = Provider.CPU) -> b
         return False
     if name == LITERT and variant.precision is Precision.FP16:
         return False
-    if name == "onnx-reference" and "com.microsoft" in variant.needs.domains:
+    if name in _ONNX_ALONE and "com.microsoft" in variant.needs.domains:
         return False
     return formats is None or variant.format in formats
 

@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
-import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,7 @@ from kit.bundle import Bundle
 from kit.bundle.manifest import MANIFEST, FileRef, Variant
 from kit.bundle.read import PACKAGED
 from kit.errors import BundleInvalid, KitError, MemoryShort
+from kit.runtime import child
 from kit.system import packages, serial
 from kit.tensors import Signature
 
@@ -32,12 +30,13 @@ SECONDS = 60.0
 """For opening a file and one call, besides what its size takes."""
 
 _BYTES_PER_SECOND = 20e6
-_LEAST_MEMORY_BYTES = 2**30
-_DISTRIBUTIONS = {"openvino": ("openvino",), "onnx-reference": ("onnx",)}
+_DISTRIBUTIONS = {"openvino": ("openvino",), "mnn": ("mnn",), "onnx-reference": ("onnx",)}
 _ONNX_RUNTIME = ("onnxruntime-gpu", "onnxruntime")
 _SURVIVED, _SHORT = "survived", "memory"
 TRIED = ("onnxruntime", "onnxruntime-plain", "openvino", "onnx-reference")
 """Runtimes that open a graph file."""
+_OWN_TRY = frozenset({"mnn"})
+"""Runtimes that also try what kit made: it was run in ONNX Runtime, and these end the process more easily."""
 
 
 def try_variant(bundle: Bundle, variant: Variant, runtime: str) -> None:
@@ -55,9 +54,9 @@ def try_file(path: Path, refs: Sequence[FileRef], runtime: str, *, signature: Si
     A file that the runtime refuses in words survives: the caller will hear them.
 
     Args:
-        path: Of the graph; weights lie beside it.
-        refs: Its files: what is remembered are their hashes.
-        runtime: One of TRIED.
+        path: Of the graph, or of what a converter made of it; weights lie beside it.
+        refs: The graph's files: what is remembered are their hashes.
+        runtime: One of TRIED, or one that has a converter.
         signature: What the model takes and gives; None: as the graph has it.
 
     Raises:
@@ -84,24 +83,14 @@ def survives(
         BundleInvalid: It was ended by the system, or did not answer in time.
         MemoryShort: It needed more memory than is free.
     """
-    if not sys.executable:  # Python inside of another program
-        return False
-    import psutil
-
     limit = seconds + size_bytes / _BYTES_PER_SECOND
-    asked = {
+    question = {
         "runtime": runtime,
         "path": str(path.resolve()),
         "signature": None if signature is None else serial.encode(signature),
-        "memory_bytes": max(psutil.virtual_memory().available, _LEAST_MEMORY_BYTES),
-        "seconds": limit,
     }
-    command = [sys.executable, "-P", "-m", "kit.runtime.trial"]
-    environment = {**os.environ, TRUST: "1", "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *_path()])}
     try:
-        done = subprocess.run(
-            command, input=json.dumps(asked).encode(), capture_output=True, timeout=limit, check=False, env=environment
-        )
+        done = child.ask(__name__, question, seconds=limit, environment={TRUST: "1"})
     except subprocess.TimeoutExpired as error:
         raise BundleInvalid(
             f"{runtime} does not answer within {limit:.0f} s when it opens {path.name} and runs it once",
@@ -109,20 +98,17 @@ def survives(
         ) from error
     except OSError:  # no process to be had
         return False
-    if done.returncode < 0:
-        ended = signal.Signals(-done.returncode).name if -done.returncode in set(signal.Signals) else done.returncode
+    if by := child.ended_by(done):
         raise BundleInvalid(
-            f"{runtime} crashes on {path.name}: the process that tried it was ended by {ended}",
+            f"{runtime} crashes on {path.name}: the process that tried it was ended by {by}",
             hint="use another --runtime, or export the model again",
         )
-    word, _, told = done.stdout.decode(errors="replace").strip().rpartition("\n")[2].partition(" ")
+    lines = done.stdout.decode(errors="replace").splitlines()  # libraries print, some of them at the very end
+    answer = next((line for line in reversed(lines) if line.startswith((_SURVIVED, _SHORT))), "")
+    word, _, told = answer.partition(" ")
     if word == _SHORT:
         raise MemoryShort(f"there is too little memory for {path.name}: {told}", hint="close other programs")
     return word == _SURVIVED
-
-
-def _path() -> list[str]:
-    return [given] if (given := os.environ.get("PYTHONPATH")) else []
 
 
 def _is_trusted() -> bool:
@@ -131,7 +117,8 @@ def _is_trusted() -> bool:
 
 def _is_known(refs: Sequence[FileRef], runtime: str) -> bool:
     """Whether these files were made and run by kit here, or survived this runtime before."""
-    return any(_mark(refs, word).exists() for word in ("", _named(runtime)))
+    words = (_named(runtime),) if runtime in _OWN_TRY else ("", _named(runtime))
+    return any(_mark(refs, word).exists() for word in words)
 
 
 def _is_shipped(ref: FileRef) -> bool:
@@ -163,7 +150,6 @@ def _remember(mark: Path) -> None:
 
 def _child(asked: dict[str, Any]) -> str:
     """Do what the parent fears; return a word for it."""
-    _limit(int(asked["memory_bytes"]), float(asked["seconds"]))
     from kit.samples import seeded
 
     signature = None if asked["signature"] is None else serial.decode(Signature, asked["signature"])
@@ -189,25 +175,14 @@ def _opened(runtime: str, path: Path, signature: Signature | None) -> Any:
         from kit.runtime.openvino import OpenVinoRunner
 
         return OpenVinoRunner(path, RunnerOptions(), signature=signature)
+    if runtime == "mnn":
+        from kit.runtime.mnn import MnnRunner
+
+        return MnnRunner(path, RunnerOptions(), signature=signature)
     from kit.runtime.reference import ReferenceRunner
 
     return ReferenceRunner(path, RunnerOptions(), signature=signature)
 
 
-def _limit(memory_bytes: int, seconds: float) -> None:
-    """Have the system refuse more, where it can, and leave no core behind."""
-    if sys.platform != "linux":
-        return
-    import resource
-
-    for what, most in (
-        (resource.RLIMIT_DATA, memory_bytes),
-        (resource.RLIMIT_CPU, int(seconds * (os.cpu_count() or 1)) + 1),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        with contextlib.suppress(ValueError, OSError):  # more than a limit that is already there
-            resource.setrlimit(what, (most, most))
-
-
 if __name__ == "__main__":
-    print(_child(json.loads(sys.stdin.buffer.read())))  # noqa: T201 - the answer to the parent
+    print(_child(child.asked()))  # noqa: T201 - the answer to the parent

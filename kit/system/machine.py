@@ -29,6 +29,8 @@ _TOOLS = (
     "onnx",
     "onnxscript",
     "openvino",
+    "ai-edge-litert",
+    "mnn",
     "torch",
     "torchvision",
     "numpy",
