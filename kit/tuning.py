@@ -45,7 +45,7 @@ from kit.system.wording import times
 from kit.verify import judged
 
 BATCH_SIZES = {Goal.LATENCY: 1, Goal.THROUGHPUT: 64}
-RUNTIMES = ("onnxruntime", "openvino")
+RUNTIMES = ("onnxruntime", "openvino", "litert")
 """Those that need no torch: a deployment machine has none."""
 
 NEAR = 0.05

@@ -234,6 +234,7 @@ def sentence_transformers(place: Place, bundle: Path) -> str:
     return f"cosine to sentence-transformers' own vectors: {cosines.min():.6f} or more"
 
 
+HEADING = "## Models of every kind"
 INTRODUCTION = """Brought through `kit export`, `kit verify` and `kit bench` by `scripts/zoo.py`, from nothing but packages.
 EfficientNet, MiniLM and the ready .onnx files have the weights of their authors; the two tables were trained for this; the
 others are random. Peak memory is that of the whole process of the export. The error is the largest of any output, as a share of
@@ -382,7 +383,8 @@ def main() -> None:
     if asked.write:
         rows = _with_earlier(rows)
         (DOCS / "models.json").write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
-        (DOCS / "models.md").write_text(page(rows))
+        by_hand, _, _ = (DOCS / "models.md").read_text().partition(HEADING)
+        (DOCS / "models.md").write_text(by_hand + page(rows))
 
 
 def _with_earlier(rows: Sequence[Found]) -> list[Found]:
@@ -543,7 +545,7 @@ def _of_results(path: Path, bundle: Path) -> dict[str, float]:
 
 
 def page(rows: Sequence[Found]) -> str:
-    """Return docs/models.md."""
+    """Return docs/models.md from HEADING on; what stands above it is written by hand."""
     from kit.system.machine import this_machine, tool_versions
 
     versions = ", ".join(f"{name} {version}" for name, version in tool_versions().items())
@@ -562,7 +564,7 @@ def page(rows: Sequence[Found]) -> str:
     notes = [f"- {one.name}: {note}" for one in rows for note in _notes(one)]
     return "\n".join(
         [
-            "# Models of every kind",
+            HEADING,
             "",
             INTRODUCTION,
             "",

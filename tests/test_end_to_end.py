@@ -69,19 +69,48 @@ def test_the_readme_starts_with_the_two_commands() -> None:
     assert blocks[1].strip() == "pip install uv && uv run pytest"
 
 
-def test_the_readme_map_names_every_room() -> None:
-    readme = (ROOT / "README.md").read_text()
+def test_the_map_in_contributing_names_every_room() -> None:
+    house = (ROOT / "CONTRIBUTING.md").read_text()
     rooms = [
         path for top in ("kit", "exporters", "apps") for path in (ROOT / top).iterdir() if path.name[0] not in "_."
     ]
     for path in rooms:
         if path.suffix == ".py" or (path / "__init__.py").exists():
-            assert re.search(rf"\b{re.escape(path.name)}\b", readme), path
+            assert re.search(rf"\b{re.escape(path.name)}\b", house), path
 
 
-def test_the_readmes_export_example_runs_as_printed(python: Kit) -> None:
-    readme = (ROOT / "README.md").read_text()
-    example = re.search(r"<!-- example: export -->\n```python\n(.*?)```", readme, flags=re.DOTALL)
-    assert example is not None
-    found = python(example[1])
+def test_the_readmes_example_of_a_module_runs_as_printed(python: Kit) -> None:
+    module = """
+import torch
+
+class Sum(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = torch.nn.Embedding(100, 8)
+
+    def forward(self, ids, mask):
+        return (self.table(ids) * mask.unsqueeze(-1)).sum(1)
+
+module, ids, mask = Sum().eval(), torch.arange(24).reshape(2, 12), torch.ones(2, 12)
+"""
+    found = python(module + _example("README.md", "module"))
+    assert found.returncode == 0, found.stderr
+    assert "array(" in found.stdout
+
+
+def test_the_example_of_running_a_bundle_runs_as_printed(python: Kit) -> None:
+    found = python(_example("docs/python.md", "run"))
+    assert found.stdout.splitlines()[:2] == ["(256, 10)", "(256,) (256, 10)"], found.stderr
+    assert found.returncode == 0, found.stderr
+
+
+def test_the_example_of_an_export_runs_as_printed(python: Kit) -> None:
+    found = python(_example("docs/python.md", "export"))
     assert found.stdout.strip() == "['fp32', 'int8-qdq']", found.stderr
+
+
+def _example(page: str, name: str) -> str:
+    """Return the Python below a page's comment `example: NAME`."""
+    found = re.search(rf"<!-- example: {name} -->\n```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+    assert found is not None, f"{page} has no example {name}"
+    return found[1]

@@ -349,7 +349,7 @@ def test_an_unknown_runtime_lists_those_there_are() -> None:
     with pytest.raises(UsageError) as caught:
         registry.chosen(("tflite",))
     assert "openvino" in caught.value.hint
-    assert registry.chosen(("all",)) == registry.names()
+    assert set(registry.names()) - set(registry.chosen(("all",))) <= {registry.BROWSER, registry.LITERT}
 
 
 def test_another_package_adds_a_runtime_by_an_entry_point(tiny: Bundle, tmp_path: Path) -> None:

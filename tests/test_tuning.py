@@ -265,7 +265,7 @@ def test_a_runtime_that_is_wrong_here_cannot_win(digits: Bundle, monkeypatch: py
     reasons = {one.name: one.reason for one in done.judgement.candidates}
     assert reasons["fp32 in openvino"].startswith("out: logits: relative error")
     assert reasons["int8-qdq in openvino"].startswith("out: ")
-    assert done.choice.runtime == "onnxruntime"
+    assert done.choice.runtime != "openvino"
 
 
 def test_every_candidate_stands_once(digits: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

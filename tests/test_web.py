@@ -321,10 +321,9 @@ def sentences(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         outputs=(TensorSpec(name="vectors", dtype="float32", shape=("batch", "sequence", 8)),),
         axes={"sequence": Axis(most=64, typical=(4, 8))},
     )
-    (folder / "texts.jsonl").write_text("".join(json.dumps({"text": one}) + "\n" for one in TEXTS))
     task = TextEmbedding(tokenizer=folder / "tokenizer.json", max_tokens=16, normalize=True)
     return exporters.export(
-        Words(), name="sentences", task=task, signature=signature, data=folder / "texts.jsonl", out=folder / "sentences"
+        Words(), name="sentences", task=task, signature=signature, raw=TEXTS, out=folder / "sentences"
     ).bundle
 
 
@@ -332,7 +331,7 @@ def test_texts_become_the_same_tokens_and_vectors_in_the_browser(sentences: Bund
     site = build(sentences, tmp_path / "site", webgpu=False)
     found = tried(site.folder, site.variants)
     assert found.items == (3, 3)
-    with Pages(below(site.folder)) as pages, kit.load(sentences) as engine:
+    with Pages(below(site.folder)) as pages, kit.load(sentences.folder) as engine:
         page = chromium.new_page()
         page.goto(f"{pages.address}?plain")
         page.wait_for_selector("[data-ready=yes]", state="attached")

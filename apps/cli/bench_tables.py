@@ -16,6 +16,7 @@ from kit.bench.stats import Outcome
 from kit.choices import Mode
 from kit.report.format import NONE, about, interval, microseconds, size
 from kit.report.tables import UNKNOWN, memory, metric_of, score, span
+from kit.runtime.registry import BROWSER
 from kit.system.wording import counted, percent
 
 _USUAL = " onnxruntime cpu"  # where the baseline usually runs
@@ -206,6 +207,8 @@ def _notes(console: Console, results: Results) -> None:
         _scores(console, results)
     if any(latency.p99_us is None for latency in warm):
         say(console, "p99 is shown from 1,000 calls on.")
+    if any(row.runtime == BROWSER and row.latency for row in results.rows):
+        say(console, "In the browser each latency is a mean over calls that outlast 20 steps of its clock (5 µs).")
     if any(row.verdict and row.verdict.outcome is Outcome.INCONCLUSIVE for row in results.rows):
         budget = max(60, 4 * round(results.conditions.seconds if results.conditions else 15))
         say(console, f"INCONCLUSIVE: the interval is too wide to tell; run longer, such as --budget {budget}s.")

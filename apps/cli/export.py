@@ -194,10 +194,8 @@ def export(ctx: click.Context, /, bundle: str | None, as_json: bool, **asked: An
       kit export my-model --triton models/
       kit export my-model --variant int8-qdq --mobile phone/
     """
-    for name, written in (("mobile", mobile.write), ("triton", triton.write)):
-        if asked[name] is not None:
-            written(ctx, bundle, asked, as_json=as_json)
-            return
+    if _is_for_others(ctx, bundle, asked, as_json=as_json):
+        return
     if given := _given(asked, triton.ONLY):
         raise click.UsageError(f"{options.flag_of(ctx, given)} changes nothing without --triton or --mobile")
     is_auto = AUTO in asked["precisions"]
@@ -340,6 +338,15 @@ def _export_source(source: str, asked: dict[str, Any], *, as_json: bool) -> None
         )
     folder = report.bundle.folder
     _next(folder.name if folder.absolute().parent == bundles.ROOT.absolute() else str(folder))
+
+
+def _is_for_others(ctx: click.Context, source: str | None, asked: dict[str, Any], *, as_json: bool) -> bool:
+    """Write files for phones or for Triton, and return True, if that was asked for."""
+    for name, written in (("mobile", mobile.write), ("triton", triton.write)):
+        if asked[name] is not None:
+            written(ctx, source, asked, as_json=as_json)
+            return True
+    return False
 
 
 def _options(asked: dict[str, Any]) -> ExportOptions:

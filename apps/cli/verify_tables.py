@@ -10,6 +10,7 @@ from apps.cli.render import stdout
 from apps.cli.tables import Rows, styled
 from kit.metrics import Fidelity, FidelityVerdict
 from kit.report.format import score, value
+from kit.runtime.registry import DEFAULT
 from kit.system.wording import counted
 from kit.tensors import Sizes
 from kit.verify import ModelCheck, PairCheck, Verification
@@ -81,7 +82,7 @@ def _problems(result: Verification) -> dict[str, str]:
 
 
 def _variants(result: Verification) -> None:
-    several_runtimes = len({row.runtime for row in result.variants}) > 1
+    names_runtime = {row.runtime for row in result.variants} != {DEFAULT}
     several_outputs = any(len(row.fidelity) > 1 for row in result.variants)
     figure = next((row.figure for row in result.variants if row.figure), None)
     rows = Rows(
@@ -95,7 +96,7 @@ def _variants(result: Verification) -> None:
         needed=("max rel err", "nodes on"),
     )
     for row in result.variants:
-        name = f"{row.variant} in {row.runtime}" if several_runtimes else row.variant
+        name = f"{row.variant} in {row.runtime}" if names_runtime else row.variant
         if row.verdict is None:
             rows.add(name, f"{row.provider}: not run", *[""] * 7, _NOT_RUN)
             continue

@@ -5,13 +5,18 @@ build(find("mnist-mlp"), Path("site"))     # works from any static host, without
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from apps.web.proof import Proof, proof_of
 from kit import __version__
@@ -22,6 +27,7 @@ from kit.metrics import fidelity
 from kit.ready import ReadyModel
 from kit.report.format import size
 from kit.runtime.browser import SESSION, packages
+from kit.samples import SEEDED
 from kit.system import files, plain_json
 from kit.tasks.base import Task
 from kit.tasks.registry import task_of
@@ -86,6 +92,8 @@ def build(bundle: Bundle, folder: Path, *, variants: Sequence[str] = (), webgpu:
     proof = proof_of(bundle, chosen)
     remarks: list[str] = []
     described = _task(task, bundle, remarks)
+    if described["kind"] == "tensors":
+        proof.described["items"] = []  # the page has no way in that they could prove
     files.check_room(folder.parent, sum(one.size_bytes for one in chosen) + 5 * 10**7, what="the page")
     partial = folder.parent / files.partial_name()
     try:
@@ -211,13 +219,31 @@ def _task(task: Task, bundle: Bundle, remarks: list[str]) -> dict[str, Any]:
     found: dict[str, Any] = dict(portable)
     if found["kind"] == "picture":
         found["draws"] = found["way_in"]["channels"] == 1
-        found["example"] = items.raw[0] if items and items.raw else None
+        found["example"] = _golden_picture(bundle, found) or (items.raw[0] if items and items.raw else None)
         found["way_in_tolerance"] = _TOLERANCE.get(found["way_in"]["dtype"], 1 / 255)
     else:
         found["way_in"]["tokenizer"] = "model/tokenizer.json"
         found["examples"] = [one for one in (items.raw if items else ()) if isinstance(one, str)]
         found["way_in_tolerance"] = 0.0
     return found
+
+
+def _golden_picture(bundle: Bundle, task: Mapping[str, Any]) -> str | None:
+    """Return the golden sample that the original was surest about as a PNG in base64; None if they hold no pictures."""
+    group, way_in = bundle.golden()[0], task["way_in"]
+    if way_in["dtype"] != "uint8" or group.source == SEEDED or bundle.signature.batch is None:
+        return None
+    scores = (group.expected or {})[task["way_out"]["output"]].reshape(bundle.signature.rows(group.inputs), -1)
+    ranked = np.sort(scores.astype(np.float64), axis=1)
+    surest = int((ranked[:, -1] - ranked[:, -2]).argmax())
+    pixels = group.inputs[way_in["input"]][surest].reshape(way_in["dims"][1:])
+    if way_in["axis"] == 0:
+        pixels = np.moveaxis(pixels, 0, 2)
+    if way_in["colours"] == "BGR" and way_in["channels"] == 3:
+        pixels = pixels[..., ::-1]
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels).squeeze()).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _tokenizer_kind(task: Task) -> str:

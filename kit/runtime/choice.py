@@ -23,7 +23,11 @@ from kit.system import files, packages, plain_json, serial
 _KIND = "kit-tuning"
 _VERSION = 2
 _MOST_BYTES = 16 * 2**20
-_DISTRIBUTIONS = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu"), "openvino": ("openvino",)}
+_DISTRIBUTIONS = {
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "openvino": ("openvino",),
+    "litert": ("ai-edge-litert",),
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ from kit.errors import PackageMissing, Unavailable, UsageError
 from kit.runtime import trial
 from kit.runtime.base import Runner, RunnerOptions
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
+from kit.system import packages
 from kit.system.packages import entry_points, explain, load_plug, plugged
 
 if TYPE_CHECKING:
@@ -121,6 +122,14 @@ def _reference(bundle: Bundle, variant: Variant, options: RunnerOptions) -> Runn
     return ReferenceRunner(bundle.model(variant), options, signature=bundle.signature)
 
 
+def _litert(bundle: Bundle, variant: Variant, options: RunnerOptions) -> Runner:
+    _cpu_only(LITERT, options)
+    packages.needed("ai_edge_litert", distribution="ai-edge-litert", purpose="the runtime litert", extra="litert")
+    from kit.runtime.litert import LiteRtRunner
+
+    return LiteRtRunner(bundle.model(variant), options, signature=bundle.signature)
+
+
 def _browser(bundle: Bundle, variant: Variant, options: RunnerOptions) -> Runner:
     _cpu_only(BROWSER, options)
     from kit.runtime.browser import BrowserRunner
@@ -135,6 +144,9 @@ def _cpu_only(name: str, options: RunnerOptions) -> None:
 
 BROWSER = "browser"
 """onnxruntime-web in headless Chromium: not one of ALL, for it is another machine's kind of runtime."""
+
+LITERT = "litert"
+"""LiteRT: networks of dense layers."""
 
 BF16_RUNTIME = "openvino"
 """Computes float32 in bfloat16 if it is allowed to."""
@@ -151,6 +163,7 @@ _BUILT_IN: dict[str, tuple[Open, frozenset[VariantFormat] | None]] = {
     "pytorch": (_pytorch, frozenset({VariantFormat.FLOAT})),
     "pytorch-compile": (_pytorch_compile, frozenset({VariantFormat.FLOAT})),
     "onnx-reference": (_reference, _PORTABLE),
+    LITERT: (_litert, frozenset({VariantFormat.FLOAT, VariantFormat.QDQ, VariantFormat.PIXEL})),
     BROWSER: (_browser, None),
 }
 
@@ -159,6 +172,7 @@ _MODULES = {
     "pytorch": "torch",
     "pytorch-compile": "torch",
     "onnx-reference": "onnx",
+    LITERT: "ai_edge_litert",
     BROWSER: "playwright",
 }
 _PYTORCH = frozenset({"pytorch", "pytorch-compile"})
@@ -174,7 +188,7 @@ def chosen(wanted: tuple[str, ...], bundle: Bundle | None = None) -> tuple[str, 
     """Return the runtimes that were asked for.
 
     Args:
-        wanted: Names, or `all`, which leaves the browser out.
+        wanted: Names, or `all`, which leaves out the browser, and LiteRT where it is not installed.
         bundle: Of `all`, PyTorch is left out if the bundle holds nothing that could be rebuilt for it.
 
     Raises:
@@ -183,11 +197,18 @@ def chosen(wanted: tuple[str, ...], bundle: Bundle | None = None) -> tuple[str, 
     if ALL in wanted:
         original = None if bundle is None else bundle.manifest.original
         has_module = bundle is None or (original is not None and original.weights is not None)
-        return tuple(name for name in names() if name != BROWSER and (has_module or name not in _PYTORCH))
+        return tuple(
+            name for name in names() if name != BROWSER and (has_module or name not in _PYTORCH) and not _is_extra(name)
+        )
     for name in wanted:
         if name not in _BUILT_IN and not is_address(name) and name not in names():
             raise UsageError(f"unknown runtime {name!r}", hint="choose one of: " + ", ".join((ALL, *names())))
     return tuple(dict.fromkeys(wanted))
+
+
+def _is_extra(name: str) -> bool:
+    """Whether a runtime is one that few want, and is not installed: nobody should read about it in every table."""
+    return name == LITERT and not is_here(name)
 
 
 def is_address(name: str) -> bool:
@@ -203,6 +224,8 @@ def is_here(name: str) -> bool:
 def can_run(name: str, variant: Variant, provider: Provider = Provider.CPU) -> bool:
     """Whether a runtime takes variants of this format, and the reference their operators; PyTorch in fp16 on a GPU alone.
 
+    LiteRT takes no fp16 here.
+
     A server, whose address is its name, runs what it runs: `open_runner` says if it is another variant.
 
     One of another package that does not load is taken to: `open_runner` then says what is wrong with it.
@@ -214,6 +237,8 @@ def can_run(name: str, variant: Variant, provider: Provider = Provider.CPU) -> b
     except Unavailable:
         return True
     if name in _PYTORCH and variant.precision is not Precision.FP32 and provider is Provider.CPU:
+        return False
+    if name == LITERT and variant.precision is Precision.FP16:
         return False
     if name == "onnx-reference" and "com.microsoft" in variant.needs.domains:
         return False

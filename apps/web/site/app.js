@@ -78,7 +78,7 @@ function offer() {
     return async () => {
       if (!task.example) return tell("Draw, or choose a picture.");
       const bytes = Uint8Array.from(atob(task.example), (one) => one.charCodeAt(0));
-      await show(new Blob([bytes], { type: "image/png" }));
+      return show(new Blob([bytes], { type: "image/png" }));
     };
   }
   if (task.kind === "text") {
@@ -124,8 +124,8 @@ function show(found) {
       return made("tr", {}, made("td", {}, label), made("td", {}, bar), made("td", {}, percent(share)));
     });
     place.replaceChildren(
-      made("h2", {}, top.label),
-      made("p", {}, one.unsure ? `Unsure: ${percent(top.share)} at most.` : `${percent(top.share)} sure.`),
+      made("h2", {}, one.unsure ? `${top.label}?` : top.label),
+      made("p", {}, one.unsure ? `Unsure: only ${percent(top.share)} for it.` : `${percent(top.share)} sure.`),
       made("table", {}, ...rows),
       ...(one.seen ? [seenBy(one.seen)] : []),
     );
@@ -196,9 +196,9 @@ const time = (us) => (us < 1000 ? `${us.toPrecision(3)} µs` : `${(us / 1000).to
 
 function describe(milliseconds = null) {
   const { size, id } = site.variants.find((one) => one.id === present.variant);
-  const call = present.us ? time(present.us) : milliseconds === null ? null : `${milliseconds.toFixed(1)} ms the first time`;
+  const call = present.us ? `${time(present.us)} a call` : milliseconds === null ? null : `${milliseconds.toFixed(1)} ms for the first call`;
   at("runs").textContent = `${said([
-    `${id} on ${named(present.how)}`, `${size}`, call && `${call} a call`, first && `first answer ${(first / 1000).toFixed(2)} s after the page was asked for`,
+    `${id} on ${named(present.how)}`, `${size}`, call, first && `first answer ${(first / 1000).toFixed(2)} s after the page was asked for`,
   ])}.${crossOriginIsolated ? "" : " Threads need a page that is cross-origin isolated: from the second visit on, this one is."}`;
 }
 

@@ -19,7 +19,7 @@ export function forPictures(place, { draws }, tell) {
     shown.src = URL.createObjectURL(blob);
     shown.hidden = false;
     if (board) board.element.hidden = true;
-    tell(blob, "file");
+    return tell(blob, "file");
   };
   const file = made("input", { type: "file", accept: "image/*", onchange: () => file.files[0] && give(file.files[0]) });
   const tools = made("div", { class: "tools" });
@@ -40,10 +40,7 @@ export function forPictures(place, { draws }, tell) {
     if (event.dataTransfer.files[0]) give(event.dataTransfer.files[0]);
   });
   document.addEventListener("paste", (event) => event.clipboardData.files[0] && give(event.clipboardData.files[0]));
-  return (blob) => {
-    if (board) board.show(blob);
-    else give(blob);
-  };
+  return (blob) => (board ? board.show(blob) : give(blob));
 }
 
 function drawing(tell) {
@@ -94,7 +91,7 @@ function drawing(tell) {
       const [width, height] = [bitmap.width * scale, bitmap.height * scale];
       pen.drawImage(bitmap, (board.width - width) / 2, (board.height - height) / 2, width, height);
       isExample = true;
-      tell(blob, "example");
+      await tell(blob, "example");
     },
   };
 }
@@ -155,16 +152,16 @@ export function forTensors(place, { inputs }, tell) {
     return box;
   });
   const given = () => {
+    const item = {};
     try {
-      const item = {};
       inputs.forEach((one, number) => {
         const nested = JSON.parse(boxes[number].value);
         item[one.name] = { dtype: one.dtype, dims: shapeOf(nested), values: [nested].flat(Infinity) };
       });
-      tell(item, "tensors");
     } catch (error) {
-      tell(null, `This is no JSON of numbers: ${error.message}`);
+      return tell(null, `This is no JSON of numbers: ${error.message}`);
     }
+    return tell(item, "tensors");
   };
   place.append(made("button", { type: "button", id: "ask", onclick: given }, "Ask"));
   return given;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import sys
 import threading
 from collections.abc import Callable
 from http import HTTPStatus
@@ -54,10 +55,9 @@ class Pages:
 
         Handler.find = staticmethod(find)
         try:
-            self._server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
+            self._server = _Server(("127.0.0.1", port), Handler)
         except OSError as error:
             raise Unavailable(f"port {port} cannot be used: {error.strerror or error}", hint="take another") from error
-        self._server.daemon_threads = True
         self.address = f"http://localhost:{self._server.server_port}/"
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
@@ -92,8 +92,16 @@ def below(folder: Path) -> Callable[[str], Path | None]:
     return find
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a browser that went away; anything else is a defect."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
     find: Callable[[str], Path | bytes | None]
 
     def do_GET(self) -> None:

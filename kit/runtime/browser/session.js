@@ -63,7 +63,10 @@ export class Model {
    */
   async time(inputs, calls) {
     const fed = this.#fed(inputs);
-    this.#group ??= Math.ceil((STEPS * clockStep()) / (await this.#turn(fed, WARM)));
+    if (!this.#group) {
+      await this.#turn(fed, WARM);
+      this.#group = Math.ceil((STEPS * clockStep()) / (await this.#turn(fed, WARM)));
+    }
     const found = new Float64Array(Math.max(1, Math.round(calls / this.#group)));
     for (let turn = 0; turn < found.length; turn++) found[turn] = await this.#turn(fed, this.#group);
     return found;
