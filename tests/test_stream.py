@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import re
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from typing import IO, Any
 
 import numpy as np
 import onnx
+import psutil
 import pytest
 
 from kit.bulk import stream
@@ -22,6 +24,7 @@ from kit.bulk.stream import Helpers
 from kit.bundle import Bundle
 from kit.engine import load
 from kit.errors import KitError
+from kit.system.machine import this_machine
 from tests import graphs
 from tests.conftest import SCANS, Kit
 
@@ -104,6 +107,23 @@ def test_ctrl_c_ends_at_once_and_leaves_whole_answers(tiny: Bundle, scans: Path,
         assert len(json.loads(text)) == 2
     else:
         assert len(text.splitlines()) == (3 if form == "--csv" else 2)
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.skipif(sys.platform == "win32", reason="processes have no groups there")
+@pytest.mark.skipif(this_machine().cpus_to_use < 2, reason="one CPU needs no helpers")
+def test_ctrl_c_in_a_terminal_reaches_helpers_that_are_just_starting(tiny: Bundle, scans: Path) -> None:
+    line = [*LINE, str(tiny.folder), *[str(scans)] * 500, "--jsonl"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as running:
+        out, err = pipes(running)
+        while len(psutil.Process(running.pid).children()) < 2:
+            assert out.readline(), "it ended before there were helpers"
+        os.killpg(running.pid, signal.SIGINT)  # as a terminal sends it: to all of them
+        answers = out.read()
+        said = [text for text in err.read().decode().splitlines() if text and "no readable picture" not in text]
+    assert running.returncode == 130
+    assert said == ["Interrupted."]
+    assert answers.endswith(b"\n")
 
 
 def pipes(running: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:

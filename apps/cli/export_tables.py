@@ -116,9 +116,9 @@ def judgement_table(judgement: Judgement, *, names_winner: bool = True) -> None:
     """Print all candidates, what each was found to be, and who won, if there was something to win."""
     points = list(dict.fromkeys(tuple(row.sizes.items()) for one in judgement.candidates for row in one.rows))
     rows = Rows(
-        headers=("candidate", *(f"p50 µs, {sizes_in_words(dict(point))}" for point in points), "verdict"),
+        headers=("candidate", *(f"p50 µs,\n{sizes_in_words(dict(point))}" for point in points), "verdict"),
         left=("candidate", "verdict"),
-        wraps=("verdict",),
+        wraps=("candidate", "verdict"),
     )
     for one in judgement.candidates:
         found = {tuple(row.sizes.items()): row.latency.p50_us for row in one.rows if row.latency}

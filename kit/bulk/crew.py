@@ -109,7 +109,8 @@ def pool(
     )
     try:
         with _interrupts_held():
-            executor.submit(_nothing)  # starts all of them
+            for _ in range(count):  # each starts a process, since none is idle yet
+                executor.submit(_nothing)
         yield executor
     except BrokenProcessPool as error:
         raise MemoryShort(
