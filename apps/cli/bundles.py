@@ -48,9 +48,8 @@ def _row(name: str, item: Bundle | Packed | KitError) -> dict[str, object]:
     where = "folder" if item.origin.is_dir() else "file"
     task = item.manifest.task.name if item.manifest.task else None
     variants = [variant.id for variant in item.manifest.variants]
-    shipped = isinstance(item, Bundle) and came_with_kit(item)
-    about = {"name": name, where: str(item.origin), "task": task, "variants": variants}
-    return {**about, "came_with_kit": shipped}
+    about: dict[str, object] = {"name": name, where: str(item.origin), "task": task, "variants": variants}
+    return {**about, "came_with_kit": came_with_kit(item)} if isinstance(item, Bundle) else about
 
 
 @click.command(epilog=options.MODEL_HELP)
