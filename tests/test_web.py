@@ -258,6 +258,22 @@ def test_it_works_without_a_network_once_it_was_seen(visit) -> None:
     assert re.fullmatch(r"\d", page.locator("#answer h2").inner_text())
 
 
+def test_it_can_be_installed(visit) -> None:
+    page = visit()
+    page.evaluate("() => navigator.serviceWorker.ready.then(() => undefined)")
+    page.reload()
+    page.wait_for_selector("[data-ready=yes]", state="attached")
+    asked = page.context.new_cdp_session(page)
+    assert asked.send("Page.getAppManifest")["errors"] == []
+    found = {one["errorId"] for one in asked.send("Page.getInstallabilityErrors")["installabilityErrors"]}
+    assert found <= {"in-incognito"}  # as every window of a test is
+    kept = page.evaluate(
+        "async () => (await (await caches.open((await caches.keys())[0])).keys()).map((one) => new URL(one.url).pathname)"
+    )
+    assert any(one.startswith("/model/fp32") for one in kept)
+    assert not any(one.startswith("/model/int8") or one.startswith("/proof.b") for one in kept)
+
+
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [380, pytest.param(820, marks=pytest.mark.slow), 1440])
 def test_nothing_is_wider_than_the_screen_and_every_word_can_be_read(visit, width: int, dark: bool) -> None:

@@ -40,7 +40,8 @@ _MOST_BYTES = 2**24
 _WORKER = "sw.js"
 _ELSEWHERE = "free some space there, or name another place: -o DIR"
 _LATER = ("proof.bin", "proof.json", "ort/ort.webgpu.min.mjs")
-"""What the page fetches only when it is asked for, and the beginning of what a GPU needs."""
+_GPU = "asyncify"
+"""In the names of the runtime's files for a GPU."""
 
 _WHERE = "It runs in this browser: nothing is sent anywhere."
 _FLAT_VALUES = 256
@@ -149,7 +150,10 @@ def _write(
     (folder / "app.webmanifest").write_text(json.dumps(_app(bundle.name)), encoding="utf-8")
     hashes = {one: files.sha256(folder / one) for one in _files(folder) if one != _WORKER}
     (folder / DESCRIPTION).write_text(plain_json.write(described | {"hashes": hashes}), encoding="utf-8")
-    _describe_worker(folder)
+    later = {f"model/{ref.file}" for one in variants[1:] for ref in one.files()} - {
+        f"model/{ref.file}" for ref in variants[0].files()
+    }
+    _describe_worker(folder, later)
     whole = [folder / one for one in _files(folder)]
     runtime_bytes, model_bytes = packages.size_of(runtime), packages.size_of(model)
     proof_bytes = packages.size_of([folder / "proof.bin", folder / "proof.json"])
@@ -157,12 +161,13 @@ def _write(
     return {"page_bytes": page_bytes, "runtime_bytes": runtime_bytes, "model_bytes": model_bytes}
 
 
-def _describe_worker(folder: Path) -> None:
-    """Tell the service worker what it keeps: all but what is fetched when it is asked for, and the variants after the first."""
+def _describe_worker(folder: Path, later: set[str]) -> None:
+    """Tell the service worker what it keeps at once: not what is fetched when somebody asks for it, such as another variant."""
     path = folder / _WORKER
     names = _files(folder)
     digest = hashlib.sha256("".join(files.sha256(folder / one) for one in names).encode()).hexdigest()
-    kept = ["./", *(one for one in names if not one.startswith(_LATER) and "asyncify" not in one and one != _WORKER)]
+    asked_for = {*later, *(one for one in names if one.startswith(_LATER) or _GPU in one), _WORKER}
+    kept = ["./", *(one for one in names if one not in asked_for)]
     text = path.read_text(encoding="utf-8")
     text = text.replace("@VERSION@", digest[:16]).replace('"@FILES@"', json.dumps(kept))
     path.write_text(text, encoding="utf-8")
