@@ -271,7 +271,7 @@ def test_it_can_be_installed(visit) -> None:
         "async () => (await (await caches.open((await caches.keys())[0])).keys()).map((one) => new URL(one.url).pathname)"
     )
     assert any(one.startswith("/model/fp32") for one in kept)
-    assert not any(one.startswith("/model/int8") or one.startswith("/proof.b") for one in kept)
+    assert not any(one.startswith(("/model/int8", "/proof.b")) for one in kept)
 
 
 @pytest.mark.parametrize("dark", [False, True])
