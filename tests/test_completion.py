@@ -41,6 +41,7 @@ def offered(here: Path, words: str) -> list[str]:
     return [line for line in done.stdout.split("\n") if line]
 
 
+@pytest.mark.slow
 def test_bundles_and_files_are_offered(here: Path) -> None:
     for command in ("info", "bench", "verify", "predict", "export", "serve", "doctor", "web"):
         assert offered(here, f"kit {command} my") == ["plain,my-digits"], command

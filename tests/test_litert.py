@@ -132,6 +132,7 @@ def test_a_file_that_is_none_is_said_to_be() -> None:
         _opened(b"nothing of the kind", 1)
 
 
+@pytest.mark.slow
 def test_nothing_is_said_by_the_library_itself(kit: Kit) -> None:
     done = kit("verify", "mnist-mlp", "--runtime", "litert")
     assert done.returncode == 0, done.stderr

@@ -38,6 +38,7 @@ def test_both_files_answer_as_the_bundle_promises(digits: Bundle, tmp_path: Path
     assert "ai.onnx" in (tmp_path / "phone" / "digits-mlp.required_operators_and_types.config").read_text()
 
 
+@pytest.mark.slow
 def test_what_was_made_is_written_down(digits: Bundle, tmp_path: Path) -> None:
     write_mobile(digits, tmp_path / "phone")
     said = json.loads((tmp_path / "phone" / "mobile.json").read_text())
@@ -47,6 +48,7 @@ def test_what_was_made_is_written_down(digits: Bundle, tmp_path: Path) -> None:
     assert set(said["sha256"]) == {one.name for one in (tmp_path / "phone").iterdir()} - {"mobile.json"}
 
 
+@pytest.mark.slow
 def test_other_axes_are_given_a_size_and_several_inputs_will_do(duo: Bundle, reviews: Path, tmp_path: Path) -> None:
     for bundle in (duo, open_folder(reviews)):
         done = write_mobile(bundle, tmp_path / "phone" / bundle.name)
@@ -54,6 +56,7 @@ def test_other_axes_are_given_a_size_and_several_inputs_will_do(duo: Bundle, rev
         assert all(0 not in shape for shape in dims(tmp_path / "phone" / bundle.name / f"{bundle.name}.onnx"))
 
 
+@pytest.mark.slow
 def test_a_ready_model_will_do(tiny: Bundle, tmp_path: Path) -> None:
     done = write_mobile(open_ready(tiny.path(tiny.variant().graph)), tmp_path / "phone")
     assert done.samples > 0

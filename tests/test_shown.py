@@ -86,6 +86,7 @@ def test_files_that_are_not_there_have_a_hint(kit_inside: Kit, digits: Bundle, t
     assert "→" in kit_inside("predict", str(digits.folder), "nofile.png").stderr
 
 
+@pytest.mark.slow
 def test_train_without_torch_names_the_extra(python: Kit) -> None:
     line = ["train", "--dataset", "digits"]
     found = python(BLOCK.format(blocked=("torch",)) + f"from apps.cli import run; raise SystemExit(run({line!r}))")

@@ -74,6 +74,7 @@ def test_a_busy_machine_is_said_to_be_busy() -> None:
     assert Found(threads=2, seconds={1: 1.0, 2: 0.6}, others=0.0 if cpus > 1 else None).remark() == ""
 
 
+@pytest.mark.slow
 def test_a_rehearsal_changes_nothing_of_what_comes_after() -> None:
     dataset = data.load("digits")
     torch.manual_seed(3)

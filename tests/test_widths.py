@@ -106,6 +106,7 @@ def test_what_goes_into_a_pipe_is_not_folded(digits: Bundle, tmp_path: Path) -> 
 TRAIN = ("train", "--dataset", "digits", "--model", "mlp-64-64", "--epochs", "3", "--threads", "1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", WIDTHS)
 def test_training_leaves_a_line_for_each_epoch_and_no_bar(tmp_path: Path, columns: int) -> None:
     shown = seen(TRAIN, cwd=tmp_path, columns=columns)
@@ -116,6 +117,7 @@ def test_training_leaves_a_line_for_each_epoch_and_no_bar(tmp_path: Path, column
     assert "\n\n\n" not in shown.text
 
 
+@pytest.mark.slow
 def test_progress_shows_nothing_where_stderr_is_no_terminal(tmp_path: Path) -> None:
     line = [sys.executable, "-c", "import apps.cli; apps.cli.main()", *TRAIN]
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, check=True)

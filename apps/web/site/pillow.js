@@ -125,10 +125,15 @@ export function resize(picture, width, height, filter, box = [0, 0, picture.widt
 }
 
 function filtered(picture, width, height, filter, [left, top, right, bottom]) {
-  let made = picture;
-  if (width !== made.width || left || right !== width) made = across(made, width, left, right, FILTERS[filter]);
-  if (height !== made.height || top || bottom !== height) made = down(made, height, top, bottom, FILTERS[filter]);
-  return made;
+  const isAcross = width !== picture.width || left || right !== width;
+  const isDown = height !== picture.height || top || bottom !== height;
+  const passes = [
+    [isAcross, (one) => across(one, width, left, right, FILTERS[filter])],
+    [isDown, (one) => down(one, height, top, bottom, FILTERS[filter])],
+  ];
+  const shrinks = picture.height - height;
+  if (shrinks > 0 && shrinks > (picture.width - width) * 2) passes.reverse(); // as Pillow does since version 13
+  return passes.reduce((made, [isNeeded, pass]) => (isNeeded ? pass(made) : made), picture);
 }
 
 /** Multiply colours by alpha, as Pillow does before it resizes. */
