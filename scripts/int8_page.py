@@ -227,8 +227,14 @@ def _of_speed(found: Found) -> str:
             continue
         speed, low, high = against
         said = "yes" if high >= 1 else "NO"
-        price = f", which loses {_signed(found, -best.kit_loses[0])} more" if best.kit_loses and best.kit_loses[2] < 0 else ""
-        told.append(f"{name}: {said}, {speed:.2f}x [{low:.2f}, {high:.2f}] of {best.tool}{price if said == 'NO' else ''}")
+        price = (
+            f", which loses {_signed(found, -best.kit_loses[0])} more"
+            if best.kit_loses and best.kit_loses[2] < 0
+            else ""
+        )
+        told.append(
+            f"{name}: {said}, {speed:.2f}x [{low:.2f}, {high:.2f}] of {best.tool}{price if said == 'NO' else ''}"
+        )
     return "<br>".join(told)
 
 
