@@ -8,8 +8,6 @@ and NNAPI would take of them is ONNX Runtime's own estimate by operator and shap
 
 from __future__ import annotations
 
-import contextlib
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +17,7 @@ from typing import Any
 
 from kit import __version__
 from kit.bundle import Bundle, Variant
-from kit.errors import BundleInvalid, StorageUnavailable, Unavailable, UsageError, VerifyFailed
+from kit.errors import BundleInvalid, Unavailable, UsageError, VerifyFailed
 from kit.metrics import fidelity
 from kit.ready import ReadyModel
 from kit.runtime import registry
@@ -101,22 +99,8 @@ def write_mobile(bundle: Bundle, folder: Path, *, variant: str | None = None, si
     if chosen.size_bytes > _MOST_BYTES:
         raise Unavailable(f"{chosen.id} is larger than 2 GB, which is no model for a phone")
     point = _point(bundle, sizes or {})
-    partial = folder.parent / files.partial_name()
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        files.check_room(folder.parent, 3 * chosen.size_bytes, what="files for a phone")
-        partial.mkdir()
-        try:
-            made = _write(partial, bundle, chosen, point)
-            with contextlib.suppress(FileNotFoundError):
-                folder.rmdir()  # an empty one
-            partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    except OSError as error:
-        raise StorageUnavailable(
-            f"cannot write {folder}: {error.strerror or error}", hint="name another place"
-        ) from error
+    with files.folder(folder, what="files for a phone", needed_bytes=3 * chosen.size_bytes) as partial:
+        made = _write(partial, bundle, chosen, point)
     sized = {one.name: one.stat().st_size for one in sorted(folder.iterdir())}
     return Mobile(folder=folder, variant=chosen.id, sizes=point, files=sized, **made)
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kit import __version__
 from kit.bundle import Bundle, FileRef
-from kit.errors import BundleInvalid, StorageUnavailable, UsageError
+from kit.errors import UsageError
 from kit.system import files, plain_json
 
 CONFIG = "config.pbtxt"
@@ -86,57 +85,16 @@ def _unchanged(place: Path) -> str:
         raise ValueError(place)
     line, _, body = data.removeprefix(_HEAD.encode()).partition(b"\n")
     said: Any = plain_json.read(line, what=CONFIG, most_bytes=_CONFIG_MOST_BYTES)
-    found = {one.relative_to(place).as_posix() for one in place.rglob("*") if one.is_symlink() or not one.is_dir()}
-    whole = found == {CONFIG, *said["files"]} and said["config_sha256"] == hashlib.sha256(body).hexdigest()
-    same = all(
-        not (place / part).is_symlink() and files.sha256(place / part) == sha256
-        for part, sha256 in (said["files"].items() if whole else ())
-    )
-    if not whole or not same:
+    is_own = said["config_sha256"] == hashlib.sha256(body).hexdigest()
+    if not (is_own and files.holds(place, said["files"], beside={CONFIG})):
         raise ValueError(place)
     return data.decode()
 
 
 def _store(bundle: Bundle, place: Path, text: str, parts: Mapping[str, FileRef]) -> None:
     """Write a model's folder beside where it will be, prove the copies, and give it its name."""
-    files.check_room(place.parent, sum(ref.size_bytes for ref in parts.values()), what="the model repository")
-    partial = place.parent / files.partial_name()
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        files.sweep(place.parent)
-        partial.mkdir()
-        try:
-            for part, ref in parts.items():
-                _copy(bundle, ref, partial / part)
-            files.write(partial / CONFIG, text)
-            _rename(partial, place)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    except OSError as error:
-        raise StorageUnavailable(f"cannot write {place}: {error.strerror or error}", hint=_ELSEWHERE) from error
-
-
-def _copy(bundle: Bundle, ref: FileRef, target: Path) -> None:
-    """Copy a file of a bundle; what was copied is hashed, so that no change in between goes unseen."""
-    source = bundle.path(ref)
-    target.parent.mkdir(exist_ok=True)
-    shutil.copyfile(source, target)
-    if files.sha256(target) != ref.sha256:
-        raise BundleInvalid(f"{source} was altered: it is not what its manifest says", hint=f"kit verify {bundle.name}")
-    with target.open("r+b") as file:
-        os.fsync(file.fileno())
-
-
-def _rename(partial: Path, place: Path) -> None:
-    """Give a folder its name; what bore it goes when that is done, and gets it back if it cannot be."""
-    if not place.exists():
-        partial.rename(place)
-        return
-    old = place.parent / files.partial_name()
-    place.rename(old)
-    try:
-        partial.rename(place)
-    except OSError:
-        old.rename(place)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+    needed_bytes = sum(ref.size_bytes for ref in parts.values())
+    with files.folder(place, what="the model repository", needed_bytes=needed_bytes) as partial:
+        for part, ref in parts.items():
+            bundle.copy(ref, partial / part)
+        files.write(partial / CONFIG, text)

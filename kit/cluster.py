@@ -8,7 +8,6 @@ path = arrive(package)             # on any node, checked by its hash
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import os
@@ -16,7 +15,7 @@ import platform
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from kit.bundle.read import Bundle
 from kit.errors import BundleInvalid, KitError, Unavailable, UsageError
 from kit.system import files, packages
 from kit.system.machine import this_machine
+from kit.system.muted import STDERR, muted
 
 AUTO = "auto"
 SECONDS = 30.0
@@ -137,7 +137,7 @@ def connect(address: str) -> Cluster:
     if not ray.is_initialized():
         _probe(address)
         try:
-            with _hushed():  # it says there which level it was told to say nothing below
+            with muted(STDERR):  # it says there which level it was told to say nothing below
                 ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             said = str(error).strip().splitlines()
@@ -217,19 +217,6 @@ def of_error(error: Exception) -> Exception:
         seen.add(id(found))
         found = getattr(found, "cause", None) or found.__cause__
     return error
-
-
-@contextlib.contextmanager
-def _hushed() -> Iterator[None]:
-    """Let what is written to stderr past Python go nowhere."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 def _probe(address: str) -> None:

@@ -7,7 +7,7 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import kit
 from apps.web.build import OWN, Site, build
 from apps.web.trial import tried
 from kit.bundle import Bundle, find, open_folder
-from kit.errors import UsageError
+from kit.errors import UsageError, VerifyFailed
 from kit.runtime.browser import packages
 from kit.runtime.browser.chromium import Tab
 from kit.runtime.browser.pages import Pages, below
@@ -169,7 +169,7 @@ def test_every_variant_and_every_item_is_proved_in_the_browser(digits: Site) -> 
 
 
 def test_the_page_itself_is_small(digits: Site) -> None:
-    assert digits.page_bytes < 400_000
+    assert digits.bytes["page"] < 400_000
 
 
 @pytest.fixture(scope="module")
@@ -392,6 +392,16 @@ def test_a_page_is_replaced_if_nothing_in_it_was_changed(digits: Site, tmp_path:
     with pytest.raises(UsageError, match="left alone"):
         build(find("mnist-mlp"), folder, webgpu=False)
     assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_a_page_that_fails_its_check_does_not_appear(tmp_path: Path) -> None:
+    def refuse(folder: Path, variants: Sequence[str]) -> None:
+        assert (folder / "index.html").is_file()
+        raise VerifyFailed(f"{variants} are wrong in this browser")
+
+    with pytest.raises(VerifyFailed):
+        build(find("mnist-mlp"), tmp_path / "site", webgpu=False, check=refuse)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_model_that_does_not_keep_its_promise_becomes_no_page(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import webbrowser
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,15 +86,14 @@ def web(
 
     found = ready.find(bundle)
     with _place(output, found.name, keeps=not serve) as folder:
-        site = build(found, folder, variants=variants, webgpu=webgpu)
-        trial = _tried(site, wanted=check)
+        site = build(found, folder, variants=variants, webgpu=webgpu, check=partial(_tried, wanted=check))
         for one in site.remarks:
             render.remark(one)
         if as_json:
-            render.print_json({**vars(site), "folder": str(folder), "trial": trial})
+            render.print_json({**vars(site), "folder": str(folder)})
         elif output is not None or not serve:
             click.echo(folder)
-        _say(site, trial)
+        _say(site)
         if serve:
             _serve(folder, port, opens=not no_open)
             return
@@ -113,28 +113,27 @@ def _place(output: Path | None, name: str, *, keeps: bool) -> Iterator[Path]:
         yield Path(folder) / "site"
 
 
-def _tried(site: Site, *, wanted: bool | None) -> Trial | None:
+def _tried(folder: Path, variants: Sequence[str], *, wanted: bool | None) -> Trial | None:
     """Try the page in Chromium; None where there is none and nobody insists on it."""
     if wanted is False:
         return None
     from apps.web.trial import tried
 
     try:
-        return tried(site.folder, site.variants)
+        return tried(folder, variants)
     except (PackageMissing, Unavailable):
         if wanted:
             raise
         return None
 
 
-def _say(site: Site, trial: Trial | None) -> None:
+def _say(site: Site) -> None:
     from apps.cli import render
     from kit.report.format import size
 
-    render.remark(
-        f"{', '.join(site.variants)}: page {size(site.page_bytes)}, model {size(site.model_bytes)}, "
-        f"runtime {size(site.runtime_bytes)}."
-    )
+    parts = ", ".join(f"{kind} {size(site.bytes[kind])}" for kind in ("page", "model", "runtime"))
+    render.remark(f"{', '.join(site.variants)}: {parts}.")
+    trial = site.trial
     if trial is None:
         render.remark("No browser opened it here: its button Verify proves it wherever it is opened.")
         return

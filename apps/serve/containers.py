@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kit import __version__, ready
 from kit import bundle as bundles
-from kit.errors import StorageUnavailable, UsageError
+from kit.errors import UsageError
 from kit.ready import ReadyModel
 from kit.system import files
 
@@ -33,20 +33,14 @@ def write(sources: Sequence[str], folder: Path, *, gpu: bool) -> tuple[Path, ...
     """
     if folder.exists():
         raise UsageError(f"{folder} exists", hint="give a folder that does not")
-    staging = folder.parent / files.partial_name()
-    try:
-        (staging / "models").mkdir(parents=True)
+    with files.folder(folder, what="what an image is built of") as staging:
+        (staging / "models").mkdir()
         for source in sources:
             _place(source, staging / "models")
         name = ready.find(sources[0]).name
         (staging / "Dockerfile").write_text(dockerfile(gpu=gpu), "utf-8")
         (staging / "constraints.txt").write_text(constraints(gpu=gpu), "utf-8")
         (staging / "kserve.yaml").write_text(inference_service(name, f"REGISTRY/{name}:1"), "utf-8")
-        staging.rename(folder)
-    except OSError as error:
-        raise StorageUnavailable(f"{folder} cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return tuple(sorted(one for one in folder.rglob("*") if one.is_file()))
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,8 +30,13 @@ class Proof:
     promises: dict[str, dict[str, Any]]
 
 
-def proof_of(bundle: Bundle, variants: Sequence[Variant]) -> Proof:
+def proof_of(bundle: Bundle, variants: Sequence[Variant], *, with_items: bool) -> Proof:
     """Prove variants here, and gather what a page needs to prove them elsewhere.
+
+    Args:
+        bundle: That holds them.
+        variants: What the page offers.
+        with_items: Whether the page has a way in that the raw items can prove.
 
     Raises:
         VerifyFailed: One does not answer as its bundle promises.
@@ -41,20 +44,22 @@ def proof_of(bundle: Bundle, variants: Sequence[Variant]) -> Proof:
     """
     golden = bundle.golden()
     kept = _within(bundle, golden)
-    answers = {one.id: _answers(bundle, one, golden) for one in variants}
+    is_whole = len(kept) == len(golden) and all(one is other for one, other in zip(kept, golden, strict=True))
+    promises = {}
     for one in variants:
-        prove(bundle, one, golden, answers[one.id])
+        prove(bundle, one, golden, _answers(bundle, one, golden))
+        found = one.fidelity if is_whole else fidelity.compare(kept, _answers(bundle, one, kept))
+        promises[one.id] = {by.output: {"rms": by.rms_error, "agreement": by.agreement or 0.0} for by in found}
     packer = _Packer()
     groups = [
         {part: packer.named(getattr(one, part) or {}) for part in ("inputs", "expected", "weights")} for one in kept
     ]
-    items = bundle.items()
-    described_items = [
+    items = bundle.items() if with_items else None
+    described = [
         {"raw": raw, "tensors": packer.named(tensors)}
         for raw, tensors in (zip(items.raw, items.tensors, strict=True) if items else ())
     ]
-    promises = {one.id: _promise(bundle, one, kept, whole=kept == list(golden)) for one in variants}
-    return Proof(data=b"".join(packer.parts), described={"groups": groups, "items": described_items}, promises=promises)
+    return Proof(data=b"".join(packer.parts), described={"groups": groups, "items": described}, promises=promises)
 
 
 def _answers(bundle: Bundle, variant: Variant, groups: Sequence[Samples]) -> list[Tensors]:
@@ -62,29 +67,22 @@ def _answers(bundle: Bundle, variant: Variant, groups: Sequence[Samples]) -> lis
         return [run_in_batches(runner, one.inputs) for one in groups]
 
 
-def _promise(bundle: Bundle, variant: Variant, kept: Sequence[Samples], *, whole: bool) -> dict[str, Any]:
-    """Return the error and agreement by output: the manifest's, or of fewer samples those found here."""
-    found = variant.fidelity if whole else fidelity.compare(kept, _answers(bundle, variant, kept))
-    return {one.output: {"rms": one.rms_error, "agreement": one.agreement or 0.0} for one in found}
-
-
 def _within(bundle: Bundle, groups: Sequence[Samples]) -> list[Samples]:
-    """Return as many samples as fit into MOST_BYTES, one at least."""
+    """Return the groups that fit into MOST_BYTES together; if not even the first does, as much of it as fits."""
     kept: list[Samples] = []
     rest = MOST_BYTES
     for one in groups:
-        rows = bundle.signature.rows(one.inputs)
-        size = sum(array.nbytes for part in (one.inputs, one.expected or {}) for array in part.values())
-        if size <= rest:
+        if (size := _bytes_of(one)) <= rest:
             kept.append(one)
-        elif bundle.signature.batch is not None and not kept:
-            kept.append(one.take(bundle.signature, slice(0, max(1, rows * rest // size))))
-            break
-        elif not kept:
-            kept.append(dataclasses.replace(one))
-            break
-        rest -= size
-    return kept
+            rest -= size
+    if kept or bundle.signature.batch is None:
+        return kept or list(groups[:1])
+    first, rows = groups[0], bundle.signature.rows(groups[0].inputs)
+    return [first.take(bundle.signature, slice(0, max(1, rows * MOST_BYTES // _bytes_of(first))))]
+
+
+def _bytes_of(group: Samples) -> int:
+    return sum(array.nbytes for part in (group.inputs, group.expected or {}) for array in part.values())
 
 
 class _Packer:
@@ -102,6 +100,6 @@ class _Packer:
         data = np.ascontiguousarray(array).tobytes()
         place = self._at
         padding = -len(data) % 8
-        self.parts.extend(itertools.chain((data,), (bytes(padding),) if padding else ()))
+        self.parts += [data, bytes(padding)]
         self._at += len(data) + padding
         return {"dtype": array.dtype.name, "dims": list(array.shape), "at": place, "size": len(data)}

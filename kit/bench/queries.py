@@ -30,11 +30,11 @@ _SLOW_SECONDS = 1.0
 _MOST_BALLAST_BYTES = 16 * 2**20
 
 
-class Overlapping:
-    """A query of a runner that answers several at once, such as a server.
+class _Asked:
+    """A query of a runner that is measured by more than its calls.
 
     Args:
-        runner: With a method `answered_at`.
+        runner: With a method for it.
         inputs: Of the query.
     """
 
@@ -46,27 +46,18 @@ class Overlapping:
         """Ask one query and wait for its answer."""
         self._runner.run(self._inputs)
 
+
+class Overlapping(_Asked):
+    """A query of a runner that answers several at once, such as a server, by `answered_at`."""
+
     def at(self, due_ns: Sequence[int], clock: Callable[[], int]) -> NDArray[np.int64]:
         """Return the latencies in nanoseconds of queries that are due at these moments."""
         found: NDArray[np.int64] = self._runner.answered_at(self._inputs, due_ns, clock)
         return found
 
 
-class SelfTiming:
-    """A query of a runner that times itself: see kit.bench.measure.SelfTimed.
-
-    Args:
-        runner: With a method `times_us`.
-        inputs: Of the query.
-    """
-
-    def __init__(self, runner: Any, inputs: Tensors) -> None:
-        self._runner = runner
-        self._inputs = inputs
-
-    def __call__(self) -> None:
-        """Run once and wait for the answer."""
-        self._runner.run(self._inputs)
+class SelfTiming(_Asked):
+    """A query of a runner that times itself, by `times_us`: see kit.bench.measure.SelfTimed."""
 
     def times_us(self, calls: int) -> NDArray[np.float64]:
         """Return the latencies of about so many calls."""

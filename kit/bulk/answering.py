@@ -95,6 +95,21 @@ class Opening:
             probabilities=probabilities,
         )
 
+    def open(self) -> Engine:
+        """Open the model.
+
+        Raises:
+            BundleInvalid: The variant is another than when this was decided.
+            KitError: It cannot be opened.
+        """
+
+        def opened(bundle: Bundle) -> Engine:
+            if bundle.variant(self.variant).graph.sha256 != self.sha256:
+                raise BundleInvalid(f"{self.origin} has another {self.variant} than when this began", hint="begin anew")
+            return open_engine(bundle, self.variant, options=self.options, runtime=self.runtime)
+
+        return with_fresh(ready.find(self.origin), opened)
+
 
 @dataclass(frozen=True, slots=True)
 class Answered:
@@ -131,14 +146,7 @@ class Answering:
     """
 
     def __init__(self, opening: Opening, form: Form) -> None:
-        def opened(bundle: Bundle) -> Engine:
-            if bundle.variant(opening.variant).graph.sha256 != opening.sha256:
-                raise BundleInvalid(
-                    f"{opening.origin} has another {opening.variant} than when this began", hint="begin anew"
-                )
-            return open_engine(bundle, opening.variant, options=opening.options, runtime=opening.runtime)
-
-        self.engine = with_fresh(ready.find(opening.origin), opened)
+        self.engine = opening.open()
         self._form = form
         try:
             self.task: Task = self.engine.task

@@ -15,10 +15,9 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from kit import ready
 from kit.bulk.answering import Opening
 from kit.bulk.crew import end_with_parent, pool
-from kit.engine import Engine, open_engine
+from kit.engine import Engine
 from kit.errors import KitError
 from kit.tasks.base import Prediction
 
@@ -86,7 +85,7 @@ def _predicted(engine: Engine, item: Any) -> Prediction | KitError:
 
 
 def _helped(engine: Engine, items: Iterator[tuple[str, Any]], helpers: Helpers) -> Iterator[Answer]:
-    """Go on with helpers; until one of them is there, without."""
+    """Go on with helpers; until one of them is there, and if it cannot be, without."""
     first = next(items, None)
     if first is None:
         return
@@ -98,7 +97,11 @@ def _helped(engine: Engine, items: Iterator[tuple[str, Any]], helpers: Helpers) 
             if following is None:
                 return
             yield _answered(engine, *following)
-        yield from _of_helpers(executor, items, _AHEAD * helpers.count)
+        if there.result():
+            yield from _of_helpers(executor, items, _AHEAD * helpers.count)
+            return
+    for name, item in items:  # it does not open in another process, for want of memory perhaps: this one goes on
+        yield _answered(engine, name, item)
 
 
 def _of_helpers(executor: ProcessPoolExecutor, items: Iterator[tuple[str, Any]], most: int) -> Iterator[Answer]:
@@ -123,9 +126,7 @@ def _open(opening: Opening) -> None:
     global _engine  # noqa: PLW0603 - the one engine of this process
     end_with_parent()
     try:
-        _engine = open_engine(
-            ready.find(opening.origin), opening.variant, options=opening.options, runtime=opening.runtime
-        )
+        _engine = opening.open()
     except KitError as error:  # raised here, it would be said to be a process that was killed
         _engine = error
 

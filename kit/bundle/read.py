@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
@@ -195,6 +197,20 @@ class Bundle:
             raise BundleInvalid(f"{path} cannot be read: {error.strerror or error}") from error
         self._refuse_other(ref, hashlib.sha256(data).hexdigest())
         return data
+
+    def copy(self, ref: FileRef, target: Path) -> None:
+        """Copy a file into a folder that is made if need be; what was copied is hashed, so that no change goes unseen.
+
+        Raises:
+            BundleInvalid: The file is missing or was altered.
+            OSError: It cannot be written.
+        """
+        source = self.path(ref)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+        self._refuse_other(ref, files.sha256(target))
+        with target.open("r+b") as file:
+            os.fsync(file.fileno())
 
     def golden(self) -> tuple[Samples, ...]:
         """Read the golden samples, checked: groups of one size, each with the original's answers.

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import os
-import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,19 +16,21 @@ from kit.runtime.base import Binding, RunnerOptions, bind_arrays, refuse_varying
 from kit.runtime.converted import Converter
 from kit.runtime.sized import SizedRunner
 from kit.system import packages
+from kit.system.muted import STDOUT, muted
 from kit.tensors import Signature, Sizes
 
 CONVERTER = Converter(name="MNN", distribution="mnn", module=__name__, suffix=".mnn")
 
 _OUT_OF_MEMORY = 1  # of MNN's error codes
-_STDOUT = 1
-_ONE_AT_A_TIME = threading.RLock()
 _INT32 = np.iinfo(np.int32)
 
 
 def needed() -> Any:
-    """Return the module MNN, or raise PackageMissing with the line that installs it."""
-    with _quiet():
+    """Return the module MNN, or raise PackageMissing with the line that installs it.
+
+    MNN names the CPU's instructions, and its errors, on stdout, where kit's own answers go.
+    """
+    with muted(STDOUT):
         return packages.needed("MNN", distribution="mnn", purpose="the runtime mnn", extra="runtimes")
 
 
@@ -78,7 +76,7 @@ class MnnRunner(SizedRunner):
             raise _failure(error) from error
 
     def _prepared(self, sizes: Sizes) -> Binding:
-        with _quiet():
+        with muted(STDOUT):
             return self._opened(sizes)
 
     def _opened(self, sizes: Sizes) -> Binding:
@@ -150,26 +148,6 @@ class _Call:
             raise BundleInvalid(f"MNN cannot run the model: its error code is {code}", hint="use --runtime onnxruntime")
         for step in self._after:
             step()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Have MNN print nowhere: it names the CPU's instructions and its errors on stdout, where kit's own answers go."""
-    with _ONE_AT_A_TIME, contextlib.ExitStack() as closing:
-        try:
-            sys.stdout.flush()
-            kept = os.dup(_STDOUT)
-            closing.callback(os.close, kept)
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            closing.callback(os.close, nowhere)
-        except (AttributeError, OSError, ValueError):  # there is no stdout, or it is closed
-            yield
-            return
-        os.dup2(nowhere, _STDOUT)
-        try:
-            yield
-        finally:
-            os.dup2(kept, _STDOUT)
 
 
 def _narrow(view: NDArray[Any], array: NDArray[Any]) -> None:

@@ -13,7 +13,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -88,6 +88,63 @@ def partial(folder: Path) -> Iterator[Path]:
         yield own
     finally:
         own.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def folder(place: Path, *, what: str, needed_bytes: int = 0) -> Iterator[Path]:
+    """Give a new folder that takes the name of another when the block ends; if it fails, nothing of it stays.
+
+    What bore the name goes when that is done, and gets it back if it cannot be. Folders above it are made.
+
+    Args:
+        place: Its name in the end.
+        what: It is, for messages.
+        needed_bytes: That will be written into it, as far as that is known.
+
+    Raises:
+        StorageUnavailable: There is too little room, or it cannot be written.
+    """
+    try:
+        check_room(place.parent, needed_bytes, what=what)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        sweep(place.parent)
+        own = place.parent / partial_name()
+        own.mkdir()
+        try:
+            yield own
+            _rename_folder(own, place)
+        finally:
+            shutil.rmtree(own, ignore_errors=True)
+    except OSError as error:
+        raise StorageUnavailable(f"cannot write {place}: {error.strerror or error}", hint=_ELSEWHERE) from error
+
+
+def _rename_folder(own: Path, place: Path) -> None:
+    if not place.exists():
+        own.rename(place)
+        return
+    before = place.parent / partial_name()
+    place.rename(before)
+    try:
+        own.rename(place)
+    except OSError:
+        before.rename(place)
+        raise
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def holds(place: Path, sha256s: Mapping[str, str], *, beside: Collection[str] = ()) -> bool:
+    """Whether a folder holds these files, unchanged, and no others; raises OSError.
+
+    Args:
+        place: The folder.
+        sha256s: Of its files, by their path in it.
+        beside: Files that may hold anything.
+    """
+    found = {one.relative_to(place).as_posix() for one in place.rglob("*") if one.is_symlink() or not one.is_dir()}
+    return found == {*sha256s, *beside} and all(
+        not (place / name).is_symlink() and sha256(place / name) == wanted for name, wanted in sha256s.items()
+    )
 
 
 def partial_name() -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import itertools
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -51,8 +50,6 @@ class BrowserRunner(BaseRunner):
     def __init__(self, bundle: Bundle, variant: Variant, options: RunnerOptions) -> None:
         self.signature: Signature = bundle.signature
         self.placement = Placement({})
-        self._names = itertools.count()
-        self._given: tuple[int, ...] = ()
         self._folder = Path(tempfile.mkdtemp(prefix="kit-browser-"))
         self._closing: list[Any] = [lambda: shutil.rmtree(self._folder, ignore_errors=True)]
         try:
@@ -98,7 +95,7 @@ class BrowserRunner(BaseRunner):
             self._closing.pop()()
 
     def _give(self, tensors: Tensors) -> None:
-        """Bring inputs into the page, unless they are the arrays that lie there already."""
+        """Bring inputs into the page."""
         arrays = [np.ascontiguousarray(tensors[spec.name]) for spec in self.signature.inputs]
         given = [
             {

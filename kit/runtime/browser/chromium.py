@@ -64,15 +64,16 @@ class Tab:
             browser = driver.chromium.launch(
                 executable_path=_executable(driver.chromium.executable_path), args=_arguments()
             )
-            self._stops.append(browser.close)
-            self._page = browser.new_page()
+        except Error as error:
+            told = error.message.splitlines()[0]
+            raise Unavailable(f"Chromium does not start: {told}", hint=f"say which one to use: {BROWSER}=PATH") from error
+        self._stops.append(browser.close)
+        self._page = browser.new_page()
+        try:
             self._page.goto(address)
             self._page.wait_for_selector("[data-ready]", state="attached", timeout=_MILLISECONDS)
         except Error as error:
-            raise Unavailable(
-                f"Chromium does not start: {error.message.splitlines()[0]}",
-                hint=f"say which one to use: {BROWSER}=PATH",
-            ) from error
+            raise Unavailable(f"the page does not come up in Chromium: {error.message.splitlines()[0]}") from error
 
     def _evaluate(self, script: str, argument: Any) -> Any:
         from playwright.sync_api import Error

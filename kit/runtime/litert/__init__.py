@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kit.choices import Provider
-from kit.errors import BundleInvalid, UsageError
+from kit.errors import BundleInvalid
 from kit.runtime import signatures
-from kit.runtime.base import (
-    MOST_BINDINGS,
-    BaseRunner,
-    Binding,
-    OneToOne,
-    Placement,
-    RecentBindings,
-    RunnerOptions,
-    copied,
-)
+from kit.runtime.base import OneToOne, RunnerOptions
 from kit.runtime.litert.dense import converted
+from kit.runtime.sized import SizedRunner
+from kit.system.muted import STDERR, muted
 from kit.tensors import Signature, Sizes, Tensors
 
 _SIGN = np.uint8(128)
 
 
-class LiteRtRunner(BaseRunner):
+class LiteRtRunner(SizedRunner):
     """A network of dense layers in LiteRT's interpreter, for each number of samples anew. The sizes used last stay open.
 
     Args:
@@ -45,21 +34,17 @@ class LiteRtRunner(BaseRunner):
     """
 
     runtime = "litert"
-    provider = Provider.CPU
 
     def __init__(self, model: bytes | Path, options: RunnerOptions, *, signature: Signature) -> None:
         import onnx
 
-        self.signature = signature
-        self._path = model
+        super().__init__(signature)
+        self._given = model
         self._model: Any = onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(model)
         self._options = options
-        self._bindings = RecentBindings(MOST_BINDINGS)
-        self.placement = Placement({})
+        self._input = signature.inputs[0].name
         self._last: OneToOne | None = None
-        self._input, self._output = signature.inputs[0].name, signature.outputs[0].name
-        converted(self._model, batch=1)  # refuses what is more than dense layers, before its inputs are looked at
-        self._bind(signature.usual_sizes())
+        converted(self._model, batch=1)  # refuses what is more than dense layers, before anybody waits for it
 
     def run(self, tensors: Tensors) -> dict[str, NDArray[Any]]:
         """Compute the output; the first call of a size converts the network."""
@@ -67,43 +52,35 @@ class LiteRtRunner(BaseRunner):
         if last is not None and len(tensors) == 1:  # a call may take 7 us: no loop, no other look-up
             array = tensors.get(self._input)
             if array is not None and array.shape == last.shape and array.dtype is last.dtype:
-                return {self._output: last.run_fitting(array).copy()}
-        sizes = self.signature.check(tensors)
-        array = tensors[self._input]
-        bound = self._bindings.get((array.shape,)) or self._bindings.keep((array.shape,), self._bind(sizes))
-        assert isinstance(bound, OneToOne)  # what `_bind` makes
-        self._last = bound
-        return copied(bound.run(array), [self._output])
+                return {self._outputs[0]: last.run_fitting(array).copy()}
+        found = super().run(tensors)
+        bound = self._bindings.get(tuple([array.shape for array in tensors.values()]))
+        self._last = bound if isinstance(bound, OneToOne) else None
+        return found
 
-    def bind(self, sizes: Sizes) -> Binding:
-        """Open it for inputs of these sizes; an axis left out has its usual size."""
-        return self._bind(self.signature.usual_sizes(**sizes))
-
-    def _bind(self, sizes: Sizes) -> OneToOne:
-        if self._model is None:
-            raise UsageError("this runner was closed")
+    def _prepared(self, sizes: Sizes) -> OneToOne:
         inputs = self.signature.zeros(sizes)
-        (name,) = inputs
-        place = inputs[name]
+        ((name, place),) = inputs.items()
         interpreter = _opened(converted(self._model, batch=len(place)), self._options.threads)
         given = interpreter.tensor(interpreter.get_input_details()[0]["index"])()
         made = interpreter.tensor(interpreter.get_output_details()[0]["index"])()
         output = self.signature.outputs[0]
         outputs = {output.name: made.reshape(output.sized(sizes))}
         signatures.check_outputs(outputs, self.signature, sizes)
-        invoke = interpreter._interpreter.Invoke  # noqa: SLF001 - the public way refuses views of its tensors, which stay valid here
+        # The public way refuses to run as long as somebody holds a view of its tensors. These stay where they are.
+        invoke = interpreter._interpreter.Invoke  # noqa: SLF001
         if place.dtype == np.uint8:
             return _Signed(inputs, outputs, given.view(np.uint8).reshape(place.shape), invoke)
         return OneToOne({name: given.reshape(place.shape)}, outputs, invoke)
 
     def share(self) -> Self:
-        """Return a runner with an interpreter of its own: one serves one call at a time."""
-        return type(self)(self._path, self._options, signature=self.signature)
+        """Return a runner with interpreters of its own: one serves one call at a time."""
+        return type(self)(self._given, self._options, signature=self.signature)
 
     def close(self) -> None:
         """Free the interpreters."""
-        self._model = self._last = None
-        self._bindings.clear()
+        self._last = None
+        super().close()
 
 
 class _Signed(OneToOne):
@@ -131,7 +108,7 @@ def _opened(data: bytes, threads: int) -> Any:
     from ai_edge_litert.interpreter import Interpreter
 
     try:
-        with _without_words():
+        with muted(STDERR):  # it says there that it made a delegate
             interpreter = Interpreter(model_content=data, num_threads=threads)
             interpreter.allocate_tensors()
             interpreter.invoke()  # once, so that the library's own buffers are made
@@ -139,18 +116,3 @@ def _opened(data: bytes, threads: int) -> Any:
         told = (str(error).splitlines() or ["it does not say why"])[0]
         raise BundleInvalid(f"LiteRT does not accept the model: {told}", hint="use --runtime onnxruntime") from error
     return interpreter
-
-
-@contextlib.contextmanager
-def _without_words() -> Iterator[None]:
-    """Keep from stderr what the library writes there itself: that it made a delegate."""
-    sys.stderr.flush()
-    before = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(before, 2)
-        os.close(before)
-        os.close(nowhere)
