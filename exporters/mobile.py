@@ -99,7 +99,7 @@ def write_mobile(bundle: Bundle, folder: Path, *, variant: str | None = None, si
     if chosen.size_bytes > _MOST_BYTES:
         raise Unavailable(f"{chosen.id} is larger than 2 GB, which is no model for a phone")
     point = _point(bundle, sizes or {})
-    with files.folder(folder, what="files for a phone", needed_bytes=3 * chosen.size_bytes) as partial:
+    with files.folder(folder, what="a folder for a phone", needed_bytes=3 * chosen.size_bytes) as partial:
         made = _write(partial, bundle, chosen, point)
     sized = {one.name: one.stat().st_size for one in sorted(folder.iterdir())}
     return Mobile(folder=folder, variant=chosen.id, sizes=point, files=sized, **made)
