@@ -106,6 +106,7 @@ def test_one_that_fails_in_the_middle_of_the_rounds_leaves_the_others_their_figu
     assert row.latency.rounds == QUICK.rounds
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_without_the_one_that_failed(tiny: Bundle, fussy) -> None:
     fussy.largest = 2
     asked = Request(providers=CPU, runtimes=("onnxruntime", "fussy"), sweep="batch", plan=Plan(budget_seconds=2))

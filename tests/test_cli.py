@@ -457,6 +457,7 @@ def test_labels_are_typed_or_read_from_a_file(tmp_path: Path, name: str, content
 @pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_in_training_keeps_the_best_and_exits_130(tmp_path: Path) -> None:
     line = [str(Path(sys.executable).with_name("kit")), "train", "--dataset", "digits", "--epochs", "100000"]
+    line += ["--model", "mlp-64-64", "--threads", "1"]
     with subprocess.Popen(line, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for text in process.stderr:
@@ -466,7 +467,7 @@ def test_ctrl_c_in_training_keeps_the_best_and_exits_130(tmp_path: Path) -> None
         rest = process.stderr.read()
     assert process.returncode == 130, rest
     assert "Interrupted: kept epoch" in rest
-    record = training_record(find(tmp_path / "artifacts" / "my-digits-mlp"))
+    record = training_record(find(tmp_path / "artifacts" / "my-digits-mlp-64-64"))
     assert record is not None
     assert record.interrupted
 

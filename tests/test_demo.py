@@ -243,6 +243,7 @@ def test_the_artifact_is_shown_and_taken_away(page, site: Site, tmp_path: Path) 
     page.screenshot(path=SHOTS / "demo-artifact.png")
 
 
+@pytest.mark.slow
 def test_an_uploaded_bundle_is_checked_and_put_in_sight(guest, page, quantized: Bundle, tmp_path: Path) -> None:
     packed = pack(quantized, tmp_path)
     upload(guest, packed)
@@ -345,6 +346,7 @@ def test_only_the_allowed_hosts_are_answered(site: Site) -> None:
     assert status(site.address, f"localhost:{port}", "/_stcore/stream", **upgrade, Origin="http://evil.example") == 403
 
 
+@pytest.mark.slow
 def test_hundreds_of_quick_clicks_leave_a_server_that_answers(guest, site: Site) -> None:
     (server,) = psutil.Process(site.process.pid).children()
     before, most = server.num_threads(), 0

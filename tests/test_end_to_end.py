@@ -79,6 +79,7 @@ def test_the_map_in_contributing_names_every_room() -> None:
             assert re.search(rf"\b{re.escape(path.name)}\b", house), path
 
 
+@pytest.mark.slow
 def test_the_readmes_example_of_a_module_runs_as_printed(python: Kit) -> None:
     module = """
 import torch
@@ -104,6 +105,7 @@ def test_the_example_of_running_a_bundle_runs_as_printed(python: Kit) -> None:
     assert found.returncode == 0, found.stderr
 
 
+@pytest.mark.slow
 def test_the_example_of_an_export_runs_as_printed(python: Kit) -> None:
     found = python(_example("docs/python.md", "export"))
     assert found.stdout.strip() == "['fp32', 'int8-qdq']", found.stderr

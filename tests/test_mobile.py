@@ -23,7 +23,9 @@ def dims(path: Path) -> list[list[int]]:
     return [[dim.dim_value for dim in one.type.tensor_type.shape.dim] for one in onnx.load(path).graph.input]
 
 
-@pytest.mark.parametrize("variant", ["fp32", "int8-qdq", pytest.param("int8-dynamic", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "variant", ["int8-qdq", *(pytest.param(one, marks=pytest.mark.slow) for one in ("fp32", "int8-dynamic"))]
+)
 def test_both_files_answer_as_the_bundle_promises(digits: Bundle, tmp_path: Path, variant: str) -> None:
     done = write_mobile(digits, tmp_path / "phone", variant=variant)
     assert done.sizes == {"batch": 1}

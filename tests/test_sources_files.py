@@ -554,7 +554,7 @@ def test_weights_from_elsewhere_are_refused(tmp_path: Path) -> None:
         open_source(folder)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "wav2vec2"])
+@pytest.mark.parametrize("kind", ["gpt2", pytest.param("wav2vec2", marks=pytest.mark.slow)])
 def test_other_folders_take_and_give_plain_tensors(kind: str, tmp_path: Path) -> None:
     if kind == "gpt2":
         config = transformers.GPT2Config(

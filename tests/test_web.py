@@ -32,6 +32,7 @@ from .helpers.site import CIRCLE, draw
 
 pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("web_packages")]
 
+OTHER_WINDOWS = [(380, False), (820, True), (820, False), (1440, True)]
 LAB = b"""<!doctype html><script type="module">
 import * as pictures from "./pictures.js";
 const bytesOf = (text) => Uint8Array.from(atob(text), (one) => one.charCodeAt(0));
@@ -284,8 +285,10 @@ def test_it_can_be_installed(visit) -> None:
     assert not any(one.startswith(("/model/int8", "/proof.b")) for one in kept)
 
 
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", [380, pytest.param(820, marks=pytest.mark.slow), 1440])
+@pytest.mark.parametrize(
+    ("width", "dark"),
+    [(380, True), (1440, False), *(pytest.param(*one, marks=pytest.mark.slow) for one in OTHER_WINDOWS)],
+)
 def test_nothing_is_wider_than_the_screen_and_every_word_can_be_read(visit, width: int, dark: bool) -> None:
     page = visit(width=width, dark=dark)
     assert page.evaluate("() => document.documentElement.scrollWidth") <= width
@@ -376,6 +379,7 @@ def test_a_tokenizer_that_the_page_cannot_read_leaves_tensors(reviews: Path, tmp
     assert tried(site.folder, site.variants).items == (0, 0)
 
 
+@pytest.mark.slow
 def test_a_model_without_a_task_takes_tensors(duo: Bundle, tmp_path: Path) -> None:
     site = build(duo, tmp_path / "site", webgpu=False)
     found = tried(site.folder, site.variants)

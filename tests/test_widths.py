@@ -74,7 +74,7 @@ def test_lines_are_broken_between_words_alone() -> None:
     assert [line.plain for line in lines] == ["a sentence with", "artifacts/a-very-long-name-of-a-bundle", "in it"]
 
 
-@pytest.mark.parametrize("columns", WIDTHS)
+@pytest.mark.parametrize("columns", [80, pytest.param(120, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "command",
     [

@@ -66,7 +66,9 @@ class Tab:
             )
         except Error as error:
             told = error.message.splitlines()[0]
-            raise Unavailable(f"Chromium does not start: {told}", hint=f"say which one to use: {BROWSER}=PATH") from error
+            raise Unavailable(
+                f"Chromium does not start: {told}", hint=f"say which one to use: {BROWSER}=PATH"
+            ) from error
         self._stops.append(browser.close)
         self._page = browser.new_page()
         try:

@@ -57,7 +57,9 @@ class Pages:
         try:
             self._server = _Server(("127.0.0.1", port), Handler)
         except OSError as error:
-            raise Unavailable(f"port {port} cannot be used: {error.strerror or error}", hint="take another: --port 0 is any free one") from error
+            raise Unavailable(
+                f"port {port} cannot be used: {error.strerror or error}", hint="take another: --port 0 is any free one"
+            ) from error
         self.address = f"http://localhost:{self._server.server_port}/"
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
