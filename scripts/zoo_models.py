@@ -42,8 +42,10 @@ def mobilenet_v3() -> nn.Module:
 
 
 def vit_b_16() -> nn.Module:
-    """ViT-B/16."""
-    return _torchvision("vit_b_16")
+    """ViT-B/16; its head is drawn as well, which torchvision leaves at zero: every model would agree with it."""
+    model = _torchvision("vit_b_16")
+    nn.init.trunc_normal_(model.heads.head.weight, std=0.02)
+    return model
 
 
 def fcn_resnet50() -> nn.Module:

@@ -11,13 +11,15 @@ import pandas as pd
 import streamlit as st
 from numpy.typing import NDArray
 
-from apps.demo import charts, words
+from apps.demo import charts, errand, words
+from apps.demo.charts import calibration as calibration_chart
 from apps.demo.counting import GOLDEN
 from apps.demo.visitor import Visitor, pixels_of
 from kit.bundle import Bundle
 from kit.errors import KitError
 from kit.metrics import Better, Fidelity, Score
 from kit.metrics.calibration import confusion, reliability
+from kit.report.charts import COLOURS
 from kit.report.format import NONE, size
 from kit.report.format import score as score_of
 from kit.system import serial
@@ -26,6 +28,7 @@ _MOST_SHOWN = 48
 _SIDE = 84
 _MOST_CLASSES = 50
 _MOST_CELLS = 500
+_LEAST_BINS, _LEAST_IN_BIN = 5, 20
 _GOLDEN = "golden samples"
 
 
@@ -91,10 +94,10 @@ def show(visitor: Visitor, bundle: Bundle) -> None:
         return
     _figures(found, bundle)
     if found.classified is not None:
-        _classes(found, found.classified)
+        _classes(found, found.classified, bundle)
 
 
-def _classes(found: Counted, classified: Classified) -> None:
+def _classes(found: Counted, classified: Classified, bundle: Bundle) -> None:
     """Draw what only classifiers have."""
     ids = list(found.variants)
     variant = st.segmented_control("Variant", ids, default=ids[0], required=True, format_func=words.plain)
@@ -103,7 +106,7 @@ def _classes(found: Counted, classified: Classified) -> None:
     with left:
         _confusion(classified, place)
     with right:
-        _calibration(ids, classified)
+        _calibration(ids, classified, bundle)
     _disagreements(ids, classified)
 
 
@@ -187,20 +190,22 @@ def _datasets(visitor: Visitor) -> list[str]:
 
 
 def _count(visitor: Visitor, dataset: str, *, again: bool) -> Counted | None:
-    key = f"counted {visitor.path} {dataset}"
-    if not again and key in visitor.results:
-        found: Counted = visitor.results[key]
-        return found
-    asked = {"path": visitor.path, "dataset": dataset, "again": again, "only_kept": not again}
-    if again:
-        with st.empty().container():
-            bar = st.progress(0.0, "reading")
-            answer = visitor.ask(
-                "counting:count", asked, on_progress=lambda what, share=None: words.progress(bar, what, share)
-            )
-        bar.empty()
+    key, asked = f"counted {visitor.path} {dataset}", {"path": visitor.path, "dataset": dataset}
+    work = ("count", visitor.path, visitor.stamp, dataset)
+    if not again and not errand.is_on(visitor, work):
+        if key in visitor.results:
+            found: Counted = visitor.results[key]
+            return found
+        answer = visitor.ask("counting:count", {**asked, "only_kept": True})
     else:
-        answer = visitor.ask("counting:count", asked)
+        counted = errand.within(
+            visitor,
+            work,
+            lambda on_progress: visitor.ask("counting:count", {**asked, "again": True}, on_progress=on_progress),
+        )
+        if counted is None:
+            return None
+        answer = counted
     if "variants" not in answer.told:
         return None
     told = answer.told
@@ -336,15 +341,26 @@ def _pictures(found: Classified, wanted: NDArray[np.bool_], caption: Callable[[i
         st.caption(f"and {left:,} more.")
 
 
-def _calibration(variants: Sequence[str], found: Classified) -> None:
+def _calibration(variants: Sequence[str], found: Classified, bundle: Bundle) -> None:
     st.subheader("What its probabilities are worth")
     curves = {
         variant: reliability(found.sure[place], found.answers[place] == found.labels)
         for place, variant in enumerate(variants)
     }
-    st.altair_chart(charts.calibration(curves), alt="Share of right answers against the probability the model gave")
+    if any(len(bins) < _LEAST_BINS or min(one.samples for one in bins) < _LEAST_IN_BIN for bins in curves.values()):
+        st.caption(
+            f"{len(found.labels):,} samples are too few to draw this: it takes {_LEAST_BINS} bins of {_LEAST_IN_BIN} samples."
+        )
+        return
+    colours = {variant.id: COLOURS[place % len(COLOURS)] for place, variant in enumerate(bundle.variants)}
+    st.altair_chart(
+        calibration_chart(curves, colours, ink=words.ink()),
+        alt="Share of right answers against the probability the model gave",
+    )
+    counts = {len(bins) for bins in curves.values()}
     st.caption(
-        "Answers in 15 bins of equal count. On the dashed line a probability is what it says; below it the model is too sure."
+        f"Answers in {max(counts)} bins of equal count. On the dashed line a probability is what it says; below it the model "
+        "is too sure."
     )
 
 

@@ -16,12 +16,15 @@ from apps.demo.explain import picture_of
 from apps.demo.views import Question
 from apps.demo.visitor import Contestant, pixels_of
 from kit.bundle import Bundle
-from kit.report.format import NONE, microseconds
+from kit.report.format import NONE, microseconds, size
+from kit.system.wording import counted
 from kit.tensors import Tensors
 
 SEEN_PIXELS = 136
 _MOST_OUTPUTS = 12
 _FEW_VALUES = 4
+_CLEARLY_FASTER = 1.1
+"""Times as fast; a glance cannot tell less."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +39,7 @@ class Answers:
         answers: Of the contestants, as apps.demo.jobs.predict gives them.
         arrays: Likewise.
         classes: Names of the classes.
+        has_colours: Whether it was asked about a picture that has some.
         heat: Where the first one looked, float32 `[height, width]`; None if that was not asked.
     """
 
@@ -46,6 +50,7 @@ class Answers:
     answers: list[dict[str, Any]]
     arrays: Tensors
     classes: tuple[str, ...] = ()
+    has_colours: bool = False
     heat: NDArray[np.float32] | None = None
 
     def array(self, name: str, place: int) -> NDArray[Any]:
@@ -59,36 +64,109 @@ class Answers:
 
 
 def show(bundle: Bundle, found: Answers, question: Question) -> None:
-    """Draw the answers."""
-    {"classes": _classes, "vectors": _vectors}.get(found.kind, _tensors)(bundle, found, question)
+    """Draw the answer in large letters, and one sentence about all of them."""
+    {"classes": _read, "vectors": _vectors}.get(found.kind, _tensors)(bundle, found, question)
+    st.markdown(words.plain(sentence(bundle, found)))
+
+
+def details(bundle: Bundle, found: Answers, question: Question) -> None:
+    """Draw what every contestant answered."""
+    {"classes": _classes, "vectors": _alike}.get(found.kind, _compared_table)(bundle, found, question)
     st.caption(
         f"µs: median of {min(one['calls'] for one in found.answers)} calls, tensors in to tensors out, in a process of its "
-        "own; the Latency tab measures properly."
+        "own. It is a glance; the Latency tab measures."
     )
     for one in found.silent:
         st.caption(words.plain(f"{one.name}: {one.problem}. {one.fix}"))
 
 
-def _classes(bundle: Bundle, found: Answers, question: Question) -> None:
-    labels = [found.classes[one["label"]] for one in found.answers]
-    shares = np.stack([found.array("probabilities", place)[0] for place in range(len(labels))])
+def sentence(bundle: Bundle, found: Answers) -> str:
+    """Return whether all agree, which was quickest at a glance and by how much, and how much smaller its file is."""
+    said = [_agreement(bundle, found)]
+    times_us = [one["latency_us"] for one in found.answers]
+    base = _baseline(bundle, found)
+    quickest = min(range(len(times_us)), key=times_us.__getitem__)
+    winner, against = found.contestants[quickest], found.contestants[base]
+    faster = times_us[base] / max(times_us[quickest], 1e-3)
+    if len(times_us) == 1:
+        said.append(f"{winner.name} took {microseconds(times_us[0])} µs.")
+    elif faster < _CLEARLY_FASTER:
+        said.append(f"None is clearly quicker than {against.name}: {microseconds(times_us[base])} µs.")
+    else:
+        smaller = _sizes(bundle, winner.variant, against.variant)
+        said.append(
+            f"Quickest at a glance: {winner.name}, {microseconds(times_us[quickest])} µs, {faster:.1f} times as fast as "
+            f"{against.name}{smaller}."
+        )
+    return " ".join(said)
+
+
+def _baseline(bundle: Bundle, found: Answers) -> int:
+    """Return the place of the baseline in the first runtime; 0 if it did not answer."""
+    name = bundle.baseline.id if bundle.baseline else ""
+    return next((place for place, one in enumerate(found.contestants) if one.variant == name), 0)
+
+
+def _sizes(bundle: Bundle, variant: str, against: str) -> str:
+    """Return how much smaller a variant's files are than another's; nothing if they are not."""
+    one, other = bundle.variant(variant).size_bytes, bundle.variant(against).size_bytes
+    if variant == against or one >= other:
+        return ""
+    return f", and {other / max(one, 1):.1f} times smaller ({size(one)} for {size(other)})"
+
+
+def _agreement(bundle: Bundle, found: Answers) -> str:
+    """Return whether all answers are one, in a sentence."""
+    how_many = len(found.answers)
+    all_of_them = f"All {how_many} answers ({_of(found)})" if how_many > 1 else "There is one answer, which"
+    if found.kind == "classes":
+        first = found.first(bundle)
+        label = found.answers[first]["label"]
+        others = [
+            one.name for one, answer in zip(found.contestants, found.answers, strict=True) if answer["label"] != label
+        ]
+        if others:
+            return f"They disagree: {', '.join(others)} {'read' if len(others) > 1 else 'reads'} it otherwise."
+        return f"All {how_many} answers agree ({_of(found)})." if how_many > 1 else "One variant answers."
+    least = [one["cosine"] for answer in found.answers for one in answer["fidelity"] if one.get("cosine") is not None]
+    if not least:
+        return f"{all_of_them} can only be compared by eye."
+    return (
+        f"{all_of_them} {'are' if how_many > 1 else 'is'} as {found.against} answers, to a cosine of {min(least):.4f}."
+    )
+
+
+def _of(found: Answers) -> str:
+    """Return how many variants and runtimes answered."""
+    variants = len({one.variant for one in found.contestants})
+    runtimes = len({one.runtime for one in found.contestants})
+    return f"{counted(variants, 'variant')} in {counted(runtimes, 'runtime')}"
+
+
+def _read(bundle: Bundle, found: Answers, question: Question) -> None:
+    """Draw what the default variant reads, and how sure it is."""
     first = found.first(bundle)
-    share = f"{100 * float(shares[first].max()):.1f} %"
-    known = f", {'right' if question.right == labels[first] else f'it is {question.right}'}" if question.right else ""
+    label, share = found.classes[found.answers[first]["label"]], float(found.array("probabilities", first)[0].max())
+    unsure = found.answers[first]["unsure"]
+    known = "" if not question.right else ", right" if question.right == label else f"; it is {question.right}"
     st.metric(
-        words.plain(f"{found.contestants[first].name} reads"),
-        words.plain(labels[first]),
-        words.plain(share + known),
+        words.plain(f"{found.contestants[first].variant} reads" + (", unsure," if unsure else "")),
+        words.plain(label),
+        words.plain(f"{100 * share:.1f} % sure{known}"),
         delta_color="off",
         delta_arrow="off",
     )
-    if len(set(labels)) > 1:
-        others = [one.name for one, label in zip(found.contestants, labels, strict=True) if label != labels[first]]
-        st.warning(words.plain(f"They disagree: {', '.join(others)} read it otherwise."), icon=":material/call_split:")
-    if any(one["unsure"] for one in found.answers):
+    if unsure:
         least = _least(bundle)
         under = f"under {100 * least:.1f} %" if least else "when it is not sure enough"
-        st.warning(f"Unsure: the model keeps silent {under}.", icon=":material/help:")
+        colours = " It was made for grey pictures, and this one has colours." if found.has_colours else ""
+        st.warning(f"Unsure: the model keeps silent {under}.{colours}", icon=":material/help:")
+
+
+def _classes(bundle: Bundle, found: Answers, question: Question) -> None:  # noqa: ARG001 - as the other kinds
+    labels = [found.classes[one["label"]] for one in found.answers]
+    shares = np.stack([found.array("probabilities", place)[0] for place in range(len(labels))])
+    first = found.first(bundle)
     names = [one.name for one in found.contestants]
     st.vega_lite_chart(
         spec=charts.probabilities(names, found.classes, shares),
@@ -97,9 +175,10 @@ def _classes(bundle: Bundle, found: Answers, question: Question) -> None:
             f"{name} {label} {100 * one.max():.1f} %" for name, label, one in zip(names, labels, shares, strict=True)
         ),
     )
+    unsure = [", unsure" if one["unsure"] else "" for one in found.answers]
     columns = {
         "reads": [f"{label} ≠" if label != labels[first] else label for label in labels],
-        "sure": [f"{100 * one.max():.2f} %" for one in shares],
+        "sure": [f"{100 * one.max():.2f} %{said}" for one, said in zip(shares, unsure, strict=True)],
     }
     _table(found, columns)
 
@@ -113,21 +192,30 @@ def _least(bundle: Bundle) -> float:
 def _vectors(bundle: Bundle, found: Answers, question: Question) -> None:
     first = found.first(bundle)
     vectors = found.array("vectors", first)
-    names = [str(one) for one in question.asked.get("raw", [])] or [f"sample {row + 1}" for row in range(len(vectors))]
     st.metric(
-        words.plain(f"{found.contestants[first].name} gives"),
+        words.plain(f"{found.contestants[first].variant} gives"),
         f"{len(vectors)} × {vectors.shape[-1]}",  # noqa: RUF001 - the sign of a product
         "vectors × values",  # noqa: RUF001
         delta_color="off",
         delta_arrow="off",
     )
     if len(vectors) > 1:
+        names = _texts(vectors, question)
         st.markdown("**How alike they are**, cosine")
         numbers = [str(row + 1) for row in range(len(names))]
         alike = pd.DataFrame(_cosines(vectors, vectors), columns=numbers).map(lambda one: f"{one:.2f}")
         alike.insert(0, "text", names)
         alike.index = pd.Index(numbers)
         words.table(alike)
+
+
+def _texts(vectors: NDArray[Any], question: Question) -> list[str]:
+    return [str(one) for one in question.asked.get("raw", [])] or [f"sample {row + 1}" for row in range(len(vectors))]
+
+
+def _alike(bundle: Bundle, found: Answers, question: Question) -> None:  # noqa: ARG001 - as the other kinds
+    first = found.first(bundle)
+    vectors = found.array("vectors", first)
     least = [
         float(np.diagonal(_cosines(found.array("vectors", place), vectors)).min())
         for place in range(len(found.answers))
@@ -167,6 +255,9 @@ def _tensors(bundle: Bundle, found: Answers, question: Question) -> None:
         st.caption(f"and {len(outputs) - _MOST_OUTPUTS:,} outputs more.")
     if strange := [one["name"] for one in outputs if one["strange"]]:
         st.warning(words.plain(f"Not all numbers are finite: {', '.join(strange)}."), icon=":material/warning:")
+
+
+def _compared_table(bundle: Bundle, found: Answers, question: Question) -> None:  # noqa: ARG001 - as the other kinds
     st.markdown(words.plain(f"Compared with {found.against}") + ":")
     words.table(pd.DataFrame(_compared(found)).set_index("variant · runtime"))
 

@@ -120,10 +120,12 @@ def _files(bundle: Bundle) -> None:
     words.table(pd.DataFrame(rows).set_index("variant"))
     total = sum(ref.size_bytes for ref in bundle.manifest.files())
     if isinstance(bundle, ReadyModel):
-        st.caption(words.plain(f"A ready model, as it lies there. To make it a bundle: kit export {bundle.origin}"))
+        st.caption(
+            words.plain(f"A ready model, as it lies there. To make it a bundle: kit export {bundle.origin.name}")
+        )
         return
     if total > MOST_PACKED_BYTES:
-        st.caption(words.plain(f"{size(total)} are too many to be packed here: kit pack {bundle.origin}"))
+        st.caption(words.plain(f"{size(total)} are too many to be packed here: kit pack {bundle.origin.name}"))
         return
     with st.container(horizontal=True, vertical_alignment="center"):
         st.download_button(

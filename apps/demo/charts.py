@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kit.metrics.calibration import Bin
-from kit.report.charts import COLOURS
 
 ACCENT, MUTED, ALARM = "#2a6fdb", "#9aa5b1", "#d55e00"
 _ROW = 34
 _FIT_CHARACTERS = 60  # of labels beside each other
+_NAME_SHARE = 0.05  # of a chart's height, which a name takes
 MOST_CLASSES = 12
 """DrawnSample of one answer."""
 
@@ -136,8 +136,16 @@ def confusion(counts: NDArray[np.int64], labels: Sequence[str]) -> alt.LayerChar
     return alt.layer(cells, text).properties(height=alt.Step(28))
 
 
-def calibration(curves: Mapping[str, Sequence[Bin]]) -> alt.LayerChart | alt.FacetChart:
-    """Draw the share of right answers against the probability the model gave, a line for each variant."""
+def calibration(
+    curves: Mapping[str, Sequence[Bin]], colours: Mapping[str, str], *, ink: str
+) -> alt.LayerChart | alt.FacetChart:
+    """Draw the share of right answers against the probability the model gave, a line for each variant, named at its end.
+
+    Args:
+        curves: By variant.
+        colours: Likewise.
+        ink: Of the names.
+    """
     rows = [
         {"variant": variant, "said": 100 * one.probability, "right": 100 * one.right, "samples": one.samples}
         for variant, bins in curves.items()
@@ -145,12 +153,17 @@ def calibration(curves: Mapping[str, Sequence[Bin]]) -> alt.LayerChart | alt.Fac
     ]
     low = min(min(float(str(one["said"])), float(str(one["right"]))) for one in rows)
     scale = alt.Scale(domain=[low, 100], nice=False)
-    colours = alt.Scale(domain=list(curves), range=list(COLOURS[: len(curves)]))
     ends = pd.DataFrame([{"said": low, "right": low}, {"said": 100, "right": 100}])
     diagonal = (
         alt.Chart(ends)
         .mark_line(color=MUTED, strokeDash=[4, 4])
         .encode(x=alt.X("said:Q", scale=scale), y=alt.Y("right:Q", scale=scale))
+    )
+    colour = alt.Color(
+        "variant:N",
+        sort=None,
+        legend=None,
+        scale=alt.Scale(domain=list(curves), range=[colours[variant] for variant in curves]),
     )
     lines = (
         alt.Chart(pd.DataFrame(rows))
@@ -158,11 +171,30 @@ def calibration(curves: Mapping[str, Sequence[Bin]]) -> alt.LayerChart | alt.Fac
         .encode(
             x=alt.X("said:Q", title="probability of the answer, %", scale=scale),
             y=alt.Y("right:Q", title="right answers, %", scale=scale),
-            color=alt.Color("variant:N", sort=None, title=None, legend=alt.Legend(orient="bottom"), scale=colours),
+            color=colour,
             tooltip=["variant", alt.Tooltip("said", format=".2f"), alt.Tooltip("right", format=".2f"), "samples"],
         )
     )
-    return alt.layer(diagonal, lines).properties(height=320)
+    names = (
+        alt.Chart(pd.DataFrame(_beginnings(curves, 100 - low)))
+        .mark_text(align="left", dx=8, fontSize=12, color=ink)
+        .encode(x=alt.X("said:Q", scale=scale), y=alt.Y("at:Q", scale=scale), text="variant:N")
+    )
+    return alt.layer(diagonal, lines, names).properties(height=320)
+
+
+def _beginnings(curves: Mapping[str, Sequence[Bin]], span: float) -> list[dict[str, object]]:
+    """Return where the name of each line stands: at its least sure bin, each below the one before where they would touch."""
+    ends = sorted(
+        ((100 * bins[0].right, 100 * bins[0].probability, variant) for variant, bins in curves.items() if bins),
+        reverse=True,
+    )
+    found: list[dict[str, object]] = []
+    above = float("inf")
+    for right, said, variant in ends:
+        above = min(right, above - _NAME_SHARE * span)
+        found.append({"variant": variant, "said": said, "at": above})
+    return found
 
 
 def heat(picture: NDArray[Any], lost: NDArray[np.float32], side: int) -> Image.Image:

@@ -14,10 +14,12 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psutil
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
+_NICE = 10
 
 
 def start(line: Sequence[str]) -> subprocess.Popen[bytes]:
@@ -49,6 +51,15 @@ def end_with(parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before that was asked for
         os._exit(1)
+
+
+def give_way() -> None:
+    """Let all other processes come first where processors are short. Called by the leader itself; nothing on Windows."""
+    if sys.platform == "win32":
+        return
+    os.nice(_NICE)
+    with contextlib.suppress(OSError):  # Linux may weigh whole sessions against each other (sched(7), autogroup)
+        Path("/proc/self/autogroup").write_text(str(_NICE))
 
 
 def resident_bytes(leader: int) -> int:

@@ -7,6 +7,7 @@ in the list that `open_bundle` returned. What is counted on many samples is in c
 from __future__ import annotations
 
 import contextlib
+import io
 import shutil
 import statistics
 import time
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from apps.demo import explain, graphs, samples
 from apps.demo.worker import Answer, Job
@@ -40,6 +42,9 @@ CALLS = 30
 
 PATIENCE_SECONDS = 0.5
 _FIRST_VALUES = 8
+_GLANCE_SIDE = 64
+_COLOURFUL = 25
+"""Mean saturation of a picture, of 255, from which on it is one in colours and no yellowish paper."""
 
 
 @dataclass(frozen=True)
@@ -58,32 +63,34 @@ def open_bundle(job: Job) -> dict[str, Any]:
     Returns `contestants`: variant, runtime, provider, nodes, problem and fix of each, by number.
     """
     bundle, kept = samples.bundle_of(job), job.state.setdefault("open", {})
-    stand, told = [], []
+    stand: list[_Contestant | None] = []
+    told: list[dict[str, Any]] = []
     threads = int(job.asked.get("threads", 1))
-    for runtime in job.asked["runtimes"]:
-        for variant in (one for one in bundle.variants if registry.can_run(runtime, one)):
-            job.on_progress(f"opening {variant.id} in {runtime}", 0.0)
-            key = (str(bundle.origin), variant.graph.sha256, runtime, threads, str(bundle.manifest.task))
-            problem = fix = ""
-            try:
-                if key not in kept:
-                    options = RunnerOptions(threads=threads)
-                    kept[key] = _Contestant(bundle, variant, registry.open_runner(runtime, bundle, variant, options))
-            except KitError as error:
-                problem, fix = str(error), error.hint
-            found: _Contestant | None = kept.get(key)
-            stand.append(found)
-            told.append(
-                {
-                    "variant": variant.id,
-                    "runtime": runtime,
-                    "provider": str(found.runner.provider) if found else "",
-                    "nodes": found.runner.placement.describe() if found and found.runner.placement.total else "",
-                    "problem": problem,
-                    "fix": fix,
-                }
-            )
+    wanted = [(name, one) for name in job.asked["runtimes"] for one in bundle.variants if registry.can_run(name, one)]
+    for place, (runtime, variant) in enumerate(wanted):
+        job.on_progress(f"opening {variant.id} in {runtime}", place / len(wanted))
+        key = (str(bundle.origin), variant.graph.sha256, runtime, threads, str(bundle.manifest.task))
+        problem = fix = ""
+        try:
+            if key not in kept:
+                options = RunnerOptions(threads=threads)
+                kept[key] = _Contestant(bundle, variant, registry.open_runner(runtime, bundle, variant, options))
+        except KitError as error:
+            problem, fix = str(error), error.hint
+        found: _Contestant | None = kept.get(key)
+        stand.append(found)
+        told.append(
+            {
+                "variant": variant.id,
+                "runtime": runtime,
+                "provider": str(found.runner.provider) if found else "",
+                "nodes": found.runner.placement.describe() if found and found.runner.placement.total else "",
+                "problem": problem,
+                "fix": fix,
+            }
+        )
     job.state["stand"] = stand
+    job.state["problems"] = [one["problem"] for one in told if one["problem"]]
     return {"contestants": told}
 
 
@@ -99,14 +106,17 @@ def predict(job: Job) -> Answer:
     """
     running = [(number, one) for number, one in enumerate(job.state["stand"]) if one is not None]
     if not running:
-        raise UsageError("nothing is open to be asked")
+        reasons = "; ".join(dict.fromkeys(job.state["problems"]))
+        raise UsageError(f"no variant could be opened: {reasons}")
     bundle = running[0][1].bundle
     task = _task(bundle, job)
     inputs, expected = _question(job, bundle, task)
     against = "the original" if expected is not None else f"{running[0][1].variant.id} · {running[0][1].runner.runtime}"
     answers, arrays = [], {f"input {name}": array for name, array in inputs.items()}
     kind = "tensors"
-    about: dict[str, Any] = {}
+    about: dict[str, Any] = {
+        "has_colours": job.asked["kind"] == "picture" and _has_colours(job.arrays["file"].tobytes())
+    }
     for number, one in running:
         outputs, times_us = _timed(one.runner, inputs)
         expected = outputs if expected is None else expected
@@ -119,7 +129,7 @@ def predict(job: Job) -> Answer:
             "outputs": [_summary(name, array) for name, array in outputs.items()],
         }
         if isinstance(found, Classes):
-            kind, about = "classes", {"classes": list(found.classes)}
+            kind, about["classes"] = "classes", list(found.classes)
             told |= {"label": int(found.labels[0]), "unsure": bool(found.unsure[0])}
             arrays[f"probabilities {number}"] = found.probabilities
         elif isinstance(vectors := getattr(found, "vectors", None), np.ndarray) and vectors.ndim == 2:
@@ -150,6 +160,14 @@ def _question(job: Job, bundle: Bundle, task: Task) -> tuple[Tensors, Tensors | 
         return samples.from_file(job.arrays["file"].tobytes(), bundle.signature), None
     items = [job.arrays["file"].tobytes()] if kind == "picture" else [task.item(raw) for raw in job.asked["raw"]]
     return bundle.signature.arrays(task.encode(items)), None
+
+
+def _has_colours(picture: bytes) -> bool:
+    """Whether a picture that its task could read has colours worth the name."""
+    with Image.open(io.BytesIO(picture)) as opened:
+        opened.thumbnail((_GLANCE_SIDE, _GLANCE_SIDE))
+        saturation = np.asarray(opened.convert("RGB").convert("HSV"))[..., 1]
+    return float(saturation.mean()) > _COLOURFUL
 
 
 def _timed(runner: Runner, inputs: Tensors) -> tuple[dict[str, NDArray[Any]], list[float]]:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import itertools
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pandas as pd
 import streamlit as st
 
-from apps.demo import words
-from apps.demo.bench_job import BenchJob
+from apps.demo import benches, errand, words
+from apps.demo.errand import Errand
 from apps.demo.visitor import Visitor, installed_runtimes
 from apps.demo.worker import Worker
 from kit.bench import results as files
 from kit.bench import sweep
 from kit.bench.compare import Limits, compare
-from kit.bench.results import Results, Row
+from kit.bench.measure import LEAST_ROUNDS
+from kit.bench.results import Latency, Results, Row
 from kit.bundle import Bundle
 from kit.choices import Provider
 from kit.errors import BadInput, KitError
@@ -34,9 +36,9 @@ MOST_POINTS = 16
 
 BUDGETS = {"2 s": 2, "5 s": 5, "15 s": 15, "30 s": 30, "1 min": 60, "3 min": 180}
 MAX_RESULTS_MB = 20
-_GLANCE_SECONDS = 0.5
 _GRACE_SECONDS = 120
-_MEASURED, _LAST = "measured here just now", "the last kit bench here"
+_IN_ADDRESS: Final = "query-params"
+"""Settings stand in the address: they outlive another tab, and a page that is loaded anew."""
 
 
 def show(visitor: Visitor, bundle: Bundle) -> None:
@@ -48,13 +50,14 @@ def show(visitor: Visitor, bundle: Bundle) -> None:
         _progress(visitor)
     known = _known(visitor, bundle)
     if not known:
-        st.info("Nothing was measured on this machine yet.", icon=":material/timer:")
+        if not _is_busy(visitor):
+            st.info("Nothing was measured on this machine yet.", icon=":material/timer:")
         _uploads(visitor)
         return
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        name = st.selectbox("Results", list(known), width=320)
+        name = st.selectbox("Results", list(known), width=400)
         others = [one for one in known if one != name]
-        base = st.selectbox("Compare with", [NONE, *others], disabled=not others, width=320)
+        base = st.selectbox("Compare with", [NONE, *others], disabled=not others, width=400)
         st.download_button(
             "Download",
             known[name].to_json(),
@@ -66,7 +69,7 @@ def show(visitor: Visitor, bundle: Bundle) -> None:
     _uploads(visitor)
     if base in known:
         _comparison(known[base], known[name])
-    _results(known[name], bundle)
+    _results(name, known[name], bundle)
 
 
 def _form(visitor: Visitor, bundle: Bundle) -> None:
@@ -75,12 +78,16 @@ def _form(visitor: Visitor, bundle: Bundle) -> None:
     runtimes = installed_runtimes()[:1] if visitor.is_strange else installed_runtimes()
     with st.form("bench", border=True):
         first, second, third = st.columns(3)
-        providers = first.multiselect("Providers", [one["provider"] for one in reports], default=[Provider.CPU.value])
-        asked = second.multiselect("Runtimes", runtimes, default=[registry.DEFAULT])
-        variants = third.multiselect("Variants", ids, default=ids)
+        offered = [one["provider"] for one in reports]
+        providers = first.multiselect(
+            "Providers", offered, default=[Provider.CPU.value], key="providers", bind=_IN_ADDRESS
+        )
+        asked = second.multiselect("Runtimes", runtimes, default=[registry.DEFAULT], key="in", bind=_IN_ADDRESS)
+        variants = third.multiselect("Variants", ids, default=ids, key="variants", bind=_IN_ADDRESS)
         chosen = _sizes(first, bundle.signature)
-        threads = second.number_input("Threads", 1, max(this_machine().cpus_to_use, 1), 1)
-        budget = third.select_slider("Budget", list(BUDGETS), value="15 s")
+        most = max(this_machine().cpus_to_use, 1)
+        threads = second.number_input("Threads", 1, most, 1, key="threads", bind=_IN_ADDRESS)
+        budget = third.select_slider("Budget", list(BUDGETS), value="15 s", key="budget", bind=_IN_ADDRESS)
         with st.container(horizontal=True, vertical_alignment="center"):
             start = st.form_submit_button(
                 "Measure", type="primary", icon=":material/play_arrow:", disabled=_is_busy(visitor)
@@ -105,10 +112,7 @@ def _form(visitor: Visitor, bundle: Bundle) -> None:
         "sweep": None if swept == NONE else swept,
         "threads": int(threads),
     }
-    budget_seconds = BUDGETS[budget]
-    seconds = budget_seconds + _GRACE_SECONDS
-    request["budget_seconds"] = budget_seconds
-    visitor.bench = BenchJob(visitor.bench_worker(seconds), visitor.path, request, seconds)
+    visitor.bench = benches.start(visitor, request, budget_seconds=BUDGETS[budget], grace_seconds=_GRACE_SECONDS)
     st.rerun()
 
 
@@ -125,7 +129,9 @@ def _sizes(column: Any, signature: Signature) -> dict[str, list[int]]:
         known = sorted(size for size in offered if not axis.problem(size))
         first = [size for size in (1, 64) if size in known] if name == signature.batch else [axis.usual]
         label = "Batch sizes" if name == signature.batch else f"Sizes of {words.plain(name)}"
-        chosen[name] = column.multiselect(label, known, default=first or [axis.usual]) or [axis.usual]
+        chosen[name] = column.multiselect(
+            label, known, default=first or [axis.usual], key=f"sizes {name}", bind=_IN_ADDRESS
+        ) or [axis.usual]
     return chosen
 
 
@@ -150,43 +156,44 @@ def _is_busy(visitor: Visitor) -> bool:
 
 
 def _progress(visitor: Visitor) -> None:
-    job: BenchJob | None = visitor.bench
+    job: Errand[Results] | None = visitor.bench
     if job is None:
         return
     if job.is_running:
-        _watch(visitor)
+        errand.watch(job)
         return
     visitor.bench = None
-    if job.results is not None:
-        visitor.results[_MEASURED] = job.results
-        st.success("Measured.", icon=":material/check:")
-    elif job.problem:
-        st.error(words.plain(job.problem))
-    else:
+    try:
+        found = job.result()
+    except KitError as error:
+        st.error(words.problem(error))
+        return
+    if found is None or job.stopped:
         st.info("Stopped: nothing was kept.", icon=":material/stop_circle:")
+        return
+    visitor.benches.setdefault(visitor.path, {})[f"measured here, {_when(found)}"] = found
+    st.success("Measured.", icon=":material/check:")
 
 
-@st.fragment(run_every=_GLANCE_SECONDS)
-def _watch(visitor: Visitor) -> None:
-    """Look at the run again and again; when it has ended the page is drawn anew."""
-    job: BenchJob | None = visitor.bench
-    if job is None or not job.is_running:
-        st.rerun()
-    with st.container(horizontal=True, vertical_alignment="center"):
-        words.progress(st.progress(0.0), job.what, job.share)
-        if st.button("Stop", icon=":material/stop:"):
-            job.stop()
+def _when(found: Results) -> str:
+    """Return when a run began, in the words of its file if that is no time."""
+    try:
+        return f"{datetime.fromisoformat(found.created):%d %B %Y, %H:%M:%S}"
+    except ValueError:
+        return found.created
 
 
 def _known(visitor: Visitor, bundle: Bundle) -> dict[str, Results]:
-    """Return all results in sight, what was measured last first."""
-    found: dict[str, Results] = {name: one for name, one in visitor.results.items() if isinstance(one, Results)}
+    """Return all results in sight by what they are called, what was measured last first."""
+    found: dict[str, Results] = dict(reversed(visitor.benches.get(visitor.path, {}).items()))
     if not visitor.is_strange and (path := files.last_path(bundle)).exists():
         try:
-            found[_LAST] = files.load(path)
+            last = files.load(path)
         except BadInput as error:
             st.error(words.problem(error))
-    return dict(sorted(found.items(), key=lambda one: (one[0] != _MEASURED, one[0] != _LAST, one[0])))
+        else:
+            found[f"the last kit bench here, {_when(last)}"] = last
+    return found
 
 
 def _uploads(visitor: Visitor) -> None:
@@ -201,7 +208,7 @@ def _uploads(visitor: Visitor) -> None:
         else:
             if st.session_state.get("results file") != file.file_id:
                 st.session_state["results file"] = file.file_id
-                visitor.results[f"uploaded: {file.name}"] = found
+                visitor.benches.setdefault(visitor.path, {})[f"uploaded: {file.name}"] = found
                 st.rerun()
 
 
@@ -233,36 +240,68 @@ def _comparison(base: Results, new: Results) -> None:
         st.caption(words.plain(f"Two machines: {base.machine.describe()}, and {new.machine.describe()}."))
 
 
-def _results(found: Results, bundle: Bundle) -> None:
+def _results(name: str, found: Results, bundle: Bundle) -> None:
     if not found.rows:
         st.info("These results have no rows.", icon=":material/table_rows:")
         return
-    told = headline(found)
-    st.subheader(words.plain(told.title))
-    for sentence in told.sentences:
-        st.markdown(words.plain(sentence))
-    if cautions := dict.fromkeys((*told.cautions, *found.remarks())):
-        st.warning(
-            "  \n".join(words.plain(f"{one[:1].upper()}{one[1:]}.") for one in cautions), icon=":material/warning:"
-        )
-    stale = {row.sha256 for row in found.rows if row.bundle == bundle.name} - {
-        one.graph.sha256 for one in bundle.variants
-    }
-    if stale:
-        st.warning("The bundle was exported again since.", icon=":material/history:")
+    _whose(name, found, bundle)
     rows = [row for row in found.rows if row.latency]
-    if rows:
-        _charts(found, rows)
+    if rows and min(row.latency.rounds for row in rows if row.latency) < LEAST_ROUNDS:
+        st.warning(
+            "Too few rounds were measured to say which is faster, and to draw anything: choose a longer budget, or fewer "
+            "variants and sizes.",
+            icon=":material/hourglass_top:",
+        )
+    else:
+        told = headline(found)
+        st.subheader(words.plain(told.title))
+        for sentence in told.sentences:
+            st.markdown(words.plain(sentence))
+        if cautions := dict.fromkeys((*told.cautions, *found.remarks())):
+            st.warning(
+                "  \n".join(words.plain(f"{one[:1].upper()}{one[1:]}.") for one in cautions), icon=":material/warning:"
+            )
+        if rows:
+            _charts(found, rows, bundle)
     metric = tables.metric_of(found.rows)
     words.table(pd.DataFrame([_row(row, metric) for row in found.rows]).set_index("variant"))
     for reason, fix in dict.fromkeys((row.reason, row.fix) for row in found.rows if row.reason):
         st.warning(f"{words.plain(reason)}  \n{words.plain(fix)}", icon=":material/block:")
-    st.caption(words.plain(f"{tables.measured(found)} {found.created}, {found.machine.describe()}."))
+    st.caption(
+        "p50: the middle one of calls timed one by one. Samples/s: from calls made in one go without a clock between them, the "
+        "median over rounds with its 95 % interval; slow calls lower it and leave p50 as it is."
+    )
+    st.caption(words.plain(f"{tables.measured(found)} {_when(found)}, {found.machine.describe()}."))
 
 
-def _charts(found: Results, rows: list[Row]) -> None:
-    ink = "#fafafa" if st.context.theme.type == "dark" else "#1f2933"
-    style = charts.Style.of(rows, ink=ink)
+def _whose(name: str, found: Results, bundle: Bundle) -> None:
+    """Draw whose results these are: bundle, hashes, machine and time; what is of another bundle or machine is said first."""
+    hashes = {(row.bundle, row.variant): row.sha256 for row in found.rows}
+    names = list(dict.fromkeys(row.bundle for row in found.rows))
+    said = ", ".join(f"{variant} {digest[:8]}" for (_, variant), digest in hashes.items())
+    st.markdown(
+        words.bold(", ".join(names))
+        + words.plain(f" ({said}) on {found.machine.cpu}, {_when(found)}: {name.partition(',')[0]}")
+    )
+    own = {variant.id: variant.graph.sha256 for variant in bundle.variants}
+    if not set(hashes.values()) & set(own.values()):
+        is_named = bundle.name in names
+        st.warning(
+            words.plain(
+                f"{bundle.name} was exported again since: these are figures of other files."
+                if is_named
+                else f"These are figures of another bundle, {', '.join(names)}, and not of {bundle.name}."
+            ),
+            icon=":material/history:" if is_named else ":material/swap_horiz:",
+        )
+    elif any(own.get(variant) != digest for (_, variant), digest in hashes.items()):
+        st.warning("Some of these variants were exported again since.", icon=":material/history:")
+    if found.machine.cpu != this_machine().cpu:
+        st.caption(words.plain(f"Measured on another machine: {found.machine.describe()}."))
+
+
+def _charts(found: Results, rows: list[Row], bundle: Bundle) -> None:
+    style = charts.Style.of(rows, ink=words.ink(), first=tuple(variant.id for variant in bundle.variants))
     points = list(dict.fromkeys(row.point for row in sorted(rows, key=lambda row: row.samples)))
     point = (
         st.segmented_control("Sizes", points, default=points[0], required=True, format_func=words.plain) or points[0]
@@ -298,8 +337,13 @@ def _charts(found: Results, rows: list[Row]) -> None:
         )
         for one in sweep.crossovers(found):
             st.markdown(words.plain(f"{one.describe()}."))
+    drawn = {row.variant for row in rows}
     st.caption(
-        " · ".join(f':color[■]{{foreground="{style.colour(one)}"}} {words.plain(one)}' for one in style.variants)
+        " · ".join(
+            f':color[■]{{foreground="{style.colour(one)}"}} {words.plain(one)}'
+            for one in style.variants
+            if one in drawn
+        )
     )
 
 
@@ -312,7 +356,14 @@ def _row(row: Row, metric: str) -> dict[str, str]:
         "sizes": row.point,
         "p50 µs": microseconds(latency.p50_us if latency else None),
         "p99 µs": microseconds(latency.p99_us if latency else None),
-        "samples/s": f"{latency.samples_per_second:,.0f}" if latency else NONE,
+        "samples/s": _rate(latency) if latency else NONE,
         metric or "score": tables.score(row, metric),
         "verdict": row.verdict.describe() if row.verdict else NONE,
     }
+
+
+def _rate(latency: Latency) -> str:
+    """Return samples per second with their interval, in three figures."""
+    low, high = latency.samples_per_second_low, latency.samples_per_second_high
+    span = "" if low is None or high is None else f" [{low:,.0f}, {high:,.0f}]"
+    return f"{latency.samples_per_second:,.0f}{span}"

@@ -10,11 +10,13 @@ import sys
 
 import streamlit as st
 
-from apps.demo import accuracy_tab, artifact_tab, latency_tab, picker, sessions, try_it, words
+from apps.demo import accuracy_tab, address, artifact_tab, latency_tab, picker, sessions, try_it, words
 from apps.demo.settings import Settings
 from apps.demo.visitor import Visitor
 from kit.bundle import Bundle
 from kit.errors import KitError
+from kit.report.format import size
+from kit.system.wording import counted
 
 TABS = {
     "Try it": try_it.show,
@@ -22,11 +24,23 @@ TABS = {
     "Latency": latency_tab.show,
     "Artifact": artifact_tab.show,
 }
-_MOST_TENSORS = 4
+_MOST_LABELS = 40
+"""Letters of all labels together that are worth a place in the line below the title."""
+
 _STYLE = """<style>
-.stMainBlockContainer { max-width: 1240px; padding: 3.5rem 1.25rem 4rem; }
+.stMainBlockContainer { max-width: 1240px; padding: 1.25rem 1.25rem 4rem; }
+.stMainBlockContainer h1 { font-size: 1.6rem; padding: 0; }
 .stMainBlockContainer [data-testid="stImageContainer"] { margin-right: 0.4rem; }
 .stMainBlockContainer table { font-variant-numeric: tabular-nums; }
+.stMainBlockContainer .st-key-head { padding-right: 2.75rem; }
+.stAppHeader { background: transparent; pointer-events: none; }
+.stAppHeader button { pointer-events: auto; }
+.stCaptionContainer { color: color-mix(in srgb, currentColor 82%, transparent); opacity: 1; }
+@media (min-width: 1340px) { .stMainBlockContainer .st-key-head { padding-right: 0; } }
+@media (max-width: 640px) {
+  .stMainBlockContainer { padding: 0.6rem 1rem 3rem; }
+  .stMainBlockContainer [data-testid="stHorizontalBlock"]:has(> .stColumn) { gap: 0.75rem; }
+}
 </style>"""
 
 
@@ -42,21 +56,22 @@ def main() -> None:
         )
         return
     try:
-        bundle = me.bundle()
+        bundle = address.follow(me)
         bundle.variant()
     except KitError as error:
         st.error(words.problem(error))
         picker.show(me, None)
         return
+    st.set_page_config(page_title=f"{bundle.name} · kit demo")
     me.notice(bundle)
     me.ready()
-    with st.container(horizontal=True, vertical_alignment="bottom", horizontal_alignment="distribute"):
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute", key="head"):
         st.title(words.plain(bundle.name), anchor=False)
         picker.show(me, bundle)
     st.caption(words.plain(_about(bundle, me)))
     if told := st.session_state.pop("upload told", ""):
         st.success(words.plain(told), icon=":material/verified:")
-    tabs = st.tabs(list(TABS), key="tab", on_change="rerun")
+    tabs = st.tabs(list(TABS), key="tab", bind="query-params")
     for tab, show in zip(tabs, TABS.values(), strict=True):
         if tab.open:
             with tab:
@@ -64,17 +79,19 @@ def main() -> None:
 
 
 def _about(bundle: Bundle, visitor: Visitor) -> str:
-    """Return what the bundle is, in a line: its task, what it takes and gives, and where it comes from."""
-    limits = "uploaded, runs with limits" if visitor.is_own else "runs with limits"
-    signature, task, original = bundle.signature, bundle.manifest.task, bundle.manifest.original
-    ends = []
-    for said, specs in (("takes", signature.inputs), ("gives", signature.outputs)):
-        shown = [f"{spec.name} {spec.describe()}" for spec in specs[:_MOST_TENSORS]]
-        more = [f"{len(specs) - _MOST_TENSORS} more"] if len(specs) > _MOST_TENSORS else []
-        ends.append(f"{said} {', '.join([*shown, *more])}")
-    kind = task.name.partition("@")[0].replace("-", " ") if task else "tensors"
-    came = [f"from {original.kind} {original.name}"] if original else []
-    return " · ".join([kind, *ends, *came, *([limits] if visitor.is_strange else [])])
+    """Return what the bundle is, in a line that needs no expert: its task, and how large it is."""
+    task = bundle.manifest.task
+    labels = task.options.get("labels") if task else None
+    kind = task.name.partition("@")[0].replace("-", " ") if task else "tensors in, tensors out"
+    if isinstance(labels, list) and labels:
+        kind += f" into {counted(len(labels), 'class', 'classes')}"
+        if sum(map(len, map(str, labels))) <= _MOST_LABELS:
+            kind += f": {', '.join(map(str, labels))}"
+    sizes = [variant.size_bytes for variant in bundle.variants]
+    span = size(min(sizes)) if min(sizes) == max(sizes) else f"{size(min(sizes))} to {size(max(sizes))}"
+    limits = ["uploaded, runs with limits" if visitor.is_own else "runs with limits"] if visitor.is_strange else []
+    said = [kind[:1].upper() + kind[1:], f"{counted(len(sizes), 'variant')} of {span}", *limits]
+    return " · ".join(said)
 
 
 main()

@@ -3,86 +3,97 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import streamlit as st
 
-from apps.demo import places, words
-from apps.demo.visitor import MAX_UPLOAD_MB, Visitor
+from apps.demo import address, errand, words
+from apps.demo.visitor import MAX_UPLOAD_MB, Checked, Visitor
 from kit.bundle import Bundle
 from kit.errors import KitError
 
+_ASKED, _PROBLEM = "bundle asked for", "bundle problem"
+
 
 def show(visitor: Visitor, bundle: Bundle | None) -> None:
-    """Draw the button that opens the choice."""
-    with st.popover("Another bundle", icon=":material/folder_open:"):
-        known = (
-            places.listed() | visitor.checked | ({bundle.name: visitor.path} if bundle and not visitor.is_own else {})
-        )
+    """Draw the button that opens the choice; it closes when another bundle is in sight."""
+    with st.popover("Another bundle", icon=":material/folder_open:", key=f"picker {visitor.path}"):
+        known = address.known(visitor)
         names = list(known)
         place = next((place for place, name in enumerate(names) if known[name] == visitor.path), 0)
         chosen = st.selectbox("On this machine", names, index=place if names else None)
-        if (
-            chosen is not None
-            and known[chosen] != visitor.path
-            and st.button(f"Open {words.plain(chosen)}", type="primary")
-        ):
-            _open(visitor, known[chosen])
+        is_other = chosen is not None and (known[chosen] != visitor.path or bundle is None)
+        if chosen is not None and is_other and st.button(f"Open {words.plain(chosen)}", type="primary"):
+            _ask(known[chosen])
         if not visitor.artifacts_only:
             path = st.text_input(
                 "Path of a folder, a packed file or a ready model",
                 placeholder="artifacts/my-model, my-model.kit, model.onnx",
             )
             if path and st.button("Open path"):
-                _open(visitor, path)
+                _ask(path)
         file = st.file_uploader(
             "Packed bundle (.kit)",
             type=["kit"],
             max_upload_size=MAX_UPLOAD_MB,
             help=f"Up to {MAX_UPLOAD_MB} MB, checked before it is opened, run in a process with limits of time and memory",
         )
-        if file is None:
-            st.session_state["upload problem"] = ""
-        elif file.file_id != st.session_state.get("checked"):
-            _check(visitor, file.name, file.getvalue(), file.file_id)
-        if problem := st.session_state.get("upload problem"):
+        if file is not None and file.file_id != st.session_state.get("checked"):
+            st.session_state["checked"] = file.file_id
+            _ask(file)
+        if (asked := st.session_state.get(_ASKED)) is not None:
+            _open(visitor, asked)
+        if problem := st.session_state.get(_PROBLEM):
             st.error(words.plain(problem))
 
 
-def _open(visitor: Visitor, name: str) -> None:
-    """Put a bundle of this machine in sight; a stranger's packed file is checked as an upload is."""
+def _ask(what: Any) -> None:
+    """Have a bundle opened: a name or path, or an upload. It may take longer than one drawing of the page."""
+    st.session_state[_ASKED] = what
+    st.session_state[_PROBLEM] = ""
+
+
+def _open(visitor: Visitor, asked: Any) -> None:
+    """Put a bundle in sight; one of a stranger's, or an upload, is checked first, and only what holds is opened."""
+    name = asked if isinstance(asked, str) else asked.name
+    is_upload = not isinstance(asked, str)
     try:
-        place = visitor.place(name)
-        if visitor.needs_check(place):
-            _checked(visitor, place, place.name)
+        if is_upload:
+            path = visitor.keep_upload(asked.getvalue()) if not errand.is_on(visitor, ("check", name)) else Path(name)
+            found = _checked(visitor, path, name)
         else:
-            found = visitor.look(place)
-            found.variant()
-            visitor.choose(place, found)
+            place = visitor.place(asked)
+            found = _checked(visitor, place, place.name) if visitor.needs_check(place) else _looked_at(visitor, place)
     except KitError as error:
-        st.error(words.problem(error))
+        st.session_state[_ASKED] = None
+        st.session_state[_PROBLEM] = words.refusal(name, error) if is_upload else words.sentence(error)
         return
+    if found is None:
+        return
+    st.session_state[_ASKED] = None
+    visitor.choose(found.place, found.bundle)
+    address.name(visitor)
+    if found.said:
+        st.session_state["upload told"] = f"{name} was checked: {'; '.join(found.said)}."
     st.rerun()
 
 
-def _check(visitor: Visitor, name: str, data: bytes, file_id: str) -> None:
-    """Check an upload once; only what holds is put in sight."""
-    try:
-        _checked(visitor, visitor.keep_upload(data), name)
-    except KitError as error:
-        st.session_state["checked"] = file_id
-        st.session_state["upload problem"] = f"{name} is refused: {error}. {error.hint}"
-        return
-    st.session_state["checked"] = file_id
-    st.session_state["upload problem"] = ""
-    st.rerun()
+def _checked(visitor: Visitor, path: Path, name: str) -> Checked | None:
+    """Check a packed file; None as long as that goes on."""
+    return errand.within(
+        visitor,
+        ("check", name),
+        lambda on_progress: visitor.check(path, name, on_progress),
+        end=visitor.look_no_longer,
+    )
 
 
-def _checked(visitor: Visitor, path: Path, name: str) -> None:
-    """Check a packed file and put it in sight; raises KitError if it is refused."""
-    bar = st.progress(0.0, "checking")
-    try:
-        done = visitor.check(path, name, lambda what, share=None: words.progress(bar, what, share))
-    except KitError:
-        bar.empty()
-        raise
-    st.session_state["upload told"] = f"{name} was checked: {'; '.join(done)}."
+def _looked_at(visitor: Visitor, place: Path) -> Checked | None:
+    """Look at a bundle of this machine; None as long as that goes on."""
+
+    def look(_: object) -> Checked:
+        bundle = visitor.look(place)
+        bundle.variant()
+        return Checked(place, bundle, ())
+
+    return errand.within(visitor, ("look", str(place)), look, end=visitor.look_no_longer)

@@ -20,6 +20,9 @@ from kit.errors import BundleInvalid, BundleNotFound
 VISITORS = "kit-demo-"
 """How the folders of visitors begin, which lie where the system keeps temporary files."""
 
+UPLOADED = "uploaded"
+"""What stands behind the name of a bundle that came by upload."""
+
 _Stamp = tuple[tuple[str, int, int], ...]
 _listed: tuple[_Stamp, dict[str, str]] = ((), {})
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import sys
 import webbrowser
 from collections.abc import AsyncIterator
@@ -15,8 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import streamlit.config
+from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from streamlit.starlette import App
 
 from apps.demo import sessions
@@ -84,7 +88,28 @@ def serve(settings: Settings) -> None:
 
     hosts = [*THIS_MACHINE, *settings.allowed_hosts]
     guard = Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
-    App(PAGE, middleware=[guard], lifespan=running).run(config=options(settings))
+    App(PAGE, middleware=[guard, Middleware(_Naming)], lifespan=running).run(config=options(settings))
+
+
+class _Naming:
+    """Gives each browser a name, once, with the page itself; scripts cannot read it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, and add the name to the answer of one that has none."""
+        if scope["type"] != "http" or scope["path"] != "/" or sessions.COOKIE in Request(scope).cookies:
+            await self._app(scope, receive, send)
+            return
+
+        async def named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                cookie = f"{sessions.COOKIE}={secrets.token_urlsafe(24)}; Path=/; HttpOnly; SameSite=Lax"
+                MutableHeaders(scope=message).append("set-cookie", cookie)
+            await send(message)
+
+        await self._app(scope, receive, named)
 
 
 async def _sweep() -> None:

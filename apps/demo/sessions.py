@@ -13,6 +13,9 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 from apps.demo.settings import Settings
 from apps.demo.visitor import Visitor
 
+COOKIE = "kit-demo"
+"""A name that the server gives each browser, so that a page that is loaded anew finds what it had."""
+
 MOST_VISITORS = 16
 """At a time; each may hold a process with models open in every runtime."""
 
@@ -27,6 +30,7 @@ class Sessions:
     def __init__(self, most: int = MOST_VISITORS) -> None:
         self._most = most
         self._visitors: weakref.WeakValueDictionary[str, Visitor] = weakref.WeakValueDictionary()
+        self._browsers: dict[str, str] = {}
         self._missed: dict[str, int] = {}
         self._changing = threading.Lock()
 
@@ -38,12 +42,26 @@ class Sessions:
         """Whether this visitor is here."""
         return self._visitors.get(session) is visitor
 
-    def admit(self, session: str, make: Callable[[], Visitor]) -> Visitor | None:
-        """Return a new visitor, or None if too many are here."""
+    def admit(self, session: str, make: Callable[[], Visitor], *, browser: str = "") -> Visitor | None:
+        """Return a new visitor, or None if too many are here; `browser` is what its page is known by when it is loaded anew."""
         with self._changing:
             if session not in self._visitors and len(self._visitors) >= self._most:
                 return None
             found = self._visitors[session] = make()
+            self._browsers[session] = browser
+            return found
+
+    def back(self, session: str, browser: str, is_active: Callable[[str], bool]) -> Visitor | None:
+        """Return the visitor whose page this browser has loaded anew; None if it had none, or still shows it elsewhere."""
+        with self._changing:
+            self._browsers = {one: name for one, name in self._browsers.items() if one in self._visitors}
+            left = [one for one, name in self._browsers.items() if browser and name == browser and not is_active(one)]
+            if not left:
+                return None
+            found = self._visitors.pop(left[-1], None)  # the page that was left last
+            if found is not None:
+                self._visitors[session] = found
+                self._browsers[session] = browser
             return found
 
     def dismiss(self, is_active: Callable[[str], bool], *, patience: int = 0) -> list[Visitor]:
@@ -75,11 +93,15 @@ def here(settings: Settings) -> Visitor | None:
     def make() -> Visitor:
         return kept or Visitor(settings.bundle, artifacts_only=settings.artifacts_only)
 
-    found = everyone.admit(session, make)
+    browser = str(st.context.cookies.get(COOKIE, ""))
+    found = None
+    if kept is None and runtime.exists():
+        found = everyone.back(session, browser, runtime.get_instance().is_active_session)
+    found = found or everyone.admit(session, make, browser=browser)
     if found is None and runtime.exists():  # those who lost their connection may come back, but have to make room
         for visitor in everyone.dismiss(runtime.get_instance().is_active_session):
             visitor.leave()
-        found = everyone.admit(session, make)
+        found = everyone.admit(session, make, browser=browser)
     if found is not None:
         st.session_state["visitor"] = found
     return found

@@ -6,11 +6,13 @@ of memory and, for each question, LIMIT_SECONDS; even what they take and give is
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import tempfile
 import weakref
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,9 @@ MAX_UPLOAD_MB = 200
 FIRST_RUNTIMES = ("onnxruntime", "openvino")
 """Those that are open from the start, where they are installed; PyTorch takes some seconds to import."""
 
+OPENING_SECONDS = {"pytorch": 6.0, "pytorch-compile": 25.0}
+"""How long a variant may take to open in the slow runtimes."""
+
 _PATIENT_SECONDS = 600.0
 
 
@@ -58,6 +63,15 @@ class Contestant:
         return f"{self.variant} · {self.runtime}"
 
 
+@dataclass(frozen=True)
+class Checked:
+    """A packed file that holds: where it lies unpacked, what it is, and what was checked, a sentence each."""
+
+    place: Path
+    bundle: Bundle
+    said: tuple[str, ...]
+
+
 @dataclass
 class Visitor:
     """One visitor's own things.
@@ -67,17 +81,30 @@ class Visitor:
         artifacts_only: Open no path that is not trusted, except uploads.
         seconds: How long a question about a stranger's bundle may take.
         checked: Packed files that were checked, by the names under which they are listed: where they lie unpacked.
+        opened: Bundles that were opened by their path, by name.
+        bench: The apps.demo.errand.Errand that measures; None if nothing is measured.
+        benches: What was measured or uploaded, by path of the bundle and then by name.
+        errand: Other work that goes on, and the key that tells it from other work.
+        stopped: The key of work that was stopped.
+        wanted: The key of work that waits for `errand`.
+        results: What was found about the bundle in sight, kept for the next drawing of the page.
     """
 
     path: str
     artifacts_only: bool = False
     seconds: float = LIMIT_SECONDS
     checked: dict[str, str] = field(default_factory=dict)
+    opened: dict[str, str] = field(default_factory=dict)
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix=places.VISITORS)).resolve())
     bench: Any = None
+    benches: dict[str, dict[str, Any]] = field(default_factory=dict)
+    errand: tuple[Hashable, Any] | None = None
+    stopped: Hashable = None
+    wanted: Hashable = None
     results: dict[str, Any] = field(default_factory=dict)
     _told: Path | None = None
     _worker: Worker | None = None
+    _looking: Worker | None = None
     _stamp: str = ""
     _rooms: int = 0
     _seen: tuple[tuple[str, int, int], Bundle] | None = None
@@ -91,6 +118,11 @@ class Visitor:
             self.path = str(self._told)
         except KitError:  # the page says so: it opens the same path
             self._told = None
+
+    @property
+    def told(self) -> str:
+        """The path of what `kit demo` was started with; empty if there is none."""
+        return "" if self._told is None else str(self._told)
 
     @property
     def is_strange(self) -> bool:
@@ -127,9 +159,21 @@ class Visitor:
         """
         if places.is_trusted(place, self._told) and not ready.is_ready(place):
             return ready.find(place)
-        with Worker(self._limits(place)) as worker:
+        with self._apart(place) as worker:
             answer = worker.ask("apps.demo.describing:describe", {"path": str(place)}, seconds=self._patience(place))
         return described(place, answer)
+
+    @contextlib.contextmanager
+    def _apart(self, place: Path) -> Iterator[Worker]:
+        """Start a process that looks at a bundle before it is put in sight; `look_no_longer` ends it."""
+        with Worker(self._limits(place)) as worker:
+            self._looking = worker
+            yield worker
+
+    def look_no_longer(self) -> None:
+        """End what `look` or `check` does."""
+        if self._looking is not None:
+            self._looking.stop()
 
     def bundle(self) -> Bundle:
         """Return the bundle in sight, looked at again only if its file or its manifest has changed; raises what `look` does."""
@@ -170,12 +214,14 @@ class Visitor:
         )
         if self._stamp and stamp != self._stamp:
             self._start_over()
+            self.benches.pop(self.path, None)
         self._stamp = stamp
 
     def _start_over(self) -> None:
         self.results = {}
         self._stamp = ""
         self._seen = None
+        self.errand = self.stopped = self.wanted = None
         self.stop_bench()
         self.forget()
 
@@ -209,8 +255,12 @@ class Visitor:
         return Worker(self._limits(Path(self.path)))
 
     def bench_worker(self, seconds: int) -> Worker:
-        """Start a process that may measure the bundle in sight on every core for some time; it ends with its visitor."""
-        worker = Worker(self._limits(Path(self.path), seconds * max(this_machine().cpus_to_use, 1)))
+        """Start a process that may measure the bundle in sight on every core for some time; it ends with its visitor.
+
+        It gives way: what others ask meanwhile is answered as if nobody measured.
+        """
+        limits = self._limits(Path(self.path), seconds * max(this_machine().cpus_to_use, 1))
+        worker = Worker(replace(limits, gives_way=True))
         weakref.finalize(self, worker.stop)
         return worker
 
@@ -235,12 +285,13 @@ class Visitor:
         patience = self._patience(Path(self.path))
         return self._worker.ask(f"apps.demo.{task}", values, arrays, seconds=patience, on_progress=on_progress)
 
-    def contestants(self, runtimes: tuple[str, ...]) -> list[Contestant]:
+    def contestants(self, runtimes: tuple[str, ...], *, on_progress: OnProgress = silent) -> list[Contestant]:
         """Open every variant in these runtimes, unless they are open already."""
         self.ready()
         key = (self.path, runtimes)
         if key not in self._opened:
-            told = self.ask("jobs:open_bundle", {"path": self.path, "runtimes": list(runtimes)}).told["contestants"]
+            asked = {"path": self.path, "runtimes": list(runtimes)}
+            told = self.ask("jobs:open_bundle", asked, on_progress=on_progress).told["contestants"]
             self._opened = {key: [Contestant(number, **one) for number, one in enumerate(told)]}
         return self._opened[key]
 
@@ -261,16 +312,13 @@ class Visitor:
         """Whether it is a packed file from elsewhere, which is checked before it is put in sight."""
         return not places.is_trusted(place, self._told) and looks_packed(place)
 
-    def check(self, path: Path, name: str, on_progress: OnProgress) -> list[str]:
-        """Check a packed file in a process with limits, which unpacks it into the visitor's folder, and put it in sight.
+    def check(self, path: Path, name: str, on_progress: OnProgress) -> Checked:
+        """Check a packed file in a process with limits, which unpacks it into the visitor's folder.
 
         Args:
             path: Of the packed file; an upload is not kept.
             name: What its sender calls it; its bundle is called so.
             on_progress: Told what is being checked.
-
-        Returns:
-            What was checked, a sentence each.
 
         Raises:
             KitError: It is refused; nothing of it is kept.
@@ -279,15 +327,14 @@ class Visitor:
         into = self._room() / re.sub(r"-[0-9a-f]{8}$", "", _stem(name))
         asked = {"path": str(path), "into": str(into)}
         try:
-            with Worker(self._limits(into)) as worker:
+            with self._apart(into) as worker:
                 told = worker.ask("apps.demo.jobs:check", asked, seconds=self.seconds, on_progress=on_progress).told
                 answer = worker.ask("apps.demo.describing:describe", {"path": str(into)}, seconds=self.seconds)
         finally:
             if is_upload:
                 path.unlink(missing_ok=True)
-        self.checked[f"{told['name']} ({'uploaded' if is_upload else 'checked'})"] = str(into)
-        self.choose(into, described(into, answer))
-        return [str(one) for one in told["checked"]]
+        self.checked[f"{told['name']} ({places.UPLOADED if is_upload else 'checked'})"] = str(into)
+        return Checked(into, described(into, answer), tuple(map(str, told["checked"])))
 
     def _room(self) -> Path:
         """Make a folder inside the visitor's own."""

@@ -8,8 +8,10 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from apps.demo import places
 from kit.errors import KitError
 
+_VISITORS_PATH = re.compile(rf"[^\s'\"]*{re.escape(places.VISITORS)}[^\s'\"/\\]*[/\\](?:\d+[/\\])?")
 _SPECIAL = re.compile(r"([\\`*_\[\]<>$:~#|&])")
 # Addresses become links, and names between colons pictures, after escapes are undone: only a sign between the letters helps.
 _JOINER = "\u2060"  # word joiner: it takes no room and no line breaks at it
@@ -22,8 +24,31 @@ def plain(text: object) -> str:
 
 
 def problem(error: KitError) -> str:
-    """Return an error and what to do about it."""
-    return f"{plain(error)}  \n{plain(error.hint)}"
+    """Return an error and what to do about it, as text that Markdown shows as it is."""
+    return plain(sentence(error))
+
+
+def bold(text: object) -> str:
+    """Return a text that Markdown shows in bold, and otherwise as it is."""
+    return f"**{plain(text)}**"
+
+
+def sentence(error: KitError) -> str:
+    """Return an error and what to do about it as text: sentences, without the paths of visitors' folders."""
+    said = [str(error), error.hint] if error.hint else [str(error)]
+    found = " ".join(f"{one[:1].upper()}{one[1:]}{'' if one.endswith(('.', '!', '?')) else '.'}" for one in said)
+    return _VISITORS_PATH.sub("", found)
+
+
+def refusal(name: str, error: KitError) -> str:
+    """Return why an upload is not opened; that it is refused is said once, with the name that its sender knows."""
+    text = str(error)
+    return sentence(KitError(f"{name} is refused: {text.partition(' is refused: ')[2] or text}", hint=error.hint))
+
+
+def ink() -> str:
+    """Return the colour of letters in charts, on the ground that the visitor's page has."""
+    return "#fafafa" if st.context.theme.type == "dark" else "#1f2933"
 
 
 def table(frame: pd.DataFrame) -> None:

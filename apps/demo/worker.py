@@ -92,10 +92,12 @@ class Limits:
     Attributes:
         memory_bytes: All of them together, while a question is answered. On Linux the system refuses each twice as much.
         cpu_seconds: Of processor time, each of them, from its start; where the system can limit it.
+        gives_way: Whether other processes come first where processors are short, on POSIX systems.
     """
 
     memory_bytes: int = 0
     cpu_seconds: int = 0
+    gives_way: bool = False
 
     def __post_init__(self) -> None:
         """Refuse limits below zero."""
@@ -116,7 +118,7 @@ class Worker:
     def __init__(self, limits: Limits = NO_LIMITS) -> None:
         self._limits = limits
         # By its name, not as a script: tasks import this module as well, and must get the same classes.
-        asked = f"{os.getpid()}, {limits.memory_bytes}, {limits.cpu_seconds}"
+        asked = f"{os.getpid()}, {limits.memory_bytes}, {limits.cpu_seconds}, {limits.gives_way}"
         self._process = group.start([sys.executable, "-P", "-c", f"from {__name__} import serve; serve({asked})"])
         self._answers: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         threading.Thread(target=_read_all, args=(self._process.stdout, self._answers), daemon=True).start()
@@ -289,13 +291,14 @@ def _raised(message: dict[str, Any]) -> KitError:
     return kind(str(message["text"]), hint=str(message["hint"]))
 
 
-def serve(parent: int, memory_bytes: int, cpu_seconds: int) -> None:
+def serve(parent: int, memory_bytes: int, cpu_seconds: int, gives_way: bool) -> None:
     """Answer until the parent says no more. Whatever a task prints is discarded: stdout carries the answers.
 
     Args:
         parent: Number of the process that asks.
         memory_bytes: As in `Limits`.
         cpu_seconds: Likewise.
+        gives_way: Likewise.
     """
     group.end_with(parent)
     answers, questions = os.fdopen(os.dup(1), "wb"), os.fdopen(os.dup(0), "rb")
@@ -303,6 +306,8 @@ def serve(parent: int, memory_bytes: int, cpu_seconds: int) -> None:
     for stream in (0, 1):
         os.dup2(nowhere, stream)
     _limit(memory_bytes, cpu_seconds)
+    if gives_way:
+        group.give_way()
     state: dict[str, Any] = {}
 
     def progress(what: str, share: float | None = None, /) -> None:

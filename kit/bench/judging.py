@@ -63,6 +63,7 @@ def latency(timings: Timings, samples: int, *, openings: int = 1) -> Latency:
     percentiles = np.percentile(pooled, np.arange(101))
     low, high = stats.median_interval(medians)
     mean_us = timings.mean_us()
+    slowest_us, quickest_us = reversed(stats.median_interval(timings.means_us()))
     centre = float(np.median(medians))
     return Latency(
         calls=timings.calls,
@@ -81,6 +82,8 @@ def latency(timings: Timings, samples: int, *, openings: int = 1) -> Latency:
         percentiles_us=tuple(round(value, 3) for value in percentiles.tolist()),
         openings=openings,
         service_us=timings.service_us(),
+        samples_per_second_low=None if slowest_us is None else samples * 1e6 / max(slowest_us, 1e-3),
+        samples_per_second_high=None if quickest_us is None else samples * 1e6 / max(quickest_us, 1e-3),
         warmup_ms=round(timings.warmup.spent_ms, 1),
         # A noisy machine may look unsettled; what counts is whether the rounds went on falling.
         settled=timings.warmup.settled or (_drift(timings) or 0.0) > -_FALLING,

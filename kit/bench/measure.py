@@ -129,9 +129,13 @@ class Timings:
         """Return the median of each round, `[rounds]`."""
         return np.array([np.median(turn.latencies_us) for turn in self.turns])
 
+    def means_us(self) -> NDArray[np.float64]:
+        """Return the mean of a call timed in one go of each round, `[rounds]`."""
+        return np.array([turn.mean_us for turn in self.turns])
+
     def mean_us(self) -> float:
         """Return the mean of a call timed in one go, the median over rounds."""
-        return float(np.median([turn.mean_us for turn in self.turns]))
+        return float(np.median(self.means_us()))
 
     def service_us(self) -> float | None:
         """Return the time an answer takes once it has begun, the median over rounds; None where latency is just that."""

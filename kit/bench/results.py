@@ -39,6 +39,8 @@ MOST_BYTES = 256 * 2**20
 
 _DRIFTED = 0.1
 _OVER_BUDGET = 1.1
+_LAGS = 1.3
+"""Mean over median of a call, from which on samples per second and latency seem to contradict each other."""
 
 
 class Status(StrEnum):
@@ -60,7 +62,8 @@ class Latency:
     Attributes:
         low_us: Lower end of the 95 % interval of the median, over rounds; None where there were fewer than 10.
         high_us: Upper end.
-        samples_per_second: From calls timed in one go; in the Server scenario, from first to last answer.
+        samples_per_second: From calls timed in one go, the median over rounds; in the Server scenario, from first to last
+            answer.
         medians_us: Median of each round, in the order they ran: what another run is compared with.
         mean_us: Of calls timed in one go, without a clock between them.
         noise: Spread of the rounds' medians: median absolute deviation, as a share of their median, times 1.4826.
@@ -69,6 +72,9 @@ class Latency:
         warmup_ms: Time spent before the first recorded call.
         settled: Whether the latency had stopped falling by then.
         service_us: In the Server scenario: time of an answer once it has begun, without waiting.
+        samples_per_second_low: Lower end of the 95 % interval of samples_per_second, over rounds; None where there were fewer
+            than 10, or none was computed.
+        samples_per_second_high: Upper end.
     """
 
     calls: int
@@ -89,6 +95,13 @@ class Latency:
     warmup_ms: float | None = None
     settled: bool = True
     service_us: float | None = None
+    samples_per_second_low: float | None = None
+    samples_per_second_high: float | None = None
+
+    @property
+    def lags(self) -> float:
+        """How many times as long as the median a call takes on the mean, of calls timed in one go; 1 if that is not known."""
+        return 1.0 if self.mean_us is None or not self.p50_us else self.mean_us / self.p50_us
 
     def __post_init__(self) -> None:
         """Refuse times that nobody measured."""
@@ -317,6 +330,11 @@ class Results:
                 said.append(
                     f"{name}: {row.offered_rate:,.0f} queries a second arrived and {1e6 / row.latency.service_us:,.0f} can be "
                     "answered; its latency grows as long as that lasts"
+                )
+            if row.latency is not None and row.offered_rate is None and row.latency.lags > _LAGS:
+                said.append(
+                    f"{name}: a call takes {row.latency.mean_us:,.3g} µs on the mean and {row.latency.p50_us:,.3g} µs in the "
+                    "median: some are much slower, and samples per second count them all"
                 )
             if row.latency is not None and not row.latency.settled:
                 said.append(f"{name}: still became faster when its warm-up ended")

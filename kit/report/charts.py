@@ -71,10 +71,17 @@ class Style:
     ink: str = _INK
 
     @classmethod
-    def of(cls, rows: Iterable[Row], *, ink: str = _INK) -> Style:
-        """Give every variant a colour and every place a shape; `ink` is the colour of what belongs to none, on dark ground."""
+    def of(cls, rows: Iterable[Row], *, ink: str = _INK, first: tuple[str, ...] = ()) -> Style:
+        """Give every variant a colour and every place a shape.
+
+        Args:
+            rows: What is drawn.
+            ink: The colour of what belongs to none, on dark ground.
+            first: Variants that have the first colours, in this order, whether or not they are drawn.
+        """
         rows = tuple(rows)
-        return cls(tuple(dict.fromkeys(row.variant for row in rows)), tuple(dict.fromkeys(map(place, rows))), ink)
+        variants = tuple(dict.fromkeys((*first, *(row.variant for row in rows))))
+        return cls(variants, tuple(dict.fromkeys(map(place, rows))), ink)
 
     def colour(self, variant: str) -> str:
         """Return the colour of a variant."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import streamlit as st
+from numpy.typing import NDArray
 
 from apps.demo import canvas, words
 from apps.demo.explain import CHANNELS, picture_of
@@ -14,6 +17,11 @@ from kit.bundle import Bundle
 from kit.errors import KitError
 
 MAX_PICTURE_MB = 20
+_FIRST = {"number": 0, "golden": True}
+_INVITATION = {
+    True: "Choose a picture: PNG or JPEG, any size, dark on light or light on dark. Colours are read as grey.",
+    False: "Choose a picture: PNG or JPEG, any size.",
+}
 
 
 def view(bundle: Bundle) -> View:
@@ -24,13 +32,11 @@ def view(bundle: Bundle) -> View:
         "Draw": Asking(
             take=_drawn, invitation="Draw with the mouse or a finger. The answer comes when you lift the pen."
         ),
-        "File": Asking(
-            take=_uploaded, invitation="Choose a picture: PNG or JPEG, any size, dark on light or light on dark."
-        ),
+        "Sample": Asking(take=_random, invitation="There is no picture to draw from."),
+        "File": Asking(take=_uploaded, invitation=_INVITATION[is_grey(bundle)]),
         "Camera": Asking(
             take=_photographed, invitation="Take a photograph of one thing alone, filling much of the picture."
         ),
-        "Random": Asking(take=_random, invitation="There is no picture to draw from."),
     }
     if not is_grey(bundle):
         del sources["Draw"]
@@ -48,9 +54,27 @@ def _question(data: bytes) -> Question:
     return Question({"kind": "picture"}, {"file": np.frombuffer(data, np.uint8)})
 
 
-def _drawn(visitor: Visitor, bundle: Bundle) -> Question | None:  # noqa: ARG001
-    png = canvas.canvas()
-    return None if png is None else _question(png)
+def _drawn(visitor: Visitor, bundle: Bundle) -> Question | None:
+    example, known = _example(visitor, bundle)
+    png, is_example = canvas.canvas(example)
+    if png is not None:
+        return _question(png)
+    if not is_example:
+        return None
+    return Question({"kind": "sample", **_FIRST, "path": visitor.path}, right=str(known["right"]), is_example=True)
+
+
+def _example(visitor: Visitor, bundle: Bundle) -> tuple[NDArray[np.uint8] | None, dict[str, Any]]:
+    """Return the first golden sample as a picture, and what is known of it; None if it cannot be read."""
+    key, name = f"example {visitor.path}", picture_of(bundle.signature)
+    if key not in visitor.results and name is not None:
+        try:
+            found = visitor.ask("jobs:sample", {**_FIRST, "path": visitor.path})
+            visitor.results[key] = pixels_of(found.arrays[name][0], 1), found.told
+        except KitError:  # it is said where a model is asked; one may draw all the same
+            visitor.results[key] = None, {}
+    kept: tuple[NDArray[np.uint8] | None, dict[str, Any]] = visitor.results.get(key, (None, {}))
+    return kept
 
 
 def _uploaded(visitor: Visitor, bundle: Bundle) -> Question | None:  # noqa: ARG001

@@ -1,0 +1,55 @@
+"""Measuring for a page: one bench at a time on a machine, in a process of its own that gives way to everybody's questions."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+from apps.demo.errand import Errand
+from apps.demo.visitor import Visitor
+from apps.demo.worker import Worker, WorkerStopped
+from kit.bench.results import Results, from_json
+from kit.system.progress import OnProgress
+
+_GLANCE_SECONDS = 0.2
+_measuring = threading.Lock()
+
+
+def start(visitor: Visitor, request: dict[str, Any], *, budget_seconds: int, grace_seconds: int) -> Errand[Results]:
+    """Measure the bundle in sight, after whatever is measured for other visitors: two at once would slow each other.
+
+    Args:
+        visitor: Whose bundle it is.
+        request: As apps.demo.jobs.measure takes it.
+        budget_seconds: Of the rounds.
+        grace_seconds: For what comes before and after them.
+    """
+    worker = visitor.bench_worker(budget_seconds + grace_seconds)
+    asked = {"path": visitor.path, "request": {**request, "budget_seconds": budget_seconds}}
+
+    def measured(on_progress: OnProgress) -> Results:
+        with worker:
+            _wait_for_turn(worker, on_progress)
+            try:
+                answer = worker.ask(
+                    "apps.demo.jobs:measure", asked, seconds=budget_seconds + grace_seconds, on_progress=on_progress
+                )
+            finally:
+                _measuring.release()
+        return from_json(json.loads(answer.told["results"]), Path("measured here"))
+
+    return Errand(measured, worker.stop, about_seconds=budget_seconds)
+
+
+def _wait_for_turn(worker: Worker, on_progress: OnProgress) -> None:
+    """Take the machine for measuring.
+
+    Raises:
+        WorkerStopped: The visitor has stopped it meanwhile.
+    """
+    while not _measuring.acquire(timeout=_GLANCE_SECONDS):
+        on_progress("waiting until the measurement of another visitor has ended", 0.0)
+        if not worker.is_alive:
+            raise WorkerStopped("the process has ended", hint="try again")

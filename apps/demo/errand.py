@@ -1,0 +1,152 @@
+"""Work that takes longer than a look: it goes on in a thread while the page is drawn, says how far it is, and can be stopped.
+
+What is there within `PATIENCE_SECONDS` is drawn at once; anything else shows its progress, an estimate and a button to cancel.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Hashable
+from typing import Any, Generic, TypeVar
+
+import streamlit as st
+
+from apps.demo import words
+from apps.demo.visitor import Visitor
+from kit.errors import KitError
+from kit.system.progress import OnProgress
+
+PATIENCE_SECONDS = 0.8
+"""How long a page is held for an answer."""
+
+_GLANCE_SECONDS = 0.5
+_TELLING_SHARE = 0.1
+"""Of the work: from here on the time of the rest follows from that of the beginning."""
+
+T = TypeVar("T")
+
+
+class Errand(Generic[T]):
+    """One piece of work. The page looks at its fields every half second.
+
+    Args:
+        do: Does it; told how far it is by the function it is given.
+        end: Ends what does it, at once; `do` then raises.
+        about_seconds: How long it may take in all; 0 if nobody knows.
+
+    Attributes:
+        what: What is being done.
+        share: Of all, 0 to 1; None if nobody knows.
+        stopped: Whether somebody ended it.
+    """
+
+    def __init__(self, do: Callable[[OnProgress], T], end: Callable[[], None], *, about_seconds: float = 0.0) -> None:
+        self.what, self.stopped = "starting", False
+        self.share: float | None = 0.0
+        self._do, self._end, self._about = do, end, about_seconds
+        self._found: T | None = None
+        self._problem: KitError | None = None
+        self._started = time.monotonic()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether there is anything to wait for."""
+        return self._thread.is_alive()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for its end; return whether it has ended."""
+        self._thread.join(seconds)
+        return not self.is_running
+
+    def stop(self) -> None:
+        """End it; what it found until now is lost."""
+        self.stopped = True
+        self._end()
+
+    def result(self) -> T | None:
+        """Return what was found; None if it was stopped. Raises KitError with the reason if it failed."""
+        if self._problem is not None and not self.stopped:
+            raise self._problem
+        return self._found
+
+    def describe(self) -> str:
+        """Return what is being done, for how long, and how long that may take."""
+        spent = time.monotonic() - self._started
+        about = self._about or (spent / self.share if self.share and self.share > _TELLING_SHARE else 0.0)
+        return f"{self.what} · {spent:,.0f} s" + (f" of about {max(about, spent):,.0f} s" if about else "")
+
+    def _run(self) -> None:
+        try:
+            self._found = self._do(self._told)
+        except KitError as error:
+            self._problem = error
+        except Exception as error:  # noqa: BLE001 - the border of a thread: nobody else would hear of it
+            self._problem = KitError(f"a defect of kit: {type(error).__name__}: {error}", hint="please report it")
+
+    def _told(self, what: str, share: float | None = None, /) -> None:
+        self.what, self.share = what, self.share if share is None else share
+
+
+def within(
+    visitor: Visitor,
+    key: Hashable,
+    do: Callable[[OnProgress], T],
+    *,
+    about_seconds: float = 0.0,
+    end: Callable[[], None] | None = None,
+) -> T | None:
+    """Return what work finds if that is soon; else draw its progress, and the page anew when it is there.
+
+    Args:
+        visitor: Whose it is: one piece of work at a time.
+        key: What tells it from other work; it has to be the same in each drawing of the page.
+        do: Does it; told how far it is by the function it is given.
+        about_seconds: How long it may take; 0 if nobody knows.
+        end: Ends what does it; the process that runs the visitor's models, if nothing is said.
+
+    Returns:
+        None as long as it goes on, and after it was stopped, which is said.
+
+    Raises:
+        KitError: It failed.
+    """
+    if visitor.stopped == key:
+        st.info("Stopped.", icon=":material/stop_circle:")
+        if st.button("Try again", icon=":material/refresh:"):
+            visitor.stopped = None
+            st.rerun()
+        return None
+    if visitor.errand is None:
+        visitor.errand, visitor.wanted = (key, Errand(do, end or visitor.forget, about_seconds=about_seconds)), None
+    kept, running = visitor.errand
+    if kept != key:
+        visitor.wanted = key
+    if not running.wait(PATIENCE_SECONDS):
+        watch(running)
+        return None
+    visitor.errand = None
+    if running.stopped:
+        visitor.stopped = kept
+    if kept != key or running.stopped:  # what ended is another question
+        return within(visitor, key, do, about_seconds=about_seconds, end=end)
+    found: T | None = running.result()
+    return found
+
+
+def is_on(visitor: Visitor, key: Hashable) -> bool:
+    """Whether this work goes on, waits for other work, or was stopped by its visitor."""
+    return key in {visitor.stopped, visitor.wanted} or (visitor.errand is not None and visitor.errand[0] == key)
+
+
+@st.fragment(run_every=_GLANCE_SECONDS)
+def watch(running: Errand[Any]) -> None:
+    """Look at work again and again; when it has ended the page is drawn anew."""
+    if not running.is_running:
+        st.rerun()
+    with st.container(horizontal=True, vertical_alignment="center"):
+        words.progress(st.progress(0.0), running.describe(), running.share)
+        if st.button("Cancel", icon=":material/stop:"):
+            running.stop()
