@@ -326,17 +326,17 @@ def test_a_ready_model_of_fixed_sizes_is_measured_at_its_one_size(tmp_path: Path
 def test_a_users_metric_is_counted_if_handed_over_and_never_because_a_manifest_names_it(
     digits: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "mine.py").write_text("def surest(outputs, samples):\n    return outputs['logits'].max(axis=1)\n")
+    (tmp_path / "own_metric.py").write_text("def surest(outputs, samples):\n    return outputs['logits'].max(axis=1)\n")
     monkeypatch.chdir(tmp_path)
-    strange = dataclasses.replace(digits.variant("fp32").scores[0], metric="mine:surest")
+    strange = dataclasses.replace(digits.variant("fp32").scores[0], metric="own_metric:surest")
     variants = tuple(dataclasses.replace(one, scores=(strange,)) for one in digits.variants)
     named = dataclasses.replace(digits, manifest=dataclasses.replace(digits.manifest, variants=variants))
     asked = Request(providers=(Provider.CPU,), points=batch(1), plan=QUICK)
     found = bench(named, asked)
-    assert {(row.score.metric, row.score_source) for row in found.rows if row.score} == {("mine:surest", "manifest")}
-    assert "mine" not in sys.modules
-    counted = bench(named, dataclasses.replace(asked, metric=metrics.find("mine:surest")))
-    assert {(row.score.metric, row.score_source) for row in counted.rows if row.score} == {("mine:surest", "live")}
+    assert {(row.score.metric, row.score_source) for row in found.rows if row.score} == {("own_metric:surest", "manifest")}
+    assert "own_metric" not in sys.modules
+    counted = bench(named, dataclasses.replace(asked, metric=metrics.find("own_metric:surest")))
+    assert {(row.score.metric, row.score_source) for row in counted.rows if row.score} == {("own_metric:surest", "live")}
     assert counted.rows[1].score is not None
     assert counted.rows[1].score.loss_interval is not None
 

@@ -285,7 +285,7 @@ def _confusion(found: Classified, place: int) -> None:
         None
         if len(names) > _MOST_CLASSES
         else st.altair_chart(
-            charts.confusion(counts, names),
+            charts.plotted(charts.confusion(counts, names, ink=words.ink()), words.ink()),
             on_select="rerun",
             selection_mode=charts.CELL,
             key=f"confusion {place}",
@@ -354,7 +354,7 @@ def _calibration(variants: Sequence[str], found: Classified, bundle: Bundle) -> 
         return
     colours = {variant.id: COLOURS[place % len(COLOURS)] for place, variant in enumerate(bundle.variants)}
     st.altair_chart(
-        calibration_chart(curves, colours, ink=words.ink()),
+        charts.plotted(calibration_chart(curves, colours, ink=words.ink()), words.ink()),
         alt="Share of right answers against the probability the model gave",
     )
     counts = {len(bins) for bins in curves.values()}

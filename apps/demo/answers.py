@@ -89,14 +89,14 @@ def sentence(bundle: Bundle, found: Answers) -> str:
     winner, against = found.contestants[quickest], found.contestants[base]
     faster = times_us[base] / max(times_us[quickest], 1e-3)
     if len(times_us) == 1:
-        said.append(f"{winner.name} took {microseconds(times_us[0])} µs.")
+        said.append(f"{winner.called} took {microseconds(times_us[0])} µs.")
     elif faster < _CLEARLY_FASTER:
-        said.append(f"None is clearly quicker than {against.name}: {microseconds(times_us[base])} µs.")
+        said.append(f"None is clearly quicker than {against.called}: {microseconds(times_us[base])} µs.")
     else:
         smaller = _sizes(bundle, winner.variant, against.variant)
         said.append(
-            f"Quickest at a glance: {winner.name}, {microseconds(times_us[quickest])} µs, {faster:.1f} times as fast as "
-            f"{against.name}{smaller}."
+            f"Quickest at a glance: {winner.called}, {microseconds(times_us[quickest])} µs, {faster:.1f} times as fast as "
+            f"{against.called}{smaller}."
         )
     return " ".join(said)
 
@@ -123,7 +123,7 @@ def _agreement(bundle: Bundle, found: Answers) -> str:
         first = found.first(bundle)
         label = found.answers[first]["label"]
         others = [
-            one.name for one, answer in zip(found.contestants, found.answers, strict=True) if answer["label"] != label
+            one.called for one, answer in zip(found.contestants, found.answers, strict=True) if answer["label"] != label
         ]
         if others:
             return f"They disagree: {', '.join(others)} {'read' if len(others) > 1 else 'reads'} it otherwise."
@@ -169,7 +169,7 @@ def _classes(bundle: Bundle, found: Answers, question: Question) -> None:  # noq
     first = found.first(bundle)
     names = [one.name for one in found.contestants]
     st.vega_lite_chart(
-        spec=charts.probabilities(names, found.classes, shares),
+        spec=charts.probabilities(names, found.classes, shares, ink=words.ink()),
         alt="Probabilities: "
         + "; ".join(
             f"{name} {label} {100 * one.max():.1f} %" for name, label, one in zip(names, labels, shares, strict=True)

@@ -35,7 +35,8 @@ canvas {{ width: min({SIDE}px, 100%); aspect-ratio: 1; border-radius: 0.5rem; to
 canvas:focus-visible, button:focus-visible {{ outline: 2px solid var(--st-primary-color); outline-offset: 2px; }}
 .tools {{ display: flex; gap: 0.5rem; margin-top: 0.75rem; align-items: center; max-width: {SIDE}px; }}
 .hint {{ font-size: 0.8rem; line-height: 1.2; color: var(--st-text-color); }}
-button {{ font: inherit; white-space: nowrap; color: var(--st-text-color); background: transparent; padding: 0.35rem 0.9rem; cursor: pointer;
+button {{ font: inherit; white-space: nowrap;
+  color: var(--st-text-color); background: transparent; padding: 0.35rem 0.9rem; cursor: pointer;
   border: 1px solid color-mix(in srgb, var(--st-text-color) 25%, transparent); border-radius: 0.5rem; }}
 button:hover:not(:disabled) {{ border-color: var(--st-primary-color); color: var(--st-primary-color); }}
 button:disabled {{ opacity: 0.4; cursor: not-allowed; }}

@@ -25,7 +25,9 @@ CELL = "cell"
 """Name of the selection of a confusion matrix."""
 
 
-def probabilities(names: Sequence[str], labels: Sequence[str], shares: NDArray[np.float32]) -> dict[str, Any]:
+def probabilities(
+    names: Sequence[str], labels: Sequence[str], shares: NDArray[np.float32], *, ink: str
+) -> dict[str, Any]:
     """Draw the probabilities of every contestant as bars, a row for each; the answer is in colour.
 
     Of many classes the most probable ones alone are drawn.
@@ -36,6 +38,7 @@ def probabilities(names: Sequence[str], labels: Sequence[str], shares: NDArray[n
         names: Of the contestants.
         labels: Of the classes.
         shares: float32 `[contestants, classes]`.
+        ink: Of the letters.
     """
     last = len(names) - 1
     drawn = np.sort(np.argsort(-shares.max(axis=0), kind="stable")[:MOST_CLASSES])
@@ -55,6 +58,7 @@ def probabilities(names: Sequence[str], labels: Sequence[str], shares: NDArray[n
     angle = 0 if longest * len(drawn) <= _FIT_CHARACTERS else -30
     return {
         "data": {"values": rows},
+        "config": {"axis": {"labelColor": ink}},
         "height": _ROW * len(names) + 26,
         "mark": {"type": "bar", "cornerRadiusTopLeft": 2, "cornerRadiusTopRight": 2},
         "encoding": {
@@ -91,7 +95,12 @@ def probabilities(names: Sequence[str], labels: Sequence[str], shares: NDArray[n
     }
 
 
-def confusion(counts: NDArray[np.int64], labels: Sequence[str]) -> alt.LayerChart | alt.FacetChart:
+def plotted(chart: Any, ink: str) -> Any:
+    """Return a chart whose axes are written in a colour that can be read."""
+    return chart.configure_axis(labelColor=ink, titleColor=ink).configure_legend(labelColor=ink, titleColor=ink)
+
+
+def confusion(counts: NDArray[np.int64], labels: Sequence[str], *, ink: str) -> alt.LayerChart | alt.FacetChart:
     """Draw how often each class was read as each other; a click on a cell selects it. Right answers stay grey."""
     rows = [
         {
@@ -130,7 +139,7 @@ def confusion(counts: NDArray[np.int64], labels: Sequence[str]) -> alt.LayerChar
         .mark_text(fontSize=11)
         .encode(
             text=alt.Text("count:Q", format=",d"),
-            color=alt.condition("datum.right", alt.value("#8a94a0"), alt.value("#1f2933")),
+            color=alt.condition("datum.right", alt.value(ink), alt.value("#1f2933")),
         )
     )
     return alt.layer(cells, text).properties(height=alt.Step(28))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import pandas as pd
 import streamlit as st
 
 from apps.demo import benches, errand, words
+from apps.demo.charts import plotted
 from apps.demo.errand import Errand
 from apps.demo.visitor import Visitor, installed_runtimes
 from apps.demo.worker import Worker
@@ -37,8 +39,6 @@ MOST_POINTS = 16
 BUDGETS = {"2 s": 2, "5 s": 5, "15 s": 15, "30 s": 30, "1 min": 60, "3 min": 180}
 MAX_RESULTS_MB = 20
 _GRACE_SECONDS = 120
-_IN_ADDRESS: Final = "query-params"
-"""Settings stand in the address: they outlive another tab, and a page that is loaded anew."""
 
 
 def show(visitor: Visitor, bundle: Bundle) -> None:
@@ -80,14 +80,14 @@ def _form(visitor: Visitor, bundle: Bundle) -> None:
         first, second, third = st.columns(3)
         offered = [one["provider"] for one in reports]
         providers = first.multiselect(
-            "Providers", offered, default=[Provider.CPU.value], key="providers", bind=_IN_ADDRESS
+            "Providers", offered, **_kept(visitor, "providers", [Provider.CPU.value], offered)
         )
-        asked = second.multiselect("Runtimes", runtimes, default=[registry.DEFAULT], key="in", bind=_IN_ADDRESS)
-        variants = third.multiselect("Variants", ids, default=ids, key="variants", bind=_IN_ADDRESS)
-        chosen = _sizes(first, bundle.signature)
+        asked = second.multiselect("Runtimes", runtimes, **_kept(visitor, "runtimes", [registry.DEFAULT], runtimes))
+        variants = third.multiselect("Variants", ids, **_kept(visitor, "variants", ids, ids))
+        chosen = _sizes(first, visitor, bundle.signature)
         most = max(this_machine().cpus_to_use, 1)
-        threads = second.number_input("Threads", 1, most, 1, key="threads", bind=_IN_ADDRESS)
-        budget = third.select_slider("Budget", list(BUDGETS), value="15 s", key="budget", bind=_IN_ADDRESS)
+        threads = second.number_input("Threads", 1, most, **_kept(visitor, "threads", 1))
+        budget = third.select_slider("Budget", list(BUDGETS), **_kept(visitor, "budget", "15 s"))
         with st.container(horizontal=True, vertical_alignment="center"):
             start = st.form_submit_button(
                 "Measure", type="primary", icon=":material/play_arrow:", disabled=_is_busy(visitor)
@@ -120,18 +120,36 @@ def _sweep(axis: str) -> str:
     return "These sizes alone" if axis == NONE else f"Sweep: double {axis} until throughput no longer grows"
 
 
-def _sizes(column: Any, signature: Signature) -> dict[str, list[int]]:
+def _kept(visitor: Visitor, name: str, first: Any, offered: Sequence[Any] = ()) -> dict[str, Any]:
+    """Return how a setting is kept: from one tab to the other, and over a page that is loaded anew.
+
+    Args:
+        visitor: Whose it is.
+        name: Of the setting; every bundle has its own.
+        first: Its value until it is chosen.
+        offered: What a list may hold; what is no longer offered is forgotten.
+    """
+    key = f"{visitor.path} {name}"
+    value = st.session_state.get(key, visitor.settings.get(key, first))
+    if isinstance(value, list) and any(one not in offered for one in value):
+        value = [one for one in value if one in offered] or first
+    if st.session_state.get(key) != value:
+        st.session_state[key] = value
+    visitor.settings[key] = value
+    return {"key": key, "persist_state": "session"}
+
+
+def _sizes(column: Any, visitor: Visitor, signature: Signature) -> dict[str, list[int]]:
     """Let the visitor choose sizes of every axis."""
     chosen = {}
     for name in signature.dynamic:
         axis = signature.axes[name]
         offered = {axis.usual, *axis.typical, *(BATCH_SIZES if name == signature.batch else ())}
         known = sorted(size for size in offered if not axis.problem(size))
-        first = [size for size in (1, 64) if size in known] if name == signature.batch else [axis.usual]
+        first = [size for size in (1, 64) if size in known] if name == signature.batch else []
         label = "Batch sizes" if name == signature.batch else f"Sizes of {words.plain(name)}"
-        chosen[name] = column.multiselect(
-            label, known, default=first or [axis.usual], key=f"sizes {name}", bind=_IN_ADDRESS
-        ) or [axis.usual]
+        kept = _kept(visitor, f"sizes of {name}", first or [axis.usual], known)
+        chosen[name] = column.multiselect(label, known, **kept) or [axis.usual]
     return chosen
 
 
@@ -246,23 +264,20 @@ def _results(name: str, found: Results, bundle: Bundle) -> None:
         return
     _whose(name, found, bundle)
     rows = [row for row in found.rows if row.latency]
-    if rows and min(row.latency.rounds for row in rows if row.latency) < LEAST_ROUNDS:
-        st.warning(
-            "Too few rounds were measured to say which is faster, and to draw anything: choose a longer budget, or fewer "
-            "variants and sizes.",
-            icon=":material/hourglass_top:",
-        )
-    else:
+    is_enough = all(row.latency.rounds >= LEAST_ROUNDS for row in rows if row.latency)
+    if is_enough:
         told = headline(found)
         st.subheader(words.plain(told.title))
         for sentence in told.sentences:
             st.markdown(words.plain(sentence))
-        if cautions := dict.fromkeys((*told.cautions, *found.remarks())):
-            st.warning(
-                "  \n".join(words.plain(f"{one[:1].upper()}{one[1:]}.") for one in cautions), icon=":material/warning:"
-            )
-        if rows:
-            _charts(found, rows, bundle)
+    else:
+        st.subheader("Too few rounds to say which is faster: choose a longer budget, or fewer variants and sizes")
+    if cautions := dict.fromkeys((*headline(found).cautions, *found.remarks())):
+        st.warning(
+            "  \n".join(words.plain(f"{one[:1].upper()}{one[1:]}.") for one in cautions), icon=":material/warning:"
+        )
+    if rows and is_enough:
+        _charts(found, rows, bundle)
     metric = tables.metric_of(found.rows)
     words.table(pd.DataFrame([_row(row, metric) for row in found.rows]).set_index("variant"))
     for reason, fix in dict.fromkeys((row.reason, row.fix) for row in found.rows if row.reason):
@@ -311,7 +326,7 @@ def _charts(found: Results, rows: list[Row], bundle: Bundle) -> None:
     with left:
         st.markdown("**Latency** of one call")
         st.altair_chart(
-            charts.latency(here, style, charts.latency_domain(here)),
+            plotted(charts.latency(here, style, charts.latency_domain(here)), style.ink),
             alt="Distribution of latencies; the table has the figures",
         )
         st.caption(
@@ -323,7 +338,7 @@ def _charts(found: Results, rows: list[Row], bundle: Bundle) -> None:
             front = pareto(here)
             st.markdown(f"**{words.plain(score.metric)}** against latency")
             st.altair_chart(
-                charts.score(here, front, style),
+                plotted(charts.score(here, front, style), style.ink),
                 alt=f"{score.metric} against median latency; the table has the figures",
             )
             st.caption("Up and to the left is better. Filled: on the Pareto front.")
@@ -332,7 +347,9 @@ def _charts(found: Results, rows: list[Row], bundle: Bundle) -> None:
         st.markdown(f"**Throughput** against {words.plain(axis)}")
         knees = sweep.knees(found)
         st.altair_chart(
-            charts.sweep(rows, knees, style, field="samples_per_second", title="samples per second"),
+            plotted(
+                charts.sweep(rows, knees, style, field="samples_per_second", title="samples per second"), style.ink
+            ),
             alt="Samples per second against size; the table has the figures",
         )
         for one in sweep.crossovers(found):

@@ -7,6 +7,7 @@ visitor's own (visitor.py, apps.demo.worker); what is computed is computed by th
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import streamlit as st
 
@@ -27,21 +28,7 @@ TABS = {
 _MOST_LABELS = 40
 """Letters of all labels together that are worth a place in the line below the title."""
 
-_STYLE = """<style>
-.stMainBlockContainer { max-width: 1240px; padding: 1.25rem 1.25rem 4rem; }
-.stMainBlockContainer h1 { font-size: 1.6rem; padding: 0; }
-.stMainBlockContainer [data-testid="stImageContainer"] { margin-right: 0.4rem; }
-.stMainBlockContainer table { font-variant-numeric: tabular-nums; }
-.stMainBlockContainer .st-key-head { padding-right: 2.75rem; }
-.stAppHeader { background: transparent; pointer-events: none; }
-.stAppHeader button { pointer-events: auto; }
-.stCaptionContainer { color: color-mix(in srgb, currentColor 82%, transparent); opacity: 1; }
-@media (min-width: 1340px) { .stMainBlockContainer .st-key-head { padding-right: 0; } }
-@media (max-width: 640px) {
-  .stMainBlockContainer { padding: 0.6rem 1rem 3rem; }
-  .stMainBlockContainer [data-testid="stHorizontalBlock"]:has(> .stColumn) { gap: 0.75rem; }
-}
-</style>"""
+_STYLE = f"<style>{Path(__file__).with_name('page.css').read_text(encoding='utf-8')}</style>"
 
 
 def main() -> None:

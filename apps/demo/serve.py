@@ -67,7 +67,7 @@ def options(settings: Settings) -> dict[str, Any]:
         "runner.fastReruns": False,  # quick clicks become one run after the present one, not a thread each
         "runner.magicEnabled": False,
         "secrets.files": [],
-        "theme.light.primaryColor": "#2a6fdb",
+        "theme.light.primaryColor": "#1f5fc4",
         "theme.dark.primaryColor": "#6ea0f0",
     }
 

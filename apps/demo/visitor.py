@@ -62,6 +62,11 @@ class Contestant:
         """What it is called among the others."""
         return f"{self.variant} · {self.runtime}"
 
+    @property
+    def called(self) -> str:
+        """What a sentence calls it."""
+        return f"{self.variant} in {self.runtime}"
+
 
 @dataclass(frozen=True)
 class Checked:
@@ -84,6 +89,7 @@ class Visitor:
         opened: Bundles that were opened by their path, by name.
         bench: The apps.demo.errand.Errand that measures; None if nothing is measured.
         benches: What was measured or uploaded, by path of the bundle and then by name.
+        settings: Of the forms, by path of the bundle and name.
         errand: Other work that goes on, and the key that tells it from other work.
         stopped: The key of work that was stopped.
         wanted: The key of work that waits for `errand`.
@@ -98,6 +104,7 @@ class Visitor:
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix=places.VISITORS)).resolve())
     bench: Any = None
     benches: dict[str, dict[str, Any]] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
     errand: tuple[Hashable, Any] | None = None
     stopped: Hashable = None
     wanted: Hashable = None
