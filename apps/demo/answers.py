@@ -67,6 +67,8 @@ def show(bundle: Bundle, found: Answers, question: Question) -> None:
     """Draw the answer in large letters, and one sentence about all of them."""
     {"classes": _read, "vectors": _vectors}.get(found.kind, _tensors)(bundle, found, question)
     st.markdown(words.plain(sentence(bundle, found)))
+    for one in found.silent:
+        st.warning(words.plain(f"{one.called} does not open: {one.problem}. {one.fix}"), icon=":material/block:")
 
 
 def details(bundle: Bundle, found: Answers, question: Question) -> None:
@@ -76,8 +78,6 @@ def details(bundle: Bundle, found: Answers, question: Question) -> None:
         f"µs: median of {min(one['calls'] for one in found.answers)} calls, tensors in to tensors out, in a process of its "
         "own. It is a glance; the Latency tab measures."
     )
-    for one in found.silent:
-        st.caption(words.plain(f"{one.name}: {one.problem}. {one.fix}"))
 
 
 def sentence(bundle: Bundle, found: Answers) -> str:

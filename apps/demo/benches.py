@@ -40,7 +40,7 @@ def start(visitor: Visitor, request: dict[str, Any], *, budget_seconds: int, gra
                 _measuring.release()
         return from_json(json.loads(answer.told["results"]), Path("measured here"))
 
-    return Errand(measured, worker.stop, about_seconds=budget_seconds)
+    return Errand(measured, worker.stop)
 
 
 def _wait_for_turn(worker: Worker, on_progress: OnProgress) -> None:

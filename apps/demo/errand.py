@@ -37,13 +37,12 @@ class Errand(Generic[T]):
 
     Attributes:
         what: What is being done.
-        share: Of all, 0 to 1; None if nobody knows.
         stopped: Whether somebody ended it.
     """
 
     def __init__(self, do: Callable[[OnProgress], T], end: Callable[[], None], *, about_seconds: float = 0.0) -> None:
         self.what, self.stopped = "starting", False
-        self.share: float | None = 0.0
+        self._share = 0.0
         self._do, self._end, self._about = do, end, about_seconds
         self._found: T | None = None
         self._problem: KitError | None = None
@@ -72,11 +71,19 @@ class Errand(Generic[T]):
             raise self._problem
         return self._found
 
+    @property
+    def share(self) -> float:
+        """How much of it is done, 0 to 1: by the clock where it is known how long it may take, else as it tells itself."""
+        return min(self._spent() / self._about, 1.0) if self._about else self._share
+
     def describe(self) -> str:
         """Return what is being done, for how long, and how long that may take."""
-        spent = time.monotonic() - self._started
-        about = self._about or (spent / self.share if self.share and self.share > _TELLING_SHARE else 0.0)
+        spent = self._spent()
+        about = self._about or (spent / self._share if self._share > _TELLING_SHARE else 0.0)
         return f"{self.what} · {spent:,.0f} s" + (f" of about {max(about, spent):,.0f} s" if about else "")
+
+    def _spent(self) -> float:
+        return time.monotonic() - self._started
 
     def _run(self) -> None:
         try:
@@ -87,7 +94,7 @@ class Errand(Generic[T]):
             self._problem = KitError(f"a defect of kit: {type(error).__name__}: {error}", hint="please report it")
 
     def _told(self, what: str, share: float | None = None, /) -> None:
-        self.what, self.share = what, self.share if share is None else share
+        self.what, self._share = what, self._share if share is None else share
 
 
 def within(

@@ -57,8 +57,7 @@ def show(visitor: Visitor, bundle: Bundle) -> None:
 
 def _details(visitor: Visitor, bundle: Bundle, found: Answers | None, question: Question) -> None:
     """Draw what folds away: the choice of runtimes, and the answers one by one."""
-    count = f" ({len(found.answers)})" if found else ""
-    with st.expander(f"Every answer{count}", icon=":material/table_rows:", key=_DETAILS, on_change="rerun") as folded:
+    with st.expander("Every answer", icon=":material/table_rows:", key=_DETAILS, on_change="rerun") as folded:
         if not folded.open:
             return
         _choose_runtimes(visitor)
