@@ -301,6 +301,8 @@ def _confusion(found: Classified, place: int) -> None:
         return
     cells = sorted(cells, key=lambda cell: -counts[cell])[:_MOST_CELLS]
     clicked = _clicked(chosen, names)
+    if clicked is not None and clicked not in cells and clicked[0] != clicked[1]:
+        st.caption(words.plain(f"No {names[clicked[0]]} is read as {names[clicked[1]]}."))
     first = cells.index(clicked) if clicked in cells else 0
     row, column = st.selectbox(
         "Misread samples",
@@ -350,6 +352,19 @@ def _calibration(variants: Sequence[str], found: Classified, bundle: Bundle) -> 
     if any(len(bins) < _LEAST_BINS or min(one.samples for one in bins) < _LEAST_IN_BIN for bins in curves.values()):
         st.caption(
             f"{len(found.labels):,} samples are too few to draw this: it takes {_LEAST_BINS} bins of {_LEAST_IN_BIN} samples."
+        )
+        return
+    if min(len({round(100 * one.probability, 1) for one in bins}) for bins in curves.values()) < _LEAST_BINS:
+        first = {variant: bins[0] for variant, bins in curves.items()}
+        said = "; ".join(
+            f"{variant} says {100 * one.probability:.1f} % and is right in {100 * one.right:.1f} %"
+            for variant, one in first.items()
+        )
+        st.caption(
+            words.plain(
+                f"Nearly all answers are given with the same probability, so there is no curve to draw. Of the "
+                f"{next(iter(first.values())).samples:,} least sure ones {said}."
+            )
         )
         return
     colours = {variant.id: COLOURS[place % len(COLOURS)] for place, variant in enumerate(bundle.variants)}

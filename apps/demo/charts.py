@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kit.metrics.calibration import Bin
+from kit.report.charts import apart
 
 ACCENT, MUTED, ALARM = "#2a6fdb", "#9aa5b1", "#d55e00"
 _ROW = 34
@@ -198,12 +199,10 @@ def _beginnings(curves: Mapping[str, Sequence[Bin]], span: float) -> list[dict[s
         ((100 * bins[0].right, 100 * bins[0].probability, variant) for variant, bins in curves.items() if bins),
         reverse=True,
     )
-    found: list[dict[str, object]] = []
-    above = float("inf")
-    for right, said, variant in ends:
-        above = min(right, above - _NAME_SHARE * span)
-        found.append({"variant": variant, "said": said, "at": above})
-    return found
+    places = apart([right for right, _, _ in ends], _NAME_SHARE * span)
+    return [
+        {"variant": variant, "said": said, "at": where} for (_, said, variant), where in zip(ends, places, strict=True)
+    ]
 
 
 def heat(picture: NDArray[Any], lost: NDArray[np.float32], side: int) -> Image.Image:

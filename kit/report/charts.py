@@ -31,6 +31,7 @@ DASHES = ((1, 0), (7, 3), (2, 2), (9, 3, 2, 3), (4, 4), (12, 4))
 
 _INK, _FAINT = "#1f2933", "#7b8794"
 _MOST_NODES = 10
+_NAME_SHARE, _NAMES_SHARE = 0.09, 0.18  # of a chart's height, which a name takes, and of its width
 _CONFIG = {
     "font": "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif",
     "background": None,
@@ -184,9 +185,12 @@ def score(rows: Sequence[Row], front: Sequence[Row], style: Style) -> alt.LayerC
             "shape": style.shape(place(row)),
             "front": row in front,
         }
-        for row in rows
+        for row in sorted(rows, key=lambda row: row.latency.p50_us if row.latency else 0.0)
         if row.latency and row.score
     ]
+    several = len({place(row) for row in rows}) > 1
+    for number, value in enumerate(values):  # neighbours' names stand on either side
+        value |= {"label": value["name"] if several else str(value["name"]).partition(",")[0], "above": number % 2 == 0}
     first = next(row.score for row in rows if row.latency and row.score)
     title = f"{first.metric}, {first.unit}" if first.unit else first.metric
     tops = [float(str(value["score"])) for value in values]
@@ -227,7 +231,13 @@ def score(rows: Sequence[Row], front: Sequence[Row], style: Style) -> alt.LayerC
         shape=alt.Shape("shape:N", scale=None),
         tooltip=["name:N", alt.Tooltip("p50:Q", format=",.1f"), alt.Tooltip("score:Q", format=".6~g", title=title)],
     )
-    return _sized(alt.layer(line, error, points), height=210)
+    names = [
+        base.transform_filter(alt.datum.above == is_above)
+        .mark_text(dy=-14 if is_above else 17, color=style.ink)
+        .encode(x=_micros("p50", None, (low, high)), text="label:N")
+        for is_above in (True, False)
+    ]
+    return _sized(alt.layer(line, error, points, *names), height=210)
 
 
 def sweep(
@@ -257,7 +267,12 @@ def sweep(
         x=alt.X(
             "size:Q",
             title=f"{axis} (log scale)",
-            scale=alt.Scale(type="log", base=2, nice=False, domain=[sizes[0] / 1.15, sizes[-1] * 1.15]),
+            scale=alt.Scale(
+                type="log",
+                base=2,
+                nice=False,
+                domain=[sizes[0] / 1.15, sizes[-1] * max((sizes[-1] / sizes[0]) ** _NAMES_SHARE, 1.15)],
+            ),
             axis=alt.Axis(values=sizes, format=",~f", labelOverlap="greedy", labelSeparation=6),
         ),
         y=alt.Y(
@@ -291,7 +306,37 @@ def sweep(
         ],
     )
     rings = base.transform_filter("datum.knee").mark_point(filled=False, size=260, strokeWidth=2.5, opacity=1).encode()
-    return _sized(alt.layer(*lines, points, rings), height=270)
+    names = (
+        _chart(_names(values, rows))
+        .mark_text(align="left", dx=8, color=style.ink)
+        .encode(x=base.encoding.x, y=base.encoding.y, text="label:N")
+    )
+    return _sized(alt.layer(*lines, points, rings, names), height=270)
+
+
+def _names(values: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return where the name of each line stands: at its largest size, moved apart where names would touch."""
+    largest = max(value["size"] for value in values)
+    ends = sorted((value for value in values if value["size"] == largest), key=lambda value: -float(value["value"]))
+    span = math.log(max(float(value["value"]) for value in values) / min(float(value["value"]) for value in values))
+    places = apart([math.log(float(end["value"])) for end in ends], _NAME_SHARE * max(span, 0.5))
+    several = len({place(row) for row in rows}) > 1
+    return [
+        {
+            "size": largest,
+            "value": math.exp(where),
+            "label": end["name"] if several else str(end["name"]).partition(",")[0],
+        }
+        for end, where in zip(ends, places, strict=True)
+    ]
+
+
+def apart(places: Sequence[float], least: float) -> list[float]:
+    """Return places, the highest first, moved down until each is as far as `least` below the one before."""
+    found: list[float] = []
+    for one in places:
+        found.append(one if not found else min(one, found[-1] - least))
+    return found
 
 
 def cold(rows: Sequence[Row], style: Style, stages: Sequence[str]) -> alt.LayerChart | alt.FacetChart:
