@@ -333,10 +333,14 @@ def test_a_users_metric_is_counted_if_handed_over_and_never_because_a_manifest_n
     named = dataclasses.replace(digits, manifest=dataclasses.replace(digits.manifest, variants=variants))
     asked = Request(providers=(Provider.CPU,), points=batch(1), plan=QUICK)
     found = bench(named, asked)
-    assert {(row.score.metric, row.score_source) for row in found.rows if row.score} == {("own_metric:surest", "manifest")}
+    assert {(row.score.metric, row.score_source) for row in found.rows if row.score} == {
+        ("own_metric:surest", "manifest")
+    }
     assert "own_metric" not in sys.modules
     counted = bench(named, dataclasses.replace(asked, metric=metrics.find("own_metric:surest")))
-    assert {(row.score.metric, row.score_source) for row in counted.rows if row.score} == {("own_metric:surest", "live")}
+    assert {(row.score.metric, row.score_source) for row in counted.rows if row.score} == {
+        ("own_metric:surest", "live")
+    }
     assert counted.rows[1].score is not None
     assert counted.rows[1].score.loss_interval is not None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from kit.bench import results
 from kit.bundle import Bundle, open_folder, pack
 from tests.conftest import CHROMIUM, ROOT
 from tests.helpers import onnx_files
+from tests.helpers.contrast import POOR
 from tests.helpers.site import (
     CIRCLE,
     GROUND,
@@ -35,13 +37,42 @@ from tests.helpers.site import (
     measure,
     status,
     tab,
+    unfold,
     upload,
     with_model,
 )
 
 pytestmark = pytest.mark.browser
 SHOTS = ROOT / "test-artifacts"
+OF_TAB = {"Try it": "Every answer", "Accuracy": "As published", "Latency": "Measure", "Artifact": "Run it"}
 CONTESTANTS = {"fp32", "int8-qdq", "int8-dynamic"}
+
+
+@contextlib.contextmanager
+def serving(bundle: Bundle, folder: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Run `kit demo` in a folder; gives the page's address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    line = [str(Path(sys.executable).with_name("kit")), "demo", str(bundle.folder), "--no-open", "--port", str(port)]
+    line += ["--allow-host", "demo.example.com"]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
+    with subprocess.Popen(
+        line,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as server:
+        assert server.stdout is not None
+        for text in server.stdout:
+            if "URL" in text:
+                break
+        yield f"http://localhost:{port}", server
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)  # told to end, streamlit may stay behind and keep its memory
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +81,8 @@ def site(_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Si
 
     folder = tmp_path_factory.mktemp("site")
     bundle = open_folder(Path(shutil.copytree(_digits, folder / "digits-mlp")))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     (folder / ".streamlit").mkdir()
     (folder / ".streamlit" / "config.toml").write_text(HOSTILE)  # the page starts in a folder that is anyone's
-    line = [str(Path(sys.executable).with_name("kit")), "demo", str(bundle.folder), "--no-open", "--port", str(port)]
-    line += ["--allow-host", "demo.example.com"]
-    environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
     flags = [
         "--no-sandbox",
         "--disable-gpu",
@@ -66,26 +91,10 @@ def site(_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Si
         "--disable-sync",
     ]
     flags += ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
-    with (
-        subprocess.Popen(
-            line,
-            cwd=folder,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        ) as server,
-        sync_playwright() as playwright,
-    ):
-        assert server.stdout is not None
-        for text in server.stdout:
-            if "URL" in text:
-                break
+    with serving(bundle, folder) as (address, server), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
-        yield Site(f"http://localhost:{port}", server, browser, bundle, folder)
+        yield Site(address, server, browser, bundle, folder)
         browser.close()
-        os.killpg(server.pid, signal.SIGKILL)  # told to end, streamlit may stay behind and keep its memory
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +121,28 @@ def guest(site: Site) -> Iterator[object]:
     opened = site.visit()
     yield opened
     opened.context.close()
+
+
+@pytest.mark.parametrize("size", [(380, 800), (820, 1180), (1440, 900), (1920, 1080)], ids=str)
+def test_it_opens_with_an_example_that_is_already_read_above_the_fold(site: Site, size: tuple[int, int]) -> None:
+    page = site.visit(width=size[0], height=size[1])
+    said = page.get_by_text(re.compile("All 6 answers agree .3 variants in 2 runtimes.|They disagree"))
+    said.wait_for()
+    box = said.bounding_box()
+    assert box["y"] + box["height"] <= size[1]
+    assert re.search(r"fp32 reads\s+\d\s+[\d.]+ % sure", page.get_by_test_id("stMetric").inner_text())
+    assert page.get_by_text("An example: draw over it").count() == 1
+    assert page.evaluate("document.querySelector('.stMain').scrollWidth") <= size[0]
+    page.context.close()
+
+
+def test_the_example_goes_with_the_first_stroke_and_with_clear(guest) -> None:
+    guest.get_by_text("An example: draw over it").wait_for()
+    draw(guest, CIRCLE)
+    guest.get_by_text("An example: draw over it").wait_for(state="detached")
+    assert set(answers(guest).values()) == {"0"}
+    guest.get_by_role("button", name="Clear").click()
+    guest.get_by_text("Draw with the mouse").wait_for()
 
 
 def test_a_drawn_digit_is_read_by_every_variant_in_every_runtime(page) -> None:
@@ -150,6 +181,9 @@ def test_pictures_good_blank_corrupt_huge_and_random_are_answered(page, site: Si
     golden = site.bundle.golden()[0]
     Image.fromarray(255 - golden.inputs["pixels"][0]).resize((300, 300)).save(tmp_path / "good.png")
     Image.new("L", (100, 100), 255).save(tmp_path / "blank.png")
+    colourful = Image.new("RGB", (200, 200), (200, 60, 40))
+    colourful.paste((40, 200, 220), (80, 30, 120, 170))
+    colourful.save(tmp_path / "colours.png")
     (tmp_path / "corrupt.png").write_bytes(b"no picture at all")
     (tmp_path / "huge.png").write_bytes(b"x" * (21 * 2**20))
     page.get_by_text("File", exact=True).click()
@@ -160,9 +194,11 @@ def test_pictures_good_blank_corrupt_huge_and_random_are_answered(page, site: Si
     page.get_by_text("The picture is empty").wait_for()
     chooser.set_input_files(tmp_path / "corrupt.png")
     page.get_by_text(re.compile("[Nn]o readable picture")).wait_for()
+    chooser.set_input_files(tmp_path / "colours.png")
+    page.get_by_text("This picture has colours").wait_for()
     chooser.set_input_files(tmp_path / "huge.png")
     page.get_by_text(re.compile("must be 20(\\.0)?\\s?MB or smaller")).wait_for()
-    page.get_by_text("Random", exact=True).click()
+    page.get_by_text("Sample", exact=True).click()
     page.get_by_text(re.compile(r"label \d · digits test sample")).wait_for()
     before = page.get_by_text(re.compile("test sample")).first.inner_text()
     page.get_by_role("button", name="Another picture").click()
@@ -178,8 +214,8 @@ def test_accuracy_is_counted_kept_and_opened_cell_by_cell(page, site: Site) -> N
     page.get_by_text("What is read as what").wait_for()
     page.get_by_text(f"Counted on this machine: digits, test split, {published.samples:,} samples").wait_for()
     assert f"{100 * published.value:.2f} %" in page.get_by_test_id("stMetric").first.inner_text()
-    page.get_by_role("combobox", name=re.compile("Misread samples")).wait_for()
     page.get_by_role("img", name=re.compile("test sample")).first.wait_for()
+    _open_a_cell(page)
     page.screenshot(path=SHOTS / "demo-accuracy.png")
     other = site.visit()
     tab(other, "Accuracy")
@@ -187,15 +223,47 @@ def test_accuracy_is_counted_kept_and_opened_cell_by_cell(page, site: Site) -> N
     other.context.close()
 
 
+def _open_a_cell(page) -> None:
+    """Click a cell of the confusion matrix that is not the one in sight: the list below it follows."""
+    chosen = page.get_by_role("combobox", name=re.compile("Misread samples"))
+    chosen.wait_for()
+    cells = page.locator("svg.marks").first.locator(".mark-rect path")
+    known = [
+        re.match(r"read as: (\w+); label: (\w+); misread: (\d+)", one.get_attribute("aria-label"))
+        for one in cells.all()
+    ]
+    misread = [(place, *one.groups()) for place, one in enumerate(known) if one and one[3] != "0"]
+    place, read, label, times = next(one for one in misread if f"{one[2]} read as {one[1]}" not in chosen.input_value())
+    cells.nth(place).click(force=True)
+    page.wait_for_function(
+        "said => [...document.querySelectorAll('input')].some((one) => one.value === said)",
+        arg=f"{label} read as {read}: {times}",
+    )
+
+
 @pytest.mark.slow
 def test_a_bench_is_run_stopped_downloaded_and_compared(page, site: Site, tmp_path: Path) -> None:
+    second = site.visit()
     measure(page)
-    page.get_by_role("button", name="Stop").click()
-    page.get_by_text("Stopped: nothing was kept").wait_for()
-    measure(page)
+    page.get_by_role("button", name="Cancel").wait_for()
+    assert _niceness(site) == {0, 10}
+    measure(second)
+    second.get_by_text("waiting until the measurement of another visitor has ended").wait_for()
+    second.get_by_role("button", name="Cancel").click()
+    second.get_by_text("Stopped: nothing was kept").wait_for()
     page.get_by_text("Measured.").wait_for(timeout=240_000)  # the process starts when a busy machine lets it
     page.get_by_role("cell", name="baseline").first.wait_for()
+    page.get_by_text(re.compile(r"digits-mlp \(fp32 [0-9a-f]{8}.* on .*measured here")).wait_for()
     page.screenshot(path=SHOTS / "demo-latency.png")
+    page.reload()
+    page.get_by_role("combobox", name=re.compile("Results")).wait_for()
+    assert page.get_by_text(re.compile("measured here")).count()
+    page.get_by_test_id("stSliderThumbValue").get_by_text("2 s", exact=True).wait_for()
+    tab(page, "Artifact")
+    page.get_by_text("Run it").wait_for()
+    tab(page, "Latency")
+    page.get_by_role("cell", name="baseline").first.wait_for()
+    page.get_by_test_id("stSliderThumbValue").get_by_text("2 s", exact=True).wait_for()
     with page.expect_download() as waiting:
         page.get_by_test_id("stDownloadButton").get_by_role("button").click()
     path = tmp_path / "there.json"
@@ -211,10 +279,13 @@ def test_a_bench_is_run_stopped_downloaded_and_compared(page, site: Site, tmp_pa
     page.get_by_role("combobox", name=re.compile("Compare with")).click()
     page.get_by_role("option", name="uploaded: there.json").click()
     page.get_by_text("Compared, row by row").wait_for()
-    second = site.visit()
-    tab(second, "Latency")
     second.get_by_text("Nothing was measured on this machine yet").wait_for()  # what one measures, another does not see
     second.context.close()
+
+
+def _niceness(site: Site) -> set[int]:
+    """Return how far the processes of the server stand back behind others."""
+    return {one.nice() for one in psutil.Process(site.process.pid).children(recursive=True)}
 
 
 def test_a_missing_gpu_is_explained_as_the_doctor_does(page) -> None:
@@ -224,8 +295,8 @@ def test_a_missing_gpu_is_explained_as_the_doctor_does(page) -> None:
     page.keyboard.press("Escape")
     page.get_by_role("button", name="Measure").click()
     page.get_by_text(re.compile("CUDA cannot run here|Measured")).first.wait_for(timeout=60_000)
-    if page.get_by_role("button", name="Stop").count():
-        page.get_by_role("button", name="Stop").click()
+    if page.get_by_role("button", name="Cancel").count():
+        page.get_by_role("button", name="Cancel").click()
 
 
 def test_the_artifact_is_shown_and_taken_away(page, site: Site, tmp_path: Path) -> None:
@@ -274,11 +345,59 @@ def test_a_corrupt_bundle_is_refused_and_a_path_is_opened(guest, tiny: Bundle, t
     box.fill(str(tmp_path / "nowhere"))
     box.press("Enter")
     guest.get_by_role("button", name="Open path").click()
-    guest.get_by_text("there is no bundle").wait_for()
+    guest.get_by_text("There is no bundle").wait_for()
     box.fill(str(tiny.folder))
     box.press("Enter")
     guest.get_by_role("button", name="Open path").click()
     guest.get_by_role("heading", name="tiny").wait_for()
+    assert not guest.get_by_role("textbox", name=re.compile("Path of a folder")).is_visible()  # the choice has closed
+    assert guest.title() == "tiny · kit demo"
+    assert guest.url.endswith("?bundle=tiny")
+    guest.go_back()
+    guest.get_by_role("heading", name="digits-mlp").wait_for()
+    guest.go_forward()
+    guest.get_by_role("heading", name="tiny").wait_for()
+    guest.reload()
+    guest.get_by_role("heading", name="tiny").wait_for()
+
+
+def test_an_address_opens_a_tab_and_no_bundle_that_this_page_does_not_know(guest, site: Site, tiny: Bundle) -> None:
+    guest.goto(f"{site.address}/?tab=Artifact")
+    guest.get_by_text("Run it").wait_for()
+    tab(guest, "Latency")
+    guest.get_by_role("button", name="Measure").wait_for()
+    guest.go_back()
+    guest.get_by_text("Run it").wait_for()
+    guest.goto(f"{site.address}/?bundle={tiny.folder}")
+    guest.get_by_text("This page has no bundle").wait_for()
+    guest.goto(f"{site.address}/?bundle=gone+(uploaded)")
+    guest.get_by_text("Gone was uploaded, and is gone. What is uploaded stays as long as its visitor").wait_for()
+
+
+def test_slow_work_says_how_long_it_takes_and_can_be_cancelled(guest) -> None:
+    unfold(guest)
+    guest.locator("button[data-variant=pills]", has_text="pytorch-compile").click()
+    guest.get_by_text(re.compile(r"in pytorch-compile · \d+ s of about \d+ s")).wait_for()
+    guest.get_by_role("button", name="Cancel").click()
+    guest.get_by_text("Stopped.").wait_for()
+    guest.locator("button[data-variant=pills]", has_text="pytorch-compile").click()
+    assert set(answers(guest)) == CONTESTANTS
+
+
+@pytest.mark.slow
+def test_a_server_that_stops_names_the_command_that_starts_it(site: Site, tiny: Bundle, tmp_path: Path) -> None:
+    with serving(tiny, tmp_path) as (address, server):
+        page = site.browser.new_page()
+        page.goto(address)
+        page.get_by_test_id("stMetric").first.wait_for()
+        os.killpg(server.pid, signal.SIGKILL)
+        dialog = page.get_by_role("dialog")
+        dialog.wait_for(timeout=60_000)
+        assert not page.get_by_text("streamlit run").is_visible()
+        told = dialog.locator(":has(> [data-testid=stErrorCodeBlock])")
+        assert "kit demo" in told.evaluate("one => getComputedStyle(one, '::before').content")
+        assert told.evaluate("one => getComputedStyle(one).fontSize") == "0px"
+        page.close()
 
 
 def test_a_model_that_never_answers_keeps_nobody_else_waiting(guest, page, tmp_path: Path) -> None:
@@ -300,11 +419,18 @@ def test_it_fits_phones_and_wide_screens_light_and_dark(site: Site, name: str, w
     assert page.evaluate("document.querySelector('.stMain').scrollWidth") <= width
     SHOTS.mkdir(exist_ok=True)
     page.screenshot(path=SHOTS / f"demo-{name}-light.png")
+    assert page.evaluate(POOR) == []
     light = page.evaluate(GROUND)
     page.emulate_media(color_scheme="dark")
     page.wait_for_function(f"before => {GROUND} !== before", arg=light)
     assert sum(map(int, re.findall(r"\d+", page.evaluate(GROUND))[:3])) < 200
     page.screenshot(path=SHOTS / f"demo-{name}-dark.png")
+    for one in ("Try it", "Accuracy", "Latency", "Artifact"):
+        tab(page, one)
+        page.wait_for_load_state("networkidle")
+        page.get_by_text(OF_TAB[one]).first.wait_for()
+        assert page.evaluate("document.querySelector('.stMain').scrollWidth") <= width
+        assert page.evaluate(POOR) == [], one
     page.context.close()
 
 

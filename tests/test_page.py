@@ -36,7 +36,7 @@ def page(monkeypatch: pytest.MonkeyPatch, cache: Path):  # noqa: ARG001 - nothin
     def show(path: Path | str, tab: str = "Try it", *, flags: tuple[str, ...] = (), **state: object) -> AppTest:
         monkeypatch.setattr(sys, "argv", ["page.py", *flags, str(path)])
         app = AppTest.from_file(str(PAGE), default_timeout=60)
-        app.session_state["tab"] = tab
+        app.query_params["tab"] = tab
         for name, value in state.items():
             app.session_state[name] = value
         opened.append(app)
@@ -58,7 +58,7 @@ def settled(app: AppTest) -> AppTest:
 
 def go(app: AppTest, tab: str) -> None:
     """Open another tab: it stands in the address."""
-    app.query_params["tab"] = app.session_state["tab"] = tab
+    app.query_params["tab"] = tab
     settled(app.run())
 
 

@@ -1,4 +1,4 @@
-"""The address of the page names the bundle in sight, so that links, reloading and going back work; Streamlit adds the tab.
+"""The address of the page names the bundle in sight and the tab, so that links, reloading and going back work.
 
 What the page was started with needs no name. An address opens what this page lists or this visitor has opened, and nothing
 else: it may come from anyone.
@@ -14,6 +14,9 @@ from apps.demo import places
 from apps.demo.visitor import Visitor
 from kit.bundle import Bundle
 from kit.errors import BundleNotFound
+
+TAB = "tab"
+"""Of the session's state: the tab in sight."""
 
 _BUNDLE = "bundle"
 
@@ -58,6 +61,18 @@ def name(visitor: Visitor) -> None:
         names = [_free(Path(visitor.path).stem, known(visitor))]
         visitor.opened[names[0]] = visitor.path
     st.query_params[_BUNDLE] = names[0]
+
+
+def follow_tab(tabs: tuple[str, ...]) -> None:
+    """Open the tab that the address names; the first, if it names none. Called before the tabs are drawn."""
+    asked = st.query_params.get(TAB, tabs[0])
+    if asked in tabs and st.session_state.get(TAB) != asked:
+        st.session_state[TAB] = asked
+
+
+def name_tab() -> None:
+    """Have the address name the tab that was just opened: a step that the browser can go back."""
+    st.query_params[TAB] = st.session_state[TAB]
 
 
 def _free(name: str, taken: dict[str, str]) -> str:

@@ -39,7 +39,7 @@ class Answers:
         answers: Of the contestants, as apps.demo.jobs.predict gives them.
         arrays: Likewise.
         classes: Names of the classes.
-        has_colours: Whether it was asked about a picture that has some.
+        has_colours: Whether it was asked about a picture that has some, and reads grey ones.
         heat: Where the first one looked, float32 `[height, width]`; None if that was not asked.
     """
 
@@ -159,8 +159,13 @@ def _read(bundle: Bundle, found: Answers, question: Question) -> None:
     if unsure:
         least = _least(bundle)
         under = f"under {100 * least:.1f} %" if least else "when it is not sure enough"
-        colours = " It was made for grey pictures, and this one has colours." if found.has_colours else ""
-        st.warning(f"Unsure: the model keeps silent {under}.{colours}", icon=":material/help:")
+        st.warning(f"Unsure: the model keeps silent {under}.", icon=":material/help:")
+    if found.has_colours:
+        st.info(
+            "This picture has colours, and the model was made for grey ones: look at what it saw, or take a picture of one "
+            "thing alone on an even ground.",
+            icon=":material/palette:",
+        )
 
 
 def _classes(bundle: Bundle, found: Answers, question: Question) -> None:  # noqa: ARG001 - as the other kinds

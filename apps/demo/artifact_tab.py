@@ -142,7 +142,7 @@ def _files(bundle: Bundle) -> None:
 
 
 def _graph(visitor: Visitor, variant: str) -> None:
-    st.subheader("GraphView")
+    st.subheader("Graph")
     try:
         key = f"graph {visitor.path} {variant}"
         if key not in visitor.results:
@@ -160,4 +160,4 @@ def _graph(visitor: Visitor, variant: str) -> None:
     )
     nodes = f"{found['nodes']:,} node{'s' if found['nodes'] != 1 else ''}"
     st.caption(f"{nodes}: {operators}{more}. Opsets: {opsets}. What only prepares weights is not drawn.{drawn}")
-    st.graphviz_chart(found["dot"], alt=f"GraphView of {variant}: {operators}{more}")
+    st.graphviz_chart(found["dot"], alt=f"Graph of {variant}: {operators}{more}")

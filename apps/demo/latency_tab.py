@@ -39,6 +39,7 @@ MOST_POINTS = 16
 BUDGETS = {"2 s": 2, "5 s": 5, "15 s": 15, "30 s": 30, "1 min": 60, "3 min": 180}
 MAX_RESULTS_MB = 20
 _GRACE_SECONDS = 120
+_UPLOADED = "uploaded"
 
 
 def show(visitor: Visitor, bundle: Bundle) -> None:
@@ -202,8 +203,9 @@ def _when(found: Results) -> str:
 
 
 def _known(visitor: Visitor, bundle: Bundle) -> dict[str, Results]:
-    """Return all results in sight by what they are called, what was measured last first."""
-    found: dict[str, Results] = dict(reversed(visitor.benches.get(visitor.path, {}).items()))
+    """Return all results in sight by what they are called, what was measured last first, and uploads last."""
+    kept: dict[str, Results] = visitor.benches.get(visitor.path, {})
+    found = {name: kept[name] for name in reversed(kept) if not name.startswith(_UPLOADED)}
     if not visitor.is_strange and (path := files.last_path(bundle)).exists():
         try:
             last = files.load(path)
@@ -211,7 +213,7 @@ def _known(visitor: Visitor, bundle: Bundle) -> dict[str, Results]:
             st.error(words.problem(error))
         else:
             found[f"the last kit bench here, {_when(last)}"] = last
-    return found
+    return found | {name: one for name, one in kept.items() if name.startswith(_UPLOADED)}
 
 
 def _uploads(visitor: Visitor) -> None:
@@ -226,7 +228,7 @@ def _uploads(visitor: Visitor) -> None:
         else:
             if st.session_state.get("results file") != file.file_id:
                 st.session_state["results file"] = file.file_id
-                visitor.benches.setdefault(visitor.path, {})[f"uploaded: {file.name}"] = found
+                visitor.benches.setdefault(visitor.path, {})[f"{_UPLOADED}: {file.name}"] = found
                 st.rerun()
 
 

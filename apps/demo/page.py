@@ -58,7 +58,8 @@ def main() -> None:
     st.caption(words.plain(_about(bundle, me)))
     if told := st.session_state.pop("upload told", ""):
         st.success(words.plain(told), icon=":material/verified:")
-    tabs = st.tabs(list(TABS), key="tab", bind="query-params")
+    address.follow_tab(tuple(TABS))
+    tabs = st.tabs(list(TABS), key=address.TAB, on_change=address.name_tab)
     for tab, show in zip(tabs, TABS.values(), strict=True):
         if tab.open:
             with tab:

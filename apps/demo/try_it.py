@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from apps.demo import answers, errand, explain, words
 from apps.demo.answers import Answers
 from apps.demo.views import Question, view_of
+from apps.demo.views.pictures import is_grey
 from apps.demo.visitor import FIRST_RUNTIMES, OPENING_SECONDS, Contestant, Visitor, installed_runtimes
 from apps.demo.worker import Answer
 from kit.bundle import Bundle
@@ -117,7 +118,7 @@ def _asked(visitor: Visitor, bundle: Bundle, question: Question) -> Answers | No
         answers=told["answers"],
         arrays=answer.arrays,
         classes=tuple(map(str, told.get("classes", ()))),
-        has_colours=bool(told.get("has_colours")),
+        has_colours=bool(told.get("has_colours")) and is_grey(bundle),
     )
     st.session_state["answer"] = (key, found)
     return found
