@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import streamlit as st
 from numpy.typing import NDArray
 
@@ -142,7 +141,7 @@ def _published(bundle: Bundle) -> None:
         if score.split == "test" or not any(one.split == "test" for one in variant.scores)
     ]
     if rows:
-        words.table(pd.DataFrame(rows).set_index("variant"))
+        words.table(rows)
         st.caption(
             "As published. Loss: against the baseline on the same samples, with its 95 % interval if one is known."
         )
@@ -151,7 +150,7 @@ def _published(bundle: Bundle) -> None:
     if any(variant.fidelity for variant in bundle.variants):
         original = bundle.manifest.original
         with st.expander("How far each variant is from the original", icon=":material/straighten:", expanded=not rows):
-            words.table(pd.DataFrame(_fidelities(bundle)).set_index("variant"))
+            words.table(_fidelities(bundle))
             st.caption(words.plain(f"On golden samples, when it was published. {_original(bundle)}"))
             if original is not None and original.kind == "onnx":
                 st.caption("The original is an ONNX file itself: ONNX Runtime answered for it, with optimizations off.")
@@ -257,7 +256,7 @@ def _figures(found: Counted, bundle: Bundle) -> None:
     rows.sort(key=lambda row: [one.metric for one in next(iter(found.variants.values()))].index(row["metric"]))
     if rows:
         with st.expander("All metrics", icon=":material/table_rows:", expanded=found.classified is None):
-            words.table(pd.DataFrame(rows).set_index("metric"))
+            words.table(rows)
             base = bundle.baseline.id if bundle.baseline else bundle.variants[0].id
             on_data = f" On a data set, {base} stands for the original." if found.dataset else ""
             st.caption(
@@ -329,8 +328,7 @@ def _pictures(found: Classified, wanted: NDArray[np.bool_], caption: Callable[[i
         st.caption("None.")
         return
     if found.pictures is None:
-        rows = {f"test sample {number:,}": caption(number) for number, _ in shown}
-        words.table(pd.DataFrame({"": rows}))
+        words.table([{"": f"test sample {number:,}", "reading": caption(number)} for number, _ in shown])
     else:
         st.image(
             [pixels_of(found.pictures[place], _SIDE) for _, place in shown],

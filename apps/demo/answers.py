@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import streamlit as st
 from numpy.typing import NDArray
 
@@ -208,10 +207,12 @@ def _vectors(bundle: Bundle, found: Answers, question: Question) -> None:
         names = _texts(vectors, question)
         st.markdown("**How alike they are**, cosine")
         numbers = [str(row + 1) for row in range(len(names))]
-        alike = pd.DataFrame(_cosines(vectors, vectors), columns=numbers).map(lambda one: f"{one:.2f}")
-        alike.insert(0, "text", names)
-        alike.index = pd.Index(numbers)
-        words.table(alike)
+        words.table(
+            [
+                {"": number, "text": name, **{other: f"{one:.2f}" for other, one in zip(numbers, row, strict=True)}}
+                for number, name, row in zip(numbers, names, _cosines(vectors, vectors), strict=True)
+            ]
+        )
 
 
 def _texts(vectors: NDArray[Any], question: Question) -> list[str]:
@@ -244,8 +245,9 @@ def _tensors(bundle: Bundle, found: Answers, question: Question) -> None:
         right = f"right: {question.right}" if question.right else None
         for column, (name, value) in zip(st.columns(len(records[0])), records[0].items(), strict=True):
             column.metric(words.plain(name), words.plain(_number(value)), right, delta_color="off", delta_arrow="off")
-    shown = {
-        one["name"]: {
+    shown = [
+        {
+            "output": one["name"],
             "is": f"{one['dtype']} {one['shape']}",
             "mean": _figure(one.get("mean")),
             "spread": _figure(one.get("spread")),
@@ -254,8 +256,8 @@ def _tensors(bundle: Bundle, found: Answers, question: Question) -> None:
             "begins": ", ".join(one["first"]) + (" …" if math.prod(one["shape"]) > len(one["first"]) else ""),
         }
         for one in outputs[:_MOST_OUTPUTS]
-    }
-    words.table(pd.DataFrame.from_dict(shown, orient="index").rename_axis("output"))
+    ]
+    words.table(shown)
     if len(outputs) > _MOST_OUTPUTS:
         st.caption(f"and {len(outputs) - _MOST_OUTPUTS:,} outputs more.")
     if strange := [one["name"] for one in outputs if one["strange"]]:
@@ -264,7 +266,7 @@ def _tensors(bundle: Bundle, found: Answers, question: Question) -> None:
 
 def _compared_table(bundle: Bundle, found: Answers, question: Question) -> None:  # noqa: ARG001 - as the other kinds
     st.markdown(words.plain(f"Compared with {found.against}") + ":")
-    words.table(pd.DataFrame(_compared(found)).set_index("variant · runtime"))
+    words.table(_compared(found))
 
 
 def _compared(found: Answers) -> list[dict[str, str]]:
@@ -302,15 +304,17 @@ def _number(text: str) -> str:
 
 def _table(found: Answers, columns: dict[str, list[str]]) -> None:
     """Draw a row for each contestant."""
-    table = pd.DataFrame(
-        {
-            **columns,
-            "µs": [microseconds(one["latency_us"]) for one in found.answers],
-            "on": [one.provider for one in found.contestants],
-        },
-        index=pd.Index([one.name for one in found.contestants], name="variant · runtime"),
+    words.table(
+        [
+            {
+                "variant · runtime": one.name,
+                **{name: texts[place] for name, texts in columns.items()},
+                "µs": microseconds(answer["latency_us"]),
+                "on": one.provider,
+            }
+            for place, (one, answer) in enumerate(zip(found.contestants, found.answers, strict=True))
+        ]
     )
-    words.table(table)
 
 
 def seen(bundle: Bundle, found: Answers) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pandas as pd
 import streamlit as st
 
 from apps.demo import snippets, words
@@ -75,7 +74,7 @@ def _signature(bundle: Bundle) -> None:
         for said, specs in (("takes", signature.inputs), ("gives", signature.outputs))
         for spec in specs
     ]
-    words.table(pd.DataFrame(rows).set_index(""))
+    words.table(rows)
     if not signature.axes:
         st.caption("All sizes are fixed.")
         return
@@ -88,7 +87,7 @@ def _signature(bundle: Bundle) -> None:
         }
         for name, axis in signature.axes.items()
     ]
-    words.table(pd.DataFrame(axes).set_index("axis"))
+    words.table(axes)
 
 
 def _card(visitor: Visitor, bundle: Bundle) -> None:
@@ -117,7 +116,7 @@ def _files(bundle: Bundle) -> None:
         for one in bundle.variants
         for ref in one.files()
     ]
-    words.table(pd.DataFrame(rows).set_index("variant"))
+    words.table(rows)
     total = sum(ref.size_bytes for ref in bundle.manifest.files())
     if isinstance(bundle, ReadyModel):
         st.caption(

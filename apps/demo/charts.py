@@ -1,19 +1,23 @@
-"""Charts of the page that no report has: probabilities, the confusion matrix, the calibration curve, a heat map."""
+"""Charts of the page that no report has: probabilities, the confusion matrix, the calibration curve, a heat map.
+
+Altair is imported when a chart is made with it: the first answer needs none.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import altair as alt
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
 from kit.metrics.calibration import Bin
 from kit.report.charts import apart
+
+if TYPE_CHECKING:
+    import altair as alt
 
 ACCENT, MUTED, ALARM = "#2a6fdb", "#9aa5b1", "#d55e00"
 _ROW = 34
@@ -103,6 +107,9 @@ def plotted(chart: Any, ink: str) -> Any:
 
 def confusion(counts: NDArray[np.int64], labels: Sequence[str], *, ink: str) -> alt.LayerChart | alt.FacetChart:
     """Draw how often each class was read as each other; a click on a cell selects it. Right answers stay grey."""
+    import altair as alt
+    import pandas as pd
+
     rows = [
         {
             "label": labels[row],
@@ -156,6 +163,9 @@ def calibration(
         colours: Likewise.
         ink: Of the names.
     """
+    import altair as alt
+    import pandas as pd
+
     rows = [
         {"variant": variant, "said": 100 * one.probability, "right": 100 * one.right, "samples": one.samples}
         for variant, bins in curves.items()

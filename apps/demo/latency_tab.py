@@ -8,7 +8,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import streamlit as st
 
 from apps.demo import benches, errand, words
@@ -255,7 +254,7 @@ def _comparison(base: Results, new: Results) -> None:
         for one in found.changes
     ]
     if rows:
-        words.table(pd.DataFrame(rows).set_index("variant"))
+        words.table(rows)
     if base.machine.cpu != new.machine.cpu:
         st.caption(words.plain(f"Two machines: {base.machine.describe()}, and {new.machine.describe()}."))
 
@@ -281,7 +280,7 @@ def _results(name: str, found: Results, bundle: Bundle) -> None:
     if rows and is_enough:
         _charts(found, rows, bundle)
     metric = tables.metric_of(found.rows)
-    words.table(pd.DataFrame([_row(row, metric) for row in found.rows]).set_index("variant"))
+    words.table([_row(row, metric) for row in found.rows])
     for reason, fix in dict.fromkeys((row.reason, row.fix) for row in found.rows if row.reason):
         st.warning(f"{words.plain(reason)}  \n{words.plain(fix)}", icon=":material/block:")
     st.caption(

@@ -6,12 +6,13 @@ visitor's own (visitor.py, apps.demo.worker); what is computed is computed by th
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 
 import streamlit as st
 
-from apps.demo import accuracy_tab, address, artifact_tab, latency_tab, picker, sessions, try_it, words
+from apps.demo import address, picker, sessions, words
 from apps.demo.settings import Settings
 from apps.demo.visitor import Visitor
 from kit.bundle import Bundle
@@ -19,12 +20,9 @@ from kit.errors import KitError
 from kit.report.format import size
 from kit.system.wording import counted
 
-TABS = {
-    "Try it": try_it.show,
-    "Accuracy": accuracy_tab.show,
-    "Latency": latency_tab.show,
-    "Artifact": artifact_tab.show,
-}
+TABS = {"Try it": "try_it", "Accuracy": "accuracy_tab", "Latency": "latency_tab", "Artifact": "artifact_tab"}
+"""Their modules, which are imported when they are first opened: what draws charts takes a second."""
+
 _MOST_LABELS = 40
 """Letters of all labels together that are worth a place in the line below the title."""
 
@@ -60,10 +58,10 @@ def main() -> None:
         st.success(words.plain(told), icon=":material/verified:")
     address.follow_tab(tuple(TABS))
     tabs = st.tabs(list(TABS), key=address.TAB, on_change=address.name_tab)
-    for tab, show in zip(tabs, TABS.values(), strict=True):
+    for tab, module in zip(tabs, TABS.values(), strict=True):
         if tab.open:
             with tab:
-                show(me, bundle)
+                importlib.import_module(f"apps.demo.{module}").show(me, bundle)
 
 
 def _about(bundle: Bundle, visitor: Visitor) -> str:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import secrets
 import sys
+import threading
 import webbrowser
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -23,11 +25,14 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from streamlit.starlette import App
 
-from apps.demo import sessions
+from apps.demo import places, sessions
 from apps.demo.settings import THIS_MACHINE, Settings
-from apps.demo.visitor import MAX_UPLOAD_MB
+from apps.demo.spare import spare
+from apps.demo.visitor import MAX_UPLOAD_MB, first_runtimes
+from kit.errors import KitError
 
 PAGE = Path(__file__).with_name("page.py")
+_OF_PAGE = ("apps.demo.try_it", "apps.demo.accuracy_tab", "apps.demo.latency_tab", "apps.demo.artifact_tab")
 KEPT_SECONDS = 60
 """How long a visitor who lost the connection is waited for."""
 
@@ -81,6 +86,7 @@ def serve(settings: Settings) -> None:
     @contextlib.asynccontextmanager
     async def running(_app: App) -> AsyncIterator[None]:
         sweeping = asyncio.create_task(_sweep())
+        threading.Thread(target=_prepare, args=(settings.bundle,), daemon=True).start()
         if settings.open_browser:
             await asyncio.to_thread(webbrowser.open, f"http://localhost:{settings.port}")
         yield
@@ -89,6 +95,14 @@ def serve(settings: Settings) -> None:
     hosts = [*THIS_MACHINE, *settings.allowed_hosts]
     guard = Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
     App(PAGE, middleware=[guard, Middleware(_Naming)], lifespan=running).run(config=options(settings))
+
+
+def _prepare(bundle: str) -> None:
+    """Do what the first visitor would have to wait for: open the bundle, import what draws the page."""
+    with contextlib.suppress(KitError):  # the page says what is wrong with it
+        spare.prepare(str(places.find(bundle)), first_runtimes())
+    for module in _OF_PAGE:
+        importlib.import_module(module)
 
 
 class _Naming:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from apps.demo import places
 from apps.demo.describing import described
 from apps.demo.explain import plane_of
+from apps.demo.spare import spare
 from apps.demo.worker import NO_LIMITS, Answer, Limits, Worker
 from kit import ready
 from kit.bundle import Bundle
@@ -255,7 +256,7 @@ class Visitor:
         """Start the process, so that it has started when the first question comes."""
         if self._worker is None or not self._worker.is_alive:
             self._opened = {}
-            self._worker = self.new_worker()
+            self._worker = spare.take(self.path) or self.new_worker()
 
     def new_worker(self) -> Worker:
         """Start a process that may run the bundle in sight."""
@@ -363,6 +364,11 @@ def installed_runtimes() -> tuple[str, ...]:
     """Return the runtimes that are quick and installed here: no reference, no other browser, no converter."""
     left_out = {"onnx-reference", "onnxruntime-plain", registry.BROWSER, "mnn"}
     return tuple(name for name in registry.names() if name not in left_out and registry.is_here(name))
+
+
+def first_runtimes() -> tuple[str, ...]:
+    """Return the runtimes that are open from the start."""
+    return tuple(name for name in installed_runtimes() if name in FIRST_RUNTIMES)
 
 
 def pixels_of(picture: NDArray[Any], side: int) -> NDArray[np.uint8]:

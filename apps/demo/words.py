@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pandas as pd
 import streamlit as st
 
 from apps.demo import places
@@ -51,11 +51,12 @@ def ink() -> str:
     return "#fafafa" if st.context.theme.type == "dark" else "#1f2933"
 
 
-def table(frame: pd.DataFrame) -> None:
-    """Draw a table of texts, its first column the index."""
-    shown = frame.map(plain)
-    shown.index = pd.Index([plain(one) for one in frame.index], name=frame.index.name)
-    st.table(shown)
+def table(rows: Sequence[Mapping[str, object]]) -> None:
+    """Draw a table: rows of texts by column, the same columns in each; the first column names the rows."""
+    import pandas as pd  # it takes most of a second, and the first answer needs no table
+
+    shown = pd.DataFrame([{name: plain(text) for name, text in row.items()} for row in rows])
+    st.table(shown.set_index(shown.columns[0]))
 
 
 def progress(bar: Any, what: str, share: float | None) -> None:

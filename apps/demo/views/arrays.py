@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 import streamlit as st
 
 from apps.demo import words
@@ -66,8 +65,9 @@ def uploaded(visitor: Visitor, bundle: Bundle) -> Question | None:  # noqa: ARG0
 def _wanted(bundle: Bundle) -> None:
     """Draw what the model takes."""
     signature = bundle.signature
-    rows = {spec.name: {"takes": spec.describe(), "": _bounds(spec, signature.axes)} for spec in signature.inputs}
-    words.table(pd.DataFrame.from_dict(rows, orient="index").rename_axis("input"))
+    words.table(
+        [{"input": spec.name, "takes": spec.describe(), "": _bounds(spec, signature.axes)} for spec in signature.inputs]
+    )
 
 
 def _bounds(spec: TensorSpec, axes: dict[str, Axis]) -> str:
@@ -77,13 +77,16 @@ def _bounds(spec: TensorSpec, axes: dict[str, Axis]) -> str:
 
 def _inputs(bundle: Bundle, inputs: Tensors) -> None:
     """Draw what is asked about."""
-    rows = {}
+    rows = []
     for spec in bundle.signature.inputs:
         array = inputs[spec.name]
         first = array.reshape(-1)[:_FIRST_VALUES]
         told = ", ".join(f"{one:.3g}" if array.dtype.kind == "f" else str(one) for one in first)
-        rows[spec.name] = {
-            "is": f"{array.dtype} {list(array.shape)}",
-            "begins": told + (" …" if array.size > len(first) else ""),
-        }
-    words.table(pd.DataFrame.from_dict(rows, orient="index").rename_axis("input"))
+        rows.append(
+            {
+                "input": spec.name,
+                "is": f"{array.dtype} {list(array.shape)}",
+                "begins": told + (" …" if array.size > len(first) else ""),
+            }
+        )
+    words.table(rows)

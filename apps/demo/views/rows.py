@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import streamlit as st
 
 from apps.demo.views import arrays
@@ -35,6 +34,8 @@ def _row(visitor: Visitor, bundle: Bundle) -> Question | None:  # noqa: ARG001
         place = st.selectbox("Example", range(len(known)), format_func=lambda place: f"row {place + 1}")
     raw = known[place]
     columns = {str(name): value for name, value in (raw.items() if isinstance(raw, dict) else enumerate(raw))}
+    import pandas as pd
+
     upright = pd.DataFrame({"value": columns.values()}, index=pd.Index(list(columns), name="column"), dtype=object)
     shown = upright if any(isinstance(one, str) for one in columns.values()) else upright.astype(float)
     edited = st.data_editor(shown, key=f"row {visitor.path} {place}", width="stretch")
