@@ -43,9 +43,9 @@ def main() -> None:
         assert server.stdout is not None
         next(text for text in server.stdout if "URL" in text)
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1180, "height": 1060}, device_scale_factor=1.5)
+        page = browser.new_page(viewport={"width": 1180, "height": 640}, device_scale_factor=1.5)
         page.goto(f"http://localhost:{port}")
-        page.get_by_text("Draw with the mouse").wait_for()
+        page.get_by_test_id("stMetric").first.wait_for()
         box = page.locator("canvas").first.bounding_box()
         assert box is not None
         for place, (x, y) in enumerate(THREE):
@@ -53,11 +53,10 @@ def main() -> None:
             if place == 0:
                 page.mouse.down()
         page.mouse.up()
-        page.locator("table tr", has_text="openvino").last.wait_for()
+        page.get_by_test_id("stMetric").get_by_text("3", exact=True).wait_for()
         page.get_by_role("img", name="Where it looked").wait_for()
         page.mouse.move(0, 0)
-        page.wait_for_load_state("networkidle")
-        page.wait_for_timeout(800)  # the bars grow
+        page.wait_for_timeout(2000)  # where it looked is found after the answer
         page.screenshot(path=out)
         browser.close()
         server.terminate()

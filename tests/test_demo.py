@@ -248,7 +248,7 @@ def test_a_bench_is_run_stopped_downloaded_and_compared(page, site: Site, tmp_pa
     page.get_by_role("button", name="Cancel").wait_for()
     assert _niceness(site) == {0, 10}
     measure(second)
-    second.get_by_text("waiting until the measurement of another visitor has ended").wait_for()
+    second.get_by_text("Waiting until the measurement of another visitor has ended").wait_for()
     second.get_by_role("button", name="Cancel").click()
     second.get_by_text("Stopped: nothing was kept").wait_for()
     page.get_by_text("Measured.").wait_for(timeout=240_000)  # the process starts when a busy machine lets it

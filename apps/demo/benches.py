@@ -50,6 +50,6 @@ def _wait_for_turn(worker: Worker, on_progress: OnProgress) -> None:
         WorkerStopped: The visitor has stopped it meanwhile.
     """
     while not _measuring.acquire(timeout=_GLANCE_SECONDS):
-        on_progress("waiting until the measurement of another visitor has ended", 0.0)
+        on_progress("Waiting until the measurement of another visitor has ended", 0.0)
         if not worker.is_alive:
             raise WorkerStopped("the process has ended", hint="try again")

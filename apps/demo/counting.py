@@ -62,7 +62,7 @@ def count(job: Job) -> Answer:
         return Answer({**found.told, "kept": True}, found.arrays)
     if job.asked.get("only_kept"):
         return Answer({"kept": False})
-    job.on_progress(f"reading {name or 'golden samples'}", 0.0)
+    job.on_progress(f"Reading {name or 'golden samples'}", 0.0)
     found = _counted(bundle, _groups(bundle, name, job), name, job)
     _keep(place, found)
     return Answer({**found.told, "kept": False}, found.arrays)

@@ -41,7 +41,7 @@ class Errand(Generic[T]):
     """
 
     def __init__(self, do: Callable[[OnProgress], T], end: Callable[[], None], *, about_seconds: float = 0.0) -> None:
-        self.what, self.stopped = "starting", False
+        self.what, self.stopped = "Starting", False
         self._share = 0.0
         self._do, self._end, self._about = do, end, about_seconds
         self._found: T | None = None

@@ -68,7 +68,7 @@ def open_bundle(job: Job) -> dict[str, Any]:
     threads = int(job.asked.get("threads", 1))
     wanted = [(name, one) for name in job.asked["runtimes"] for one in bundle.variants if registry.can_run(name, one)]
     for place, (runtime, variant) in enumerate(wanted):
-        job.on_progress(f"opening {variant.id} in {runtime}", place / len(wanted))
+        job.on_progress(f"Opening {variant.id} in {runtime}", place / len(wanted))
         key = (str(bundle.origin), variant.graph.sha256, runtime, threads, str(bundle.manifest.task))
         problem = fix = ""
         try:
@@ -277,7 +277,7 @@ def check(job: Job) -> dict[str, Any]:
     Raises:
         BundleInvalid: It is refused; the message says why.
     """
-    job.on_progress("hashes and sizes", 0.1)
+    job.on_progress("Hashes and sizes", 0.1)
     bundle = unpack(Path(job.asked["path"]), Path(job.asked["into"]))
     try:
         return _checked(bundle, job)
@@ -290,12 +290,12 @@ def _checked(bundle: Bundle, job: Job) -> dict[str, Any]:
     if not bundle.variants:
         raise BundleInvalid(f"{bundle.name} holds no variant")
     for place, variant in enumerate(bundle.variants):
-        job.on_progress(f"graph of {variant.id}", 0.2 + 0.3 * place / len(bundle.variants))
+        job.on_progress(f"Graph of {variant.id}", 0.2 + 0.3 * place / len(bundle.variants))
         try:
             _read_graph(bundle, variant)
         except BundleInvalid as error:
             raise BundleInvalid(f"{variant.id}: {error}", hint=error.hint) from error
-    job.on_progress("golden samples", 0.6)
+    job.on_progress("Golden samples", 0.6)
     found = verify(bundle)
     failed = [one for one in found.variants if not one.ok]
     said = [

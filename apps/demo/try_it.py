@@ -101,7 +101,7 @@ def _asked(visitor: Visitor, bundle: Bundle, question: Question) -> Answers | No
 
     def ask(on_progress: OnProgress) -> tuple[list[Contestant], Answer]:
         everyone = visitor.contestants(runtimes, on_progress=on_progress)
-        on_progress("asking", 1.0)
+        on_progress("Asking", 1.0)
         return everyone, visitor.ask("jobs:predict", question.asked, question.arrays)
 
     about = sum(OPENING_SECONDS.get(name, 0.0) for name in runtimes) * len(bundle.variants)
@@ -138,7 +138,7 @@ def _explained(visitor: Visitor, bundle: Bundle, found: Answers) -> Answers:
     inputs = {spec.name: found.arrays[f"input {spec.name}"] for spec in bundle.signature.inputs}
 
     def explained(on_progress: OnProgress) -> NDArray[np.float32]:
-        on_progress("covering one part after another", 0.0)
+        on_progress("Covering one part after another", 0.0)
         heat: NDArray[np.float32] = visitor.ask("jobs:occlude", {"number": number}, inputs).arrays["heat"]
         return heat
 
