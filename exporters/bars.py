@@ -10,6 +10,7 @@ from kit import metrics
 from kit.errors import GateFailed, UsageError
 from kit.metrics import Metric, Score, Values
 from kit.samples import Samples
+from kit.system.wording import percent
 from kit.tasks.base import Task
 from kit.tensors import Signature, Tensors
 
@@ -150,7 +151,7 @@ def _lost(bar: Bar, score: Score, name: str, where: str, of: str) -> str:
     if bar.metric.unit == "%":
         return (
             f"{name} loses {100 * score.loss:.2f} points of {bar.metric.name}{of} on {where} "
-            f"({score.value:.2%} of {score.samples} samples{flips}), more than the allowed {100 * bar.max_loss:g}"
+            f"({percent(score.value, 2)} of {score.samples} samples{flips}), more than the allowed {100 * bar.max_loss:g}"
         )
     unit = f" {score.unit}" if score.unit else ""
     return (

@@ -52,6 +52,7 @@ from kit.runtime.base import RunnerOptions
 from kit.samples import Splits
 from kit.system import files, machine
 from kit.system.progress import OnProgress, silent
+from kit.system.wording import percent
 from kit.tensors import BATCH
 from kit.tuning import Judgement
 
@@ -372,7 +373,7 @@ def _fitted(model: _Trained, student: Mlp, chosen: Recipe, on_progress: OnProgre
             chosen,
             model.blueprint.normalization,
             world=here,
-            on_progress=lambda what, share=None: on_progress(f"{what} ({share:.0%})"),
+            on_progress=lambda what, share=None: on_progress(f"{what} ({percent(share or 0.0)})"),
         )
         device = f"{here.device.type} {'bfloat16' if chosen.bf16 and here.has_fast_bf16() else 'float32'}"
     return fitted, time.perf_counter() - started, device

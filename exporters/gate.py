@@ -31,6 +31,7 @@ from kit.runtime import trial
 from kit.runtime.base import Runner
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
 from kit.samples import SEEDED, Samples, Splits, count
+from kit.system.wording import percent
 from kit.tensors import Signature, Tensors
 
 ANSWER_BYTES = 4 * 2**20
@@ -308,8 +309,8 @@ def _hold_to_equality(name: str, found: Sequence[Fidelity], what: str) -> None:
     for one in found:
         if one.agreement is not None and not one.agreement >= LEAST_EQUAL:
             raise GateFailed(
-                f"{name}: {one.output!r} is the original's in {one.agreement:.1%} of its values on {what}, less than "
-                f"{LEAST_EQUAL:.0%}",
+                f"{name}: {one.output!r} is the original's in {percent(one.agreement, 1)} of its values on {what}, less than "
+                f"{percent(LEAST_EQUAL)}",
                 hint=_SPLIT_HINT,
             )
 
@@ -437,6 +438,6 @@ def judge(candidate: Candidate, found: Sequence[Fidelity], samples: int, what: s
     verdict = judge_float(found, FLOAT_RTOL if candidate.precision is Precision.FP32 else HALF_RTOL)
     if not verdict.passed:
         agreements = [one.agreement for one in found if one.agreement is not None]
-        also = f", agreement {min(agreements):.2%}" if agreements else ""
+        also = f", agreement {percent(min(agreements), 2)}" if agreements else ""
         raise GateFailed(f"{candidate.id} does not agree with the original on {samples} {what}: {verdict.reason}{also}")
     return verdict

@@ -14,6 +14,7 @@ from exporters import staging
 from kit.errors import GateFailed, KitError
 from kit.runtime.base import Runner
 from kit.samples import Samples, seeded
+from kit.system.wording import percent
 from kit.tensors import Axis, Signature, Tensors, TensorSpec
 
 BATCHES = (1, 2, 17)
@@ -200,7 +201,7 @@ def _differs(ones: Tensors, others: Tensors, specs: Sequence[TensorSpec], allowe
         if not spec.is_float:
             share = float(np.mean(one != other)) if one.size else 0.0
             if share > max(min(allowed.rtol, _MOST_AGAIN), 0.01):  # an index of scores that tie may change
-                return f"{share:.1%} of {spec.name} differ"
+                return f"{percent(share, 1)} of {spec.name} differ"
             continue
         same = (one == other) | (np.isnan(one) & np.isnan(other))
         with np.errstate(invalid="ignore"):

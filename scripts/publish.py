@@ -171,7 +171,7 @@ def _card(bundle: Bundle, tops: dict[int, float], seed: int, drawn: dict[str, fl
     rows = "\n".join(_row(variant) for variant in bundle.variants)
     settings = "\n".join(f"| `{name}` | {value} |" for name, value in training.recipe.items())
     threshold = blueprint.abstain_below
-    abstain = f"below {threshold:.1%} it calls itself unsure" if threshold else "it never abstains"
+    abstain = f"below {100 * threshold:.1f} % it calls itself unsure" if threshold else "it never abstains"
     read = ""
     if drawn is not None:
         shares = ", ".join(f"{name} {drawn[name]:.2f} %" for name in ids)

@@ -192,7 +192,7 @@ def test_bfloat16_is_openvinos_and_close_to_float32(duo: Bundle) -> None:
     worse = tuple(dataclasses.replace(one, cosine=0.99) for one in found)
     assert "cosine 0.9900" in fidelity.judge_bfloat(worse).reason
     fewer = tuple(dataclasses.replace(one, cosine=None, agreement=0.5) for one in found)
-    assert "agreement 50.00%" in fidelity.judge_bfloat(fewer).reason
+    assert "agreement 50.00 %" in fidelity.judge_bfloat(fewer).reason
 
 
 def floats(*shape: int) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
@@ -42,6 +43,7 @@ class Update(Protocol):
 
 
 _PIPE_WIDTH = 100_000  # a file or pipe has no width of its own: its lines are not folded
+_NOTEBOOK = "JPY_PARENT_PID"  # Jupyter's kernels, and what they start
 _BAR_WIDTH = 20
 _KNOWN_AFTER_SECONDS = 2.0  # what is left after less time is a guess
 
@@ -105,12 +107,14 @@ def next_steps(*commands: tuple[str, str]) -> None:
 
 @contextlib.contextmanager
 def progress(total: float | None = None) -> Iterator[Update]:
-    """Show a progress bar on stderr, and leave nothing of it there; nothing is shown where stderr is no terminal.
+    """Show a progress bar on stderr, and leave nothing of it there.
+
+    Nothing is shown where stderr is no terminal, and in a notebook: its terminal keeps every line that was ever written.
 
     Yields a function that takes (what, done). Without a total there is a spinner in place of the bar.
     """
     console = stderr()
-    if not console.is_terminal:
+    if not console.is_terminal or _NOTEBOOK in os.environ:
         yield _NoBar()
         return
     what = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis"))

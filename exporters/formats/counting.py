@@ -20,6 +20,7 @@ from exporters.graph.files import inner_graphs, tensors_of
 from exporters.graph.rules import LAYERS, MOVES, RECURRENT, layers
 from exporters.graph.shapes import with_shapes
 from kit.bundle.manifest import Quantization
+from kit.system.wording import percent
 from kit.tensors import Signature
 
 _FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16})
@@ -170,7 +171,7 @@ def remark(model: onnx.ModelProto, quantization: Quantization) -> str:
     kinds = dict.fromkeys(kind for kind, _ in found.values())
     share = sum(size for _, size in found.values()) / max(quantization.weights_total, 1)
     stay = "stays" if len(kinds) == 1 else "stay"
-    return f"{' and '.join(kinds)} {stay} in float: {min(share, 1):.0%} of the weights"
+    return f"{' and '.join(kinds)} {stay} in float: {percent(min(share, 1))} of the weights"
 
 
 def _look(

@@ -20,6 +20,7 @@ from kit.runtime.base import RunnerOptions
 from kit.samples import Samples
 from kit.system import machine
 from kit.system.progress import OnProgress, silent
+from kit.system.wording import percent
 from kit.tensors import Signature
 
 
@@ -69,7 +70,7 @@ def measure(
             trial,
             request,
             on_progress=lambda what, share=None: on_progress(
-                f"measuring: {what}" if share is None else f"measuring: {what}, {share:.0%}"
+                f"measuring: {what}" if share is None else f"measuring: {what}, {percent(share)}"
             ),
         )
 

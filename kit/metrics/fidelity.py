@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from kit.choices import Precision
 from kit.samples import Samples
+from kit.system.wording import percent
 from kit.tensors import Tensors
 
 FLOAT_RTOL = 1e-4
@@ -253,7 +254,9 @@ def judge_bfloat(found: Sequence[Fidelity]) -> FidelityVerdict:
         if verdict.passed and one.cosine is not None and not one.cosine >= BFLOAT_COSINE:
             return dataclasses.replace(verdict, passed=False, reason=f"{one.output}: cosine {one.cosine:.4f}")
         if verdict.passed and one.agreement is not None and not one.agreement >= 1 - slack - _ROUNDING:
-            return dataclasses.replace(verdict, passed=False, reason=f"{one.output}: agreement {one.agreement:.2%}")
+            return dataclasses.replace(
+                verdict, passed=False, reason=f"{one.output}: agreement {percent(one.agreement, 2)}"
+            )
     return verdict
 
 
@@ -286,7 +289,7 @@ def judge_quantized(
         slack = AGREEMENT_SLACK if one.is_exact or not one.places else max(AGREEMENT_SLACK, 1 / one.places)
         least = (before.agreement or 0.0) - slack - _ROUNDING
         if one.agreement is not None and not one.agreement >= least and not reason:
-            reason = f"{one.output}: agreement {one.agreement:.2%} is under {least:.2%}"
+            reason = f"{one.output}: agreement {percent(one.agreement, 2)} is under {percent(least, 2)}"
     return FidelityVerdict(passed=not reason, tolerance=tolerance, needed=needed, reason=reason)
 
 

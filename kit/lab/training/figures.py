@@ -19,6 +19,7 @@ from kit.lab.data import Split
 from kit.lab.training.loop import TrainingResult
 from kit.metrics.calibration import confusion, reliability
 from kit.system import files, packages
+from kit.system.wording import percent
 from kit.tasks.classification import probabilities
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def _misread(split: Split, shares: NDArray[np.float32], labels: Sequence[str]) -
         left, top = place % _COLUMNS * cell[0] + 4, place // _COLUMNS * cell[1] + 18
         picture = Image.fromarray(255 - split.images[index]).resize((width, height), Image.Resampling.NEAREST)
         sheet.paste(picture, (left, top))
-        said = f"{labels[split.labels[index]]}: {labels[read[index]]} {shares[index].max():.0%}"
+        said = f"{labels[split.labels[index]]}: {labels[read[index]]} {percent(float(shares[index].max()))}"
         draw.text((left, top + height + 2), said[: width // 6], fill=0)
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
