@@ -96,9 +96,9 @@ def test_a_bundle_is_upgraded_where_nothing_can_be_exported(digits: Bundle, pyth
     ("blocked", "arguments"),
     [
         (("torch",), ("export", "BUNDLE")),
-        (("torch",), ("train", "--dataset", "digits")),
+        pytest.param(("torch",), ("train", "--dataset", "digits"), marks=pytest.mark.slow),
         (("onnxruntime",), ("bench", "BUNDLE")),
-        (("onnxruntime",), ("verify", "BUNDLE")),
+        pytest.param(("onnxruntime",), ("verify", "BUNDLE"), marks=pytest.mark.slow),
         (("onnxruntime",), ("doctor",)),
         (("sklearn",), ("train", "--dataset", "digits")),
     ],

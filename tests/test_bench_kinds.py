@@ -245,6 +245,7 @@ def test_the_schema_in_the_package_is_that_of_the_classes() -> None:
     assert json.loads(SCHEMA_FILE.read_text()) == schema(), "python -m kit.bench.results writes it anew"
 
 
+@pytest.mark.slow
 def test_the_command_line_asks_for_each_kind(tiny: Bundle, kit_inside: Kit) -> None:
     here = ("bench", str(tiny.folder), "--provider", "cpu")
     cold = kit_inside(*here, "--cold", "--budget", "500ms")

@@ -454,6 +454,7 @@ def test_labels_are_typed_or_read_from_a_file(tmp_path: Path, name: str, content
         Labels().convert("nowhere.txt", None, None)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_in_training_keeps_the_best_and_exits_130(tmp_path: Path) -> None:
     line = [str(Path(sys.executable).with_name("kit")), "train", "--dataset", "digits", "--epochs", "100000"]

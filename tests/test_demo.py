@@ -411,7 +411,7 @@ def test_a_model_that_never_answers_keeps_nobody_else_waiting(guest, page, tmp_p
     assert guest.get_by_role("heading", name="digits-mlp").count() == 1
 
 
-@pytest.mark.parametrize(("name", "width"), [("phone", 380), ("desktop", 1920)])
+@pytest.mark.parametrize(("name", "width"), [("phone", 380), pytest.param("desktop", 1920, marks=pytest.mark.slow)])
 def test_it_fits_phones_and_wide_screens_light_and_dark(site: Site, name: str, width: int) -> None:
     page = site.visit(width=width)
     draw(page, CIRCLE)
@@ -436,7 +436,7 @@ def test_it_fits_phones_and_wide_screens_light_and_dark(site: Site, name: str, w
 
 def test_everything_can_be_reached_by_keyboard_and_has_a_name(page) -> None:
     draw(page, CIRCLE)
-    unfold(page)
+    answers(page)
     page.locator("canvas").first.focus()
     names = []
     for _ in range(8):

@@ -1,9 +1,12 @@
 """Spoilt files of every kind end in one message and an exit code, whatever was spoilt."""
 
+import pytest
+
 from __future__ import annotations
 
 from tests.fuzz.__main__ import fuzz
 
 
+@pytest.mark.slow
 def test_three_hundred_spoilt_files_are_answered_cleanly() -> None:
     assert fuzz(300, seed=1) == {}

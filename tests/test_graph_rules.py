@@ -113,6 +113,7 @@ def test_gates_that_are_made_of_themselves_stay_and_end_the_walk() -> None:
     assert kinds(graph) == ["Identity", "Identity", "LSTM"]
 
 
+@pytest.mark.slow
 def test_a_long_chain_of_moves_is_walked_to_its_end() -> None:
     steps = [helper.make_node("Identity", [f"w{place}"], [f"w{place + 1}"]) for place in range(2000)]
     layer = helper.make_node("LSTM", ["x", "w2000", "r"], ["y"], hidden_size=5)

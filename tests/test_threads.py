@@ -90,6 +90,7 @@ def test_a_rehearsal_changes_nothing_of_what_comes_after() -> None:
     assert models.save_weights(train(dataset, QUICK, name="again").module) == plain
 
 
+@pytest.mark.slow
 def test_those_who_know_name_the_threads_and_a_run_goes_on_with_those_it_began_with(
     kit_inside: Kit, tmp_path: Path
 ) -> None:

@@ -70,7 +70,7 @@ train(data.load("digits"), recipe, name="a", run_folder=Path(sys.argv[4]), check
 @pytest.mark.parametrize(
     ("recipe", "phase", "epoch"),
     [
-        ("quick", "student", 2),
+        pytest.param("quick", "student", 2, marks=pytest.mark.slow),
         pytest.param("taught", "teacher-1", 1, marks=pytest.mark.slow),
         pytest.param("taught", "student", 3, marks=pytest.mark.slow),
     ],

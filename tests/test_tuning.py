@@ -359,6 +359,7 @@ def test_auto_publishes_what_is_right_and_makes_the_winner_the_default(digits: B
         assert "runs as fp32" in reasons["fp16"]
 
 
+@pytest.mark.slow
 def test_auto_leaves_out_what_loses_too_much(digits: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from exporters.formats.weights import WeightOnly
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 LEAST, LEAST_LARGE = 4.5, 3.0
 
 POOR = """() => {
-  const LEFT_OUT = "svg, script, style, noscript, [disabled], [data-testid=stSlider]";
+  const LEFT_OUT = "svg, script, style, noscript, header, [disabled], [data-testid=stSlider]";
   const parsed = (text) => {
     const found = text.match(/[\\d.]+/g).map(Number);
     const rgb = text.includes("srgb") ? found.slice(0, 3).map((one) => 255 * one) : found.slice(0, 3);

@@ -16,6 +16,9 @@ BROWSER = "KIT_BROWSER"
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "microsoft-edge", "chrome")
 _MILLISECONDS = 60_000
+_LONGEST_MILLISECONDS = 600_000
+"""Of one call: a page that waits for what never comes would keep its caller for ever."""
+_LATE = "kit has waited long enough"
 
 
 class Tab:
@@ -45,7 +48,7 @@ class Tab:
         """Return what a function of the page answers, such as `([id]) => window.kit.run(id)`.
 
         Raises:
-            Unavailable: The browser has gone.
+            Unavailable: The browser has gone, or has not answered within ten minutes.
             RuntimeError: The function raised; the message is its own.
         """
         return self._thread.submit(self._evaluate, script, argument).result()
@@ -80,11 +83,18 @@ class Tab:
     def _evaluate(self, script: str, argument: Any) -> Any:
         from playwright.sync_api import Error
 
+        race = f"""(all) => Promise.race([
+            ({script})(all[0]),
+            new Promise((_, late) => setTimeout(() => late(new Error("{_LATE}")), all[1])),
+        ])"""
         try:
-            return self._page.evaluate(script, argument)
+            return self._page.evaluate(race, [argument, _LONGEST_MILLISECONDS])
         except Error as error:
             if self._page.is_closed():
                 raise Unavailable("the browser has gone") from error
+            if _LATE in error.message:
+                minutes = _LONGEST_MILLISECONDS // 60_000
+                raise Unavailable(f"the page in Chromium has not answered within {minutes} minutes") from error
             raise RuntimeError(error.message.removeprefix("Page.evaluate: ")) from error
 
     def _close(self) -> None:
