@@ -1,8 +1,8 @@
 """Spoilt files of every kind end in one message and an exit code, whatever was spoilt."""
 
-import pytest
-
 from __future__ import annotations
+
+import pytest
 
 from tests.fuzz.__main__ import fuzz
 
