@@ -193,6 +193,13 @@ MNIST test set, 10,000 images; trained on all 60,000 training images. fp32: {see
 |---|---|---:|---:|---:|---:|
 {rows}
 {read}
+## Known failures
+
+- One digit, upright: several digits, letters or other signs are read as some digit, often surely.
+- Upside down or turned by more than about 30 degrees it is wrong.
+- Sevens with a bar, ones with a foot and open fours of other countries than MNIST's are read worse.
+- Probabilities are calibrated on MNIST; on other pictures they are too high.
+
 ## Data
 
 MNIST (LeCun, Cortes, Burges; CC BY-SA 3.0): 60,000 images for training, none of which is in this bundle. The golden samples are
@@ -206,13 +213,6 @@ MNIST (LeCun, Cortes, Burges; CC BY-SA 3.0): 60,000 images for training, none of
 | setting | value |
 |---|---|
 {settings}
-
-## Known failures
-
-- One digit, upright: several digits, letters or other signs are read as some digit, often surely.
-- Upside down or turned by more than about 30 degrees it is wrong.
-- Sevens with a bar, ones with a foot and open fours of other countries than MNIST's are read worse.
-- Probabilities are calibrated on MNIST; on other pictures they are too high.
 
 ## Licence
 

@@ -43,6 +43,7 @@ def test_it_says_where_it_comes_from(published: Bundle) -> None:
     card = (published.attachment("card") or b"").decode()
     for heading in ("## Accuracy", "## Data", "## Recipe", "## Known failures", "## Licence"):
         assert heading in card
+    assert card.index("## Known failures") < card.index("## Recipe")
     record = training_record(published)
     assert record is not None
     assert (record.validation_fraction, record.validation) == (0.0, None)
