@@ -384,6 +384,19 @@ def test_visitors_are_bounded_and_those_who_have_gone_make_room(tiny: Bundle) ->
     assert everyone.admit("c", lambda: Visitor(str(tiny.folder))) is not None
 
 
+def test_a_page_that_is_loaded_anew_finds_its_visitor_and_another_page_does_not(tiny: Bundle) -> None:
+    everyone = Sessions(most=3)
+    first = everyone.admit("a", lambda: Visitor(str(tiny.folder)), browser="mine")
+    assert everyone.back("b", "mine", lambda session: session == "a") is None  # it is still in sight elsewhere
+    assert everyone.back("b", "other", lambda _: False) is None
+    assert everyone.back("b", "", lambda _: False) is None
+    assert everyone.back("b", "mine", lambda _: False) is first
+    assert everyone.holds("b", first)
+    assert not everyone.holds("a", first)
+    assert everyone.is_elsewhere("a", first)
+    assert not everyone.is_elsewhere("b", first)
+
+
 def test_the_list_of_bundles_is_read_again_only_if_a_manifest_has_changed(workplace: Path) -> None:
     known = places.listed()
     assert known["mine"] == str(workplace / "artifacts" / "mine")

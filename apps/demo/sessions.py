@@ -42,6 +42,10 @@ class Sessions:
         """Whether this visitor is here."""
         return self._visitors.get(session) is visitor
 
+    def is_elsewhere(self, session: str, visitor: Visitor) -> bool:
+        """Whether another page of the same browser has taken this visitor over."""
+        return any(one is visitor and name != session for name, one in list(self._visitors.items()))
+
     def admit(self, session: str, make: Callable[[], Visitor], *, browser: str = "") -> Visitor | None:
         """Return a new visitor, or None if too many are here; `browser` is what its page is known by when it is loaded anew."""
         with self._changing:
@@ -89,6 +93,9 @@ def here(settings: Settings) -> Visitor | None:
     session = context.session_id if context else ""
     if kept is not None and everyone.holds(session, kept):
         return kept
+
+    if kept is not None and everyone.is_elsewhere(session, kept):
+        kept = None
 
     def make() -> Visitor:
         return kept or Visitor(settings.bundle, artifacts_only=settings.artifacts_only)
