@@ -64,7 +64,7 @@ def test_a_first_answer_waits_for_nothing_that_it_does_not_need(digits: Bundle, 
         ("verify",),
         ("doctor",),
         ("predict", "PICTURE"),
-        ("bench", "--batch-size", "1"),
+        pytest.param(("bench", "--batch-size", "1"), marks=pytest.mark.slow),
         ("pack",),
     ],
 )

@@ -331,6 +331,7 @@ def test_a_session_without_the_inner_method_is_called_through_the_public_one(sma
     assert np.allclose(bound.run(pixels), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows counts handles, not file descriptors")
 def test_a_thousand_engines_leave_nothing_behind(small: Bundle) -> None:
     line = [sys.executable, "-c", THOUSAND_ENGINES, str(small.folder)]

@@ -51,6 +51,7 @@ def test_every_item_has_a_row_in_order_and_a_bad_one_its_reason(
     assert not list(tmp_path.glob("*.unfinished"))
 
 
+@pytest.mark.slow
 def test_several_processes_write_what_one_writes(kit: Kit, tiny: Bundle, scans: Path, tmp_path: Path) -> None:  # noqa: ARG001 - the folder that is read
     for workers, name in (("1", "one.jsonl"), ("2", "two.jsonl")):
         found = kit("predict", str(tiny.folder), "scans", "-o", name, "--workers", workers)

@@ -112,6 +112,7 @@ def search(
     return found
 
 
+@pytest.mark.slow
 def test_the_widest_that_is_surely_fast_enough_is_found_in_few_runs(
     search: Callable[[float], tuple[tuple[int, ...], int]],
 ) -> None:
@@ -120,6 +121,7 @@ def test_the_widest_that_is_surely_fast_enough_is_found_in_few_runs(
     assert runs == 2
 
 
+@pytest.mark.slow
 def test_a_speed_that_no_width_reaches_is_an_error_that_says_what_was_reached(
     search: Callable[[float], tuple[tuple[int, ...], int]],
 ) -> None:

@@ -61,7 +61,7 @@ def test_an_lstm_beside_one_dense_layer_is_most_of_a_model_in_float(tmp_path: Pa
     assert record.macs_total == 8 * batch * (256 * 112 + 640)
     assert record.macs_quantized == 8 * batch * 640
     assert figures.layers(record).startswith("1/1 layers, 2 % of weights, 2 % of arithmetic in integers, ")
-    assert remark(model, record) == "LSTM stays in float: 96% of the weights"
+    assert remark(model, record) == "LSTM stays in float: 96 % of the weights"
 
 
 def test_a_transposed_convolution_counts_and_is_said(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_a_transposed_convolution_counts_and_is_said(tmp_path: Path) -> None:
     assert (record.weights_quantized, record.weights_total) == (108, 108 + 96)
     batch = record.macs_total // (64 * (4 * 27 + 4 * 24))
     assert (record.macs_quantized, record.macs_total) == (64 * batch * 108, 64 * batch * (108 + 96))
-    assert remark(model, record) == "ConvTranspose stays in float: 47% of the weights"
+    assert remark(model, record) == "ConvTranspose stays in float: 47 % of the weights"
 
 
 @pytest.mark.parametrize("name", ["", "held"])

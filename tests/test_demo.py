@@ -494,6 +494,7 @@ def test_hundreds_of_quick_clicks_leave_a_server_that_answers(guest, site: Site)
     guest.get_by_text("Run it").wait_for(timeout=240_000)  # the last question comes first, and a machine may be busy
 
 
+@pytest.mark.slow
 def test_nothing_asks_the_internet_and_the_console_is_clean(site: Site) -> None:
     """Of this module's visits so far, and of one that sees every tab."""
     page = site.visit()

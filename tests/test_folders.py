@@ -365,6 +365,7 @@ def test_a_folder_goes_the_whole_way_by_the_same_commands(kit_inside: Kit, tmp_p
     assert kit_inside("verify", "forms").returncode == 0
 
 
+@pytest.mark.slow
 def test_bench_shows_the_manifests_score_if_the_images_are_not_here(kit_inside: Kit, shapes: Path, kept: Path) -> None:
     assert kit_inside("train", "--dataset", str(shapes), "--model", "mlp-64-64", "--epochs", "2").returncode == 0
     shutil.rmtree(kept)

@@ -225,7 +225,7 @@ def test_one_place_may_have_another_highest_value_than_at_export_where_so_few_we
         found[flips] = fidelity.compare_tensors({"y": expected}, {"y": answers})
     before = (dataclasses.replace(found[0][0], rms_error=found[2][0].rms_error),)
     assert fidelity.judge_quantized(found[1], before).passed
-    assert "agreement 90.00% is under 95.00%" in fidelity.judge_quantized(found[2], before).reason
+    assert "agreement 90.00 % is under 95.00 %" in fidelity.judge_quantized(found[2], before).reason
     for places in range(3, 400):  # whatever the fractions round to
         was = dataclasses.replace(found[0][0], places=places, agreement=(places - 1) / places, rms_error=1.0)
         one, two = (dataclasses.replace(was, agreement=(places - flips - 1) / places) for flips in (1, 2))

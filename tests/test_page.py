@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from apps.demo import places, sessions, visitor
+from apps.demo import places, sessions
+from apps.demo.pixels import pixels_of
 from apps.demo.sessions import Sessions
 from apps.demo.visitor import Visitor
 from kit.bench import results
@@ -229,10 +230,10 @@ def test_a_bundle_that_disappears_leaves_the_choice_of_another(page, tiny: Bundl
 
 def test_pictures_of_one_channel_are_shown_grey_and_others_in_colours() -> None:
     for shape in ((1, 14, 14), (14, 14, 1), (14, 14)):
-        assert visitor.pixels_of(np.full(shape, 9, np.uint8), 28).tolist() == [[9] * 28] * 28
+        assert pixels_of(np.full(shape, 9, np.uint8), 28).tolist() == [[9] * 28] * 28
     for shape in ((4, 14, 14), (3, 14, 14), (14, 14, 3), (14, 14, 4)):
-        assert visitor.pixels_of(np.full(shape, 9, np.uint8), 28).tolist() == [[[9] * 3] * 28] * 28
-    stretched = visitor.pixels_of(np.linspace(-2, 2, 9, dtype=np.float32).reshape(3, 3), 3)
+        assert pixels_of(np.full(shape, 9, np.uint8), 28).tolist() == [[[9] * 3] * 28] * 28
+    stretched = pixels_of(np.linspace(-2, 2, 9, dtype=np.float32).reshape(3, 3), 3)
     assert (stretched.min(), stretched.max()) == (0, 255)
 
 

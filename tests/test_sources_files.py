@@ -408,6 +408,7 @@ def test_a_folder_that_lacks_weights_of_its_model_is_refused(tmp_path: Path) -> 
         open_source(folder)
 
 
+@pytest.mark.slow
 def test_a_folder_that_classifies_pictures_normalises_them_in_the_graph(tmp_path: Path) -> None:
     config = transformers.ViTConfig(image_size=8, patch_size=4, num_labels=3, **TINY)
     transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "vit")

@@ -197,6 +197,7 @@ def test_an_interrupted_teacher_leaves_nothing_to_publish(dataset: Dataset, tmp_
     assert "--resume" in caught.value.hint
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_its_teachers(dataset: Dataset) -> None:
     teacher = Recipe(model="cnn-8-16-16", epochs=6, batch_size=64)
     recipe = dataclasses.replace(TAUGHT, epochs=20, lr=0.01, teaching=Teaching(teacher=teacher, count=1, views=4))

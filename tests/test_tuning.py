@@ -345,6 +345,7 @@ def test_the_command_shows_chooses_and_forgets(kit_inside: Kit, digits: Bundle) 
     assert tuned.choice_for(digits) is None
 
 
+@pytest.mark.slow
 def test_auto_publishes_what_is_right_and_makes_the_winner_the_default(digits: Bundle) -> None:
     options = AutoOptions(points=batch(1), max_loss=0.01, plan=FAST)
     done = exporters.export_auto(digits, options)

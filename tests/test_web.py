@@ -357,6 +357,7 @@ def sentences(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     ).bundle
 
 
+@pytest.mark.slow
 def test_texts_become_the_same_tokens_and_vectors_in_the_browser(sentences: Bundle, tmp_path: Path, chromium) -> None:
     site = build(sentences, tmp_path / "site", webgpu=False)
     found = tried(site.folder, site.variants)

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from apps.demo import charts, errand, words
 from apps.demo.charts import calibration as calibration_chart
 from apps.demo.counting import GOLDEN
-from apps.demo.visitor import Visitor, pixels_of
+from apps.demo.pixels import as_address, pixels_of
+from apps.demo.visitor import Visitor
 from kit.bundle import Bundle
 from kit.errors import KitError
 from kit.metrics import Better, Fidelity, Score
@@ -331,7 +332,7 @@ def _pictures(found: Classified, wanted: NDArray[np.bool_], caption: Callable[[i
         words.table([{"": f"test sample {number:,}", "reading": caption(number)} for number, _ in shown])
     else:
         st.image(
-            [pixels_of(found.pictures[place], _SIDE) for _, place in shown],
+            [as_address(pixels_of(found.pictures[place], _SIDE)) for _, place in shown],
             caption=[words.plain(caption(number)) for number, _ in shown],
             alt=[f"test sample {number}" for number, _ in shown],
             width=_SIDE,

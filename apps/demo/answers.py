@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from apps.demo import charts, words
 from apps.demo.explain import picture_of
+from apps.demo.pixels import as_address, pixels_of
 from apps.demo.views import Question
-from apps.demo.visitor import Contestant, pixels_of
+from apps.demo.visitor import Contestant
 from kit.bundle import Bundle
 from kit.report.format import NONE, microseconds, size
 from kit.system.wording import counted
@@ -325,14 +326,14 @@ def seen(bundle: Bundle, found: Answers) -> None:
     picture = found.arrays[f"input {name}"][0]
     with st.container(horizontal=True):
         st.image(
-            pixels_of(picture, SEEN_PIXELS),
+            as_address(pixels_of(picture, SEEN_PIXELS)),
             caption=f"what it saw, {'x'.join(map(str, picture.shape))}",
             alt="What the model saw",
             width=SEEN_PIXELS,
         )
         if found.heat is not None:
             st.image(
-                charts.heat(pixels_of(picture, 1), found.heat, SEEN_PIXELS),
+                as_address(charts.heat(pixels_of(picture, 1), found.heat, SEEN_PIXELS)),
                 caption="where it looked",
                 alt="Where it looked: orange parts carry the answer",
                 width=SEEN_PIXELS,

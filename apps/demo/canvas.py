@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
 from typing import Any
 
 import numpy as np
 import streamlit as st
 from numpy.typing import NDArray
-from PIL import Image
+
+from apps.demo.pixels import as_address
 
 SIDE = 280
 """Width and height in pixels; a stroke is 20 wide."""
@@ -123,7 +123,7 @@ def canvas(example: NDArray[np.uint8] | None = None) -> tuple[bytes | None, bool
     kept: dict[str, Any] = st.session_state.get("drawing") or {}
     data = {"strokes": kept.get("strokes", []), "example": "", "hint": "An example: draw over it"}
     if example is not None and not kept.get("blank"):
-        data["example"] = _as_address(example)
+        data["example"] = as_address(example)
     found = _canvas(key="canvas", data=data, on_drawing_change=_nothing)
     drawing = found.get("drawing")
     if drawing is not None:
@@ -134,13 +134,6 @@ def canvas(example: NDArray[np.uint8] | None = None) -> tuple[bytes | None, bool
         return base64.b64decode(str(kept["picture"]).partition("base64,")[2], validate=True), False
     except binascii.Error:
         return None, False
-
-
-def _as_address(picture: NDArray[np.uint8]) -> str:
-    """Return a picture as a data address, for the browser."""
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _nothing() -> None:

@@ -16,12 +16,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from apps.demo import places
 from apps.demo.describing import described
-from apps.demo.explain import plane_of
 from apps.demo.spare import spare
 from apps.demo.worker import NO_LIMITS, Answer, Limits, Worker
 from kit import ready
@@ -369,25 +365,3 @@ def installed_runtimes() -> tuple[str, ...]:
 def first_runtimes() -> tuple[str, ...]:
     """Return the runtimes that are open from the start."""
     return tuple(name for name in installed_runtimes() if name in FIRST_RUNTIMES)
-
-
-def pixels_of(picture: NDArray[Any], side: int) -> NDArray[np.uint8]:
-    """Return a picture to be shown, enlarged by whole factors to about `side`, so that each pixel stays a square.
-
-    Args:
-        picture: `[height, width]`, `[channels, height, width]` or `[height, width, channels]`; real numbers are stretched to
-            what can be seen.
-        side: In pixels.
-
-    Returns:
-        uint8 `[height, width]`, or `[height, width, 3]` of three or four channels.
-    """
-    rows, columns = plane_of(picture.shape)
-    shown: NDArray[Any] = np.moveaxis(picture, (rows, columns), (0, 1))
-    if shown.ndim == 3:
-        shown = shown[..., :3] if shown.shape[2] >= 3 else shown[..., 0]
-    if shown.dtype != np.uint8:
-        low, high = float(shown.min(initial=0)), float(shown.max(initial=0))
-        shown = 255 * (shown.astype(np.float32) - low) / max(high - low, 1e-6)
-    factor = max(side // max(shown.shape[:2]), 1)
-    return shown.astype(np.uint8).repeat(factor, axis=0).repeat(factor, axis=1)

@@ -125,7 +125,25 @@ def pool(
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Let Ctrl-C wait for a moment: what is started meanwhile never gets it, where the system has such a mask."""
+    """Let Ctrl-C wait for a moment: what is started meanwhile is started whole, and never gets it where it can be masked."""
+    if threading.current_thread() is not threading.main_thread():  # which is the one that is interrupted
+        with _masked():
+            yield
+        return
+    noted: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: noted.append(number))
+    try:
+        with _masked():
+            yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler if handler is None else handler)
+    if noted:
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _masked() -> Iterator[None]:
+    """Keep SIGINT from this thread and from the processes that it starts."""
     if sys.platform == "win32":
         yield
         return

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from apps.demo import canvas, words
 from apps.demo.explain import CHANNELS, picture_of
+from apps.demo.pixels import as_address, pixels_of
 from apps.demo.views import arrays
 from apps.demo.views.base import Asking, Question, View, next_draw
-from apps.demo.visitor import Visitor, pixels_of
+from apps.demo.visitor import Visitor
 from kit.bundle import Bundle
 from kit.errors import KitError
 
@@ -102,7 +103,7 @@ def _random(visitor: Visitor, bundle: Bundle) -> Question | None:
     right, name = str(found.told["right"]), picture_of(bundle.signature)
     if name is not None:
         picture = found.arrays[name][0]
-        st.image(pixels_of(picture, canvas.SIDE), alt=f"{found.told['source']}, label {right or 'unknown'}")
+        st.image(as_address(pixels_of(picture, canvas.SIDE)), alt=f"{found.told['source']}, label {right or 'unknown'}")
     known = f"label **{words.plain(right)}**" if right else "no label"
     st.caption(f"{known} · {words.plain(found.told['source'])}")
     return Question({"kind": "sample", **asked}, right=right)
