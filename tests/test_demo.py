@@ -246,6 +246,8 @@ def test_a_bench_is_run_stopped_downloaded_and_compared(page, site: Site, tmp_pa
     second = site.visit()
     measure(page)
     page.get_by_role("button", name="Cancel").wait_for()
+    while _niceness(site) == {0}:  # its process steps back before it measures
+        page.wait_for_timeout(50)
     assert _niceness(site) == {0, 10}
     measure(second)
     second.get_by_text("Waiting until the measurement of another visitor has ended").wait_for()

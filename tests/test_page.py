@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -13,10 +14,12 @@ import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from apps.demo import places, sessions
+from apps.demo import errand, places, sessions
+from apps.demo.answers import Answers, _agreement
 from apps.demo.pixels import pixels_of
 from apps.demo.sessions import Sessions
-from apps.demo.visitor import Visitor
+from apps.demo.views import rows
+from apps.demo.visitor import Contestant, Visitor
 from kit.bench import results
 from kit.bench.measure import Plan
 from kit.bench.request import Request
@@ -242,7 +245,7 @@ def test_a_model_of_plain_tensors_is_shown_in_every_tab(page, duo: Bundle) -> No
     assert not app.exception
     assert "Tensors in, tensors out" in texts(app.caption)
     assert "golden sample 0" in texts(app.caption)
-    assert "as the original answers, to a cosine of 1.0000" in texts(app.markdown)
+    assert " are those of the original, with errors of " in texts(app.markdown)
     unfold(app)
     assert "Compared with the original" in texts(app.markdown)
     inputs, outputs, compared = (one.value for one in app.table[:3])
@@ -383,6 +386,50 @@ def test_visitors_are_bounded_and_those_who_have_gone_make_room(tiny: Bundle) ->
     assert not first.folder.exists()
     assert everyone.holds("b", second)
     assert everyone.admit("c", lambda: Visitor(str(tiny.folder))) is not None
+
+
+def test_a_row_of_words_and_numbers_keeps_their_kinds() -> None:
+    assert rows._plain("41", 39) == 41
+    assert rows._plain("false", True) is False
+    assert rows._plain("39", "Private") == "39"
+    assert rows._plain(2.5, 1) == 2.5
+    assert rows._as_text(False) == "false"
+    with pytest.raises(ValueError, match="could not convert"):
+        rows._plain("many", 39)
+
+
+def told(kind: str, *fidelities: dict[str, object] | None) -> Answers:
+    """Answers of as many variants, each with one output and how it compares with the original's."""
+    answers = [
+        {"fidelity": [] if one is None else [{"output": "y", **one}], "outputs": [{"strange": 0}], "latency_us": 10.0}
+        for one in fidelities
+    ]
+    who = [Contestant(place, f"v{place}", "onnxruntime", "cpu", "", "", "") for place in range(len(fidelities))]
+    return Answers(kind, "the original", who, [], answers, {})
+
+
+def test_what_differs_is_said_to_differ(tiny: Bundle) -> None:
+    same = {"max_abs_error": 0.0, "max_rel_error": 0.0}
+    half = {"max_abs_error": 150.0, "max_rel_error": 0.5, "cosine": 1.0}
+    assert "those of the original, bit for bit" in _agreement(tiny, told("tensors", same, same))
+    assert "with errors of 50 % at most" in _agreement(tiny, told("tensors", same, half))
+    assert "v1 in onnxruntime cannot be compared" in _agreement(tiny, told("tensors", same, None))
+    nothing = {"max_abs_error": math.inf, "max_rel_error": math.inf, "cosine": 1.0}
+    assert "v1 in onnxruntime cannot be compared" in _agreement(tiny, told("tensors", same, nothing))
+    exact = {"max_abs_error": 3.0, "is_exact": True, "agreement": 0.75}
+    assert "with errors of 25 % at most" in _agreement(tiny, told("tensors", same, exact))
+
+
+def test_work_that_ended_while_other_work_was_asked_for_is_not_done_again(tiny: Bundle) -> None:
+    me, done = Visitor(str(tiny.folder)), []
+    me.errand = ("first", errand.Errand(lambda _: done.append("first") or "one", me.forget))
+    assert me.errand[1].wait(60)
+    assert errand.within(me, "second", lambda _: done.append("second") or "two") == "two"
+    assert errand.is_on(me, "first")
+    assert errand.within(me, "first", lambda _: done.append("again") or "three") == "one"
+    assert done == ["first", "second"]
+    assert not errand.is_on(me, "first")
+    me.leave()
 
 
 def test_a_page_that_is_loaded_anew_finds_its_visitor_and_another_page_does_not(tiny: Bundle) -> None:

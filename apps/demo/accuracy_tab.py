@@ -104,7 +104,7 @@ def _classes(found: Counted, classified: Classified, bundle: Bundle) -> None:
     place = ids.index(variant or ids[0])
     left, right = st.columns([1, 1], gap="large")
     with left:
-        _confusion(classified, place)
+        _confusion(classified, place, f"{bundle.origin} {found.dataset}")
     with right:
         _calibration(ids, classified, bundle)
     _disagreements(ids, classified)
@@ -196,6 +196,8 @@ def _count(visitor: Visitor, dataset: str, *, again: bool) -> Counted | None:
         if key in visitor.results:
             found: Counted = visitor.results[key]
             return found
+        if errand.other_work(visitor):
+            return None
         answer = visitor.ask("counting:count", {**asked, "only_kept": True})
     else:
         counted = errand.within(
@@ -274,10 +276,17 @@ def _changed(score: Score) -> str:
     return f"{score.samples - score.correct:,} wrong" if score.unit == "%" else _direction(score)
 
 
-def _confusion(found: Classified, place: int) -> None:
+def _misread(labels: NDArray[np.int64], answers: NDArray[np.int64], classes: int) -> dict[tuple[int, int], int]:
+    """Return how often each class was read as each other, where it was."""
+    wrong = labels != answers
+    pairs, counts = np.unique(labels[wrong] * classes + answers[wrong], return_counts=True)
+    return {(int(pair) // classes, int(pair) % classes): int(count) for pair, count in zip(pairs, counts, strict=True)}
+
+
+def _confusion(found: Classified, place: int, where: str) -> None:
     names = found.names
     known = found.labels >= 0
-    counts = confusion(found.labels[known], found.answers[place][known], len(names))
+    misread = _misread(found.labels[known], found.answers[place][known], len(names))
     st.subheader("What is read as what")
     if len(names) > _MOST_CLASSES:
         st.caption(f"{len(names):,} classes are too many to draw.")
@@ -285,21 +294,22 @@ def _confusion(found: Classified, place: int) -> None:
         None
         if len(names) > _MOST_CLASSES
         else st.altair_chart(
-            charts.plotted(charts.confusion(counts, names, ink=words.ink()), words.ink()),
+            charts.plotted(
+                charts.confusion(
+                    confusion(found.labels[known], found.answers[place][known], len(names)), names, ink=words.ink()
+                ),
+                words.ink(),
+            ),
             on_select="rerun",
             selection_mode=charts.CELL,
-            key=f"confusion {place}",
+            key=f"confusion {where} {place}",
             alt="Confusion matrix: labels in rows, readings in columns; the list below it opens the same cells",
         )
     )
-    cells = [
-        (int(row), int(column))
-        for row, column in zip(*np.nonzero(counts * (1 - np.eye(len(names), dtype=np.int64))), strict=True)
-    ]
-    if not cells:
+    if not misread:
         st.success("Nothing is misread.")
         return
-    cells = sorted(cells, key=lambda cell: -counts[cell])[:_MOST_CELLS]
+    cells = sorted(misread, key=lambda cell: -misread[cell])[:_MOST_CELLS]
     clicked = _clicked(chosen, names)
     if clicked is not None and clicked not in cells and clicked[0] != clicked[1]:
         st.caption(words.plain(f"No {names[clicked[0]]} is read as {names[clicked[1]]}."))
@@ -308,8 +318,8 @@ def _confusion(found: Classified, place: int) -> None:
         "Misread samples",
         cells,
         index=first,
-        key=f"cell {place} {clicked}",
-        format_func=lambda cell: f"{names[cell[0]]} read as {names[cell[1]]}: {counts[cell]}",
+        key=f"cell {where} {place} {clicked}",
+        format_func=lambda cell: f"{names[cell[0]]} read as {names[cell[1]]}: {misread[cell]}",
     )
     wanted = (found.labels == row) & (found.answers[place] == column)
     _pictures(found, wanted, lambda number: f"{100 * found.sure[place][number]:.0f} % sure")
@@ -319,7 +329,8 @@ def _clicked(chosen: Any, names: Sequence[str]) -> tuple[int, int] | None:
     points = chosen.selection.get(charts.CELL, []) if chosen and chosen.selection else []
     if not points:
         return None
-    return names.index(str(points[0]["label"])), names.index(str(points[0]["read"]))
+    label, read = str(points[0]["label"]), str(points[0]["read"])
+    return (names.index(label), names.index(read)) if {label, read} <= set(names) else None
 
 
 def _pictures(found: Classified, wanted: NDArray[np.bool_], caption: Callable[[int], str]) -> None:

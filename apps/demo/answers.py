@@ -64,9 +64,11 @@ class Answers:
 
 
 def show(bundle: Bundle, found: Answers, question: Question) -> None:
-    """Draw the answer in large letters, and one sentence about all of them."""
-    {"classes": _read, "vectors": _vectors}.get(found.kind, _tensors)(bundle, found, question)
+    """Draw the answer in large letters, one sentence about all of them, and what else belongs to the first."""
+    {"classes": _read, "vectors": _vectors}.get(found.kind, _records)(bundle, found, question)
     st.markdown(words.plain(sentence(bundle, found)))
+    if found.kind != "classes":
+        {"vectors": _similar}.get(found.kind, _tensors)(bundle, found, question)
     for one in found.silent:
         st.warning(words.plain(f"{one.called} does not open: {one.problem}. {one.fix}"), icon=":material/block:")
 
@@ -98,7 +100,7 @@ def sentence(bundle: Bundle, found: Answers) -> str:
             f"Quickest at a glance: {winner.called}, {microseconds(times_us[quickest])} µs, {faster:.1f} times as fast as "
             f"{against.called}{smaller}."
         )
-    return " ".join(said)
+    return " ".join(filter(None, said))
 
 
 def _baseline(bundle: Bundle, found: Answers) -> int:
@@ -118,7 +120,7 @@ def _sizes(bundle: Bundle, variant: str, against: str) -> str:
 def _agreement(bundle: Bundle, found: Answers) -> str:
     """Return whether all answers are one, in a sentence."""
     how_many = len(found.answers)
-    all_of_them = f"All {how_many} answers ({_of(found)})" if how_many > 1 else "There is one answer, which"
+    every = "Both" if how_many == 2 else f"All {how_many}"
     if found.kind == "classes":
         first = found.first(bundle)
         label = found.answers[first]["label"]
@@ -127,13 +129,36 @@ def _agreement(bundle: Bundle, found: Answers) -> str:
         ]
         if others:
             return f"They disagree: {', '.join(others)} {'read' if len(others) > 1 else 'reads'} it otherwise."
-        return f"All {how_many} answers agree ({_of(found)})." if how_many > 1 else "One variant answers."
-    least = [one["cosine"] for answer in found.answers for one in answer["fidelity"] if one.get("cosine") is not None]
-    if not least:
-        return f"{all_of_them} can only be compared by eye."
-    return (
-        f"{all_of_them} {'are' if how_many > 1 else 'is'} as {found.against} answers, to a cosine of {min(least):.4f}."
-    )
+        return f"{every} answers agree ({_of(found)})." if how_many > 1 else "One variant answers."
+    if how_many == 1 and found.against == found.contestants[0].name:
+        return "One variant answers."
+    unlike = [
+        one.called for one, answer in zip(found.contestants, found.answers, strict=True) if _error(answer) is None
+    ]
+    if unlike:
+        return f"{', '.join(unlike)} cannot be compared: other sizes, or values that are no numbers."
+    worst = max(error for answer in found.answers if (error := _error(answer)) is not None)
+    against = found.against.replace(" · ", " in ")
+    same = f"with errors of {100 * worst:.2g} % at most" if worst else "bit for bit"
+    if how_many == 1:
+        return f"It answers as {against} does, {same}."
+    return f"{every} answers ({_of(found)}) are those of {against}, {same}."
+
+
+def _error(answer: dict[str, Any]) -> float | None:
+    """Return the largest error of any output as a share of its largest value; None if one cannot be compared."""
+    if len(answer["fidelity"]) < len(answer["outputs"]) or any(one["strange"] for one in answer["outputs"]):
+        return None
+    errors = []
+    for one in answer["fidelity"]:
+        if one["max_abs_error"] == 0:
+            errors.append(0.0)
+        elif one.get("is_exact") and one.get("agreement") is not None:
+            errors.append(1 - one["agreement"])
+        else:
+            errors.append(math.inf if one.get("max_rel_error") is None else one["max_rel_error"])
+    worst = max(errors, default=0.0)
+    return worst if math.isfinite(worst) else None
 
 
 def _of(found: Answers) -> str:
@@ -194,7 +219,7 @@ def _least(bundle: Bundle) -> float:
     return float(value) if isinstance(value, (int, float)) else 0.0
 
 
-def _vectors(bundle: Bundle, found: Answers, question: Question) -> None:
+def _vectors(bundle: Bundle, found: Answers, question: Question) -> None:  # noqa: ARG001 - as the other kinds
     first = found.first(bundle)
     vectors = found.array("vectors", first)
     st.metric(
@@ -204,6 +229,10 @@ def _vectors(bundle: Bundle, found: Answers, question: Question) -> None:
         delta_color="off",
         delta_arrow="off",
     )
+
+
+def _similar(bundle: Bundle, found: Answers, question: Question) -> None:
+    vectors = found.array("vectors", found.first(bundle))
     if len(vectors) > 1:
         names = _texts(vectors, question)
         st.markdown("**How alike they are**, cosine")
@@ -237,15 +266,19 @@ def _cosines(some: NDArray[Any], others: NDArray[Any]) -> NDArray[np.float64]:
     return found
 
 
-def _tensors(bundle: Bundle, found: Answers, question: Question) -> None:
+def _records(bundle: Bundle, found: Answers, question: Question) -> None:
+    """Draw the few values that a task makes of the outputs."""
     first = found.first(bundle)
-    outputs = found.answers[first]["outputs"]
     records = found.answers[first].get("records") or [{}]
     st.markdown(words.plain(f"{found.contestants[first].name} gives") + ":")
     if bundle.manifest.task is not None and 0 < len(records[0]) <= _FEW_VALUES:
         right = f"right: {question.right}" if question.right else None
         for column, (name, value) in zip(st.columns(len(records[0])), records[0].items(), strict=True):
             column.metric(words.plain(name), words.plain(_number(value)), right, delta_color="off", delta_arrow="off")
+
+
+def _tensors(bundle: Bundle, found: Answers, question: Question) -> None:  # noqa: ARG001 - as the other kinds
+    outputs = found.answers[found.first(bundle)]["outputs"]
     shown = [
         {
             "output": one["name"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ _measuring = threading.Lock()
 def start(visitor: Visitor, request: dict[str, Any], *, budget_seconds: int, grace_seconds: int) -> Errand[Results]:
     """Measure the bundle in sight, after whatever is measured for other visitors: two at once would slow each other.
 
+    What was found stays with the visitor, whatever is in sight when it ends.
+
     Args:
         visitor: Whose bundle it is.
         request: As apps.demo.jobs.measure takes it.
@@ -27,7 +30,7 @@ def start(visitor: Visitor, request: dict[str, Any], *, budget_seconds: int, gra
         grace_seconds: For what comes before and after them.
     """
     worker = visitor.bench_worker(budget_seconds + grace_seconds)
-    asked = {"path": visitor.path, "request": {**request, "budget_seconds": budget_seconds}}
+    asked: dict[str, Any] = {"path": visitor.path, "request": {**request, "budget_seconds": budget_seconds}}
 
     def measured(on_progress: OnProgress) -> Results:
         with worker:
@@ -38,9 +41,19 @@ def start(visitor: Visitor, request: dict[str, Any], *, budget_seconds: int, gra
                 )
             finally:
                 _measuring.release()
-        return from_json(json.loads(answer.told["results"]), Path("measured here"))
+        found = from_json(json.loads(answer.told["results"]), Path("measured here"))
+        visitor.benches.setdefault(asked["path"], {})[f"measured here, {when(found)}"] = found
+        return found
 
     return Errand(measured, worker.stop)
+
+
+def when(found: Results) -> str:
+    """Return when a run began, in the words of its file if that is no time."""
+    try:
+        return f"{datetime.fromisoformat(found.created):%d %B %Y, %H:%M:%S}"
+    except ValueError:
+        return found.created
 
 
 def _wait_for_turn(worker: Worker, on_progress: OnProgress) -> None:

@@ -111,10 +111,11 @@ export default function ({ parentElement, data, setStateValue }) {
 _canvas = st.components.v2.component("kit_canvas", html=_HTML, css=_CSS, js=_JS)
 
 
-def canvas(example: NDArray[np.uint8] | None = None) -> tuple[bytes | None, bool]:
+def canvas(name: str, example: NDArray[np.uint8] | None = None) -> tuple[bytes | None, bool]:
     """Draw the canvas. What is drawn outlives a visit to another tab.
 
     Args:
+        name: Of what it is drawn for; each has a canvas with its own example.
         example: uint8 `[height, width]`, shown as long as nobody has drawn or cleared anything.
 
     Returns:
@@ -124,7 +125,7 @@ def canvas(example: NDArray[np.uint8] | None = None) -> tuple[bytes | None, bool
     data = {"strokes": kept.get("strokes", []), "example": "", "hint": "An example: draw over it"}
     if example is not None and not kept.get("blank"):
         data["example"] = as_address(example)
-    found = _canvas(key="canvas", data=data, on_drawing_change=_nothing)
+    found = _canvas(key=f"canvas {name}", data=data, on_drawing_change=_nothing)
     drawing = found.get("drawing")
     if drawing is not None:
         kept = st.session_state["drawing"] = drawing

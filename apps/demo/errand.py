@@ -24,6 +24,10 @@ _GLANCE_SECONDS = 0.5
 _TELLING_SHARE = 0.1
 """Of the work: from here on the time of the rest follows from that of the beginning."""
 
+_APART = ("check", "look")
+"""How the keys of work begin that has a process of its own."""
+
+_MOST_ENDED = 4
 T = TypeVar("T")
 
 
@@ -47,6 +51,7 @@ class Errand(Generic[T]):
         self._found: T | None = None
         self._problem: KitError | None = None
         self._started = time.monotonic()
+        self._moving = 0.0
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -79,7 +84,9 @@ class Errand(Generic[T]):
     def describe(self) -> str:
         """Return what is being done, for how long, and how long that may take."""
         spent = self._spent()
-        about = self._about or (spent / self._share if self._share > _TELLING_SHARE else 0.0)
+        about = self._about
+        if not about and self._share > _TELLING_SHARE:  # what was spent before it began, such as waiting, comes once
+            about = self._moving + (spent - self._moving) / self._share
         return f"{self.what} · {spent:,.0f} s" + (f" of about {max(about, spent):,.0f} s" if about else "")
 
     def _spent(self) -> float:
@@ -94,6 +101,8 @@ class Errand(Generic[T]):
             self._problem = KitError(f"a defect of kit: {type(error).__name__}: {error}", hint="please report it")
 
     def _told(self, what: str, share: float | None = None, /) -> None:
+        if share and not self._share:
+            self._moving = self._spent()
         self.what, self._share = what, self._share if share is None else share
 
 
@@ -104,6 +113,7 @@ def within(
     *,
     about_seconds: float = 0.0,
     end: Callable[[], None] | None = None,
+    where: str = "tab",
 ) -> T | None:
     """Return what work finds if that is soon; else draw its progress, and the page anew when it is there.
 
@@ -113,6 +123,7 @@ def within(
         do: Does it; told how far it is by the function it is given.
         about_seconds: How long it may take; 0 if nobody knows.
         end: Ends what does it; the process that runs the visitor's models, if nothing is said.
+        where: It is drawn: two places of a page may show the same work.
 
     Returns:
         None as long as it goes on, and after it was stopped, which is said.
@@ -122,38 +133,61 @@ def within(
     """
     if visitor.stopped == key:
         st.info("Stopped.", icon=":material/stop_circle:")
-        if st.button("Try again", icon=":material/refresh:"):
+        if st.button("Try again", icon=":material/refresh:", key=f"again {where}"):
             visitor.stopped = None
             st.rerun()
         return None
-    if visitor.errand is None:
-        visitor.errand, visitor.wanted = (key, Errand(do, end or visitor.forget, about_seconds=about_seconds)), None
-    kept, running = visitor.errand
-    if kept != key:
-        visitor.wanted = key
-    if not running.wait(PATIENCE_SECONDS):
-        watch(running)
-        return None
-    visitor.errand = None
-    if running.stopped:
-        visitor.stopped = kept
-    if kept != key or running.stopped:  # what ended is another question
-        return within(visitor, key, do, about_seconds=about_seconds, end=end)
-    found: T | None = running.result()
+    if key not in visitor.ended:
+        if visitor.errand is None:
+            visitor.errand, visitor.wanted = (key, Errand(do, end or visitor.forget, about_seconds=about_seconds)), None
+        kept, running = visitor.errand
+        if kept != key:
+            visitor.wanted = key
+        if not running.wait(PATIENCE_SECONDS):
+            watch(running, where)
+            return None
+        visitor.errand = None
+        visitor.ended = dict([*visitor.ended.items(), (kept, running)][-_MOST_ENDED:])
+        if kept != key:  # whoever asked for that comes back for it
+            return within(visitor, key, do, about_seconds=about_seconds, end=end, where=where)
+    ended = visitor.ended.pop(key)
+    if ended.stopped:
+        visitor.stopped = key
+        return within(visitor, key, do, about_seconds=about_seconds, end=end, where=where)
+    found: T | None = ended.result()
     return found
+
+
+def other_work(visitor: Visitor, *kinds: str) -> bool:
+    """Draw other work that goes on in the process of the visitor's models; return whether there is any.
+
+    Whoever asked that process now would wait until it has ended, and could not cancel it.
+
+    Args:
+        visitor: Whose it is.
+        kinds: How the keys of work begin that are drawn elsewhere.
+    """
+    if visitor.errand is None or not visitor.errand[1].is_running:
+        return False
+    kind = visitor.errand[0][0] if isinstance(visitor.errand[0], tuple) else ""
+    if kind in {*kinds, *_APART}:
+        return False
+    watch(visitor.errand[1], "tab")
+    return True
 
 
 def is_on(visitor: Visitor, key: Hashable) -> bool:
     """Whether this work goes on, waits for other work, or was stopped by its visitor."""
-    return key in {visitor.stopped, visitor.wanted} or (visitor.errand is not None and visitor.errand[0] == key)
+    waits = key in {visitor.stopped, visitor.wanted} or key in visitor.ended
+    return waits or (visitor.errand is not None and visitor.errand[0] == key)
 
 
 @st.fragment(run_every=_GLANCE_SECONDS)
-def watch(running: Errand[Any]) -> None:
-    """Look at work again and again; when it has ended the page is drawn anew."""
+def watch(running: Errand[Any], where: str) -> None:
+    """Look at work again and again; when it has ended the page is drawn anew. `where` tells its places on a page apart."""
     if not running.is_running:
         st.rerun()
     with st.container(horizontal=True, vertical_alignment="center"):
         words.progress(st.progress(0.0), running.describe(), running.share)
-        if st.button("Cancel", icon=":material/stop:"):
+        if st.button("Cancel", icon=":material/stop:", key=f"cancel {where}"):
             running.stop()

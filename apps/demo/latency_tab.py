@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +93,8 @@ def _form(visitor: Visitor, bundle: Bundle) -> None:
             )
             swept = NONE
             if axes := bundle.signature.dynamic:
-                swept = st.selectbox("Sweep", [NONE, *axes], format_func=_sweep, label_visibility="collapsed")
+                kept = _kept(visitor, "sweep", NONE, [NONE, *axes])
+                swept = st.selectbox("Sweep", [NONE, *axes], format_func=_sweep, label_visibility="collapsed", **kept)
     for one in reports:
         if not one["works"] and one["provider"] in providers:
             st.warning(f"{words.plain(one['reason'])}  \n{words.plain(one['fix'])}", icon=":material/memory_alt:")
@@ -127,12 +127,14 @@ def _kept(visitor: Visitor, name: str, first: Any, offered: Sequence[Any] = ()) 
         visitor: Whose it is.
         name: Of the setting; every bundle has its own.
         first: Its value until it is chosen.
-        offered: What a list may hold; what is no longer offered is forgotten.
+        offered: What it may hold, if that is a choice; what is no longer offered is forgotten.
     """
     key = f"{visitor.path} {name}"
     value = st.session_state.get(key, visitor.settings.get(key, first))
     if isinstance(value, list) and any(one not in offered for one in value):
         value = [one for one in value if one in offered] or first
+    elif offered and not isinstance(value, list) and value not in offered:
+        value = first
     if st.session_state.get(key) != value:
         st.session_state[key] = value
     visitor.settings[key] = value
@@ -178,7 +180,7 @@ def _progress(visitor: Visitor) -> None:
     if job is None:
         return
     if job.is_running:
-        errand.watch(job)
+        errand.watch(job, "bench")
         return
     visitor.bench = None
     try:
@@ -189,16 +191,7 @@ def _progress(visitor: Visitor) -> None:
     if found is None or job.stopped:
         st.info("Stopped: nothing was kept.", icon=":material/stop_circle:")
         return
-    visitor.benches.setdefault(visitor.path, {})[f"measured here, {_when(found)}"] = found
     st.success("Measured.", icon=":material/check:")
-
-
-def _when(found: Results) -> str:
-    """Return when a run began, in the words of its file if that is no time."""
-    try:
-        return f"{datetime.fromisoformat(found.created):%d %B %Y, %H:%M:%S}"
-    except ValueError:
-        return found.created
 
 
 def _known(visitor: Visitor, bundle: Bundle) -> dict[str, Results]:
@@ -211,7 +204,7 @@ def _known(visitor: Visitor, bundle: Bundle) -> dict[str, Results]:
         except BadInput as error:
             st.error(words.problem(error))
         else:
-            found[f"the last kit bench here, {_when(last)}"] = last
+            found[f"the last kit bench here, {benches.when(last)}"] = last
     return found | {name: one for name, one in kept.items() if name.startswith(_UPLOADED)}
 
 
@@ -287,7 +280,7 @@ def _results(name: str, found: Results, bundle: Bundle) -> None:
         "p50: the middle one of calls timed one by one. Samples/s: from calls made in one go without a clock between them, the "
         "median over rounds with its 95 % interval; slow calls lower it and leave p50 as it is."
     )
-    st.caption(words.plain(f"{tables.measured(found)} {_when(found)}, {found.machine.describe()}."))
+    st.caption(words.plain(f"{tables.measured(found)} {benches.when(found)}, {found.machine.describe()}."))
 
 
 def _whose(name: str, found: Results, bundle: Bundle) -> None:
@@ -297,7 +290,7 @@ def _whose(name: str, found: Results, bundle: Bundle) -> None:
     said = ", ".join(f"{variant} {digest[:8]}" for (_, variant), digest in hashes.items())
     st.markdown(
         words.bold(", ".join(names))
-        + words.plain(f" ({said}) on {found.machine.cpu}, {_when(found)}: {name.partition(',')[0]}")
+        + words.plain(f" ({said}) on {found.machine.cpu}, {benches.when(found)}: {name.partition(',')[0]}")
     )
     own = {variant.id: variant.graph.sha256 for variant in bundle.variants}
     if not set(hashes.values()) & set(own.values()):

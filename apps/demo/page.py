@@ -12,7 +12,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from apps.demo import address, picker, sessions, words
+from apps.demo import address, errand, picker, sessions, words
 from apps.demo.settings import Settings
 from apps.demo.visitor import Visitor
 from kit.bundle import Bundle
@@ -20,12 +20,11 @@ from kit.errors import KitError
 from kit.report.format import size
 from kit.system.wording import counted
 
+# Their modules, which are imported when they are first opened: what draws charts takes a second.
 TABS = {"Try it": "try_it", "Accuracy": "accuracy_tab", "Latency": "latency_tab", "Artifact": "artifact_tab"}
-"""Their modules, which are imported when they are first opened: what draws charts takes a second."""
-
-_MOST_LABELS = 40
-"""Letters of all labels together that are worth a place in the line below the title."""
-
+# How the keys of the work begin that each of them draws itself.
+_WORK = {"try_it": ("ask", "explain"), "accuracy_tab": ("count",)}
+_MOST_LABELS = 40  # letters of all labels together that are worth a place in the line below the title
 _STYLE = f"<style>{Path(__file__).with_name('page.css').read_text(encoding='utf-8')}</style>"
 
 
@@ -61,7 +60,8 @@ def main() -> None:
     for tab, module in zip(tabs, TABS.values(), strict=True):
         if tab.open:
             with tab:
-                importlib.import_module(f"apps.demo.{module}").show(me, bundle)
+                if not errand.other_work(me, *_WORK.get(module, ())):
+                    importlib.import_module(f"apps.demo.{module}").show(me, bundle)
 
 
 def _about(bundle: Bundle, visitor: Visitor) -> str:

@@ -40,7 +40,7 @@ def show(visitor: Visitor, bundle: Bundle | None) -> None:
         )
         if file is not None and file.file_id != st.session_state.get("checked"):
             st.session_state["checked"] = file.file_id
-            _ask(file)
+            _receive(visitor, file)
         if (asked := st.session_state.get(_ASKED)) is not None:
             _open(visitor, asked)
         if problem := st.session_state.get(_PROBLEM):
@@ -53,17 +53,29 @@ def _ask(what: Any) -> None:
     st.session_state[_PROBLEM] = ""
 
 
+def _receive(visitor: Visitor, file: Any) -> None:
+    """Keep an upload, and have it opened."""
+    try:
+        _ask((file.file_id, file.name, visitor.keep_upload(file.getvalue())))
+    except KitError as error:
+        st.session_state[_PROBLEM] = words.sentence(error)
+
+
 def _open(visitor: Visitor, asked: Any) -> None:
     """Put a bundle in sight; one of a stranger's, or an upload, is checked first, and only what holds is opened."""
-    name = asked if isinstance(asked, str) else asked.name
     is_upload = not isinstance(asked, str)
+    name = asked[1] if is_upload else asked
     try:
         if is_upload:
-            path = visitor.keep_upload(asked.getvalue()) if not errand.is_on(visitor, ("check", name)) else Path(name)
-            found = _checked(visitor, path, name)
+            number, _, path = asked
+            found = _checked(visitor, path, name, number)
         else:
             place = visitor.place(asked)
-            found = _checked(visitor, place, place.name) if visitor.needs_check(place) else _looked_at(visitor, place)
+            found = (
+                _checked(visitor, place, place.name, str(place))
+                if visitor.needs_check(place)
+                else _looked_at(visitor, place)
+            )
     except KitError as error:
         st.session_state[_ASKED] = None
         st.session_state[_PROBLEM] = words.refusal(name, error) if is_upload else words.sentence(error)
@@ -78,13 +90,14 @@ def _open(visitor: Visitor, asked: Any) -> None:
     st.rerun()
 
 
-def _checked(visitor: Visitor, path: Path, name: str) -> Checked | None:
-    """Check a packed file; None as long as that goes on."""
+def _checked(visitor: Visitor, path: Path, name: str, number: str) -> Checked | None:
+    """Check a packed file, which its number tells from others of its name; None as long as that goes on."""
     return errand.within(
         visitor,
-        ("check", name),
+        ("check", number),
         lambda on_progress: visitor.check(path, name, on_progress),
         end=visitor.look_no_longer,
+        where="picker",
     )
 
 
@@ -96,4 +109,4 @@ def _looked_at(visitor: Visitor, place: Path) -> Checked | None:
         bundle.variant()
         return Checked(place, bundle, ())
 
-    return errand.within(visitor, ("look", str(place)), look, end=visitor.look_no_longer)
+    return errand.within(visitor, ("look", str(place)), look, end=visitor.look_no_longer, where="picker")

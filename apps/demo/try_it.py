@@ -68,6 +68,8 @@ def _details(visitor: Visitor, bundle: Bundle, found: Answers | None, question: 
 
 def _open_early(visitor: Visitor) -> None:
     """Open the models while the visitor draws; what fails is said when it is asked."""
+    if visitor.errand is not None or visitor.stopped is not None or set(_runtimes(visitor)) - set(FIRST_RUNTIMES):
+        return
     with contextlib.suppress(KitError):
         visitor.contestants(_runtimes(visitor))
 
@@ -138,6 +140,7 @@ def _explained(visitor: Visitor, bundle: Bundle, found: Answers) -> Answers:
     inputs = {spec.name: found.arrays[f"input {spec.name}"] for spec in bundle.signature.inputs}
 
     def explained(on_progress: OnProgress) -> NDArray[np.float32]:
+        visitor.contestants(key[3], on_progress=on_progress)  # its process may be a new one
         on_progress("Covering one part after another", 0.0)
         heat: NDArray[np.float32] = visitor.ask("jobs:occlude", {"number": number}, inputs).arrays["heat"]
         return heat

@@ -90,6 +90,7 @@ class Visitor:
         errand: Other work that goes on, and the key that tells it from other work.
         stopped: The key of work that was stopped.
         wanted: The key of work that waits for `errand`.
+        ended: Other work that has ended, and that nobody has come back for yet, by its key.
         results: What was found about the bundle in sight, kept for the next drawing of the page.
     """
 
@@ -105,6 +106,7 @@ class Visitor:
     errand: tuple[Hashable, Any] | None = None
     stopped: Hashable = None
     wanted: Hashable = None
+    ended: dict[Hashable, Any] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
     _told: Path | None = None
     _worker: Worker | None = None
@@ -226,6 +228,7 @@ class Visitor:
         self._stamp = ""
         self._seen = None
         self.errand = self.stopped = self.wanted = None
+        self.ended = {}
         self.stop_bench()
         self.forget()
 
@@ -334,6 +337,9 @@ class Visitor:
             with self._apart(into) as worker:
                 told = worker.ask("apps.demo.jobs:check", asked, seconds=self.seconds, on_progress=on_progress).told
                 answer = worker.ask("apps.demo.describing:describe", {"path": str(into)}, seconds=self.seconds)
+        except BaseException:  # a process that is ended cleans nothing up
+            shutil.rmtree(into.parent, ignore_errors=True)
+            raise
         finally:
             if is_upload:
                 path.unlink(missing_ok=True)

@@ -43,7 +43,8 @@ def sentence(error: KitError) -> str:
 def refusal(name: str, error: KitError) -> str:
     """Return why an upload is not opened; that it is refused is said once, with the name that its sender knows."""
     text = str(error)
-    return sentence(KitError(f"{name} is refused: {text.partition(' is refused: ')[2] or text}", hint=error.hint))
+    why = sentence(type(error)(text.partition(" is refused: ")[2] or text, hint=error.hint))
+    return f"{name} is refused: {why[:1].lower()}{why[1:]}"
 
 
 def ink() -> str:
@@ -55,7 +56,7 @@ def table(rows: Sequence[Mapping[str, object]]) -> None:
     """Draw a table: rows of texts by column, the same columns in each; the first column names the rows."""
     import pandas as pd  # it takes most of a second, and the first answer needs no table
 
-    shown = pd.DataFrame([{name: plain(text) for name, text in row.items()} for row in rows])
+    shown = pd.DataFrame([{plain(name): plain(text) for name, text in row.items()} for row in rows])
     st.table(shown.set_index(shown.columns[0]))
 
 

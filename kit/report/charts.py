@@ -259,7 +259,7 @@ def sweep(
             "knee": (f"{row.variant} {row.place}", row.sizes.get(axis, 1)) in bends,
         }
         for row in rows
-        if row.latency
+        if row.latency and getattr(row.latency, field) > 0
     ]
     sizes = sorted({row.sizes.get(axis, 1) for row in rows if row.latency})
     found = [float(str(value["value"])) for value in values]

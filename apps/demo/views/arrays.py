@@ -6,10 +6,9 @@ import numpy as np
 import streamlit as st
 
 from apps.demo import words
-from apps.demo.views.base import Asking, Question, View, next_draw
+from apps.demo.views.base import Asking, Question, View, next_draw, sample
 from apps.demo.visitor import Visitor
 from kit.bundle import Bundle
-from kit.errors import KitError
 from kit.tensors import Axis, Tensors, TensorSpec
 
 MAX_FILE_MB = 100
@@ -39,10 +38,8 @@ def random(visitor: Visitor, bundle: Bundle) -> Question | None:
 def drawn(visitor: Visitor, bundle: Bundle, which: dict[str, bool]) -> Question | None:
     """Draw a sample, and show it as tensors."""
     asked = {"path": visitor.path, "number": next_draw("Another sample"), **which}
-    try:
-        found = visitor.ask("jobs:sample", asked)
-    except KitError as error:
-        st.error(words.problem(error))
+    found = sample(visitor, asked)
+    if found is None:
         return None
     right = str(found.told["right"])
     _inputs(bundle, found.arrays)

@@ -12,6 +12,7 @@ import streamlit as st
 
 from apps.demo import words
 from apps.demo.visitor import Visitor
+from apps.demo.worker import Answer
 from kit.bundle import Bundle
 from kit.errors import KitError
 from kit.tensors import Tensors
@@ -81,6 +82,22 @@ def examples(visitor: Visitor) -> list[Any]:
             st.caption(words.problem(error))
             return []
     found: list[Any] = visitor.results[key]
+    return found
+
+
+def sample(visitor: Visitor, asked: dict[str, Any]) -> Answer | None:
+    """Return a sample, drawn once; None, with the reason on the page, if there is none or the visitor's process is at work."""
+    key = f"sample {sorted(asked.items())}"
+    if key not in visitor.results:
+        if visitor.errand is not None and visitor.errand[1].is_running:
+            st.caption("It is drawn when the present work has ended.")
+            return None
+        try:
+            visitor.results[key] = visitor.ask("jobs:sample", asked)
+        except KitError as error:
+            st.error(words.problem(error))
+            return None
+    found: Answer = visitor.results[key]
     return found
 
 

@@ -12,7 +12,7 @@ from apps.demo import canvas, words
 from apps.demo.explain import CHANNELS, picture_of
 from apps.demo.pixels import as_address, pixels_of
 from apps.demo.views import arrays
-from apps.demo.views.base import Asking, Question, View, next_draw
+from apps.demo.views.base import Asking, Question, View, next_draw, sample
 from apps.demo.visitor import Visitor
 from kit.bundle import Bundle
 from kit.errors import KitError
@@ -57,7 +57,7 @@ def _question(data: bytes) -> Question:
 
 def _drawn(visitor: Visitor, bundle: Bundle) -> Question | None:
     example, known = _example(visitor, bundle)
-    png, is_example = canvas.canvas(example)
+    png, is_example = canvas.canvas(visitor.path, example)
     if png is not None:
         return _question(png)
     if not is_example:
@@ -68,7 +68,7 @@ def _drawn(visitor: Visitor, bundle: Bundle) -> Question | None:
 def _example(visitor: Visitor, bundle: Bundle) -> tuple[NDArray[np.uint8] | None, dict[str, Any]]:
     """Return the first golden sample as a picture, and what is known of it; None if it cannot be read."""
     key, name = f"example {visitor.path}", picture_of(bundle.signature)
-    if key not in visitor.results and name is not None:
+    if key not in visitor.results and name is not None and visitor.errand is None:
         try:
             found = visitor.ask("jobs:sample", {**_FIRST, "path": visitor.path})
             visitor.results[key] = pixels_of(found.arrays[name][0], 1), found.told
@@ -95,10 +95,8 @@ def _photographed(visitor: Visitor, bundle: Bundle) -> Question | None:  # noqa:
 
 def _random(visitor: Visitor, bundle: Bundle) -> Question | None:
     asked = {"path": visitor.path, "number": next_draw("Another picture")}
-    try:
-        found = visitor.ask("jobs:sample", asked)
-    except KitError as error:
-        st.error(words.problem(error))
+    found = sample(visitor, asked)
+    if found is None:
         return None
     right, name = str(found.told["right"]), picture_of(bundle.signature)
     if name is not None:

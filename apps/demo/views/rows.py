@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-import numpy as np
 import streamlit as st
 
+from apps.demo import words
 from apps.demo.views import arrays
 from apps.demo.views.base import Asking, Question, View, examples
 from apps.demo.visitor import Visitor
@@ -34,23 +35,46 @@ def _row(visitor: Visitor, bundle: Bundle) -> Question | None:  # noqa: ARG001
         place = st.selectbox("Example", range(len(known)), format_func=lambda place: f"row {place + 1}")
     raw = known[place]
     columns = {str(name): value for name, value in (raw.items() if isinstance(raw, dict) else enumerate(raw))}
-    import pandas as pd
-
-    upright = pd.DataFrame({"value": columns.values()}, index=pd.Index(list(columns), name="column"), dtype=object)
-    shown = upright if any(isinstance(one, str) for one in columns.values()) else upright.astype(float)
-    edited = st.data_editor(shown, key=f"row {visitor.path} {place}", width="stretch")
-    values = [_plain(new, old) for new, old in zip(edited["value"], columns.values(), strict=True)]
+    values = _edited(columns, f"row {visitor.path} {place}")
+    if values is None:
+        return None
     return Question(
         {"kind": "items", "raw": [dict(zip(raw, values, strict=True)) if isinstance(raw, dict) else values]}
     )
 
 
-def _plain(value: Any, example: Any) -> Any:
-    """Return a cell as a plain value of the kind that its example is of; None if it is empty."""
-    if value is None or (isinstance(value, float) and np.isnan(value)):
-        return None
-    if isinstance(example, bool):
-        return bool(value)
-    if isinstance(example, int) and float(value).is_integer():
-        return int(value)
-    return float(value) if isinstance(example, (int, float)) else str(value)
+def _edited(columns: dict[str, Any], key: str) -> list[Any] | None:
+    """Draw a row upright, whose cells can be changed; None, with the reason on the page, for a cell that cannot be read."""
+    import pandas as pd
+
+    are_numbers = all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in columns.values())
+    cells = list(columns.values()) if are_numbers else [_as_text(one) for one in columns.values()]
+    upright = pd.DataFrame({"value": cells}, index=pd.Index(list(columns), name="column"))
+    edited = st.data_editor(upright.astype(float) if are_numbers else upright, key=key, width="stretch")
+    values = []
+    for (name, example), cell in zip(columns.items(), edited["value"], strict=True):
+        try:
+            values.append(None if cell is None or pd.isna(cell) else _plain(cell, example))
+        except ValueError:
+            st.warning(words.plain(f"{name}: {cell} is no value like {_as_text(example)}."), icon=":material/error:")
+            return None
+    return values
+
+
+def _as_text(value: Any) -> str | None:
+    """Return what a cell shows: words as they are, everything else as JSON."""
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _plain(cell: Any, example: Any) -> Any:
+    """Return a cell as a plain value of the kind that its example is of.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if example is None or isinstance(example, str):
+        return str(cell)
+    if isinstance(example, bool) or not isinstance(example, (int, float)):
+        return json.loads(str(cell))
+    number = float(cell)
+    return int(number) if isinstance(example, int) and number.is_integer() else number
