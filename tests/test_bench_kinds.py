@@ -112,6 +112,7 @@ def test_a_flood_of_queries_is_said_to_be_one(tiny: Bundle) -> None:
     assert any("arrived" in remark for remark in found.remarks())
 
 
+@pytest.mark.slow
 def test_a_sweep_measures_growing_batches_and_finds_the_knee(tiny: Bundle) -> None:
     found = bench(tiny, Request(providers=CPU, sweep="batch", plan=Plan(budget_seconds=1.5)))
     batches = [row.sizes["batch"] for row in found.rows]

@@ -324,6 +324,7 @@ def blind():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", [None, "table"])
 def test_one_row_of_examples_does_not_blind_the_gate_for_answers_that_do_not_vary(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str | None

@@ -435,6 +435,7 @@ def test_the_profiler_sees_every_node() -> None:
     assert found.kernels.is_all_on(Provider.CPU)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(libraries.GPU_PACKAGE not in libraries.installed_packages(), reason="no GPU build is installed")
 @pytest.mark.parametrize("first", ["", "import torch"])
 def test_the_libraries_of_cuda_are_found_with_and_without_torch(first: str) -> None:

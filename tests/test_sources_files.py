@@ -347,6 +347,7 @@ def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+@pytest.mark.slow
 def test_a_folder_that_classifies_texts_brings_its_labels_and_its_tokenizer(tmp_path: Path) -> None:
     original = open_source(str(bert(tmp_path / "bert")))
     assert original.signature.described() == dict.fromkeys(

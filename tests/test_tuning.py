@@ -198,6 +198,7 @@ def test_a_broken_store_keeps_nobody_from_predicting(digits: Bundle, choices: Pa
     assert choices.read_text() == content
 
 
+@pytest.mark.slow
 def test_tune_measures_chooses_and_remembers(digits: Bundle) -> None:
     done = tuning.tune(digits, most_threads=2, plan=FAST)
     assert tuned.choice_for(digits) == done.choice

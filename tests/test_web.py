@@ -269,6 +269,7 @@ def test_it_works_without_a_network_once_it_was_seen(visit) -> None:
     assert re.fullmatch(r"\d", page.locator("#answer h2").inner_text())
 
 
+@pytest.mark.slow
 def test_it_can_be_installed(visit) -> None:
     page = visit()
     page.evaluate("() => navigator.serviceWorker.ready.then(() => undefined)")
