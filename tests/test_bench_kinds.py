@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -360,3 +361,16 @@ def test_a_cold_start_is_of_one_sample_at_one_size(duo: Bundle, tiny: Bundle) ->
     plan = Plan(budget_seconds=0.1)
     (row,) = bench(duo, Request(providers=CPU, cold=True, points=({"sequence": 16},), plan=plan)).rows
     assert (row.status, row.sizes) == (Status.OK, {"batch": 1, "sequence": 16})
+
+
+def test_samples_per_second_have_an_interval_and_a_mean_far_from_the_median_is_said(tiny: Bundle) -> None:
+    found = bench(tiny, Request(providers=(Provider.CPU,), points=({"batch": 1},), plan=Plan(rounds=10)))
+    latency = found.rows[0].latency
+    assert latency is not None
+    assert latency.samples_per_second_low is not None
+    assert latency.samples_per_second_high is not None
+    assert latency.samples_per_second_low <= latency.samples_per_second <= latency.samples_per_second_high
+    for mean, is_said in ((1.1, False), (2.8, True)):
+        row = dataclasses.replace(found.rows[0], latency=dataclasses.replace(latency, mean_us=mean * latency.p50_us))
+        remarks = dataclasses.replace(found, rows=(row,)).remarks()
+        assert any("some are much slower" in remark for remark in remarks) == is_said

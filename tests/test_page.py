@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -145,6 +146,23 @@ def test_a_damaged_results_file_is_said(page, digits: Bundle) -> None:
     assert not app.exception
     assert "is no JSON" in texts(app.error)
     assert "Nothing was measured" in texts(app.info)
+
+
+def test_results_say_whose_they_are_and_few_rounds_decide_nothing(page, tiny: Bundle) -> None:
+    found = bench(open_folder(tiny.folder), Request(points=({"batch": 1},), plan=Plan(budget_seconds=0.1)))
+    row = dataclasses.replace(found.rows[0], bundle="other", sha256="f" * 64)
+    me = Visitor(str(tiny.folder))
+    me.benches[me.path] = {"uploaded: there.json": dataclasses.replace(found, rows=(row,))}
+    app = page(tiny.folder, "Latency", visitor=me)
+    assert not app.exception
+    assert "figures of another bundle, other, and not of tiny" in texts(app.warning)
+    assert re.search(r"\*\*other\*\* \(fp32 ffffffff\) on .*: uploaded", texts(app.markdown))
+    assert texts(app.subheader).startswith("Too few rounds")
+    assert not app.get("vega_lite_chart")
+    me.benches[me.path] = {"measured here, now": found}
+    app.run()
+    assert "figures of another" not in texts(app.warning)
+    assert re.search(rf"\*\*tiny\*\* \(fp32 {found.rows[0].sha256[:8]}\)", texts(app.markdown))
 
 
 def test_under_the_threshold_it_says_that_it_is_unsure(page, tiny: Bundle) -> None:

@@ -31,6 +31,7 @@ DASHES = ((1, 0), (7, 3), (2, 2), (9, 3, 2, 3), (4, 4), (12, 4))
 
 _INK, _FAINT = "#1f2933", "#7b8794"
 _MOST_NODES = 10
+_LEAST_SHOWN = 1e-9  # on a log scale, which has no zero
 _NAME_SHARE, _NAMES_SHARE = 0.09, 0.18  # of a chart's height, which a name takes, and of its width
 _CONFIG = {
     "font": "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif",
@@ -188,9 +189,8 @@ def score(rows: Sequence[Row], front: Sequence[Row], style: Style) -> alt.LayerC
         for row in sorted(rows, key=lambda row: row.latency.p50_us if row.latency else 0.0)
         if row.latency and row.score
     ]
-    several = len({place(row) for row in rows}) > 1
     for number, value in enumerate(values):  # neighbours' names stand on either side
-        value |= {"label": value["name"] if several else str(value["name"]).partition(",")[0], "above": number % 2 == 0}
+        value |= {"label": _label(str(value["name"]), rows), "above": number % 2 == 0}
     first = next(row.score for row in rows if row.latency and row.score)
     title = f"{first.metric}, {first.unit}" if first.unit else first.metric
     tops = [float(str(value["score"])) for value in values]
@@ -252,14 +252,14 @@ def sweep(
         {
             "name": f"{row.variant}, {place(row)}",
             "size": row.sizes.get(axis, 1),
-            "value": getattr(row.latency, field),
+            "value": max(getattr(row.latency, field), _LEAST_SHOWN),
             "colour": style.colour(row.variant),
             "shape": style.shape(place(row)),
             "dash": list(style.dash(place(row))),
             "knee": (f"{row.variant} {row.place}", row.sizes.get(axis, 1)) in bends,
         }
         for row in rows
-        if row.latency and getattr(row.latency, field) > 0
+        if row.latency
     ]
     sizes = sorted({row.sizes.get(axis, 1) for row in rows if row.latency})
     found = [float(str(value["value"])) for value in values]
@@ -320,15 +320,15 @@ def _names(values: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> list[dic
     ends = sorted((value for value in values if value["size"] == largest), key=lambda value: -float(value["value"]))
     span = math.log(max(float(value["value"]) for value in values) / min(float(value["value"]) for value in values))
     places = apart([math.log(float(end["value"])) for end in ends], _NAME_SHARE * max(span, 0.5))
-    several = len({place(row) for row in rows}) > 1
     return [
-        {
-            "size": largest,
-            "value": math.exp(where),
-            "label": end["name"] if several else str(end["name"]).partition(",")[0],
-        }
+        {"size": largest, "value": math.exp(where), "label": _label(str(end["name"]), rows)}
         for end, where in zip(ends, places, strict=True)
     ]
+
+
+def _label(name: str, rows: Sequence[Row]) -> str:
+    """Return what stands beside a point: its variant, and its place where there are several."""
+    return name if len({place(row) for row in rows}) > 1 else name.partition(",")[0]
 
 
 def apart(places: Sequence[float], least: float) -> list[float]:

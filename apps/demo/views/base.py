@@ -26,13 +26,11 @@ class Question:
         asked: Plain values, as apps.demo.jobs.predict takes them.
         arrays: By name, likewise.
         right: The right answer in words, if it is known.
-        is_example: Whether the page chose it, before the visitor did anything.
     """
 
     asked: dict[str, Any]
     arrays: Tensors = field(default_factory=dict)
     right: str = ""
-    is_example: bool = False
 
     @property
     def digest(self) -> str:

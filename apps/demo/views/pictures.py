@@ -62,7 +62,7 @@ def _drawn(visitor: Visitor, bundle: Bundle) -> Question | None:
         return _question(png)
     if not is_example:
         return None
-    return Question({"kind": "sample", **_FIRST, "path": visitor.path}, right=str(known["right"]), is_example=True)
+    return Question({"kind": "sample", **_FIRST, "path": visitor.path}, right=str(known["right"]))
 
 
 def _example(visitor: Visitor, bundle: Bundle) -> tuple[NDArray[np.uint8] | None, dict[str, Any]]:
