@@ -30,8 +30,8 @@ from kit.system.machine import this_machine
 from kit.system.muted import STDERR, muted
 
 AUTO = "auto"
-SECONDS = 30.0
-"""The longest that a cluster may take to say who it is."""
+SECONDS = 90.0
+"""The longest that a cluster may take to say who it is: a node that is new, or busy, loads ONNX Runtime first."""
 
 _PROBE_SECONDS = 5.0
 _NEWS_SECONDS = 3.0

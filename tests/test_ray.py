@@ -251,7 +251,8 @@ def test_a_service_is_replaced_without_a_lost_request(nodes: Nodes, tiny: Bundle
     assert running.stdout is not None
     assert running.stderr is not None
     try:
-        assert f"digits on http://127.0.0.1:{port}" in running.stdout.readline()
+        said = running.stdout.readline()
+        assert f"digits on http://127.0.0.1:{port}" in said, running.communicate(timeout=60)[1]
         base = f"http://127.0.0.1:{port}"
         assert urllib.request.urlopen(f"{base}/v2/health/ready", timeout=60).status == 200
         with urllib.request.urlopen(f"{base}/v2/models/digits", timeout=60) as answer:

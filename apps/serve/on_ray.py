@@ -13,6 +13,7 @@ import contextlib
 import logging
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,8 @@ log = logging.getLogger("kit.serve")
 
 APPLICATION = "kit"
 """Name of the application in Ray Serve: a second one of this name takes the first one's place, without a lost request."""
+DOORS_OPEN_WITHIN = 90.0
+"""Seconds for Ray Serve's doors to open: on a busy machine it starts one that is not ready after 5 s once more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +180,7 @@ def serve_on_ray(
         for note in notes:
             on_note(note)
         deployment.deploy()
+        _await_doors()
         ending = _at_signal()
         on_listening(f"http://{host}:{port}", [name for name, _, _ in deployment.models()])
         while not ending.wait(settings.watch_every):
@@ -196,6 +200,22 @@ def _listens(settings: Settings) -> tuple[str, int]:
     client: Any = context._get_global_client()  # noqa: SLF001 - nothing else tells
     options = getattr(client, "http_config", None)
     return (options.host, options.port) if options is not None else (settings.host, settings.port)
+
+
+def _await_doors() -> None:
+    """Wait until each node that answers requests does: Ray Serve deploys before its doors are open.
+
+    Raises:
+        Unavailable: They stay shut.
+    """
+    until = time.monotonic() + DOORS_OPEN_WITHIN
+    while not (doors := _ray_serve().status().proxies) or {"STARTING", "UNHEALTHY"} & set(doors.values()):
+        if time.monotonic() > until:
+            raise Unavailable(
+                f"Ray Serve's proxies do not become ready within {DOORS_OPEN_WITHIN:.0f} s",
+                hint="see whether the port is free on each node, or give another: --port",
+            )
+        time.sleep(0.1)
 
 
 def _at_signal() -> threading.Event:
