@@ -39,6 +39,7 @@ from kit.choices import Precision, VariantFormat
 from kit.errors import CheckFailed, DatasetUnavailable, UsageError
 from kit.lab import models, records
 from kit.lab.blueprint import ARCHITECTURE, Blueprint
+from kit.lab.data.strokes import draw_digits
 from kit.lab.models import Mlp
 from kit.lab.records import Origin, Speedup, TrainingRecord
 from kit.lab.training import confidence
@@ -241,7 +242,10 @@ class _Trained:
         # what the original was trained on, the smaller network may see as well
         parts = (splits.train, splits.validation) if _has_seen_all(splits) else (splits.train,)
         images = np.concatenate([next(iter(group.inputs.values())) for part in parts for group in part])
-        return cls(module=module, blueprint=blueprint, record=record, splits=splits, pixels=torch.from_numpy(images))
+        drawn, signs = (int(record.recipe.get(name, 0)) for name in ("drawn", "signs"))
+        drawings = draw_digits(drawn, signs=signs, seed=record.seed).images
+        pixels = torch.from_numpy(np.concatenate([images, drawings]) if len(drawings) else images)
+        return cls(module=module, blueprint=blueprint, record=record, splits=splits, pixels=pixels)
 
     @property
     def shown(self) -> torch.Tensor:

@@ -22,7 +22,7 @@ from PIL import Image
 from kit.engine import Engine, load
 from kit.errors import PictureInvalid
 from kit.lab.data import default_dir, validation_indices
-from kit.tasks.images import PIPELINES
+from kit.tasks.images import PIPELINES, Crop
 from kit.tasks.images.ink import Steps, ink_pixels
 from scripts.picture_conditions import CONDITIONS, as_lines
 
@@ -32,7 +32,7 @@ Labels = NDArray[np.int64]
 Way = Callable[[Image.Image], Pixels]
 
 WAYS: dict[str, Way] = {
-    "`mnist-ink@1`": lambda picture: PIPELINES["mnist-ink@1"].run(picture, SHAPE),
+    "`mnist-ink@1`": lambda picture: PIPELINES["mnist-ink@1"].run(picture, SHAPE, "L", Crop()),
     **{
         name: lambda picture, steps=steps: ink_pixels(picture, SHAPE, steps=steps)  # type: ignore[misc]
         for name, steps in {

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch.nn import functional
 
+from kit.lab.data.strokes import NO_DIGIT
 from kit.lab.training.augment import distort
 from kit.lab.training.recipe import Recipe
 from kit.lab.training.world import World, seeded
@@ -31,7 +32,7 @@ class Batches(Protocol):
 
 
 class Labelled:
-    """Images uint8 `[N, height, width]` with labels int64 `[N]`, distorted as the recipe says."""
+    """Images uint8 `[N, height, width]` with labels int64 `[N]`, distorted as the recipe says; NO_DIGIT for signs."""
 
     def __init__(self, images: torch.Tensor, labels: torch.Tensor, recipe: Recipe, world: World) -> None:
         self._images, self._labels = images.to(world.device), labels.to(world.device)
@@ -52,8 +53,13 @@ class Labelled:
             yield images, self._labels[indices]
 
     def loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Return the cross-entropy."""
-        return functional.cross_entropy(logits, target)
+        """Return the cross-entropy; of a sign that is no digit, with every class as likely."""
+        known = target != NO_DIGIT
+        if bool(known.all()):
+            return functional.cross_entropy(logits, target)
+        losses = functional.cross_entropy(logits, target.clamp(min=0), reduction="none")
+        unknown = -functional.log_softmax(logits, dim=1).mean(dim=1)
+        return torch.where(known, losses, unknown).mean()
 
 
 @dataclass(frozen=True)

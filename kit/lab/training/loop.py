@@ -24,6 +24,7 @@ from kit.errors import KitError, UsageError
 from kit.lab import models
 from kit.lab.blueprint import Blueprint
 from kit.lab.data import Dataset, Split, validation_indices
+from kit.lab.data.strokes import draw_digits
 from kit.lab.records import TrainingRecord
 from kit.lab.scores import top1
 from kit.lab.training import confidence
@@ -146,6 +147,14 @@ def blueprint_for(dataset: Dataset, recipe: Recipe) -> Blueprint:
     )
 
 
+def with_drawings(train: Split, recipe: Recipe) -> Split:
+    """Return training images with the digits and signs that the recipe has drawn beside them."""
+    if not (recipe.drawn or recipe.signs):
+        return train
+    drawn = draw_digits(recipe.drawn, signs=recipe.signs, seed=recipe.seed)
+    return Split(np.concatenate([train.images, drawn.images]), np.concatenate([train.labels, drawn.labels]))
+
+
 class _Run:
     """One call of `train`."""
 
@@ -166,8 +175,8 @@ class _Run:
         self.listener = listener or Listener()
         self.checkpoint_seconds = checkpoint_seconds
         fitted, held_out = validation_indices(len(dataset.train), fraction=recipe.val_fraction, seed=recipe.seed)
-        self.images = torch.from_numpy(dataset.train.images[fitted])
-        self.labels = torch.from_numpy(dataset.train.labels[fitted])
+        learnt = with_drawings(dataset.train.take(fitted), recipe)
+        self.images, self.labels = torch.from_numpy(learnt.images), torch.from_numpy(learnt.labels)
         self.held_out = dataset.train.take(held_out) if len(held_out) else None
         self._check_batches()
         self.folder = RunFolder(folder, recipe, dataset) if folder is not None else None
