@@ -87,6 +87,16 @@ def test_bash_itself_completes_a_bundle(here: Path) -> None:
     assert done.stdout.split() == ["my-digits"]
 
 
+@pytest.mark.skipif(not shutil.which("fish"), reason="fish is not installed")
+def test_fish_itself_completes_a_bundle(here: Path) -> None:
+    program = str(Path(sys.executable).parent)
+    environment = {**os.environ, "PATH": f"{program}{os.pathsep}{os.environ['PATH']}"}
+    lines = 'kit completion fish | source; complete -C "kit info my"'
+    asked = ["fish", "--no-config", "-c", lines]
+    done = subprocess.run(asked, cwd=here, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["my-digits"]
+
+
 def test_python_runs_kit_as_a_module(tmp_path: Path) -> None:
     def ran(*line: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([sys.executable, *line], cwd=tmp_path, capture_output=True, text=True, check=False)
