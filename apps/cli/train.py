@@ -183,7 +183,7 @@ def run(
 
         with world(how.device, threads=how.threads) as here:
             if here.is_first:
-                _tell_data(dataset)
+                _tell_data(dataset, recipe)
             if how.threads is None:
                 update("choosing threads", 0.0)
                 _choose_threads(dataset, recipe, here, run_folder if how.resume else None)
@@ -282,12 +282,14 @@ class _Told:
                     self._writer.add_scalar(f"{epoch.phase}/{name}", value, epoch.epoch)
 
 
-def _tell_data(dataset: Dataset) -> None:
+def _tell_data(dataset: Dataset, recipe: Recipe) -> None:
     from apps.cli import render
 
     train, test, classes = len(dataset.train), len(dataset.test), len(dataset.info.labels)
     points = f"each is {100 / test:.2g} points of top-1"
     render.remark(f"{dataset.name}: {classes} classes, {train:,} training and {test:,} test images ({points})")
+    if recipe.drawn or recipe.signs:
+        render.remark(f"Trained on too: {recipe.drawn:,} drawn digits, and {recipe.signs:,} drawn signs that are none")
     for note in dataset.notes:
         render.remark(f"Note: {note}.")
 

@@ -204,8 +204,8 @@ def _drawn(form: str, rng: np.random.Generator) -> NDArray[np.uint8]:
         for x, y in (way[0], way[-1]):
             pencil.ellipse((x - pen / 2, y - pen / 2, x + pen / 2, y + pen / 2), fill=255)
     ink = canvas.crop(canvas.getbbox())
-    longest = max(ink.size)
-    small = ink.resize(tuple(max(round(side * _SIDE / longest), 1) for side in ink.size), Image.Resampling.BOX)
+    width, height = (max(round(side * _SIDE / max(ink.size)), 1) for side in ink.size)
+    small = ink.resize((width, height), Image.Resampling.BOX)
     return place_by_mass(np.asarray(small), (28, 28))
 
 
@@ -237,7 +237,7 @@ def _smooth(points: Points, rng: np.random.Generator) -> Points:
         + (2 * before - 5 * start + 4 * end - after) * t**2
         + (3 * start - before - 3 * end + after) * t**3
     )
-    way = curve.reshape(-1, 2)
+    way: Points = curve.reshape(-1, 2)
     first, last = (int(len(way) * max(rng.normal(0, 0.03), 0)) for _ in range(2))
     return way[first : len(way) - last]
 
