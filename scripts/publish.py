@@ -46,8 +46,10 @@ VARIANTS = ExportOptions(
 """One for every place: as it is, for GPUs, int8 for every runtime, and int8 for ONNX Runtime on a CPU."""
 
 DRAWINGS, UNSEEN_SEED = 5_000, 12_345
+"""How many drawn digits, and signs, the card tells of, and of which seed: none that anything is trained with."""
+
 PRINTED = "ABCDEFGHJKLMNPQRTUVWXYabcdefhikmnprtuvwxy?!#%&+=*@$"
-"""How many drawn digits, and signs, the card tells of, and of which seed: none that anything is trained with. Printed: what no digit looks like."""
+"""Letters and signs that no digit looks like."""
 
 
 def main() -> None:
