@@ -227,7 +227,7 @@ def _choose_threads(dataset: Dataset, recipe: Recipe, here: World, began: Path |
     if most == 1 or here.size > 1 or here.device.type != "cpu":
         return
     blueprint = blueprint_for(dataset, recipe)
-    images = torch.from_numpy(dataset.train.images)
+    images = torch.tensor(dataset.train.images)  # a copy: what is read from a file may be read-only
     work = rehearsal(images, recipe, here, outputs=len(blueprint.labels), normalization=blueprint.normalization)
     if said := quickest(work, most).remark():
         render.remark(said)
