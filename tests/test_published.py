@@ -13,6 +13,7 @@ from kit.bench.results import last_path
 from kit.bundle import Bundle, attach, find, open_folder, pack, read, unpack
 from kit.errors import UsageError
 from kit.lab import data
+from kit.lab.data.strokes import NO_DIGIT, draw_digits
 from kit.lab.records import training_record
 from kit.verify import verify
 from tests.conftest import ROOT, Kit
@@ -72,12 +73,21 @@ def test_its_accuracy_is_the_one_it_names(published: Bundle, variant: str) -> No
 def test_its_int8_agrees_with_fp32_and_loses_nothing(published: Bundle) -> None:
     """As its manifest says; the test above holds the manifest to the images."""
     for variant in ("int8-qdq", "int8-pixel"):
-        found, same = (published.variant(variant).score(name) for name in ("top-1", "agreement"))
+        found = published.variant(variant).score("top-1")
         assert found is not None
-        assert same is not None
-        assert found.samples == same.samples == 10_000
-        assert same.correct >= 9_990
+        assert found.samples == 10_000
+        assert found.worse + found.improved <= 10
         assert found.loss <= 0.0005
+
+
+def test_it_reads_digits_as_people_draw_them_and_is_unsure_of_what_is_none(published: Bundle) -> None:
+    drawn = draw_digits(1_000, signs=500, seed=54_321)  # of a seed that nothing was trained on
+    sign = drawn.labels == NO_DIGIT
+    for variant in ("fp32", "int8-qdq", "int8-pixel"):
+        with kit.load(published.folder, variant=variant) as engine:
+            found = engine.predict(drawn.images)
+        assert (found.labels == drawn.labels)[~sign].mean() > 0.97
+        assert found.unsure[sign].mean() > 0.97
 
 
 def test_everything_that_reads_a_bundle_takes_it_by_default(kit_inside: Kit, tmp_path: Path, published: Bundle) -> None:
@@ -107,9 +117,9 @@ def test_inside_an_installed_package_it_is_read_and_never_written(
     assert np.array_equal(answers.labels, golden.expected["logits"].argmax(axis=1))
 
 
-def test_its_models_are_the_ones_that_were_published_first(published: Bundle) -> None:
+def test_its_models_are_the_ones_that_were_published(published: Bundle) -> None:
     digests = {variant.id: variant.graph.sha256[:8] for variant in published.variants}
-    assert digests == {"fp32": "41de615d", "fp16": "d5e9e979", "int8-qdq": "0dbd7b27", "int8-pixel": "0572eef3"}
+    assert digests == {"fp32": "523ebd04", "fp16": "58a409b7", "int8-qdq": "466821cd", "int8-pixel": "92fdedee"}
 
 
 def test_its_weights_still_make_the_same_fp32_file(published: Bundle, tmp_path: Path) -> None:
