@@ -95,12 +95,12 @@ def test_a_bundle_is_upgraded_where_nothing_can_be_exported(digits: Bundle, pyth
 @pytest.mark.parametrize(
     ("blocked", "arguments"),
     [
-        (("torch",), ("export", "BUNDLE")),
+        pytest.param(("torch",), ("export", "BUNDLE"), marks=pytest.mark.slow),
         pytest.param(("torch",), ("train", "--dataset", "digits"), marks=pytest.mark.slow),
         (("onnxruntime",), ("bench", "BUNDLE")),
         pytest.param(("onnxruntime",), ("verify", "BUNDLE"), marks=pytest.mark.slow),
         (("onnxruntime",), ("doctor",)),
-        (("sklearn",), ("train", "--dataset", "digits")),
+        pytest.param(("sklearn",), ("train", "--dataset", "digits"), marks=pytest.mark.slow),
     ],
 )
 def test_a_missing_package_is_named_with_the_line_that_installs_it(

@@ -123,7 +123,10 @@ def guest(site: Site) -> Iterator[object]:
     opened.context.close()
 
 
-@pytest.mark.parametrize("size", [(380, 800), (820, 1180), (1440, 900), (1920, 1080)], ids=str)
+SIZES = [(380, 800), *(pytest.param(size, marks=pytest.mark.slow) for size in ((820, 1180), (1440, 900), (1920, 1080)))]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
 def test_it_opens_with_an_example_that_is_already_read_above_the_fold(site: Site, size: tuple[int, int]) -> None:
     page = site.visit(width=size[0], height=size[1])
     said = page.get_by_text(re.compile("All 6 answers agree .3 variants in 2 runtimes.|They disagree"))
@@ -157,6 +160,7 @@ def test_a_drawn_digit_is_read_by_every_variant_in_every_runtime(page) -> None:
     page.screenshot(path=SHOTS / "demo-drawn.png")
 
 
+@pytest.mark.slow
 def test_strokes_are_undone_and_cleared_and_outlive_another_tab(page) -> None:
     draw(page, CIRCLE)
     assert set(answers(page).values()) == {"0"}
@@ -177,6 +181,7 @@ def test_strokes_are_undone_and_cleared_and_outlive_another_tab(page) -> None:
     page.get_by_text("Draw with the mouse").wait_for()
 
 
+@pytest.mark.slow
 def test_pictures_good_blank_corrupt_huge_and_random_are_answered(page, site: Site, tmp_path: Path) -> None:
     golden = site.bundle.golden()[0]
     Image.fromarray(255 - golden.inputs["pixels"][0]).resize((300, 300)).save(tmp_path / "good.png")
@@ -206,6 +211,7 @@ def test_pictures_good_blank_corrupt_huge_and_random_are_answered(page, site: Si
     assert set(answers(page)) == CONTESTANTS
 
 
+@pytest.mark.slow
 def test_accuracy_is_counted_kept_and_opened_cell_by_cell(page, site: Site) -> None:
     tab(page, "Accuracy")
     published = site.bundle.variant("fp32").score("top-1")
@@ -330,6 +336,7 @@ def test_an_uploaded_bundle_is_checked_and_put_in_sight(guest, page, quantized: 
     assert page.get_by_text("uploaded, runs with limits").count() == 0  # another visitor sees nothing of it
 
 
+@pytest.mark.slow
 def test_bundles_with_strange_graphs_are_refused(guest, digits: Bundle, tmp_path: Path) -> None:
     copy = open_folder(Path(shutil.copytree(digits.folder, tmp_path / "copy")))
     upload(guest, pack(with_model(digits, custom), tmp_path))
@@ -339,6 +346,7 @@ def test_bundles_with_strange_graphs_are_refused(guest, digits: Bundle, tmp_path
     assert guest.get_by_text("uploaded, runs with limits").count() == 0
 
 
+@pytest.mark.slow
 def test_a_corrupt_bundle_is_refused_and_a_path_is_opened(guest, tiny: Bundle, tmp_path: Path) -> None:
     (tmp_path / "broken.kit").write_bytes(b"PK\x03\x04 and nothing more")
     upload(guest, tmp_path / "broken.kit")

@@ -263,6 +263,7 @@ def test_a_ready_model_is_asked_and_scored(duo: Bundle, cache: Path) -> None:  #
     assert counting.count(job({"path": path, "dataset": counting.GOLDEN}, state=state)).told["samples"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", [snippets.with_kit, snippets.with_onnxruntime])
 @pytest.mark.parametrize("name", ["digits", "duo"])
 def test_the_lines_that_are_shown_run(name: str, program, request: pytest.FixtureRequest) -> None:

@@ -366,6 +366,7 @@ def test_only_artifacts_are_opened_when_told_so(page, workplace: Path) -> None:
             me.place(str(path))
 
 
+@pytest.mark.slow
 def test_a_packed_file_of_elsewhere_is_checked_before_it_is_opened(page, workplace: Path) -> None:
     packed = pack(open_folder(workplace / "elsewhere"), workplace)
     app = page("mine", "Artifact")

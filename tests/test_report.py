@@ -368,6 +368,7 @@ def test_a_missing_altair_is_named_with_the_line_that_installs_it(tmp_path: Path
     assert "extra `report`" in found.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_the_page_draws_itself_without_a_network_on_narrow_and_wide_windows(tmp_path: Path) -> None:
     from playwright.sync_api import sync_playwright

@@ -352,6 +352,7 @@ def test_an_unknown_runtime_lists_those_there_are() -> None:
     assert set(registry.names()) - set(registry.chosen(("all",))) <= {registry.BROWSER, *registry.GUESTS}
 
 
+@pytest.mark.slow
 def test_another_package_adds_a_runtime_by_an_entry_point(tiny: Bundle, tmp_path: Path) -> None:
     """What pip would write, written by hand: a module and its metadata."""
     site = tmp_path / "site"

@@ -111,7 +111,7 @@ def in_both(lab: Tab, data: bytes, pipeline: str, shape: tuple[int, ...], **crop
     return run_pipeline(data, pipeline, layout, how), np.array(found, np.int64).reshape(shape)
 
 
-@pytest.mark.parametrize("seeds", [range(6), pytest.param(range(6, 40), marks=pytest.mark.slow)], ids=["few", "many"])
+@pytest.mark.parametrize("seeds", [range(3), pytest.param(range(3, 40), marks=pytest.mark.slow)], ids=["few", "many"])
 @pytest.mark.parametrize("pipeline", ["mnist-ink@1", "mnist-ink@2", "mnist-ink@3"])
 def test_drawings_become_the_same_pixels_in_the_browser(lab: Tab, pipeline: str, seeds: range) -> None:
     for seed in seeds:
@@ -162,6 +162,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Site:
     )
 
 
+@pytest.mark.slow
 def test_every_variant_and_every_item_is_proved_in_the_browser(digits: Site) -> None:
     found = tried(digits.folder, digits.variants)
     assert found.items == (3, 3)
@@ -257,6 +258,7 @@ def test_another_variant_is_chosen_and_the_address_keeps_it(visit) -> None:
     assert "int8-pixel" in visit("#variant=int8-pixel").locator("#runs").text_content()
 
 
+@pytest.mark.slow
 def test_it_works_without_a_network_once_it_was_seen(visit) -> None:
     page = visit()
     page.evaluate("() => navigator.serviceWorker.ready.then(() => undefined)")
