@@ -68,6 +68,19 @@ class Nodes:
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    with _cluster(tmp_path_factory) as found:
+        yield found
+
+
+@pytest.fixture
+def fresh_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    """Nodes none of which was killed before."""
+    with _cluster(tmp_path_factory) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def _cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": "/tmp"}
     with Stepping(NODES, env=environment, log=tmp_path_factory.mktemp("ray") / "log") as program:
         yield Nodes(program)
@@ -233,7 +246,7 @@ class _Clients:
             thread.join()
 
 
-def test_a_service_is_replaced_without_a_lost_request(nodes: Nodes, tiny: Bundle, tmp_path: Path) -> None:
+def test_a_service_is_replaced_without_a_lost_request(fresh_nodes: Nodes, tiny: Bundle, tmp_path: Path) -> None:
     second = open_folder(Path(shutil.copytree(tiny.folder, tmp_path / "second")))
     served = tmp_path / "served"
     shutil.copytree(tiny.folder, served)
@@ -242,7 +255,7 @@ def test_a_service_is_replaced_without_a_lost_request(nodes: Nodes, tiny: Bundle
         port = free.getsockname()[1]
     program = str(Path(sys.executable).with_name("kit"))
     running = subprocess.Popen(
-        [program, "serve", f"digits={served}", "--ray", nodes.address, "--port", str(port), "--watch"],
+        [program, "serve", f"digits={served}", "--ray", fresh_nodes.address, "--port", str(port), "--watch"],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

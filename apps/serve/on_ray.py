@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -180,7 +181,7 @@ def serve_on_ray(
         for note in notes:
             on_note(note)
         deployment.deploy()
-        _await_doors()
+        _await_doors(host, port)
         ending = _at_signal()
         on_listening(f"http://{host}:{port}", [name for name, _, _ in deployment.models()])
         while not ending.wait(settings.watch_every):
@@ -202,20 +203,35 @@ def _listens(settings: Settings) -> tuple[str, int]:
     return (options.host, options.port) if options is not None else (settings.host, settings.port)
 
 
-def _await_doors() -> None:
+def _await_doors(host: str, port: int) -> None:
     """Wait until each node that answers requests does: Ray Serve deploys before its doors are open.
 
     Raises:
         Unavailable: They stay shut.
     """
+    import ray
+
+    own = ray.get_runtime_context().get_node_id()
     until = time.monotonic() + DOORS_OPEN_WITHIN
-    while not (doors := _ray_serve().status().proxies) or {"STARTING", "UNHEALTHY"} & set(doors.values()):
+    while True:
+        doors = _ray_serve().status().proxies
+        are_ready = bool(doors) and not {"STARTING", "UNHEALTHY"} & set(doors.values())
+        # Ray Serve calls a proxy healthy that it is about to start once more: whoever can knocks.
+        if are_ready and (own not in doors or _is_open(host, port)):
+            return
         if time.monotonic() > until:
             raise Unavailable(
                 f"Ray Serve's proxies do not become ready within {DOORS_OPEN_WITHIN:.0f} s",
                 hint="see whether the port is free on each node, or give another: --port",
             )
         time.sleep(0.1)
+
+
+def _is_open(host: str, port: int) -> bool:
+    everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - an address to ask, none to listen on
+    with contextlib.suppress(OSError), socket.create_connection((everywhere.get(host, host), port), timeout=5):
+        return True
+    return False
 
 
 def _at_signal() -> threading.Event:
