@@ -248,7 +248,8 @@ MNIST test set, 10,000 images; trained on all 60,000 training images. fp32: {see
 
 - One digit, upright: several digits, or a sign that looks like one, are read as some digit. It calls itself unsure of
   {percent(strokes.unsure, 1)} of {DRAWINGS:,} drawn signs (lone strokes, letters) of the kinds it was trained to be unsure
-  of, and of {percent(strokes.unsure_of_printed, 1)} of {strokes.printed} printed letters and signs, which it never saw.
+  of, and of {percent(strokes.unsure_of_printed, 1)} of {strokes.printed} printed letters and signs, some of
+  which are among those drawn for training.
 - Upside down or turned by more than about 30 degrees it is wrong.
 - An upright stroke is a 1, whatever it was meant to be.
 - Probabilities are calibrated on MNIST; on other pictures they are too high.

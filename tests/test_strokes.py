@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import pytest
 import torch
 
+from kit.errors import UsageError
 from kit.lab.data.sets import Split
 from kit.lab.data.strokes import FORMS, NO_DIGIT, draw_digits
 from kit.lab.training.batches import Labelled
@@ -57,6 +59,8 @@ def test_the_record_recipe_trains_on_drawings_of_digits_alone() -> None:
     assert len(learnt) == 5 + 20 + 3
     assert np.array_equal(learnt.labels[:5], own.labels)
     assert with_drawings(own, Recipe()) is own
+    with pytest.raises(UsageError, match="28x28"):
+        with_drawings(Split(np.zeros((5, 8, 8), np.uint8), np.arange(5)), Recipe(drawn=10))
 
 
 def test_of_a_sign_training_asks_that_every_digit_be_as_likely() -> None:

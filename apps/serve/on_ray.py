@@ -216,7 +216,7 @@ def _await_doors(host: str, port: int) -> None:
     while True:
         doors = _ray_serve().status().proxies
         are_ready = bool(doors) and not {"STARTING", "UNHEALTHY"} & set(doors.values())
-        # Ray Serve calls a proxy healthy that it is about to start once more: whoever can knocks.
+        # Connections were refused although all proxies were called healthy: where one is on this node, try it.
         if are_ready and (own not in doors or _is_open(host, port)):
             return
         if time.monotonic() > until:

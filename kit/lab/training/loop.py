@@ -148,10 +148,16 @@ def blueprint_for(dataset: Dataset, recipe: Recipe) -> Blueprint:
 
 
 def with_drawings(train: Split, recipe: Recipe) -> Split:
-    """Return training images with the digits and signs that the recipe has drawn beside them."""
+    """Return training images with the digits and signs that the recipe has drawn beside them.
+
+    Raises:
+        UsageError: The images are not of the size that digits are drawn in.
+    """
     if not (recipe.drawn or recipe.signs):
         return train
     drawn = draw_digits(recipe.drawn, signs=recipe.signs, seed=recipe.seed)
+    if train.images.shape[1:] != drawn.images.shape[1:]:
+        raise UsageError("digits are drawn in 28x28 pixels, and the images have other sizes", hint="drawn=0, signs=0")
     return Split(np.concatenate([train.images, drawn.images]), np.concatenate([train.labels, drawn.labels]))
 
 
