@@ -20,7 +20,8 @@ network smaller and faster on a CPU; `scripts/int8_networks.py` makes the table 
 All tools start from the same float graph and the same training samples; losses are counted on a test part made of other files,
 against the float network's own answers (labels, for mnist-mlp), by the metric that kit decided by and with its 95 % interval.
 Speed is how many times as fast as ONNX Runtime's fp32 with as many threads a call is: the median of interleaved rounds, and the
-middle half of them. kit's row shows the choice that loses the most. `Right` is what loses no more than kit's metric allows.
+middle half of them. All tools of a network were measured together on one machine, which its section names; networks on others.
+kit's row shows the choice that loses the most. `Right` is what loses no more than kit's metric allows.
 torch.compile and torchao are counted as they are before they are compiled. Weights of some networks are random, which says
 something of speed and of errors, and nothing of accuracy."""
 
@@ -131,12 +132,11 @@ def page(rows: Sequence[Found]) -> str:
     """Return the page."""
     from kit.system.machine import tool_versions
 
-    machines = "; ".join(dict.fromkeys(one.machine for one in rows if one.machine))
     versions = ", ".join(f"{name} {version}" for name, version in tool_versions().items())
     parts = ["# INT8 of real networks, tool by tool", "", INTRODUCTION, "", *_summary(rows), ""]
     for one in rows:
         parts += _section(one)
-    return "\n".join([*parts, f"{machines}. {versions}.", ""])
+    return "\n".join([*parts, f"{versions}.", ""])
 
 
 def _summary(rows: Sequence[Found]) -> list[str]:
@@ -253,7 +253,18 @@ def _section(found: Found) -> list[str]:
     notes = [f"- {name}: {choice}" for name, choice in kit.choices.items()] if kit else []
     notes += [f"- {row.tool}: {row.problem or row.remark}" for row in ordered if row.problem or row.remark]
     allowed = f"The metric allows a loss of {_signed(found, found.allowed).lstrip('+')}. `kit tune` chose:"
-    return [head, "", *lines, "", f"kit published {published}. {allowed}", "", *notes, ""]
+    return [
+        head,
+        "",
+        *lines,
+        "",
+        f"kit published {published}. {allowed}",
+        "",
+        *notes,
+        "",
+        f"Measured on {found.machine}.",
+        "",
+    ]
 
 
 def _line(found: Found, row: Row, more: Sequence[str], names: Sequence[str]) -> str:

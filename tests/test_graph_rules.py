@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, parser
 
 from exporters.graph import files, names
+from exporters.graph.absorb import absorb, drop_copies
 from exporters.graph.files import Graph
 from exporters.graph.prologue import put_on
-from exporters.graph.rewrite import flatten, fold, gates, move_in, simplify, unscale, untranspose
+from exporters.graph.rewrite import flatten, flush, fold, gates, move_in, simplify, unscale, untranspose
 from exporters.graph.rules import follow, least_onnxruntime, opset_of, sort, strip
 from kit.errors import UsageError
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
@@ -162,6 +163,112 @@ def test_a_scaled_layer_takes_its_factors_into_its_weights() -> None:
     unscale(graph)
     assert {one.f for one in graph.model.graph.node[0].attribute} == {1.0}
     assert np.allclose(run(graph, x=x), before, atol=1e-6)
+
+
+# As Paddle's exporter writes a convolution: an Identity behind each node, the bias in a node of its own.
+PADDLE = """g (float[n, 3, 6, 6] x) => (float[n, 4, 6, 6] y) {
+    a = Conv<pads = [1, 1, 1, 1]>(x, w)  b = Identity(a)  c = Add(b, shift)  d = Identity(c)
+    e = BatchNormalization(d, scale, bias, mean, variance)  f = Mul(e, half)  g = Sub(f, shift)  y = Relu(g) }"""
+
+
+def paddle(**others: NDArray[np.generic]) -> Graph:
+    given = {
+        "w": floats(4, 3, 3, 3),
+        "shift": floats(4, 1, 1),
+        **{name: floats(4) for name in ("scale", "bias", "mean")},
+        "variance": np.abs(floats(4)) + 0.5,
+        "half": np.float32(0.5),
+    }
+    return graph_of(PADDLE, **{**given, **others})
+
+
+def test_what_stands_behind_a_convolution_goes_into_it() -> None:
+    graph = paddle()
+    x = floats(2, 3, 6, 6)
+    before = run(graph, x=x)
+    simplify(graph, batch="n")
+    assert kinds(graph) == ["Conv", "Relu"]
+    assert sorted(graph.constants) == ["w", "w.bias"]
+    onnx.checker.check_model(graph.model, full_check=True)
+    assert np.allclose(run(graph, x=x), before, atol=1e-5)
+
+
+def test_what_stands_behind_a_gemm_goes_into_it() -> None:
+    text = """g (float[n, 3] x) => (float[n, 5] y) {
+        a = Gemm(x, w, b)  c = BatchNormalization(a, scale, bias, mean, variance)  d = Div(c, two)  y = Add(d, row) }"""
+    named = {name: floats(5) for name in ("b", "scale", "bias", "mean")}
+    graph = graph_of(
+        text, w=floats(3, 5), **named, variance=np.abs(floats(5)) + 0.5, two=np.float32(2), row=floats(1, 5)
+    )
+    x = floats(4, 3)
+    before = run(graph, x=x)
+    simplify(graph, batch="n")
+    assert kinds(graph) == ["Gemm"]
+    assert np.allclose(run(graph, x=x), before, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("text", "constants"),
+    [
+        ("a = Conv(x, w)  b = Conv(x, w)  c = Add(a, s)  y = Add(c, b)", {"s": (4, 1, 1)}),  # weights of two layers
+        ("a = Conv(x, w)  c = Add(a, s)  y = Mul(c, a)", {"s": (4, 1, 1)}),  # read elsewhere as well
+        ("a = Conv(x, w)  y = Add(a, s)", {"s": (1, 4, 4)}),  # differs from place to place
+        ("a = Conv(x, w)  y = Add(a, s)", {"s": (1, 1, 4)}),  # along the last axis, which is as long
+        ("a = Conv(x, w)  y = Sub(s, a)", {"s": (4, 1, 1)}),  # the other way round
+        ("a = Conv(x, w)  y = Mul(a, a)", {}),
+    ],
+)
+def test_what_does_not_treat_outputs_one_by_one_stays(text: str, constants: dict[str, tuple[int, ...]]) -> None:
+    graph = graph_of(
+        f"g (float[n, 3, 4, 4] x) => (float[n, 4, 4, 4] y) {{ {text} }}",
+        w=floats(4, 3, 1, 1),
+        **{name: floats(*shape) for name, shape in constants.items()},
+    )
+    before = kinds(graph)
+    absorb(graph)
+    assert kinds(graph) == before
+
+
+def test_a_convolution_whose_output_is_given_away_keeps_it() -> None:
+    graph = graph_of(
+        "g (float[n, 3, 4, 4] x) => (float[n, 4, 4, 4] a, float[n, 4, 4, 4] y) { a = Conv(x, w)  y = Add(a, s) }",
+        w=floats(4, 3, 1, 1),
+        s=floats(4, 1, 1),
+    )
+    absorb(graph)
+    assert kinds(graph) == ["Conv", "Add"]
+
+
+def test_copies_go_but_for_outputs_and_what_a_branch_reads() -> None:
+    graph = graph_of(
+        """g (float[n, 3] x, bool c) => (float[n, 3] y, float[n, 3] z) {
+        a = Identity(x)  b = Identity(a)  y = Identity(b)  d = Identity(x)
+        z = If(c) <then_branch = t () => (float[n, 3] p) { p = Neg(d) },
+            else_branch = e () => (float[n, 3] q) { q = Abs(b) }> }"""
+    )
+    drop_copies(graph)
+    assert kinds(graph) == ["Identity", "Identity", "Identity", "If"]  # b and d are read in branches, y is an output
+    assert graph.model.graph.node[0].input[0] == "x"
+    x = floats(2, 3)
+    with OnnxRuntimeRunner(graph.model.SerializeToString()) as runner:
+        found = runner.run({"x": x, "c": np.array(True)})
+    assert np.array_equal(found["y"], x)
+    assert np.array_equal(found["z"], -x)
+
+
+def test_numbers_too_small_to_be_normal_become_nothing() -> None:
+    weights = floats(3, 5)
+    weights[0, :2] = 1e-40, -1e-42
+    halves = np.array([6e-8, 1], np.float16)
+    graph = graph_of(
+        "g (float[n, 3] x, float16[n, 2] h) => (float[n, 5] y, float16[n, 2] z) { y = MatMul(x, w)  z = Mul(h, v) }",
+        w=weights,
+        v=halves,
+    )
+    flush(graph)
+    assert not graph.values("w")[0, :2].any()
+    assert np.array_equal(graph.values("w")[1:], weights[1:])
+    assert np.array_equal(graph.values("v"), halves)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])

@@ -10,16 +10,18 @@ import pytest
 
 import exporters
 from apps.cli import export_tables
-from exporters import AutoOptions, candidates
+from exporters import AutoOptions, candidates, workbench
 from exporters.formats.int8 import StaticInt8
 from exporters.options import ExportOptions
 from exporters.search import ladder
-from exporters.search.ladder import climb
+from exporters.search.ladder import climb, narrow
+from exporters.workbench import Workbench
 from kit.bench.measure import Plan
 from kit.bundle import Bundle
 from kit.choices import CalibrationMethod, Precision
 from kit.errors import GateFailed, UsageError
-from tests.helpers.originals import dense
+from kit.samples import Splits
+from tests.helpers.originals import OnnxOriginal, dense, noise
 from tests.helpers.outliers import with_outlier, workbench_of
 from tests.helpers.points import batch
 
@@ -151,3 +153,52 @@ def test_what_was_tried_is_shown_with_what_it_brought(capsys: pytest.CaptureFixt
     assert "loses too much" in shown
     assert "no [memory] left" in shown
     assert "61 s" in shown
+
+
+def with_rare_value(folder: Path) -> Workbench:
+    """A model whose calibration samples hold one value of half a million that reaches further than all others."""
+    model, signature = dense((512, 16, 3))
+    every = noise(signature, 1424)
+    train, validation, test = (every.take(signature, slice(*ends)) for ends in ((0, 1024), (1024, 1224), (1224, 1424)))
+    train.inputs["x"][0, 0] = 200
+    data = Splits(dataset="noise", train=(train,), validation=(validation,), test=(test,))
+    return workbench.of(OnnxOriginal(model, signature), folder, opset=20, data=data, metric="r2", max_loss=1.0)
+
+
+def test_what_is_right_and_loses_for_sure_gets_narrower_ranges_where_they_pay(tmp_path: Path) -> None:
+    bench = with_rare_value(tmp_path)
+    (recipe,) = candidates.recipes(ExportOptions(precisions=("int8",)))
+    whole = bench.examine(recipe.make(bench.source))
+    done = narrow(recipe, whole, bench)
+    assert [one.name for one in done.rungs] == ["the whole range", "ranges by percentile"]
+    assert done.rungs[1].sqnr_db > done.rungs[0].sqnr_db
+    assert done.passed is not None
+    record = done.passed.variant.quantization
+    assert record is not None
+    assert record.calibration is not None
+    assert record.calibration.method == "percentile"
+    assert (done.passed.folder / done.passed.variant.graph.file).is_file()
+
+
+def test_what_loses_nothing_for_sure_keeps_its_ranges(tmp_path: Path) -> None:
+    model, signature = dense((16, 3))
+    bench = workbench_of(model, signature, tmp_path, max_loss=0.1)
+    (recipe,) = candidates.recipes(ExportOptions(precisions=("int8",)))
+    whole = bench.examine(recipe.make(bench.source))
+    assert narrow(recipe, whole, bench) == ladder.Climb(passed=whole, rungs=())
+
+
+def test_narrower_ranges_that_cannot_be_made_leave_what_there_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = with_rare_value(tmp_path)
+    (recipe,) = candidates.recipes(ExportOptions(precisions=("int8",)))
+    whole = bench.examine(recipe.make(bench.source))
+
+    def refused(*_: object, **__: object) -> None:
+        raise GateFailed("no room")
+
+    monkeypatch.setattr(candidates.VariantRecipe, "make", refused)
+    done = narrow(recipe, whole, bench)
+    assert done.passed is whole
+    assert done.rungs[1].problem == "no room"

@@ -89,6 +89,7 @@ class StaticInt8(EveryLayer):
 
     def quantized(self, source: Source, exclude: tuple[str, ...], drawn: CalibrationDraw, target: Path) -> Quantized:
         """Return the graph; weights of a large one already lie beside `target`."""
+        weights_alone = dataclasses.replace(self, method=CalibrationMethod.MINMAX)  # no rounding depends on it
         return quantize_static(
             source.path if source.is_large else source.model,
             source.signature,
@@ -99,7 +100,7 @@ class StaticInt8(EveryLayer):
             weight_bits=self.weight_bits,
             exclude=exclude,
             target=target,
-            cache=source.roundings.setdefault(repr(self), {}),
+            cache=source.roundings.setdefault(repr(weights_alone), {}),
             factors=_factors(source, drawn),
             on_progress=source.on_progress,
         )

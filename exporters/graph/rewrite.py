@@ -1,5 +1,9 @@
 """Rules that every graph goes through before it is a baseline, each exact or exact to rounding.
 
+- `drop_copies`, `absorb`  An Identity goes, and what is done to each output of a layer behind it goes into its weights and
+                bias: batch normalization, scales, biases in nodes of their own (exporters.graph.absorb).
+- `flush`       Weights and biases below the least normal number become 0. Training leaves them behind in channels that died,
+                and an Intel CPU needs a hundred times as long for each: PP-OCR's detector takes 120 ms with them, 30 without.
 - `untranspose` Gemm(transB=1) becomes Gemm with the transposed weight, which every quantizer reads.
 - `unscale`     Gemm's alpha and beta go into its weight and bias: quantizers pass over them.
 - `gates`       Weights of recurrent layers that are put together of constants in each call, as torch's exporter has it, are put
@@ -26,6 +30,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from exporters.graph.absorb import absorb, drop_copies
 from exporters.graph.files import Graph, dtype_of, names_read
 from exporters.graph.names import free, taken
 from exporters.graph.rules import MOVES, RECURRENT, follow, is_plain, uses
@@ -36,8 +41,11 @@ _RESHAPES = frozenset({"Reshape", "Flatten"})
 
 def simplify(graph: Graph, *, batch: str | None) -> None:
     """Apply the rules that suit any graph, in place."""
+    drop_copies(graph)
+    flush(graph)
     untranspose(graph)
     unscale(graph)
+    absorb(graph)
     gates(graph)
     move_in(graph, batch=batch)
 
@@ -47,6 +55,17 @@ def move_in(graph: Graph, *, batch: str | None) -> None:
     crop(graph)
     fold(graph)
     flatten(graph, batch=batch)
+
+
+def flush(graph: Graph) -> None:
+    """Make 0 of float32 and float64 constants that are no normal numbers; what is as small in float16 is meant."""
+    for name, constant in graph.constants.items():
+        if constant.data_type not in {TensorProto.FLOAT, TensorProto.DOUBLE}:
+            continue
+        values = graph.values(name)
+        is_tiny = (values != 0) & (np.abs(values) < np.finfo(values.dtype).tiny)
+        if is_tiny.any():
+            graph.assign(name, np.where(is_tiny, values.dtype.type(0), values))
 
 
 def untranspose(graph: Graph) -> None:

@@ -140,7 +140,7 @@ def blame(recipe: VariantRecipe, bench: Workbench, on_progress: OnProgress = sil
         on_progress(layer.name)
         only = recipe.make(bench.source, (*unable, *(name for name in names if name != layer.name)))
         try:
-            alone, own = trial.judged(only), trial.own_sqnr_db(recipe, only, layer)
+            alone, own = trial.judged(only.files.path), trial.own_sqnr_db(recipe, only, layer)
         finally:
             only.discard()
         without = trial.of(recipe, (*unable, layer.name))
@@ -345,14 +345,14 @@ class Trial:
         """Make a candidate, judge it, and throw it away."""
         candidate = recipe.make(self.bench.source, exclude)
         try:
-            return self.judged(candidate)
+            return self.judged(candidate.files.path)
         finally:
             candidate.discard()
 
-    def judged(self, candidate: Candidate) -> Result:
+    def judged(self, path: Path) -> Result:
         """Hold a candidate's answers against the baseline's."""
         signature = self.bench.signature
-        with OnnxRuntimeRunner(candidate.files.path, binds=False) as runner:
+        with OnnxRuntimeRunner(path, binds=False) as runner:
             answers = answer(runner, self._groups, signature)
         before = self.bench.baseline.values[self._key]
         scores = tuple(self._score(bar, base, answers) for bar, base in zip(self._bars, before, strict=True))

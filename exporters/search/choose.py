@@ -25,7 +25,7 @@ from exporters.formats.weights import has_products
 from exporters.gate import Passed
 from exporters.options import DEFAULT_OPSET, ExportOptions
 from exporters.search import trial
-from exporters.search.ladder import Rung, climb
+from exporters.search.ladder import Rung, climb, narrow
 from exporters.workbench import ExportReport, Workbench, for_bundle, staging_beside
 from kit import bundle as bundles
 from kit import tuning
@@ -265,6 +265,11 @@ def _make(bench: Workbench, options: AutoOptions, budget: _Budget, on_progress: 
         except (GateFailed, UsageError) as error:
             failed.add(recipe.id)
             reasons[recipe.id] = f"rejected: {str(error).removeprefix(f'{recipe.id} ')}"
+            continue
+        narrows = recipe.id == _CLIMBS and options.calibration is None and not is_dense(bench.source.model)
+        if narrows and not budget.is_over():
+            found = narrow(recipe, passed[recipe.id], bench, on_progress=on_progress)
+            passed[recipe.id], rungs = found.passed or passed[recipe.id], found.rungs
     has_int8 = any(one.variant.precision is Precision.INT8 for one in passed.values())
     climber = next((one for one in recipes if one.id == _CLIMBS and one.id in failed), None)
     if climber is not None and not has_int8 and not budget.is_over():

@@ -1,7 +1,11 @@
-"""What is tried, from the simplest on, when static int8 loses more than is allowed; each step is kept only where it pays.
+"""What is tried, from the simplest on, when static int8 loses more than is allowed, or something for sure.
+
+Each step is kept only where it pays.
 
 1. Ranges that leave out what hardly occurs: percentiles, then entropy (Migacz 2017, "8-bit inference with TensorRT").
 2. The layers that lose most stay in float, as few as will do (exporters.search.blame).
+
+What is right, and yet sure to lose something, has the first of these tried (`narrow`).
 
 Smoothed inputs, weights rounded for the sake of their layer's output and moved biases come before all this: they are part of
 how int8 is made (exporters.formats). Candidates are judged on the validation samples; the gate has the last word.
@@ -23,6 +27,8 @@ from kit.choices import CalibrationMethod
 from kit.errors import GateFailed, UsageError
 from kit.metrics import Score
 from kit.system.progress import OnProgress, silent
+
+_WHOLE = "the whole range"
 
 METHODS = (CalibrationMethod.PERCENTILE, CalibrationMethod.ENTROPY)
 
@@ -97,7 +103,7 @@ def climb(
         rungs.append(_rung(recipe, name, started, found))
         return found
 
-    best, least = recipe, tried("the whole range", recipe)
+    best, least = recipe, tried(_WHOLE, recipe)
     if least is None or least.excess <= 0:
         return Climb(passed=None, rungs=tuple(rungs), reason="validation samples do not show what it loses")
     assert isinstance(recipe.format, StaticInt8)  # whoever climbs has chosen one
@@ -126,6 +132,42 @@ def climb(
     except GateFailed as error:
         return Climb(passed=None, rungs=tuple(rungs), reason=str(error).removeprefix(f"{recipe.id} "))
     return Climb(passed=passed, rungs=tuple(rungs))
+
+
+def narrow(recipe: VariantRecipe, whole: Passed, bench: Workbench, *, on_progress: OnProgress = silent) -> Climb:
+    """Try ranges by percentile for static int8 that is right and loses something for sure.
+
+    What passes is of the two the one with less noise on the validation samples; without rungs nothing had to be tried.
+
+    Args:
+        recipe: Of static int8 with the whole range.
+        whole: What was made by it.
+        bench: The model, and samples.
+        on_progress: Told what is being done.
+    """
+    assert isinstance(recipe.format, StaticInt8)  # whoever calls has chosen one
+    trial = Trial(bench)
+    started = time.perf_counter()
+    before = trial.judged(whole.folder / whole.variant.graph.file)
+    if before.first is None or (before.first.low or 0.0) <= 0:
+        return Climb(passed=whole, rungs=())
+    rungs, method = [_rung(recipe, _WHOLE, started, before)], METHODS[0]
+    name = f"ranges by {method}"
+    on_progress(f"{recipe.id}: {name}")
+    started = time.perf_counter()
+    other = dataclasses.replace(recipe, format=dataclasses.replace(recipe.format, method=method))
+    made = None
+    try:
+        made = other.make(bench.source, recipe.format.unable(bench.source.model))
+        after = trial.judged(made.files.path)
+        passed = bench.examine(made) if after.badness < before.badness else None
+        rungs.append(_rung(recipe, name, started, after))
+    except (GateFailed, UsageError) as error:
+        rungs.append(_rung(recipe, name, started, problem=str(error)))
+        passed = None
+    if made is not None and passed is None:
+        made.discard()
+    return Climb(passed=passed or whole, rungs=tuple(rungs))
 
 
 def _rung(recipe: VariantRecipe, name: str, started: float, found: Result | None = None, *, problem: str = "") -> Rung:
