@@ -31,7 +31,6 @@ class _Pair:
     is_row: bool
 
     def errors(self) -> NDArray[np.float64]:
-        """Return the mean squared error of each sample."""
         squared: NDArray[np.float64] = ((self.ours - self.theirs) ** 2).sum(axis=1)
         return squared / np.maximum(self.counts, 1.0)
 
@@ -189,7 +188,6 @@ def _expected(samples: Samples) -> Tensors:
 
 
 def _pairs(outputs: Tensors, samples: Samples) -> list[_Pair]:
-    """Return every float output with the original's answer."""
     expected = _expected(samples)
     names = [name for name, array in outputs.items() if array.dtype.kind == "f" and name in expected]
     if not names:

@@ -14,11 +14,8 @@ BINS = 15
 def expected_calibration_error(shares: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
     """Return how far the probability of the answer is from the share of right ones, over BINS bins of equal count.
 
-    Equal counts in place of equal widths (Nguyen and O'Connor 2015): a good model's answers nearly all lie in one bin of ten.
-
-    Args:
-        shares: Probabilities float32 `[N, classes]`.
-        labels: int64 `[N]`.
+    `shares` are probabilities, float32 `[N, classes]`; `labels` int64 `[N]`. Equal counts in place of equal widths
+    (Nguyen and O'Connor 2015): a good model's answers nearly all lie in one bin of ten.
     """
     sure, right = shares.max(axis=1), shares.argmax(axis=1) == labels
     return float(
@@ -33,13 +30,7 @@ def equal_bins(sure: NDArray[np.float32]) -> list[NDArray[np.intp]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Bin:
-    """Answers of about the same probability.
-
-    Attributes:
-        probability: Their mean.
-        right: Share of them that is right.
-        samples: How many they are.
-    """
+    """Answers of about the same probability: its mean, the share of them that is right, and how many they are."""
 
     probability: float
     right: float
@@ -47,12 +38,7 @@ class Bin:
 
 
 def reliability(sure: NDArray[np.float32], right: NDArray[np.bool_]) -> tuple[Bin, ...]:
-    """Return the calibration curve: BINS bins of equal count, from the least sure to the surest.
-
-    Args:
-        sure: Probability of each answer, float32 `[N]`.
-        right: Whether it is right, bool `[N]`.
-    """
+    """Return the calibration curve, from the least sure to the surest, of `sure` float32 `[N]`, `right` bool `[N]`."""
     return tuple(
         Bin(probability=float(sure[part].mean()), right=float(right[part].mean()), samples=len(part))
         for part in equal_bins(sure)

@@ -57,17 +57,13 @@ class Fidelity:
     """How one output compares to the original's on the same samples.
 
     Attributes:
-        output: Name.
-        samples: How many were compared.
-        max_abs_error: Largest absolute difference.
-        max_rel_error: The same as a share of the largest absolute value of the reference.
-        rms_error: Root of the mean squared difference.
+        max_rel_error: The largest absolute difference as a share of the largest absolute value of the reference.
         cosine: Of all values together; None for outputs that hold no real numbers, or are all zero.
-        agreement: Share of samples with the same highest value, for outputs of two axes or more; the share of equal values for
-            outputs of integers and truth values. What is no number agrees with nothing.
+        agreement: Share of samples with the same highest value, for outputs of two axes or more; the share of equal
+            values for outputs of integers and truth values. What is no number agrees with nothing.
         is_exact: The output holds integers or truth values.
-        places: Where it was compared for `agreement`: a word of a sentence is one, for an output that has a row for each; 0 if
-            nobody counted.
+        places: Where it was compared for `agreement`: a word of a sentence is one, for an output that has a row for
+            each; 0 if nobody counted.
     """
 
     output: str
@@ -81,7 +77,7 @@ class Fidelity:
     places: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse figures that are no numbers or out of range: with them, anything would pass."""
+        # with figures that are no numbers or out of range, anything would pass
         for name, (least, most) in _RANGES.items():
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
@@ -99,12 +95,7 @@ class FidelityVerdict:
 
 
 def compare(groups: Sequence[Samples], answers: Sequence[Tensors]) -> tuple[Fidelity, ...]:
-    """Compare a candidate's answers to what the samples expect, output by output.
-
-    Args:
-        groups: Samples with the original's answers.
-        answers: The candidate's, a group each.
-    """
+    """Compare a candidate's answers, a group each, to what the samples expect, output by output."""
     names = list(groups[0].expected or {})
     return tuple(
         _compare(name, [_pair(name, group, outputs) for group, outputs in zip(groups, answers, strict=True)])
@@ -119,12 +110,7 @@ def compare_tensors(expected: Tensors, answers: Tensors) -> tuple[Fidelity, ...]
 
 @dataclass(frozen=True, eq=False)
 class _Pair:
-    """A reference and a candidate as float64; what does not count is 0 in both.
-
-    Attributes:
-        counts: Which values count; None if all do.
-        is_exact: They are integers or truth values.
-    """
+    """A reference and a candidate as float64; what does not count is 0 in both. `counts` is None if all values do."""
 
     reference: NDArray[np.float64]
     candidate: NDArray[np.float64]
@@ -223,11 +209,7 @@ def judge(
 ) -> FidelityVerdict:
     """Hold a published variant to the bar of its precision: quantized ones to what they did when they were published.
 
-    Args:
-        found: What it does here.
-        precision: Of its weights.
-        published: What it did when it was published.
-        stored: The golden samples: a quantized variant must promise more than answers of zeros would.
+    With the golden samples as `stored`, a quantized variant must promise more than answers of zeros would.
     """
     if precision is Precision.FP32:
         return judge_float(found, FLOAT_RTOL)

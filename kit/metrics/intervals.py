@@ -54,7 +54,6 @@ def _root(rising: Callable[[float], float]) -> float:
 
 
 def _at_most(count: int, total: int, share: float) -> float:
-    """Return the probability of `count` or fewer of `total`, each as likely as `share`."""
     if share in {0.0, 1.0} or count >= total:
         return float(share == 0.0 or count >= total)
     return _beta(total - count, count + 1, 1 - share, share)

@@ -42,9 +42,7 @@ class Metric:
     """A metric and what its values mean.
 
     Attributes:
-        name: As users type it.
         function: One value for each sample, or one float for the whole.
-        better: Which way is better.
         unit: Of the values; `%` for shares of 1, which are shown as percentages.
         needs_targets: Whether it compares with right answers, and not with the original's.
         allowed_loss: Default bar: how much of it a variant may lose against the baseline.

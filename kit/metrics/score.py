@@ -26,16 +26,11 @@ class Score:
     """A metric's value on a split, and the loss against the baseline on the same samples.
 
     Attributes:
-        metric: Name.
         value: Of the whole split, in `unit`; a share of 1 for `%`.
-        samples: How many.
-        better: Which way is better.
         unit: Of value, baseline and loss.
         baseline: Value of the baseline variant on the same samples; None for the baseline itself.
-        worse: Samples that became wrong, for metrics that are right or wrong.
-        improved: Samples that became right.
-        low: Lower end of the 95 % interval of the loss; None if none is known.
-        high: Upper end.
+        worse: Samples that became wrong, for metrics that are right or wrong; `improved` became right.
+        low: Lower end of the 95 % interval of the loss, `high` the upper one; None if none is known.
     """
 
     metric: str
@@ -52,7 +47,6 @@ class Score:
     high: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse values that say nothing and counts that do not fit together."""
         if not 1 <= self.samples <= MOST_SAMPLES:
             raise ValueError(f"a score on {self.samples:,} samples")
         for name in ("value", "baseline", "low", "high"):
@@ -115,12 +109,8 @@ def evaluate(
 ) -> Values:
     """Apply a metric to the outputs of every group of samples.
 
-    Args:
-        metric: What to measure.
-        answers: Outputs of each group.
-        groups: Samples with targets or the original's answers.
-        signature: Where the batch axis of each tensor stands; None: first, everywhere.
-        output: The only output that a built-in metric looks at, such as the scores that a task reads; None for all.
+    `signature` says where the batch axis of each tensor stands (None: first, everywhere); `output` is the only one that
+    a built-in metric looks at, such as the scores that a task reads.
 
     Raises:
         UsageError: It cannot be applied to them, or gives neither a float nor a value for each sample.
@@ -165,7 +155,6 @@ def _of_each(metric: Metric, arrays: Sequence[NDArray[Any]], rows: Sequence[int]
 
 
 def _rows(group: Samples, signature: Signature | None) -> int:
-    """Return how many samples a group holds."""
     if signature is not None:
         return signature.rows(group.inputs)
     sized = (*group.inputs.values(), *(group.expected or {}).values(), *(group.targets or {}).values())

@@ -25,26 +25,25 @@ OPTIMIZATIONS = ("all", "extended", "basic", "off")
 
 @dataclass(frozen=True, kw_only=True)
 class RunnerOptions:
-    """What is asked of a runtime. What follows `allow_fallback` is ONNX Runtime's; PyTorch has `tf32` and `cuda_graph` as well.
+    """What is asked of a runtime.
 
-    The defaults are the safest for small models, and were measured (docs/performance.md): one thread, because sharing out a
-    layer of some microseconds saves little, and waiting threads take CPUs from whatever else runs; no arena, where it is no
-    faster and keeps the most that any batch ever needed.
+    Fields after `allow_fallback` are for ONNX Runtime, except `bf16`; PyTorch has `tf32` and `cuda_graph` as well. The
+    defaults were measured to be the safest for small models (docs/performance.md): waiting threads save little and
+    take CPUs from whatever else runs; an arena is no faster and keeps the most that any batch ever needed.
 
     Attributes:
         provider: Where the model must run; strict unless `allow_fallback`.
-        threads: Threads one operator may use. 1 is the safest for small models: more threads spin and disturb neighbours.
-        device_id: Index of the GPU.
+        threads: Threads one operator may use.
         allow_fallback: Accept the CPU where the provider cannot run; the runner then says so.
         spinning: Let further threads wait for work by spinning: quicker, at the price of a CPU each.
-        arena: Keep freed memory for the next call; None: for models above ARENA_ABOVE_BYTES. What lies inside those may exceed
-            32 MB, which the C library gives back to the system and fetches anew, page by page, in every call.
+        arena: Keep freed memory for the next call; None: for models above ARENA_ABOVE_BYTES. What lies inside those may
+            exceed 32 MB, which the C library gives back to the system and fetches anew in every call.
         prepacking: Store weights as the kernels read them best; uses more memory.
         optimization: How far the graph is rewritten: one of OPTIMIZATIONS.
         tf32: Let a GPU round the inputs of float32 products to 10 bits: faster, and no longer what the CPU computes.
         cuda_graph: Record the kernels of each batch size once and replay them; for CUDA.
         gpu_memory_limit_bytes: The most ONNX Runtime may take of the GPU's memory; None: all that is free.
-        bf16: Let OpenVINO compute float32 with 8 bits of precision, on CPUs that do so in hardware: up to twice as fast.
+        bf16: Let OpenVINO compute float32 with 8 bits of precision, on CPUs that do so in hardware: up to 2x as fast.
     """
 
     provider: Provider = Provider.CPU
@@ -61,7 +60,6 @@ class RunnerOptions:
     bf16: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what no runtime can do."""
         if self.threads < 1:
             raise UsageError(f"threads must be 1 or more, found {self.threads}")
         cpus = os.cpu_count() or 1
@@ -78,7 +76,6 @@ class RunnerOptions:
         self._check_gpu()
 
     def _check_gpu(self) -> None:
-        """Refuse what changes nothing on the CPU, or leaves a GPU no memory to speak of."""
         limit = self.gpu_memory_limit_bytes
         if limit is not None and limit < LEAST_GPU_BYTES:
             raise UsageError(f"{limit:,} bytes of GPU memory are too few", hint="allow 64 MiB or more")
@@ -143,8 +140,8 @@ class Placement:
 class Binding:
     """Inputs and outputs of one size that stay where they are, so that a call allocates and converts nothing.
 
-    `run` copies inputs in and gives outputs; or fill `inputs` in place, call `compute`, and read `outputs`. On the CPU both are
-    the memory that the model reads and writes. A binding keeps the model open, and is not for two threads at once.
+    `run` copies inputs in and gives outputs; or fill `inputs` in place, call `compute`, and read `outputs`. On the CPU
+    both are the memory that the model reads and writes. A binding keeps the model open; it is for one thread at a time.
 
     ```python
     bound = engine.bind(batch=8)
@@ -157,9 +154,6 @@ class Binding:
     Attributes:
         inputs: By name, what the next call will read.
         outputs: By name, what the last call wrote: copy what must outlive the next one.
-
-    Args:
-        call: Runs the model on them. It need not keep them alive: the binding does.
     """
 
     __slots__ = ("_call", "_given", "_made", "inputs", "outputs")
@@ -208,7 +202,7 @@ class Binding:
 
 
 class OneToOne(Binding):
-    """One input and one output, as most models have: the same calls without a look at names, for those of some microseconds."""
+    """A binding of one input and one output: without a look at names, for models of some microseconds."""
 
     __slots__ = ("_input", "_output", "dtype", "shape")
 
@@ -219,11 +213,7 @@ class OneToOne(Binding):
         self.dtype = self._input.dtype
 
     def run(self, *arrays: NDArray[Any]) -> NDArray[Any]:
-        """Return the output for an input; valid until the next call.
-
-        Raises:
-            UsageError: Another number, shape or dtype than was bound.
-        """
+        """Return the output for an input; valid until the next call. Raises what `Binding.run` does."""
         if len(arrays) != 1 or arrays[0].shape != self.shape or arrays[0].dtype != self.dtype:
             self.check(*arrays)
         return self.run_fitting(arrays[0])
@@ -245,11 +235,7 @@ Shapes = tuple[tuple[int, ...], ...]
 
 
 class RecentBindings:
-    """The bindings of the shapes that were used last: a new one takes the place of the one used longest ago.
-
-    Args:
-        most: How many are kept.
-    """
+    """The bindings of the shapes used last, `most` of them: a new one replaces the one used longest ago."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -389,8 +375,8 @@ BATCH_BYTES = 64 * 2**20
 def run_in_batches(runner: Runner, tensors: Tensors, *, most_bytes: int = BATCH_BYTES) -> dict[str, NDArray[Any]]:
     """Run inputs along the batch axis in pieces bounded by bytes, and join the outputs.
 
-    There may be more samples than the batch axis allows in one call, or fewer: the pieces are of sizes that it allows, the last
-    one filled up with copies of its last sample, whose answers are dropped. A model whose answers cannot be joined runs whole.
+    Any number of samples will do: a last piece too small for the axis is filled up with copies of its last sample,
+    whose answers are dropped. A model whose answers cannot be joined runs whole.
 
     Raises:
         UsageError: An input is missing, unknown, or has another dtype, rank or size than the model takes.

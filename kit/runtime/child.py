@@ -30,12 +30,8 @@ def ask(
 ) -> subprocess.CompletedProcess[bytes]:
     """Run a module of kit's in a child that may take so much time, and as much memory as is free now.
 
-    Args:
-        module: Whose `__main__` part calls `asked`.
-        question: What `asked` returns there, as JSON.
-        seconds: Until it is killed.
-        folder: Where it runs; None for here.
-        environment: Variables added to this process's own.
+    Its `__main__` part calls `asked`, which returns the question there, as JSON; `environment` is added to this
+    process's own. The child is killed after `seconds`.
 
     Raises:
         subprocess.TimeoutExpired: It took longer.
@@ -74,7 +70,6 @@ def asked() -> dict[str, Any]:
 
 
 def _limit(memory_bytes: int, seconds: float) -> None:
-    """Have the system refuse more, where it can, and leave no core behind."""
     if sys.platform != "linux":
         return
     import resource

@@ -36,15 +36,11 @@ class Choice:
     """What runs a bundle best here.
 
     Attributes:
-        variant: Id.
         runtime: Name of kit.runtime.registry.
-        options: How it is opened: provider, threads, session options.
-        goal: What for.
         sizes: Of the axes in one call, as it was measured.
         p50_us: Latency of one call.
         speedup: Against the baseline in ONNX Runtime on one thread, in the same run.
-        low: Lower end of its 95 % interval.
-        high: Upper end.
+        low: Lower end of its 95 % interval; `high` is the upper one.
         measured: Date and time, UTC.
         runtime_version: Of the package; another one may choose otherwise.
     """
@@ -72,10 +68,7 @@ def store_path() -> Path:
 
 
 def choice_for(bundle: Bundle) -> Choice | None:
-    """Return what was chosen for a bundle here; None if nothing was, or if what was chosen from has changed.
-
-    A store that cannot be read is as good as none: predicting must not fail for it.
-    """
+    """Return what was chosen for a bundle here; None if nothing was, it is outdated, or the store is unreadable."""
     try:
         if not store_path().exists():
             return None
@@ -99,11 +92,7 @@ def remember(bundle: Bundle, choice: Choice) -> None:
 
 
 def forget(bundle: Bundle) -> bool:
-    """Drop the choice for a bundle; return whether there was one.
-
-    Raises:
-        BadInput, StorageUnavailable: As for `remember`.
-    """
+    """Drop the choice for a bundle; return whether there was one. Raises what `remember` does."""
     held = _held()
     if held.pop(_key(bundle), None) is None:
         return False
@@ -112,11 +101,7 @@ def forget(bundle: Bundle) -> bool:
 
 
 def check_writable() -> None:
-    """Refuse a store that `remember` would fail on: before a long measurement, not after it.
-
-    Raises:
-        BadInput, StorageUnavailable: As for `remember`.
-    """
+    """Raise what `remember` would raise: before a long measurement, not after it."""
     _held()
     files.check_writable(store_path())
 

@@ -40,10 +40,8 @@ class Converter:
     """What makes another format of an ONNX file.
 
     Attributes:
-        name: For messages.
         distribution: The package that holds it: another version makes other files.
         module: Of kit: its `convert(source, target)` is called in a child, which may print what goes wrong.
-        suffix: Of what it makes.
     """
 
     name: str
@@ -58,13 +56,10 @@ def folder() -> Path:
 
 
 def converted(converter: Converter, path: Path, refs: Sequence[FileRef], *, seconds: float = SECONDS) -> Path:
-    """Return what a converter makes of an ONNX file: as it was made before, or made now.
+    """Return what a converter, whose package must be here, makes of an ONNX file: as made before, or made now.
 
-    Args:
-        converter: Its package must be here.
-        path: Of the graph; weights lie beside it.
-        refs: Its files, checked: the hashes are what the result is found by.
-        seconds: For the conversion, besides what the size takes.
+    Weights lie beside `path`; `refs` are its files, checked: the result is found by their hashes. `seconds` are for the
+    conversion, besides what the size takes.
 
     Raises:
         BundleInvalid: It does not accept the model, crashes on it, or is not done in time.
@@ -129,7 +124,6 @@ def _made(converter: Converter, path: Path, room: Path, seconds: float) -> Path:
 
 
 def _told(output: str) -> str:
-    """Return the line of a converter's output that says most of what went wrong."""
     lines = [" ".join(_STAMP.sub("", line).split()) for line in output.splitlines() if line.strip()]
     wrong = [line for line in lines if any(word in line.lower() for word in ("error", "not support", "unsupported"))]
     return (wrong or lines or ["it does not say why"])[-1][:300]

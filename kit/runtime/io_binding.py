@@ -84,16 +84,9 @@ def bind_device(
     device: tuple[str, int],
     graph_id: int | None = None,
 ) -> DeviceBinding:
-    """Bind memory of a device for inputs and outputs like these arrays.
+    """Bind memory of a device, such as `("cuda", 0)`, for tensors like these arrays; the inputs get their values.
 
-    Args:
-        session: The model.
-        ort: The onnxruntime package.
-        inputs: What the inputs are like, and their first values.
-        outputs: What the outputs are like.
-        translate: Of errors.
-        device: Kind and index, such as `("cuda", 0)`.
-        graph_id: Record the first call as a CUDA graph of that number, and replay it from then on.
+    With a `graph_id`, the first call is recorded as a CUDA graph of that number, and replayed from then on.
     """
     kind, index = device
     held, made = (
@@ -140,11 +133,8 @@ def _call(
 
 
 def _bound_run(session: Any, binding: Any, options: Any) -> Callable[[], object]:
-    """Return the call with all its arguments.
-
-    The public method looks into the run options by way of Python exceptions, 30 us a call, and without options the call makes
-    them anew, 0.9 us (1.31, docs/performance.md): the method behind it is called with options that stay.
-    """
+    # The public method looks into the run options by way of Python exceptions, 30 us a call, and without options the
+    # call makes them anew, 0.9 us (1.31, docs/performance.md): the method behind it is called with options that stay.
     inner, bound = getattr(session, "_sess", None), getattr(binding, "_iobinding", None)
     if inner is None or bound is None:
         return partial(session.run_with_iobinding, binding, options)

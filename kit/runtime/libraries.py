@@ -52,10 +52,7 @@ def double_install() -> Problem | None:
 def cuda_problem(*, compiled_in: bool, library_folder: Path, device_id: int = 0) -> Problem | None:
     """Return what keeps the CUDA provider from running, or None.
 
-    Args:
-        compiled_in: Whether the installed build lists the CUDA provider.
-        library_folder: Where the build keeps its provider libraries.
-        device_id: Index of the GPU that is wanted.
+    `compiled_in`: the installed build lists the provider; `library_folder`: where it keeps its provider libraries.
     """
     if not compiled_in:
         package, driver = _package_problem(), _driver_problem(device_id)

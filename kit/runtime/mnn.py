@@ -26,10 +26,7 @@ _INT32 = np.iinfo(np.int32)
 
 
 def needed() -> Any:
-    """Return the module MNN, or raise PackageMissing with the line that installs it.
-
-    MNN names the CPU's instructions, and its errors, on stdout, where kit's own answers go.
-    """
+    """Return the module MNN, or raise PackageMissing with the line that installs it."""
     with muted(STDOUT):
         return packages.needed("MNN", distribution="mnn", purpose="the runtime mnn", extra="runtimes")
 
@@ -44,15 +41,10 @@ def convert(source: Path, target: Path) -> None:
 
 
 class MnnRunner(SizedRunner):
-    """A model in MNN's format, opened for each size of its inputs.
+    """A model as MNN's converter made it, opened for each size of its inputs; of `options`, the threads are used.
 
-    MNN has no integers of 64 bits and no floats of 16 at its borders: they are 32 bits wide inside, and numbers that do not
-    fit are refused.
-
-    Args:
-        model: What its converter made.
-        options: Threads.
-        signature: What the model takes and gives.
+    MNN has no integers of 64 bits and no floats of 16 at its borders: they are 32 bits wide inside, and numbers that do
+    not fit are refused.
 
     Raises:
         BundleInvalid: MNN does not open it, or it has other inputs or outputs.
@@ -127,7 +119,6 @@ class _Call:
         return view if view.dtype == array.dtype else array
 
     def take(self, tensor: Any, dtype: str) -> NDArray[Any]:
-        """Return the array that an output of the session is written to."""
         host = self._mnn.Tensor(tensor, self._mnn.Tensor_DimensionType_Caffe)
         view: NDArray[Any] = host.getNumpyData()
         self._after.append(lambda: tensor.copyToHostTensor(host))
@@ -151,7 +142,6 @@ class _Call:
 
 
 def _narrow(view: NDArray[Any], array: NDArray[Any]) -> None:
-    """Copy numbers into a dtype that may hold fewer of them."""
     if view.dtype == np.int32 and array.dtype.itemsize > 2 and array.size:
         least, most = int(array.min()), int(array.max())
         if least < _INT32.min or most > _INT32.max:

@@ -78,12 +78,11 @@ class OnnxRuntimeRunner(BaseRunner):
     Args:
         model: The ONNX file's bytes; or its path, if weights lie in files beside it: these are mapped and not copied.
         options: Provider, threads, device.
-        signature: What the model takes and gives, checked against the graph now and against the outputs of the first call;
-            None: as the graph has it.
+        signature: Checked against the graph now and the outputs of the first call; None: as the graph has it.
         profile_into: Folder for the profiler's trace, which `end_profiling` returns; None: no profiler.
         binds: Keep small inputs and outputs bound from call to call; without, each call is a plain `session.run`.
-        may_saturate: Whether it does no harm to add products of int8 weights in 16 bits, as x86 CPUs without VNNI do: with
-            weights of 8 bits they saturate, and ONNX Runtime is told to make such weights unsigned there.
+        may_saturate: Whether products of int8 weights may be added in 16 bits, as x86 CPUs without VNNI do. Weights of
+            8 bits saturate there, unless ONNX Runtime is told to make them unsigned.
 
     Raises:
         PackageMissing: No ONNX Runtime is installed.
@@ -131,14 +130,8 @@ class OnnxRuntimeRunner(BaseRunner):
     def run(self, tensors: Tensors) -> dict[str, NDArray[Any]]:
         """Compute all outputs, by name, for inputs that fit the signature; the arrays are the caller's to keep.
 
-        Small inputs are copied into buffers that stay bound, which takes less time than a plain call's own preparations; large
-        ones are read where they are.
-
-        Raises:
-            ProviderUnavailable: CUDA failed while running, for want of memory for instance.
-            BundleInvalid: The graph does not run with these inputs.
-            MemoryShort: There is too little memory for these inputs.
-            UsageError: The runner was closed, or the inputs do not fit the signature.
+        Small inputs are copied into buffers that stay bound, which is faster than a plain call; large ones are read in
+        place. Raises what `Runner.run` does, and MemoryShort if there is too little memory for these inputs.
         """
         last = self._last
         if last is not None and len(tensors) == 1:  # a call may take 11 us: no loop, no other look-up
@@ -207,7 +200,6 @@ class OnnxRuntimeRunner(BaseRunner):
         return self._run_plainly(tensors)
 
     def _run_first(self, tensors: Tensors, shapes: Shapes) -> dict[str, NDArray[Any]]:
-        """Run inputs of shapes that are not bound, checked, and bind them if they are small."""
         if self._session is None:
             raise UsageError("this runner was closed")
         sizes = self.signature.check(tensors)
@@ -224,7 +216,6 @@ class OnnxRuntimeRunner(BaseRunner):
         return outputs
 
     def _check(self, outputs: Tensors, sizes: Sizes) -> None:
-        """Hold the first outputs to the signature."""
         if not self._is_checked:
             signatures.check_outputs(outputs, self.signature, sizes)
             self._is_checked = True
@@ -315,7 +306,6 @@ class OnnxRuntimeRunner(BaseRunner):
             ) from error
 
     def _nodes_left_behind(self, model: bytes | Path, gpu: list[Any]) -> str:
-        """Name the nodes for which the GPU has no kernel, by opening the model once more with the CPU allowed."""
         for _, settings in gpu:
             settings.pop("enable_cuda_graph", None)  # with it, a session that needs the CPU does not open at all
         session = _session(model, self._options, [*gpu, "CPUExecutionProvider"], strict=False)
@@ -329,7 +319,6 @@ class OnnxRuntimeRunner(BaseRunner):
         return f"it has no kernel for {', '.join(left[:4])}{more}" if left else ""
 
     def _check_placement(self) -> None:
-        """Believe what the session did, not what it was asked to do."""
         if self.placement.is_all_on(self.provider, *_HELPERS.get(self.provider, ())):
             return
         if not self._options.allow_fallback:
@@ -356,7 +345,6 @@ def gpu_problem(provider: Provider, device_id: int = 0) -> libraries.Problem | N
 
 
 def _gpu_providers(options: RunnerOptions) -> list[Any]:
-    """Return the wanted provider and its helper, each with its settings."""
     settings: dict[str, Any] = {"device_id": options.device_id, "use_tf32": int(options.tf32)}
     if options.cuda_graph:
         settings["enable_cuda_graph"] = 1
@@ -451,7 +439,6 @@ def _session(
 
 
 def _keeps_memory(model: bytes | Path) -> bool:
-    """Whether a model is so large that fetching memory anew in every call would cost more than keeping it."""
     if isinstance(model, bytes):
         return len(model) > ARENA_ABOVE_BYTES
     return sum(path.stat().st_size for path in (model, *graph_file.weights_beside(model))) > ARENA_ABOVE_BYTES
@@ -476,7 +463,6 @@ def _placement(session: Any) -> Placement:
 
 
 def _is_small(tensors: Tensors) -> bool:
-    """Whether copying takes less time than binding saves."""
     return sum(array.nbytes for array in tensors.values()) <= _BIND_UP_TO_BYTES and all(
         array.size for array in tensors.values()
     )

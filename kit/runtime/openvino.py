@@ -22,12 +22,8 @@ _CAPABILITIES, _BF16 = "OPTIMIZATION_CAPABILITIES", "BF16"
 class OpenVinoRunner(SizedRunner):
     """An ONNX model compiled by OpenVINO for the CPU, for each size anew, with its hint for latency.
 
-    Inputs and outputs are bound: one passed to each call costs 30 to 50 us in Python. The sizes used last stay compiled.
-
-    Args:
-        model: The ONNX file's bytes, or its path if weights lie in files beside it.
-        options: Threads, and whether float32 may be computed in bfloat16.
-        signature: What the model takes and gives.
+    `model` is the ONNX file's bytes, or its path if weights lie in files beside it; of `options`, threads and `bf16`
+    are used. Inputs and outputs are bound: one passed to each call costs 30 to 50 us in Python.
 
     Raises:
         BundleInvalid: OpenVINO does not accept the model.
@@ -103,7 +99,6 @@ class _Resized(Binding):
         self._request, self._ports = request, ports
 
     def copy_out(self) -> Any:
-        """Return what the model wrote."""
         arrays = tuple(self._request.get_tensor(port).data for port in self._ports.values())
         return arrays[0] if len(arrays) == 1 else arrays
 

@@ -21,13 +21,7 @@ def of_opening(error: Exception) -> KitError:
 
 
 def of_running(error: Exception, *, provider: Provider, rows: int) -> KitError:
-    """Return what to raise if a call fails.
-
-    Args:
-        error: As it was raised.
-        provider: Where the model runs.
-        rows: Samples in the call.
-    """
+    """Return what to raise if a call with `rows` samples fails."""
     if isinstance(error, KitError):
         return error
     words = _words(error)

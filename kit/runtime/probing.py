@@ -43,8 +43,6 @@ class Probed:
 
 @dataclass(frozen=True)
 class _Run:
-    """A call that went well."""
-
     sizes: dict[str, int]
     inputs: dict[str, NDArray[Any]]
     outputs: dict[str, NDArray[Any]]
@@ -57,8 +55,6 @@ def search(runner: Runner) -> Probed:
 
 
 class _Search:
-    """Finds out by running what a graph does not tell: sizes and values that it accepts, and which axis is the batch."""
-
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
         self._signature = runner.signature
@@ -66,7 +62,6 @@ class _Search:
         self._problem = ""
 
     def found(self) -> Probed:
-        """Return the signature made good, and samples."""
         first = self._first()
         if first is None:
             return Probed(self._signature, problem=self._problem or "its inputs are too large to try")
@@ -86,7 +81,6 @@ class _Search:
         return None
 
     def _finite(self, run: _Run) -> _Run:
-        """Return a call of the same sizes that gives finite numbers, or the call itself."""
         others = (self._run(run.sizes, draw) for draw in _DRAWS if draw != run.draw)
         calls = itertools.chain((run,), others)
         return next((one for one in calls if one is not None and _is_finite(one.outputs)), run)

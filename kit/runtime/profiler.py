@@ -31,12 +31,9 @@ class Profiled:
     Attributes:
         nodes: The longest first.
         run_us: Mean of a whole call, without Python.
-        kernels: Final nodes by provider.
-        placement: Nodes by provider before fusion.
+        kernels: Final nodes by provider; `placement` counts them before fusion.
         provider: Where it truly ran.
         trace: In Chrome's trace format, which Perfetto opens.
-        fallback_reason: Why it did not run where it was asked to; empty when it did.
-        fallback_fix: What to do about that.
     """
 
     nodes: tuple[ProfiledNode, ...]
@@ -58,12 +55,7 @@ def profile(
     warmup: int = 20,
     signature: Signature | None = None,
 ) -> Profiled:
-    """Run a model under the profiler; `warmup` calls are in the trace but not in the means.
-
-    Raises:
-        ProviderUnavailable: The provider cannot run here.
-        BundleInvalid: ONNX Runtime does not accept the model.
-    """
+    """Run a model under the profiler; the means leave `warmup` calls out. Raises what OnnxRuntimeRunner does."""
     with (
         tempfile.TemporaryDirectory() as folder,
         OnnxRuntimeRunner(model, options, signature=signature, profile_into=Path(folder)) as runner,

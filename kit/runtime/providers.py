@@ -44,11 +44,7 @@ def prove(provider: Provider, *, device_id: int = 0) -> ProviderReport:
 
 
 def require(provider: Provider, *, device_id: int = 0) -> None:
-    """Raise unless the provider works here.
-
-    Raises:
-        ProviderUnavailable: It does not; message and hint say why and what to do.
-    """
+    """Raise ProviderUnavailable, which says why and what to do, unless the provider works here."""
     report = prove(provider, device_id=device_id)
     if not report.works:
         raise ProviderUnavailable(report.reason, hint=report.fix)

@@ -41,14 +41,14 @@ def answers(module: nn.Module, signature: Signature, tensors: Tensors) -> dict[s
 
 
 class PyTorchRunner(BaseRunner):
-    """A module on the CPU or on CUDA, in inference mode: eager, or through torch.compile. Matrices multiply without TF32.
+    """A module on the CPU or on CUDA, in inference mode: eager, or through torch.compile; without TF32 by default.
 
     Args:
-        module: Its forward takes the signature's inputs in order. It returns a tensor, a tuple or a list in the order of the
+        module: Its forward takes the inputs in order. It returns a tensor, a tuple or a list in the order of the
             outputs, or a mapping or dataclass with their names; set to evaluation mode.
         signature: What it takes and gives.
-        options: Provider, threads (of the whole process, as torch has one setting), device, TF32, CUDA graphs; None: the CPU,
-            torch's threads.
+        options: Provider, threads (of the whole process, as torch has one setting), device, TF32, CUDA graphs; None:
+            the CPU, torch's threads.
         compiled: Compile now: for sizes that differ, or with CUDA graphs for each size in its mode `reduce-overhead`.
         half: Compute in float16.
 
@@ -161,7 +161,6 @@ class PyTorchRunner(BaseRunner):
         return (BundleInvalid if self.provider is Provider.CPU else ProviderUnavailable)(message)
 
     def _recorded(self, tensors: _Many) -> Forward:
-        """Record the module on tensors as a CUDA graph, after some calls on a stream of their own."""
         stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         device = torch.cuda.device(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
@@ -244,7 +243,6 @@ def _nothing() -> None:
 
 
 def _in_order(found: Any, names: Sequence[str]) -> Sequence[torch.Tensor]:
-    """Return what a module gave in the order of the outputs."""
     if isinstance(found, torch.Tensor):
         made: Sequence[Any] = (found,)
     elif isinstance(found, Mapping):

@@ -23,10 +23,7 @@ from kit.tensors import Signature, Tensors, TensorSpec
 class ReferenceRunner(BaseRunner):
     """An ONNX model in the reference evaluator. While it is open, numpy's matrix library has `options.threads` threads.
 
-    Args:
-        model: The ONNX file's bytes, or its path if weights lie in files beside it.
-        options: Threads.
-        signature: What the model takes and gives.
+    `model` is the ONNX file's bytes, or its path if weights lie in files beside it.
 
     Raises:
         BundleInvalid: It is no ONNX file, or has operators the evaluator does not know.

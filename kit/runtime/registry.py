@@ -1,7 +1,7 @@
 """The runtimes there are: built in, or added by other packages through the entry point group `kit.runtimes`.
 
-A plug is a function `open(bundle, variant, options) -> Runner`, and optionally an attribute `formats` on it, the variant
-formats it can run (all of them without it). A runtime that is missing or cannot run raises a kit.errors.Unavailable.
+A plug is a function `open(bundle, variant, options) -> Runner`, and optionally an attribute `formats` on it, the
+variant formats it can run (all without it). A runtime that is missing or cannot run raises kit.errors.Unavailable.
 
 ```toml
 [project.entry-points."kit.runtimes"]
@@ -80,12 +80,10 @@ def _torch(bundle: Bundle, variant: Variant, options: RunnerOptions, *, compiled
 
 
 def rebuilt(bundle: Bundle) -> Any:
-    """Return the module that a bundle was made of, from the first installed architecture that knows it.
-
-    Its forward takes the inputs of the signature in order.
+    """Return the module that a bundle was made of; its forward takes the inputs of the signature in order.
 
     Raises:
-        Unavailable: No installed package knows its architecture, or the bundle has no weights, or a package failed at it.
+        Unavailable: No installed package knows its architecture, or fails at it, or the bundle has no weights.
         BundleInvalid: The weights were altered.
     """
     original, problems = bundle.manifest.original, []
@@ -205,11 +203,10 @@ def names() -> tuple[str, ...]:
 
 
 def chosen(wanted: tuple[str, ...], bundle: Bundle | None = None) -> tuple[str, ...]:
-    """Return the runtimes that were asked for.
+    """Return the runtimes that were asked for, by name.
 
-    Args:
-        wanted: Names, or `all`, which leaves out the browser, and those of GUESTS that are not installed.
-        bundle: Of `all`, PyTorch is left out if the bundle holds nothing that could be rebuilt for it.
+    `all` leaves out the browser, those of GUESTS that are not installed, and PyTorch if a given `bundle` holds nothing
+    that could be rebuilt for it.
 
     Raises:
         UsageError: One of them does not exist.
@@ -236,13 +233,9 @@ def is_here(name: str) -> bool:
 
 
 def can_run(name: str, variant: Variant, provider: Provider = Provider.CPU) -> bool:
-    """Whether a runtime takes variants of this format, and knows their operators; PyTorch in fp16 on a GPU alone.
+    """Whether a runtime takes variants of this format and precision, and knows their operators.
 
-    LiteRT takes no fp16 here.
-
-    A server, whose address is its name, runs what it runs: `open_runner` says if it is another variant.
-
-    One of another package that does not load is taken to: `open_runner` then says what is wrong with it.
+    True of a server's address, and of another package's runtime that does not load: `open_runner` says what is wrong.
     """
     if is_address(name):
         return True

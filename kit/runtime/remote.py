@@ -34,13 +34,9 @@ _NUMPY = {named: dtype for dtype, named in DATATYPES.items()}
 
 
 class RemoteRunner(BaseRunner):
-    """A model of a server.
+    """A model of a server, which must run the same variant of the same bundle, on the provider of `options`.
 
-    Args:
-        address: Of the server, or of its model.
-        bundle: What is measured; the server must hold the same.
-        variant: The one that the server runs.
-        options: Only the provider is of use: where the model must run there.
+    `address` is that of the server, or of its model.
 
     Raises:
         Unavailable: The server cannot be reached, or runs another model.
@@ -87,10 +83,7 @@ class RemoteRunner(BaseRunner):
     def answered_at(self, tensors: Tensors, due_ns: Sequence[int], clock: Callable[[], int]) -> NDArray[np.int64]:
         """Ask at given moments, whether or not earlier questions are answered; return the latencies in nanoseconds.
 
-        Args:
-            tensors: The same inputs each time.
-            due_ns: Moments of `clock`, in order.
-            clock: In nanoseconds.
+        `due_ns` are moments of `clock`, in nanoseconds and in order; the inputs are the same each time.
         """
         body, length = binary_question(tensors)
         lines = [

@@ -22,13 +22,7 @@ from kit.tensors import Signature, Sizes, Tensors
 
 
 class SizedRunner(BaseRunner):
-    """A model on the CPU that is prepared for each size of its inputs anew; the sizes used last stay ready.
-
-    A runtime of this kind says in `_prepared` how.
-
-    Args:
-        signature: What the model takes and gives.
-    """
+    """A model on the CPU that `_prepared` binds for each size of its inputs anew; the sizes used last stay ready."""
 
     provider = Provider.CPU
 
@@ -60,7 +54,6 @@ class SizedRunner(BaseRunner):
         return self._prepared(self.signature.usual_sizes(**sizes))
 
     def _prepared(self, sizes: Sizes) -> Binding:
-        """Return buffers of a model for inputs of these sizes."""
         raise TypeError(f"{type(self).__name__} must say how it prepares a model for {dict(sizes)}")
 
     def _refuse_closed(self) -> None:

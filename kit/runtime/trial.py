@@ -51,17 +51,13 @@ def try_variant(bundle: Bundle, variant: Variant, runtime: str) -> None:
 def try_file(path: Path, refs: Sequence[FileRef], runtime: str, *, signature: Signature | None) -> None:
     """Open an ONNX file in a child and run it once, unless its like is known to survive that.
 
-    A file that the runtime refuses in words survives: the caller will hear them.
+    A file that the runtime refuses in words survives: the caller will hear them. Raises what `survives` does.
 
     Args:
         path: Of the graph, or of what a converter made of it; weights lie beside it.
         refs: The graph's files: what is remembered are their hashes.
         runtime: One of TRIED, or one that has a converter.
         signature: What the model takes and gives; None: as the graph has it.
-
-    Raises:
-        BundleInvalid: The child was ended by the system, or did not answer in time.
-        MemoryShort: It needed more memory than is free.
     """
     if _is_trusted() or _is_known(refs, runtime):
         return
@@ -116,7 +112,6 @@ def _is_trusted() -> bool:
 
 
 def _is_known(refs: Sequence[FileRef], runtime: str) -> bool:
-    """Whether these files were made and run by kit here, or survived this runtime before."""
     words = (_named(runtime),) if runtime in _OWN_TRY else ("", _named(runtime))
     return any(_mark(refs, word).exists() for word in words)
 
@@ -137,7 +132,6 @@ def _named(runtime: str) -> str:
 
 
 def _mark(refs: Sequence[FileRef], word: str) -> Path:
-    """Return the file whose being there says that these files survived."""
     key = hashlib.sha256("|".join([word, *(ref.sha256 for ref in refs)]).encode()).hexdigest()[:32]
     return platformdirs.user_cache_path("kit") / "tried" / key
 
@@ -149,7 +143,6 @@ def _remember(mark: Path) -> None:
 
 
 def _child(asked: dict[str, Any]) -> str:
-    """Do what the parent fears; return a word for it."""
     from kit.samples import seeded
 
     signature = None if asked["signature"] is None else serial.decode(Signature, asked["signature"])

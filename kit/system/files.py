@@ -50,11 +50,7 @@ def write(path: Path, data: bytes | str) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Refuse a path that `write` would fail on for all one can know now: before long work, not after it.
-
-    Raises:
-        StorageUnavailable: It is a folder, or lies where nothing can be written.
-    """
+    """Raise StorageUnavailable if `write` would fail, for all one can know: before long work, not after it."""
     if path.is_dir():
         raise StorageUnavailable(f"cannot write {path}: it is a folder", hint="name a file in it")
     if _is_special(path):
@@ -92,14 +88,10 @@ def partial(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def folder(place: Path, *, what: str, needed_bytes: int = 0) -> Iterator[Path]:
-    """Give a new folder that takes the name of another when the block ends; if it fails, nothing of it stays.
+    """Give a new folder that takes the name `place` when the block ends; if it fails, nothing of it stays.
 
-    What bore the name goes when that is done, and gets it back if it cannot be. Folders above it are made.
-
-    Args:
-        place: Its name in the end.
-        what: It is, for messages.
-        needed_bytes: That will be written into it, as far as that is known.
+    What bore the name goes when that is done, and gets it back if it cannot be. Folders above it are made. `what` names
+    it in messages.
 
     Raises:
         StorageUnavailable: There is too little room, or it cannot be written.
@@ -134,13 +126,7 @@ def _rename_folder(own: Path, place: Path) -> None:
 
 
 def holds(place: Path, sha256s: Mapping[str, str], *, beside: Collection[str] = ()) -> bool:
-    """Whether a folder holds these files, unchanged, and no others; raises OSError.
-
-    Args:
-        place: The folder.
-        sha256s: Of its files, by their path in it.
-        beside: Files that may hold anything.
-    """
+    """Whether a folder holds these files, by path in it, unchanged, and no others but `beside`; raises OSError."""
     found = {one.relative_to(place).as_posix() for one in place.rglob("*") if one.is_symlink() or not one.is_dir()}
     return found == {*sha256s, *beside} and all(
         not (place / name).is_symlink() and sha256(place / name) == wanted for name, wanted in sha256s.items()
@@ -226,11 +212,7 @@ def sha256(path: Path) -> str:
 
 
 def check_room(folder: Path, needed_bytes: int, *, what: str) -> None:
-    """Refuse, before minutes are spent, what would not fit on the disk.
-
-    Raises:
-        StorageUnavailable: There is less room than is needed.
-    """
+    """Raise StorageUnavailable, before minutes are spent, if there is less room on the disk than is needed."""
     above = folder.absolute()
     while not above.exists() and above != above.parent:
         above = above.parent

@@ -7,12 +7,7 @@ from html import escape
 
 
 def table(title: str, rows: Sequence[Sequence[str]]) -> str:
-    """Return a table with a title; the first cell of each row names it.
-
-    Args:
-        title: Stands above it.
-        rows: Of cells, as many in each.
-    """
+    """Return a table with a title above it; the first cell of each row names it."""
     body = "".join(
         f"<tr><th style='text-align:left'>{escape(name)}</th>"
         + "".join(f"<td style='text-align:left'>{escape(cell)}</td>" for cell in cells)

@@ -52,11 +52,7 @@ class Header:
 
 
 class Npz:
-    """An open npz file, its headers read. A context manager.
-
-    Attributes:
-        headers: By name, in the order of the file.
-    """
+    """An open npz file, its headers read, by name in the order of the file. A context manager."""
 
     def __init__(self, archive: zipfile.ZipFile, headers: dict[str, Header]) -> None:
         self._archive = archive
@@ -68,11 +64,7 @@ class Npz:
         return list(self.headers)
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        """Return an array.
-
-        Raises:
-            NpzError: There is none of that name, or it is damaged.
-        """
+        """Return an array; raise NpzError if there is none of that name, or it is damaged."""
         if name not in self.headers:
             raise NpzError(f"it holds no array {name!r}")
         with _one_error(), self._archive.open(f"{name}{_ENDING}") as content:
@@ -93,10 +85,8 @@ class Npz:
 def open_npz(file: BinaryIO, *, most_bytes: int | None = None, kinds: str = NUMBERS + TEXT) -> Npz:
     """Open an npz file, without pickles, after checking what its headers promise.
 
-    Args:
-        file: Stays open as long as its arrays are read.
-        most_bytes: Of all arrays, unpacked; None: as many as the file holds.
-        kinds: Of dtypes that are accepted.
+    The file stays open as long as its arrays are read. `most_bytes` is for all arrays, unpacked; `kinds` are those of
+    the dtypes that are accepted.
 
     Raises:
         NpzError: It is no such file, damaged, too large, or made to hurt. Reading its arrays raises nothing else.

@@ -51,14 +51,10 @@ def install_line(*distributions: str) -> str:
 
 
 def needed(module: str, *, distribution: str, purpose: str, extra: str, beside: tuple[str, ...] = ()) -> ModuleType:
-    """Import an optional module or say how to get it.
+    """Import an optional module or say how to get it: `needed("sklearn", distribution="scikit-learn", ...)`.
 
-    Args:
-        module: Name to import, such as `torch`.
-        distribution: Package that provides it, such as `scikit-learn`.
-        purpose: What it is needed for, as in "training needs torch".
-        extra: kit's extra that holds it.
-        beside: Packages that are needed with it, for the line that installs it.
+    The message begins with `purpose`, as in "training needs torch"; packages `beside` it stand in the line that
+    installs it; `extra` is kit's own that holds it.
 
     Raises:
         PackageMissing: The package is not installed.
@@ -83,11 +79,7 @@ def entry_points(group: str, name: str | None = None) -> list[EntryPoint]:
 
 
 def load_plug(entry: EntryPoint) -> Any:
-    """Return what an installed package registers under an entry point.
-
-    Raises:
-        Unavailable: It does not load, whatever the package raises; the message names the package.
-    """
+    """Return what an installed package registers; raise Unavailable, which names the package, if it does not load."""
     with plugged(entry, "does not load"):
         return entry.load()
 
@@ -97,10 +89,6 @@ def plugged(entry: EntryPoint, problem: str = "failed") -> Iterator[None]:
     """Turn what a plug of another package raises into Unavailable with the package's name; kit's own errors stay.
 
     If it lacks one of kit's optional packages, that one is named, with the line that installs it.
-
-    Args:
-        entry: Where the plug was registered.
-        problem: What it did, for the message.
     """
     try:
         yield

@@ -18,16 +18,12 @@ class PlainJsonError(ValueError):
 
 
 def read(data: bytes | str, *, what: str, most_bytes: int, finite: bool = True) -> Any:
-    """Return the value that JSON text stands for.
+    """Return the value that JSON stands for: text, or UTF-8 with or without a byte order mark.
 
-    Args:
-        data: UTF-8, with or without a byte order mark; or the text itself.
-        what: Name of the file, for messages.
-        most_bytes: The longest that is read.
-        finite: Refuse NaN, Infinity and numbers as large as that; some writers mean them.
+    `what` names the file in messages; `finite` refuses NaN, Infinity and numbers as large; some writers mean them.
 
     Raises:
-        PlainJsonError: It is longer or deeper than that, or no JSON: not UTF-8, half a surrogate pair, a number that is none.
+        PlainJsonError: Longer than `most_bytes` or too deep, or no JSON: not UTF-8, half a surrogate pair, no number.
     """
     if len(data) > most_bytes:
         raise PlainJsonError(f"{what} is too large: {len(data):,} bytes, and {most_bytes:,} are read at most")

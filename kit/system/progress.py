@@ -32,11 +32,7 @@ def duration(seconds: float) -> str:
 class Watch:
     """How much of some work is done, and how long the rest will take if it goes on like this.
 
-    Args:
-        what: Is being done.
-        whole: All of the work, in any unit.
-        on_progress: Told of it.
-        clock: Gives seconds.
+    `whole` is all of the work, in any unit; `clock` gives seconds.
     """
 
     def __init__(

@@ -24,9 +24,7 @@ class DecodeError(ValueError):
 def encode(value: Any, *, brief: bool = False) -> Any:
     """Turn dataclasses, enums and tuples into what `json.dumps` writes.
 
-    Args:
-        value: A dataclass, or what one holds.
-        brief: Leave out fields that have their default, which `decode` fills in again.
+    If `brief`, fields that have their default are left out; `decode` fills them in again.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 
 def counted(number: int, noun: str, nouns: str = "") -> str:
-    """Return `1 thread` or `1,024 threads`.
-
-    Args:
-        number: How many there are.
-        noun: What one of them is called.
-        nouns: What several are called, if that is not the noun with an s.
-    """
+    """Return `1 thread` or `1,024 threads`; `nouns` is the plural if that is not the noun with an s."""
     return f"{number:,} {noun if number == 1 else nouns or f'{noun}s'}"
 
 

@@ -44,7 +44,6 @@ class Prediction:
         inputs: What the model really saw, by name.
         outputs: As the model gave them, by name.
         latency_us: Time of the runtime's call alone, in microseconds; the way in is not in it.
-        opened: Provider, runtime and variant.
     """
 
     outputs: Tensors = field(repr=False)
@@ -80,7 +79,6 @@ class Prediction:
         return html.table(title, rows)
 
     def _origin(self) -> str:
-        """Return `fp32 in onnxruntime on cpu, 12.3 µs`."""
         where = f"{self.variant} in {self.runtime} on {self.provider}, " if self.opened else ""
         return f"{where}{self.latency_us:,.1f} µs"
 
@@ -123,29 +121,24 @@ class Prologue:
 class Task(Protocol):
     """A task of a model: opened from the options and files that travel in its bundle, or made by its own constructor.
 
-    `check` tells it the signature, before anything is encoded. A task whose items are strings of text says so by an attribute
-    `takes_text = True`: `kit predict --text` is then allowed. One that takes the bytes of a file, such as a picture's, says
-    `takes_bytes = True`: servers then pass on the body of a request.
+    `check` tells it the signature, before anything is encoded.
 
     Attributes:
         name: With its version, such as `image-classification@1`: bundles outlive code.
         files: What it needs beside its options, such as a tokenizer, by role.
         metrics: Names of metrics that suit it, the best first: the first that the data allow is the default bar.
 
-    A task whose `read` leaves things out may have a method `passed_over(argument) -> str` that says which: `kit predict` then
-    prints it beside the answers.
+    A task may also have:
 
-    A task whose `read` gives whole files of samples may have a method `read_rows(argument)` that gives them one by one, with a
-    name each: `kit predict -o` then writes a row for each. Either may give an error in the place of what cannot be read.
-
-    A task whose items differ in length and may be filled up has an attribute or property `padding`, after `check`: the name of
-    the axis and the value for each input, or None. Servers then put items of several lengths into one call.
-
-    A task whose way in and out is known to the page that `kit web` writes has a method `portable()` that describes both, after
-    `check`, or returns None: see apps/web. Without it people give that page tensors.
-
-    A task that reads one output of several names it by an optional attribute or property `output`, which `check` finds:
-    metrics then look at this output alone (`scored_output`).
+    - `takes_text = True`: its items are strings of text; `kit predict --text` is then allowed.
+    - `takes_bytes = True`: it takes the bytes of a file; servers then pass on the body of a request.
+    - `passed_over(argument) -> str`: what `read` leaves out; `kit predict` prints it beside the answers.
+    - `read_rows(argument)`: the samples of a file one by one, named, if `read` gives it whole; `kit predict -o` then
+      writes a row for each. Either may give an error in the place of what cannot be read.
+    - `padding`, after `check`: the name of the axis along which items may be filled up, and the value for each input;
+      or None. Servers then put items of several lengths into one call.
+    - `portable()`, after `check`: the way in and out, for the page that `kit web` writes (see apps/web); or None.
+    - `output`, which `check` finds: the only output that it reads, and that metrics look at (`scored_output`).
     """
 
     name: str
@@ -198,11 +191,9 @@ class Task(Protocol):
         """
 
     def raw(self, source: Path | None, most: int) -> list[Any]:
-        """Return a few items as plain JSON values (pictures as base64), that `encode` takes through `item`.
+        """Return a few items (`most`) as plain JSON values (pictures as base64), for `item`.
 
-        Args:
-            source: A data set; None for items that are made up.
-            most: How many.
+        Without a data set as `source`, they are made up.
         """
 
     def item(self, raw: Any) -> Any:
@@ -213,9 +204,6 @@ class Task(Protocol):
 
 
 def scored_output(task: Task | None, signature: Signature) -> str | None:
-    """Return the output that a task reads, which its metrics are to look at; None for all of them.
-
-    A task says so by an attribute `output`.
-    """
+    """Return the output that a task reads, which its metrics are to look at; None for all of them."""
     name = getattr(task, "output", None)
     return name if isinstance(name, str) and name in {spec.name for spec in signature.outputs} else None

@@ -19,10 +19,9 @@ MOST_BYTES = 2**30
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LabelledArrays:
-    """Samples of a data set, each for itself, all of one shape.
+    """Samples of a data set, all of one shape, without the batch.
 
     Attributes:
-        arrays: Without the batch.
         labels: int64; None if the data set has none.
         source: What they are and what was passed over.
     """

@@ -37,7 +37,6 @@ class Classes(Prediction):
         labels: int64 `[N]`, index of the most probable class.
         probabilities: float32 `[N, classes]`, softmax of the logits over the bundle's temperature.
         logits: float32 `[N, classes]`, as the model gave them.
-        classes: Their names.
         abstain_below: Probability under which an answer should be treated as "unsure"; None for never.
     """
 
@@ -62,15 +61,12 @@ class Classes(Prediction):
         return len(self.labels)
 
     def __iter__(self) -> Iterator[tuple[str, float]]:
-        """Give (name, probability) of each sample."""
         return iter(zip(self.names, self.probabilities.max(axis=1).tolist(), strict=True))
 
     def _count(self) -> int:
-        """Return how many samples there are."""
         return len(self)
 
     def _cells(self, most: int) -> list[tuple[str, str]]:
-        """Return the class of each sample with its probability, and whether that is too low."""
         shares = self.probabilities[:most].max(axis=1).tolist()
         unsure = self.unsure[:most].tolist()
         return [
@@ -150,11 +146,7 @@ class Classifier:
         }
 
     def check(self, signature: Signature) -> None:
-        """Find the output with a score for each label.
-
-        Raises:
-            UsageError: There is none.
-        """
+        """Find the output with a score for each label; raise UsageError if there is none."""
         fitting = [spec for spec in signature.outputs if self._fits(spec, signature)]
         if not fitting:
             found = ", ".join(f"{spec.name}: {spec.describe()}" for spec in signature.outputs)
@@ -176,11 +168,7 @@ class Classifier:
         return rows_fit and can_be_scores
 
     def decode(self, outputs: Tensors, inputs: Tensors) -> Classes:
-        """Return the classes that outputs stand for.
-
-        Raises:
-            BundleInvalid: There is another number of scores than of labels.
-        """
+        """Return the classes that outputs stand for; raise BundleInvalid for other than a score for each label."""
         scores = outputs[self.output]
         if scores.ndim == 1:
             scores = scores[np.newaxis]

@@ -42,21 +42,17 @@ COLOURS = ("RGB", "BGR")
 class ImageClassification:
     """Pictures of any size and mode in, classes out.
 
+    `labels`, `temperature`, `abstain_below` and `scores` are those of kit.tasks.classification.Classifier; `resize`,
+    `crop_pct` and `interpolation` those of kit.tasks.images.crop.Crop, for `imagenet`.
+
     Attributes:
-        labels: Names of the classes, in the order of the scores.
-        pipeline: From a picture to pixels: a name in kit.tasks.images.PIPELINES, or "" for a model that takes arrays only.
-        mean: Of pixels scaled to 0..1, for all channels or for each: subtracted first. Empty for a model that does it itself.
+        pipeline: From a picture to pixels: a name in PIPELINES, or "" for a model that takes arrays only.
+        mean: Of pixels scaled to 0..1, for all channels or each: subtracted first. Empty if the model does it itself.
         std: Likewise: what is left is divided by it.
-        temperature: Divides the logits before softmax.
-        abstain_below: Probability under which an answer counts as unsure; None for never.
         channels_last: The graph takes [batch, height, width, channels].
         normalize_in_graph: Move mean and std into the graph, which then takes raw uint8; else `encode` gives floats.
         size: (height, width) of what the model sees, if its signature leaves them open.
-        resize: See kit.tasks.images.crop.Crop, for `imagenet`.
-        crop_pct: Likewise.
-        interpolation: Likewise.
         colours: Order of three channels: one of COLOURS.
-        scores: What the model gives: `logits` or `probabilities`.
 
     Raises:
         ValueError: Labels that are blank or stand twice, or another value that cannot be.
@@ -86,7 +82,6 @@ class ImageClassification:
     _layout: Layout | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Bring values as JSON has them to what they are, and refuse impossible ones."""
         self._classifier = Classifier(
             self.labels, temperature=self.temperature, abstain_below=self.abstain_below, scores=self.scores
         )
@@ -218,7 +213,6 @@ class ImageClassification:
         return {spec.name: stacked(arrays, self._batch, self._rank)}
 
     def _values(self, item: Any, spec: TensorSpec, layout: Layout) -> NDArray[Any]:
-        """Return one picture as the model takes it, without the batch."""
         if isinstance(item, np.ndarray):
             if not _fits(item.shape, _core_shape(layout)) or item.dtype not in {
                 np.dtype(spec.dtype),
@@ -290,10 +284,7 @@ class ImageClassification:
         }
 
     def samples(self, source: Path, signature: Signature) -> tuple[Samples, ...]:
-        """Read a folder of pictures, by class or without classes, or an .npz with `images` and perhaps `labels`.
-
-        `source` of the samples says what was passed over.
-        """
+        """Read a folder of pictures, by class or without classes, or an .npz with `images` and perhaps `labels`."""
         self.check(signature)
         spec, layout = self._checked()
         if source.is_dir():

@@ -16,12 +16,9 @@ _SPECIAL = ((stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
 
 
 def refuse_special(path: Path, error: type[BadInput] = BadInput) -> None:
-    """Refuse a pipe, a device or a socket, or a link to one, before it is opened: that may wait for ever.
+    """Raise `error` for a pipe, a device or a socket, or a link to one, before it is opened: that may wait for ever.
 
     What does not exist and what is a folder is left to whoever opens it.
-
-    Raises:
-        BadInput: It is one, as the class given.
     """
     try:
         mode = path.stat().st_mode
@@ -33,11 +30,7 @@ def refuse_special(path: Path, error: type[BadInput] = BadInput) -> None:
 
 
 def stdin() -> bytes:
-    """Return what comes on stdin, all of it.
-
-    Raises:
-        BadInput: It is closed, cannot be read, or gives more than MOST_BYTES.
-    """
+    """Return all of stdin; raise BadInput if it is closed, cannot be read, or gives more than MOST_BYTES."""
     if sys.stdin is None:  # as Python starts with `<&-`
         raise BadInput("stdin is closed", hint="give a file, or pipe one in")
     content = bytearray()

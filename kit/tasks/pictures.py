@@ -28,11 +28,7 @@ _Listed = list[tuple[Path, int | None]]
 
 
 def everywhere(folder: Path) -> list[Path]:
-    """Return the pictures in a folder and below it, sorted.
-
-    Raises:
-        OSError: A folder cannot be read.
-    """
+    """Return the pictures in a folder and below it, sorted; raises OSError."""
     return [path for path in walk(folder) if is_picture(path)]
 
 

@@ -14,9 +14,7 @@ MOST_ITEMS = 3
 def items_of(task: Task | None, raw: Sequence[Any] = ()) -> Items | None:
     """Return a few raw items with the tensors that each of them becomes alone; None for a task without a way in.
 
-    Args:
-        task: That knows the signature already.
-        raw: As the task's `raw` gives them; empty for items that it makes up.
+    The task knows the signature already. `raw` items are what its `raw` gives; without any, it makes some up.
 
     Raises:
         BadInput, UsageError: An item cannot be encoded.

@@ -32,11 +32,7 @@ def names() -> tuple[str, ...]:
 
 
 def find(name: str) -> type[Task]:
-    """Return the class of a task, by its name with or without a version.
-
-    Raises:
-        PackageMissing: No installed package registers it.
-    """
+    """Return the class of a task, by its name with or without a version; raise PackageMissing if there is none."""
     base = name.partition("@")[0]
     if base in _BUILT_IN:
         module, _, attribute = _BUILT_IN[base].partition(":")
@@ -104,12 +100,7 @@ def open_task(ref: TaskRef, files: Mapping[str, Path], signature: Signature) -> 
 
 
 def task_of(bundle: Bundle) -> Task:
-    """Open a bundle's task; plain tensors if it names none. Its files are checked.
-
-    Raises:
-        PackageMissing: No installed package registers it.
-        BundleInvalid: Its options or files are not what this version takes.
-    """
+    """Open a bundle's task, its files checked; plain tensors if it names none. Raises what `open_task` does."""
     ref = bundle.manifest.task or TaskRef(name=f"{PLAIN}@1")
     files = {role: bundle.check(one) for role, one in ref.files.items()}
     return open_task(ref, files, bundle.signature)

@@ -89,7 +89,6 @@ def count_rows(path: Path) -> int | None:
 
 
 def _guessed(text: TextIO) -> str:
-    """Return which suffix stdin would have."""
     begin = next((line for line in text if line.strip()), "").lstrip()[:1]
     text.seek(0)
     return ".json" if begin in {"{", "["} else ".csv"
@@ -137,7 +136,6 @@ def _no_utf8(line: int) -> BadInput:
 
 
 def _of_json(text: TextIO) -> Iterator[Row]:
-    """Give the objects of JSON lines, or of one list."""
     begin = next((line for line in text if line.strip()), "")
     text.seek(0)
     if begin.lstrip().startswith("["):

@@ -27,12 +27,7 @@ from kit.tensors import Signature, Tensors, TensorSpec
 
 @dataclass(kw_only=True, slots=True, eq=False, repr=False)
 class Estimates(Prediction):
-    """Numbers for each row.
-
-    Attributes:
-        values: float `[N, outputs]`.
-        names: What they are called.
-    """
+    """Numbers for each row: `values`, float `[N, outputs]`, in the order of `names`."""
 
     values: NDArray[np.floating[Any]]
     names: tuple[str, ...] = field(repr=False)
@@ -44,11 +39,9 @@ class Estimates(Prediction):
         return iter(self.values)
 
     def _count(self) -> int:
-        """Return how many rows there are."""
         return len(self)
 
     def _cells(self, most: int) -> list[tuple[str, str]]:
-        """Return the values of each row."""
         rows = self.values[:most].tolist()
         return [(", ".join(self.names), ", ".join(f"{value:.4g}" for value in row)) for row in rows]
 
@@ -65,14 +58,12 @@ class Table:
     """Rows to a class, or to numbers.
 
     Args:
-        columns: What the model takes, in the order of its features: one input for all, or an input of its own for some or each.
+        columns: In the order of the model's features: one input for all, or an input of its own for some or each.
         categories: Words of a column and, by their place, the numbers they become.
         labels: Names of the classes; empty for a regression.
         outputs: Names of the numbers of a regression; empty for the output's own.
         target: Column of a data set that holds the right answer; for several numbers, their names are the columns.
-        temperature: Divides the logits of a classifier before softmax.
-        abstain_below: Probability under which a class is "unsure"; None for never.
-        scores: What a classifier gives: `logits` or `probabilities`.
+        temperature: For classes, as `abstain_below` and `scores`: see kit.tasks.classification.Classifier.
 
     Raises:
         ValueError: Columns that cannot be told apart.
@@ -330,11 +321,7 @@ def _may_be(size: int | str, count: int) -> bool:
 
 
 def _parsed(value: Any) -> int | float:
-    """Return a number, exact if it is whole.
-
-    Raises:
-        TypeError, ValueError, OverflowError: It is none, or larger than a float64 can be.
-    """
+    """Return a number, exact if it is whole."""
     number = float(value)
     if isinstance(value, float) or not math.isfinite(number):
         return number
@@ -346,7 +333,6 @@ def _parsed(value: Any) -> int | float:
 
 
 def _is_column(spec: TensorSpec, signature: Signature) -> bool:
-    """Whether an input holds one value for each row."""
     if not spec.shape:
         return signature.batch is None
     one_each = len(spec.shape) == 1 or (len(spec.shape) == 2 and _may_be(spec.shape[1], 1))
@@ -354,7 +340,6 @@ def _is_column(spec: TensorSpec, signature: Signature) -> bool:
 
 
 def _has_numbers(spec: TensorSpec, signature: Signature) -> bool:
-    """Whether an output holds numbers for each row."""
     if signature.batch is None:
         return True
     return has_rows_first(spec, signature) and signature.batch not in spec.shape[1:]

@@ -129,11 +129,7 @@ class PlainTensors:
 
 
 def arrays_of(path: Path, signature: Signature | None = None) -> dict[str, NDArray[Any]]:
-    """Read named arrays from a .npz, or a .json file that holds an object of lists.
-
-    Args:
-        path: Of the file.
-        signature: Whose dtypes the lists of a .json file take; without it, those that numpy gives them.
+    """Read named arrays from a .npz, or from a .json object of lists, in the dtypes of a signature if one is given.
 
     Raises:
         BadInput: There is no such file, it is a pipe, or it holds something else.
@@ -158,11 +154,7 @@ def arrays_of(path: Path, signature: Signature | None = None) -> dict[str, NDArr
 
 
 def _of_json(plain: Any, signature: Signature | None) -> dict[str, NDArray[Any]]:
-    """Return lists as arrays, in the dtypes of a signature if they fit.
-
-    Raises:
-        BadInput: It is no object of lists.
-    """
+    """Return lists as arrays, in the dtypes of a signature if they fit."""
     if not isinstance(plain, dict):
         raise BadInput(f"named arrays are an object of lists, found {type(plain).__name__}")
     dtypes = {} if signature is None else {spec.name: spec.dtype for spec in signature.inputs}
@@ -182,11 +174,7 @@ def _of_json(plain: Any, signature: Signature | None) -> dict[str, NDArray[Any]]
 
 
 def samples_of(arrays: Mapping[str, NDArray[Any]], signature: Signature, name: str) -> Samples:
-    """Tell inputs from targets among named arrays.
-
-    Raises:
-        DatasetInvalid: An input is missing, or does not fit.
-    """
+    """Tell inputs from targets among named arrays; raise DatasetInvalid if an input is missing or does not fit."""
     names = [spec.name for spec in signature.inputs]
     if len(names) == 1 and names[0] not in arrays and len(arrays) == 1:
         arrays = {names[0]: next(iter(arrays.values()))}

@@ -26,11 +26,7 @@ POOLINGS = ("mean", "cls", "max", "last", "none")
 
 @dataclass(kw_only=True, slots=True, eq=False, repr=False)
 class Vectors(Prediction):
-    """A vector for each item.
-
-    Attributes:
-        vectors: float32 `[N, size]`.
-    """
+    """A vector for each item: `vectors`, float32 `[N, size]`."""
 
     vectors: NDArray[np.float32]
 
@@ -47,11 +43,9 @@ class Vectors(Prediction):
         return unit @ unit.T
 
     def _cells(self, most: int) -> list[tuple[str, str]]:  # noqa: ARG002 - there is one line
-        """Return the shape of the vectors."""
         return [("vectors", f"{self.vectors.dtype} {list(self.vectors.shape)}")]
 
     def _count(self) -> int:
-        """Return 1: vectors are no words."""
         return 1
 
     def records(self) -> list[dict[str, Any]]:
@@ -66,15 +60,7 @@ class Vectors(Prediction):
 class TextClassification(Texts):
     """Texts to classes.
 
-    Args:
-        labels: Names of the classes, in the order of the output.
-        temperature: Divides the logits before softmax.
-        abstain_below: Probability under which an answer is "unsure"; None for never.
-        scores: What the model gives: `logits` or `probabilities`.
-        tokenizer: Path of a tokenizer.json.
-        max_tokens: Longer texts are cut; the model's own bound holds in any case.
-        pad_multiple_of: Lengths are filled up to a multiple of this.
-        pad: Token to fill up with; None for the tokenizer's own, or the first usual one that it has.
+    The arguments are those of Texts and of kit.tasks.classification.Classifier.
     """
 
     name = "text-classification@1"
@@ -126,17 +112,13 @@ class TextClassification(Texts):
 
 
 class TextEmbedding(Texts):
-    """Texts to vectors.
+    """Texts to vectors; the arguments not listed are those of Texts.
 
     Args:
-        pooling: How the vectors of tokens become one: `mean` and `max` over what is no padding, `cls` the first, `last` the
-            last token, `none` if the graph gives one vector for each text itself.
+        pooling: How the vectors of tokens become one: `mean` and `max` over what is no padding, `cls` the first, `last`
+            the last token, `none` if the graph gives one vector for each text itself.
         normalize: Scale each vector to length 1.
         output: Name of the output to take; None for the first that fits.
-        tokenizer: Path of a tokenizer.json.
-        max_tokens: Longer texts are cut; the model's own bound holds in any case.
-        pad_multiple_of: Lengths are filled up to a multiple of this.
-        pad: Token to fill up with; None for the tokenizer's own, or the first usual one that it has.
     """
 
     name = "text-embedding@1"
@@ -239,7 +221,6 @@ class TextEmbedding(Texts):
 
 
 def _scaled(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return vectors of length 1."""
     scaled: NDArray[np.float32] = vectors / np.maximum(
         np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12)
     )

@@ -180,7 +180,6 @@ class Texts:
         return None
 
     def _grouped(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Return the places of texts in groups that may share a call."""
         if not self._has_batch:
             return [[place] for place in range(len(lengths))]
         return _by_length(lengths, exactly=not self._can_fill_up)
@@ -192,7 +191,7 @@ class Texts:
 
     @property
     def padding(self) -> tuple[str, dict[str, float]] | None:
-        """The axis along which texts of other lengths may be filled up, and with what, by input; None if they may not be."""
+        """The axis along which texts may be filled up, and with what, by input; None if they may not be."""
         if self._fixed is not None or not self._can_fill_up:
             return None
         ids = next(spec for spec in self._inputs if spec.name == "input_ids")
@@ -259,7 +258,6 @@ class Texts:
         return encoded
 
     def _filled(self, encoded: Sequence[Any]) -> dict[str, NDArray[Any]]:
-        """Fill up to the longest and return what the model takes of it."""
         if not self._inputs:
             raise UsageError("the task does not know its model yet", hint="call check(signature) first")
         counts = {len(one.ids) for one in encoded}
@@ -305,7 +303,6 @@ class Texts:
 
 
 def _text_or_error(row: Row, name: str, number: int) -> Any:
-    """Return the text of a row, or why it has none."""
     try:
         return row if isinstance(row, BadInput) else _text_of(row, name, number)
     except BadInput as error:

@@ -29,14 +29,9 @@ _MODEL = "model/"
 
 
 class BrowserRunner(BaseRunner):
-    """A variant in a page: WebAssembly with SIMD, and with threads if more than one is asked for.
+    """A variant in a page, on the CPU: WebAssembly with SIMD, and with threads if `options` asks for more than one.
 
     Calls are timed within the page: the way there and back takes longer than a small model does.
-
-    Args:
-        bundle: That holds it.
-        variant: What to open.
-        options: Threads; the provider must be the CPU.
 
     Raises:
         Unavailable: No Chromium, no Playwright, or onnxruntime-web cannot be had.
@@ -95,7 +90,6 @@ class BrowserRunner(BaseRunner):
             self._closing.pop()()
 
     def _give(self, tensors: Tensors) -> None:
-        """Bring inputs into the page."""
         arrays = [np.ascontiguousarray(tensors[spec.name]) for spec in self.signature.inputs]
         given = [
             {
@@ -116,8 +110,6 @@ class BrowserRunner(BaseRunner):
 
 
 def _finding(runtime: Path, model: Mapping[str, Path]) -> Any:
-    """Return how `Pages` finds the page, the runtime and the model."""
-
     def find(name: str) -> Path | None:
         if name in {"bench.html", SESSION.name}:
             return HERE / name

@@ -22,12 +22,7 @@ _LATE = "kit has waited long enough"
 
 
 class Tab:
-    """A page that is open, and what its scripts answer.
-
-    Playwright's calls belong to one thread, which may have no event loop: here it is one that does nothing else.
-
-    Args:
-        address: Of the page, which says that it is ready by `data-ready` on its root.
+    """A page that is open, and what its scripts answer; it sets `data-ready` on its root once it is ready.
 
     Raises:
         PackageMissing: Playwright is not installed.
@@ -103,7 +98,6 @@ class Tab:
 
 
 def _executable(own: str) -> str:
-    """Return the browser to start: the one that was named, Playwright's, or one of the system."""
     named = os.environ.get(BROWSER)
     found = named or (own if os.path.exists(own) else None) or next(filter(None, map(shutil.which, _NAMES)), None)  # noqa: PTH110 - it is a string
     if found is None:
@@ -115,6 +109,6 @@ def _executable(own: str) -> str:
 
 
 def _arguments() -> list[str]:
-    """Return what Chromium is started with: its sandbox does not work for root on Linux."""
+    # Chromium's sandbox does not work for root on Linux
     is_root = sys.platform == "linux" and os.geteuid() == 0
     return ["--no-sandbox"] if is_root else []

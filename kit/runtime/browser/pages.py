@@ -98,7 +98,7 @@ class _Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of a browser that went away; anything else is a defect."""
+        # a browser that went away is no news; anything else is a defect
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 

@@ -21,12 +21,9 @@ _SIGN = np.uint8(128)
 
 
 class LiteRtRunner(SizedRunner):
-    """A network of dense layers in LiteRT's interpreter, for each number of samples anew. The sizes used last stay open.
+    """A network of dense layers in LiteRT, for each number of samples anew. The sizes used last stay open.
 
-    Args:
-        model: The ONNX file's bytes, or its path if weights lie in files beside it.
-        options: Threads.
-        signature: What the model takes and gives.
+    `model` is the ONNX file's bytes, or its path if weights lie in files beside it; of `options`, the threads are used.
 
     Raises:
         Unavailable: It is more than dense layers.
@@ -95,7 +92,6 @@ class _Signed(OneToOne):
         self._place, self._invoke = place, invoke
 
     def run_fitting(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Return the output for an input that is known to have the bound shape and dtype; valid until the next call."""
         np.bitwise_xor(array, _SIGN, self._place)
         self._invoke()
         return self._output

@@ -24,27 +24,20 @@ _FLATTENING = frozenset({"Flatten", "Reshape", "Squeeze", "Identity"})
 
 
 def converted(model: Any, *, batch: int) -> bytes:
-    """Return the .tflite of a network with one input and one output, for so many samples in a call.
-
-    Args:
-        model: An onnx.ModelProto with its weights.
-        batch: Samples along the first axis.
+    """Return the .tflite of a network (an onnx.ModelProto with its weights) for `batch` samples in a call.
 
     Raises:
-        Unavailable: It is more than dense layers, or has another kind of quantization.
+        Unavailable: It is more than dense layers with one input and one output, or has another kind of quantization.
     """
     return _Converter(model, batch).bytes()
 
 
 @dataclass(frozen=True)
 class _Value:
-    """A tensor of the new model.
+    """A tensor of the new model: its number, and the values of one sample; without a scale they are real numbers.
 
     Attributes:
-        tensor: Its number.
-        size: Values of one sample.
-        scale: Of its integers; None for real numbers.
-        zero: Their zero point, as LiteRT has it.
+        zero: Zero point of its integers, as LiteRT has it.
         read_as_real: Whether a DequantizeLinear stands behind it.
     """
 
@@ -84,7 +77,6 @@ class _Converter:
         self._codes: list[Any] = []
 
     def bytes(self) -> bytes:
-        """Convert and serialise."""
         import flatbuffers
 
         if len(self._graph.input) != 1 or len(self._graph.output) != 1:
@@ -206,7 +198,6 @@ class _Converter:
         return bool(self._tensors[operator.inputs[0]].type == self._schema.TensorType.INT8)
 
     def _dense(self, node: Any, value: _Value) -> _Value:
-        """A dense layer of real numbers, or of integers that QDQ operators stand around."""
         options = {one.name: one for one in node.attribute}
         if any(abs(options[name].f - 1.0) > 0 for name in ("alpha", "beta") if name in options) or (
             "transA" in options and options["transA"].i
@@ -294,7 +285,6 @@ class _Converter:
         return _Value(made, real.size)
 
     def _real(self, value: _Value) -> _Value:
-        """Return a value as real numbers."""
         if value.scale is None:
             return value
         made = self._tensor(f"{value.tensor} in float", value.size, "FLOAT32")
@@ -342,7 +332,6 @@ class _Converter:
         self._tensors[number].quantization = quantization
 
     def _retype(self, number: int, scale: float, zero: int) -> None:
-        """Make a tensor of real numbers one of integers."""
         self._tensors[number].type = self._schema.TensorType.INT8
         self._scaled(number, np.array([scale], np.float32), np.array([zero], np.int64))
 

@@ -79,17 +79,10 @@ def to_pixels(
     channels_last: bool = False,
     crop: Crop | None = None,
 ) -> Pixels:
-    """Read a picture and run a pipeline on it.
+    """Read a picture and run a pipeline on it; return uint8 of `shape`.
 
-    Args:
-        source: Path, encoded bytes (PNG, JPEG, ...) or a Pillow image.
-        pipeline: Name in PIPELINES.
-        shape: (height, width), (channels, height, width) or (height, width, channels) of the result.
-        channels_last: Decides if both ends of the shape could be channels.
-        crop: How `imagenet` scales.
-
-    Returns:
-        uint8 of that shape.
+    That is (height, width), (channels, height, width) or (height, width, channels): `channels_last` decides if both
+    ends could be channels. A `source` of bytes is an encoded picture (PNG, JPEG, ...); `crop` is how `imagenet` scales.
 
     Raises:
         PictureInvalid: Not a readable picture, or nothing is drawn on it.

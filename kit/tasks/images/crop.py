@@ -34,7 +34,6 @@ class Crop:
     interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
-        """Refuse sizes that no picture has."""
         sides = (self.resize,) if isinstance(self.resize, int) else self.resize or ()
         if any(side < 1 for side in sides) or not 0 < self.crop_pct <= 1:
             raise ValueError(f"a picture cannot be scaled to {self.resize} or cut to {self.crop_pct:g} of itself")

@@ -48,11 +48,7 @@ class Found:
 
 
 def below(folder: Path) -> Found:
-    """Return the pictures that lie right in a folder; those of its subfolders if there are none.
-
-    Raises:
-        OSError: It cannot be read.
-    """
+    """Return the pictures right in a folder; those of its subfolders if there are none. Raises OSError."""
     inside = entries(folder)
     pictures = tuple(path for path in inside if is_picture(path))
     if pictures:
@@ -65,10 +61,9 @@ def below(folder: Path) -> Found:
 
 
 def pictures_below(folder: Path) -> Iterator[Path]:
-    """Give the pictures of `below` one by one, sorted by name: of a folder with a million, the names are held and nothing else.
+    """Give the pictures of `below` one by one, sorted by name; raises OSError.
 
-    Raises:
-        OSError: It cannot be read.
+    Of a folder with a million, the names are held and nothing else.
     """
     with os.scandir(folder) as inside:
         names = sorted(entry.name for entry in inside)
@@ -82,11 +77,7 @@ def pictures_below(folder: Path) -> Iterator[Path]:
 
 
 def count_below(folder: Path) -> int:
-    """Return about how many pictures `below` finds: files are told by their names alone.
-
-    Raises:
-        OSError: It cannot be read.
-    """
+    """Return about how many pictures `below` finds: files are told by their names alone. Raises OSError."""
     with os.scandir(folder) as inside:
         here = sum(1 for entry in inside if _is_named_like_picture(entry.name))
     if here:
@@ -95,20 +86,12 @@ def count_below(folder: Path) -> int:
 
 
 def entries(folder: Path) -> list[Path]:
-    """Return what lies right in a folder, sorted, without what is hidden.
-
-    Raises:
-        OSError: It cannot be read.
-    """
+    """Return what lies right in a folder, sorted, without what is hidden; raises OSError."""
     return [path for path in sorted(folder.iterdir()) if not _is_hidden(path)]
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """Give the files in a folder and below it, sorted, links followed, each folder once.
-
-    Raises:
-        OSError: A folder cannot be read.
-    """
+    """Give the files in a folder and below it, sorted, links followed, each folder once; raises OSError."""
     seen: set[str] = set()
     waiting = [folder]
     while waiting:

@@ -73,11 +73,7 @@ def ink_pixels(image: Image.Image, shape: tuple[int, int], *, steps: Steps | Non
 
 
 def working_copy(image: Image.Image) -> NDArray[np.uint8]:
-    """Return the grey picture, uint8 (height, width), its longer side between 256 and 640 pixels.
-
-    Raises:
-        PictureInvalid: It is so narrow that nothing can be drawn on it.
-    """
+    """Return the picture in grey, uint8 (height, width), 256 to 640 long; raise PictureInvalid if it is too narrow."""
     side = max(image.size)
     if side > LARGEST_SIDE:
         image = image.copy() if side < 2 * LARGEST_SIDE else image.reduce(side // LARGEST_SIDE)
@@ -90,11 +86,7 @@ def working_copy(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def find_ink(grey: NDArray[np.uint8], steps: Steps) -> NDArray[np.float32]:
-    """Return the ink of the digit alone, 0 to 1, float32 (height, width).
-
-    Raises:
-        PictureInvalid: As `ink_pixels`.
-    """
+    """Return the ink of the digit alone, 0 to 1, float32 (height, width). Raises what `ink_pixels` does."""
     found = relief(grey, even=steps.even_light)
     halves = _sum3(np.rint(2 * found.levels).astype(np.int16))  # levels are whole or half
     levels = halves.astype(np.float32) / 18
@@ -123,7 +115,6 @@ def find_ink(grey: NDArray[np.uint8], steps: Steps) -> NDArray[np.float32]:
 
 
 def _box(mask: NDArray[np.bool_], *, margin: int) -> tuple[slice, slice]:
-    """Return the smallest box around all that is true, and some pixels more on each side."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return (
         slice(max(int(rows[0]) - margin, 0), int(rows[-1]) + 1 + margin),
@@ -132,7 +123,6 @@ def _box(mask: NDArray[np.bool_], *, margin: int) -> tuple[slice, slice]:
 
 
 def _check_amount(mask: NDArray[np.bool_]) -> None:
-    """Refuse what is too little to have a shape, or so much that no ground is left."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows) or max(np.ptp(rows), np.ptp(columns)) < _SPECK:
         raise PictureInvalid("the picture is nearly empty: there is a speck on it, no drawing", hint="draw larger")

@@ -52,11 +52,7 @@ class Layout:
 
 
 def layout_of(shape: Sequence[int | str], *, channels_last: bool = False) -> Layout:
-    """Read the shape of one picture; `channels_last` decides if both ends could be channels.
-
-    Raises:
-        UsageError: It is no shape of a picture.
-    """
+    """Read the shape of one picture, or raise UsageError; `channels_last` decides if both ends could be channels."""
     height: int | str
     width: int | str
     channels: int | str

@@ -50,11 +50,8 @@ def relief(grey: Grey, *, even: bool = True) -> Relief:
     """Measure the ink of a picture, uint8 (height, width).
 
     The ground is a morphological closing: what is lighter than the ink around it within a window a little wider than
-    the pen. It follows gradients and the edges of shadows. Light ink is the same on the negative.
-
-    Args:
-        grey: The picture.
-        even: Whether to follow the light; else the ground is the median of the border all over the picture.
+    the pen. It follows gradients and the edges of shadows. Light ink is the same on the negative. Without `even`, the
+    ground is the median of the border all over the picture.
     """
     if not even:
         return _flat_relief(grey)

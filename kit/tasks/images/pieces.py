@@ -14,11 +14,10 @@ Extreme = Callable[[Grey, Grey], Grey]
 def label_pieces(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Number the 8-connected pieces of a mask (height, width).
 
+    Returns int64 (number of true pixels,): the piece of each, in the order of `mask[mask]`, from 0 upwards.
+
     Runs of each row are joined to the runs they touch in the next one; labels then sink to the smallest of their piece
     by hooking and pointer jumping (Shiloach and Vishkin, 1982), so that no step loops over pixels.
-
-    Returns:
-        int64 (number of true pixels,): the piece of each, in the order of `mask[mask]`, from 0 upwards.
     """
     stride = mask.shape[1] + 3  # empty columns keep the end of one row off the beginning of the next
     rows = np.zeros((mask.shape[0], stride), np.bool_)
@@ -68,7 +67,6 @@ def closing(grey: Grey, size: int) -> Grey:
 
 
 def _edged(grey: Grey, before: int, after: int, axis: int) -> Grey:
-    """Repeat the edges of a picture along an axis."""
     pads = [(0, 0), (0, 0)]
     pads[axis] = (before, after)
     return np.pad(grey, pads, mode="edge")

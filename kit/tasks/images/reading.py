@@ -92,7 +92,6 @@ def open_picture(source: Source, *, least_side: int | None = None, own_range: bo
 
 
 def _where(name: str) -> str:
-    """Say where a relative path was looked for."""
     return "look at the path" if Path(name).is_absolute() else f"look at the path; it was looked for in {Path.cwd()}"
 
 
@@ -105,7 +104,6 @@ def _unreadable(name: str, error: Exception) -> PictureInvalid:
 
 
 def _decoded(source: Source, name: str, least_side: int | None) -> Image.Image:
-    """Return a picture with its pixels decoded, as they lie in the file."""
     if isinstance(source, Image.Image):
         return _loaded(source, name)
     try:
@@ -161,7 +159,6 @@ def _draft(image: Image.Image, least_side: int) -> None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turn a picture as its EXIF data say; not at all if they are spoilt."""
     try:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except _RAISED:
@@ -190,11 +187,7 @@ def _in_usual_range(image: Image.Image) -> Image.Image:
 
 
 def _in_own_range(image: Image.Image) -> Image.Image:
-    """Scale greys of more than 8 bits from their least to their greatest finite value; what is no number becomes the least.
-
-    Raises:
-        PictureInvalid: None of them is finite.
-    """
+    """Scale greys of more than 8 bits from their least to their greatest finite value; NaN becomes the least."""
     low, high = np.inf, -np.inf
     for _, band in _bands(image):
         finite = band[np.isfinite(band)]
