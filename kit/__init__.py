@@ -110,7 +110,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import the rooms behind the door when they are first asked for."""
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'kit' has no attribute {name!r}")

@@ -1,7 +1,4 @@
-"""`python -m kit`: the command `kit`, where the folder of scripts is not on the path.
-
-The library does not know the command line: it runs what its own distribution registers under that name.
-"""
+"""`python -m kit`: the command `kit`, where the folder of scripts is not on the path."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ from kit.system.packages import DISTRIBUTION, entry_points
 
 def main() -> None:
     """Run the command."""
+    # by its entry point: the library imports nothing of the command line
     own = [one for one in entry_points("console_scripts", "kit") if one.dist and one.dist.name == DISTRIBUTION]
     if not own:
         sys.exit(f"Error: {DISTRIBUTION} is not installed, so there is no command\n  → pip install {DISTRIBUTION}")

@@ -15,8 +15,6 @@ FEW_BITS = 7
 
 
 class _Choice(StrEnum):
-    """An enum users type; `parse` is its door."""
-
     @classmethod
     def parse(cls, text: str) -> Self:
         """Return the member called `text`, in any case.

@@ -42,13 +42,7 @@ _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino", "ai-edge-litert", "mn
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """A machine of the cluster.
-
-    Attributes:
-        name: Its id and address.
-        versions: Of kit, Python and what computes.
-        cpu: What it computes with: the model of its CPU, and the vector instructions.
-    """
+    """A machine: its id and address, versions of kit, Python and what computes, and its CPU with vector instructions."""
 
     name: str
     versions: Mapping[str, str]
@@ -57,11 +51,9 @@ class Node:
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """A bundle on its way.
+    """A bundle on its way: the name and the sha256 of the file it becomes.
 
     Attributes:
-        name: Of the file it becomes.
-        sha256: Of that file.
         content: Its bytes, or a reference to them in Ray's object store; None if the nodes find it themselves.
         path: Where it lies on the node that sends it, and perhaps on all of them.
     """
@@ -74,12 +66,7 @@ class Package:
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster that this process belongs to.
-
-    Attributes:
-        ray: The package.
-        nodes: That are alive.
-    """
+    """A cluster that this process belongs to: the package `ray`, and the nodes that are alive."""
 
     ray: Any
     nodes: tuple[Node, ...]
@@ -220,11 +207,7 @@ def of_error(error: Exception) -> Exception:
 
 
 def _probe(address: str) -> None:
-    """Refuse in seconds an address where nobody listens: Ray asks it for minutes.
-
-    Raises:
-        Unavailable: Nobody does.
-    """
+    """Refuse in seconds an address where nobody listens: Ray asks it for minutes."""
     from ray._private import services
 
     where = address
@@ -244,11 +227,6 @@ def _probe(address: str) -> None:
 
 
 def _asked(ray: Any) -> list[Node]:
-    """Ask every node what it is.
-
-    Raises:
-        Unavailable: One does not answer.
-    """
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     alive = [one for one in ray.nodes() if one["Alive"]]
@@ -287,11 +265,6 @@ def _what_this_is() -> tuple[dict[str, str], str]:
 
 
 def _check_same(nodes: tuple[Node, ...]) -> None:
-    """Refuse a cluster whose nodes would not compute the same.
-
-    Raises:
-        UsageError: Versions differ, or differ from those of this process.
-    """
     own, _ = _what_this_is()
     everybody = {"this process": own, **{node.name: node.versions for node in nodes}}
     for name in sorted({one for versions in everybody.values() for one in versions}):
@@ -302,7 +275,6 @@ def _check_same(nodes: tuple[Node, ...]) -> None:
 
 
 def _free_by_node(ray: Any) -> list[dict[str, float]]:
-    """Return what is free on each node."""
     from ray._private.state import available_resources_per_node
 
     found: Any = available_resources_per_node()  # type: ignore[no-untyped-call]
@@ -311,7 +283,6 @@ def _free_by_node(ray: Any) -> list[dict[str, float]]:
 
 
 def _places_in(free: Sequence[Mapping[str, float]], cpus: int, gpus: int) -> int:
-    """Return how many workers fit on nodes with so much free."""
     return sum(min(int(one["CPU"] // max(cpus, 1)), int(one["GPU"] // gpus) if gpus else sys.maxsize) for one in free)
 
 

@@ -76,10 +76,6 @@ def names() -> tuple[str, ...]:
 def of(bundle: Bundle, *, data_dir: Path | None = None) -> Splits | None:
     """Return the labelled data a bundle was made with; None if it is not on this machine, or nobody knows it.
 
-    Args:
-        bundle: Any.
-        data_dir: Where data sets lie; the usual place without it.
-
     Raises:
         DatasetInvalid: They are here, and corrupt or altered.
     """
@@ -94,20 +90,17 @@ def of(bundle: Bundle, *, data_dir: Path | None = None) -> Splits | None:
 def load(name: str, task: Task, signature: Signature, *, data_dir: Path | None = None) -> Splits:
     """Read a data set: a registered name, or a path that the task reads.
 
-    A folder with parts of its own keeps them: `train`, `val` or `validation`, and `test`, as folders or as files such as
-    `train.csv`. What has none is split by a hash of each sample: half for training, a quarter each for validation and test.
-    The same sample always goes the same way, whatever else is in the set.
+    A folder that has the name of a registered set is typed as `./mnist`. `data_dir` is where registered sets lie, and
+    where a path that is not found is looked for.
 
-    Args:
-        name: As a person typed it; a folder that has the name of a registered set is typed as `./mnist`.
-        task: Reads files.
-        signature: What the samples must fit.
-        data_dir: Where registered data sets lie, and where a path that is not found is looked for.
+    A folder with parts of its own keeps them: `train`, `val` or `validation`, and `test`, as folders or as files such
+    as `train.csv`. What has none is split by a hash of each sample, whatever else is in the set: half for training, a
+    quarter each for validation and test.
 
     Raises:
         UsageError: There is no such set and no such path, or the model does not take its samples.
         DatasetUnavailable: A registered set that is not on this machine.
-        Unavailable: The package that registers it failed; or there is no such path, and a package does not say what it has.
+        Unavailable: The package that registers it failed; or there is no such path, and a package cannot be asked.
         DatasetInvalid: Files that are corrupt, or hold something else.
     """
     broken: list[Unavailable] = []
@@ -130,10 +123,7 @@ def load(name: str, task: Task, signature: Signature, *, data_dir: Path | None =
 
 
 def at_hand(name: str, task: Task, signature: Signature, *, data_dir: Path | None = None) -> Splits | None:
-    """Read a registered data set if it is on this machine, else return None; corrupt files still raise.
-
-    A name that means nothing here, such as one of data that only the exporter had, is no error either.
-    """
+    """Read a registered data set; None if it is not here, or nobody knows the name. Corrupt files still raise."""
     for plug in _plugs():
         if name in plug.names:
             try:
@@ -146,8 +136,6 @@ def at_hand(name: str, task: Task, signature: Signature, *, data_dir: Path | Non
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A plug that works so far."""
-
     entry: EntryPoint
     plug: Plug
     names: tuple[str, ...]
@@ -202,7 +190,6 @@ def _read(path: Path, task: Task, signature: Signature) -> tuple[Samples, ...]:
 
 
 def _from_parts(dataset: str, parts: dict[str, tuple[Samples, ...]], signature: Signature) -> Splits:
-    """Take parts as they are, and make a missing one of the part that has samples to spare."""
     if TEST not in parts:
         parts[VALIDATION], parts[TEST] = _divided(parts[VALIDATION], signature, ((0, 0.5), (1, 1.0)))
     if VALIDATION not in parts:
@@ -255,7 +242,6 @@ def _hashed(groups: Sequence[Samples], signature: Signature) -> Iterator[_One]:
 
 
 def _taken(groups: Sequence[Samples], signature: Signature, chosen: Sequence[_One]) -> tuple[Samples, ...]:
-    """Return the chosen samples in the order of the set."""
     rows: dict[int, list[int]] = {}
     for one in sorted(chosen, key=lambda one: (one.group, one.row)):
         rows.setdefault(one.group, []).append(one.row)

@@ -63,13 +63,7 @@ def diagnose(*, device_id: int = 0) -> Diagnosis:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """A model in a runtime on a provider: whether it opened and answered.
-
-    Attributes:
-        placement: Which provider ran how many nodes.
-        reason: Why not.
-        fix: What to do about that.
-    """
+    """A model in a runtime on a provider: whether it opened and answered, and where; or why not, and what to do."""
 
     runtime: str
     provider: Provider

@@ -36,11 +36,7 @@ WHOLE_UP_TO_BYTES = 2**20
 
 
 class Engine:
-    """One variant of a bundle, open on one provider. Not for two threads at once: `share` it with each.
-
-    Attributes:
-        signature: What the model takes and gives.
-    """
+    """One variant of a bundle, open on one provider. Not for two threads at once: `share` it with each."""
 
     def __init__(self, bundle: Bundle, variant: Variant, runner: Runner, *, choice: Choice | None = None) -> None:
         self._bundle = bundle
@@ -113,10 +109,7 @@ class Engine:
         return self._runner.placement
 
     def run(self, tensors: Tensors) -> dict[str, NDArray[Any]]:
-        """Return all outputs by name. Works for every model, whatever its task.
-
-        Args:
-            tensors: An array for each input, or lists and numbers that can be one.
+        """Return all outputs by name, for an array for each input, or lists and numbers that can be one.
 
         Raises:
             UsageError: A tensor is missing, unknown, or has another dtype, rank or size than the model takes.
@@ -152,15 +145,12 @@ class Engine:
         return prediction
 
     def bind(self, **sizes: int) -> Binding:
-        """Return buffers for inputs of one size: the shortest way to outputs, with no object made and nothing copied twice.
+        """Return buffers for inputs of one size: the quickest way to outputs, nothing is allocated or copied twice.
 
         ```python
-        bound = engine.bind(batch=8)
+        bound = engine.bind(batch=8)  # axes that are left out have their usual size
         logits = bound.run(pixels)  # uint8 (8, 28, 28) in, float32 (8, 10) out, overwritten by the next call
         ```
-
-        Args:
-            sizes: Of the axes, by name; the usual size for those that are left out.
 
         Raises:
             UsageError: No such axis, not a size of it, or the engine was closed.
@@ -191,7 +181,6 @@ class Engine:
         self.close()
 
     def _run(self, tensors: Tensors) -> dict[str, NDArray[Any]]:
-        """Run inputs whole if they are small, else in pieces bounded by bytes; none at all give none back."""
         total = 0
         for array in tensors.values():
             total += array.nbytes
@@ -216,7 +205,6 @@ class Engine:
         return signature.take(self._runner.run(signature.zeros(sizes)), slice(0, 0))
 
     def _one_row(self, tensors: Tensors) -> Tensors:
-        """Return zeros of the sizes of empty inputs, with one sample."""
         batch = self.signature.batch
         return {
             spec.name: np.zeros(
@@ -230,7 +218,6 @@ class Engine:
         }
 
     def _with_batch(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Return one sample as the only input, with the batch axis that it lacks."""
         if not self._only:
             raise UsageError(
                 f"the model has {len(self.signature.inputs)} inputs, found one array",

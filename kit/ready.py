@@ -33,10 +33,7 @@ _BYTES_UP_TO = 64 * 2**20  # larger files are opened by path, so that nothing bu
 
 
 def find(name: str | os.PathLike[str] | None = None) -> Bundle:
-    """Open a ready model, or whatever `kit.bundle.find` opens.
-
-    Args:
-        name: Path of a .onnx file, a folder or a packed file, or a bundle's name; None as for `kit.bundle.find`.
+    """Open a .onnx file, or what `kit.bundle.find` opens: a folder, a packed file, a bundle's name, or None.
 
     Raises:
         BundleNotFound: There is no such bundle.

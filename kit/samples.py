@@ -46,7 +46,6 @@ class Samples:
     source: str = ""
 
     def __post_init__(self) -> None:
-        """Make arrays of lists, and refuse Python objects."""
         for kind in ("inputs", "expected", "targets", "weights"):
             given = getattr(self, kind)
             if given is not None and not all(_is_plain(one) for one in given.values()):
@@ -72,11 +71,6 @@ def _is_plain(value: Any) -> bool:
 
 
 def _array(value: Any, name: str, kind: str) -> NDArray[Any]:
-    """Return a value of samples as an array of this machine's byte order.
-
-    Raises:
-        UsageError: It is none.
-    """
     try:
         array = np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -92,7 +86,6 @@ class Splits:
     """A data set for checking a model.
 
     Attributes:
-        dataset: Name, for the record.
         validation: Held out of the training data: where the gate decides.
         test: For the final figure alone: held to the same bar, chosen by nothing.
         train: What static quantization draws its calibration samples from; None if there is nothing to draw from.
@@ -149,10 +142,7 @@ def batches(groups: Sequence[Samples], signature: Signature, most_bytes: int) ->
 def seeded(signature: Signature, *, sizes: Sizes, seed: int = 0) -> Samples:
     """Draw inputs that fit a signature: noise, ids within the vocabulary, masks of ones, positions that count up.
 
-    Args:
-        signature: What the model takes.
-        sizes: Of every axis of the inputs.
-        seed: Of the draw.
+    `sizes` must name every axis of the inputs.
 
     Raises:
         MemoryShort: They do not fit into the memory that is free.

@@ -50,9 +50,7 @@ class Axis:
     """A size that may differ from call to call.
 
     Attributes:
-        least: Smallest size.
         most: Largest size; None for no bound.
-        multiple_of: Sizes are multiples of this.
         typical: Sizes that export proves and the bench measures; the first is the usual one.
     """
 
@@ -62,7 +60,6 @@ class Axis:
     typical: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse bounds that no size meets, and typical sizes outside of them."""
         if self.least < 0 or self.multiple_of < 1 or (self.most is not None and self.most < self.least):
             raise ValueError(f"an axis cannot have {self.describe()}")
         for size in self.typical:
@@ -97,7 +94,6 @@ class TensorSpec:
     """An input or an output.
 
     Attributes:
-        name: As the graph has it.
         dtype: As numpy spells it, one of DTYPES.
         shape: Sizes; a name stands for an axis that may differ, and () is a scalar.
         varies: For outputs whose size depends on values, such as the boxes that are found: never bound ahead.
@@ -111,7 +107,6 @@ class TensorSpec:
     below: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse dtypes that numpy or ONNX lack, and sizes below nothing."""
         if not self.name:
             raise ValueError("a tensor needs a name")
         if self.dtype not in DTYPES:
@@ -137,13 +132,11 @@ class TensorSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Signature:
-    """What a model takes and gives.
+    """What a model takes and gives, in the order of the graph.
 
     Attributes:
-        inputs: In the order of the graph.
-        outputs: In the order of the graph.
-        axes: Bounds and typical sizes of every axis that a shape names.
-        batch: The axis along which samples do not depend on each other, wherever it stands; None: one call is one sample.
+        axes: Bounds and typical sizes of every axis that a shape names; one that is left out is 1 or more.
+        batch: The axis along which samples do not depend on each other; None: one call is one sample.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -152,7 +145,6 @@ class Signature:
     batch: str | None = BATCH
 
     def __post_init__(self) -> None:
-        """Refuse names that stand twice and a batch that no input has; axes without bounds get the loosest."""
         for specs in (self.inputs, self.outputs):
             names = [spec.name for spec in specs]
             if not names or len(set(names)) != len(names):
@@ -202,20 +194,12 @@ class Signature:
         return {name: given.get(name, self.axes[name].usual) for name in self.dynamic}
 
     def zeros(self, sizes: Sizes) -> dict[str, NDArray[Any]]:
-        """Return inputs of these sizes, all zero.
-
-        Raises:
-            MemoryShort: They do not fit into the memory that is free.
-        """
+        """Return inputs of these sizes, all zero; raises MemoryShort if the free memory does not hold them."""
         self.check_room(sizes)
         return {spec.name: np.zeros(spec.sized(sizes), spec.dtype) for spec in self.inputs}
 
     def check_room(self, sizes: Sizes) -> None:
-        """Refuse inputs that do not fit into the memory that is free: before they are made.
-
-        Raises:
-            MemoryShort: They do not.
-        """
+        """Raise MemoryShort unless inputs of these sizes, not yet made, fit into the memory that is free."""
         needed = sum(math.prod(spec.sized(sizes)) * np.dtype(spec.dtype).itemsize for spec in self.inputs)
         if needed <= _NEVER_SHORT_BYTES:
             return
@@ -256,11 +240,7 @@ class Signature:
         return self._checked(tensors, self.axes)
 
     def sizes(self, tensors: Tensors) -> dict[str, int]:
-        """Return the sizes of the axes of samples, however many they are: the batch axis bounds a call, not a data set.
-
-        Raises:
-            UsageError: As for `check`.
-        """
+        """Return the sizes as `check` does, but for any number of samples: the batch bounds a call, not a data set."""
         return self._checked(tensors, {**self.axes, **({} if self.batch is None else {self.batch: Axis(least=0)})})
 
     def _checked(self, tensors: Tensors, axes: Mapping[str, Axis]) -> dict[str, int]:
@@ -316,8 +296,7 @@ class Signature:
     def split(self, tensors: Tensors, most_rows: int) -> Iterator[dict[str, NDArray[Any]]]:
         """Give inputs in pieces of `most_rows` samples or fewer, none copied; whole if there is no batch axis.
 
-        The pieces are of about one size, each a multiple of what the batch axis asks for, so that all of them are allowed if
-        the whole is.
+        The pieces are of about one size, each a multiple of what the batch axis asks for.
         """
         count = self.rows(tensors)
         if self.batch is None or count <= most_rows:

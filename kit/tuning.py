@@ -106,10 +106,7 @@ class Tuned:
 def judge(results: Results, *, errors: Mapping[str, float] | None = None, full_names: bool = False) -> Judgement:
     """Find the winner among the cases of a run that the baseline was part of.
 
-    Args:
-        results: Of that run.
-        errors: Of each variant's answers (`fidelity.deviation`); None: all are taken to be as close to the original.
-        full_names: Name runtime and session options even if all have the same.
+    `errors` are those of each variant's answers (`fidelity.deviation`); None: all are equally close to the original.
 
     Raises:
         CheckFailed: The baseline itself could not be measured.
@@ -220,8 +217,6 @@ def _p50_us(contender: Contender) -> float:
 
 
 def _within(on_progress: OnProgress, begin: float, end: float) -> OnProgress:
-    """Return a progress that stands for a part of another."""
-
     def report(what: str, share: float | None = None, /) -> None:
         on_progress(what, begin if share is None else begin + (end - begin) * share)
 
@@ -278,7 +273,6 @@ def _needless(bundle: Bundle, variant: Variant) -> str:
 
 
 def _lost(variant: Variant, max_loss: float | None) -> str:
-    """Say what a variant lost when it was published, if that is more than allowed."""
     score = next(iter(published(variant)), None)
     if score is None:
         return ""
@@ -352,7 +346,6 @@ def _name(row: Row) -> str:
 
 
 def _candidate(name: str, rows: tuple[Row, ...]) -> Contender:
-    """Say how a case did against the baseline."""
     verdicts = [row.verdict for row in rows]
     found = [one.comparison for one in verdicts if one is not None and one.comparison is not None]
     outcomes = {one.outcome for one in verdicts if one is not None}
@@ -372,7 +365,6 @@ def _candidate(name: str, rows: tuple[Row, ...]) -> Contender:
 
 
 def _reason(rows: tuple[Row, ...], speed: float, outcomes: set[Outcome]) -> str:
-    """Return the verdict, at each point if they differ, and what became of the score."""
     row = rows[0]
     if len(rows) == 1 and row.verdict is not None:
         said = row.verdict.describe()
