@@ -42,7 +42,7 @@ _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino", "ai-edge-litert", "mn
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """A machine: its id and address, versions of kit, Python and what computes, and its CPU with vector instructions."""
+    """A machine: its id and address, versions of kit, Python and what computes, its CPU with vector instructions."""
 
     name: str
     versions: Mapping[str, str]

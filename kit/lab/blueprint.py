@@ -27,7 +27,6 @@ class Normalization:
     std: float
 
     def __post_init__(self) -> None:
-        """Refuse a standard deviation that cannot divide."""
         if not (self.std > 0 and math.isfinite(self.std) and math.isfinite(self.mean)):
             raise ValueError(f"mean and std must be finite and std positive, found {self.mean} and {self.std}")
 
@@ -51,7 +50,6 @@ class Blueprint:
         shape: Of one picture, height and width.
         labels: Names of the classes, in the order of the output.
         pipeline: Named, versioned pipeline from a picture to pixels.
-        normalization: Of raw pixels.
         temperature: Divides the logits before softmax.
         abstain_below: Probability under which an answer should be treated as "unsure"; None for never.
     """

@@ -21,11 +21,7 @@ ARCHITECTURES = ("mlp-512-256-128", "mlp-64-64", "cnn-16-48-96")
 
 
 class Network(nn.Module):
-    """Takes normalised float32 `[N, height, width]`, or raw uint8 if it has a normalisation; gives logits `[N, classes]`.
-
-    Attributes:
-        normalization: Of raw pixels; None if whoever calls it has normalised them.
-    """
+    """Takes normalised float32 `[N, height, width]`, or raw uint8 with a normalization; gives logits `[N, classes]`."""
 
     normalization: Normalization | None = None
 
@@ -73,11 +69,7 @@ class Mlp(Network):
 class Cnn(Network):
     """A small convolutional network, such as teaches a smaller one.
 
-    Args:
-        widths: Channels of the first convolution, of the two after the first pooling, and of the two after the second.
-        height: Of the images.
-        width: Of the images.
-        outputs: Classes.
+    `widths` are channels: of the first convolution, of the two after the first pooling, of the two after the second.
     """
 
     def __init__(self, widths: tuple[int, int, int], *, height: int, width: int, outputs: int) -> None:
@@ -128,16 +120,10 @@ def _parse(architecture: str) -> tuple[str, tuple[int, ...], int] | None:
 
 
 def build(architecture: str, *, shape: tuple[int, ...], outputs: int, batch_norm: bool = False) -> Network:
-    """Make an untrained module, such as `mlp-512-256-128` or `cnn-16-48-96`.
-
-    Args:
-        architecture: Its kind and sizes.
-        shape: Of one sample.
-        outputs: Classes.
-        batch_norm: Let a dense network normalise its hidden layers while it trains; `folded` removes them.
+    """Make an untrained network such as `mlp-512-256-128` or `cnn-16-48-96`; `outputs` are its classes.
 
     Raises:
-        UsageError: Unknown architecture, or one that does not take such samples.
+        UsageError: Unknown architecture, or one that does not take samples of this shape.
     """
     parsed = _parse(architecture)
     if parsed is None:
@@ -237,11 +223,7 @@ def original(bundle: Bundle) -> Network | None:
 
 
 def rebuild(bundle: Bundle) -> Network | None:
-    """Build the module of a bundle of the lab's so that it takes what the bundle's signature says: raw pixels.
-
-    Raises:
-        BundleInvalid: Its weights were altered, or do not fit.
-    """
+    """Return `original`, but taking what the bundle's signature says: raw pixels."""
     module, blueprint = original(bundle), Blueprint.of(bundle)
     if module is not None and blueprint is not None:
         module.normalization = blueprint.normalization

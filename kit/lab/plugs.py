@@ -37,13 +37,7 @@ def names() -> tuple[str, ...]:
 
 
 def load(name: str, task: Task, signature: Signature, *, data_dir: Path | None = None) -> Splits:  # noqa: ARG001 - the plugs' form
-    """Read a data set by its name.
-
-    Raises:
-        UsageError: The model does not take its pictures.
-        DatasetUnavailable: It is not on this machine.
-        DatasetInvalid: Its files are corrupt.
-    """
+    """Read a data set by its name; raises as `kit.datasets.Plug.load`."""
     return _splits(data.load(name, data_dir=data_dir), signature, fraction=SEEN_FRACTION, seed=0)
 
 
@@ -66,9 +60,7 @@ def splits_of(dataset: Dataset, record: TrainingRecord, signature: Signature) ->
 
 
 def rebuild(bundle: Bundle) -> nn.Module | None:
-    """Build the module that a bundle of the lab's was made of; None for other bundles.
-
-    Its forward takes raw pixels, as the bundle's signature says.
+    """Build a lab bundle's module, whose forward takes raw pixels as the signature says; None for other bundles.
 
     Raises:
         BundleInvalid: Its weights were altered, or do not fit.
@@ -100,11 +92,7 @@ def _samples(dataset: Dataset, split: Split, signature: Signature, part: str) ->
 
 
 def _fitting(dataset: Dataset, images: NDArray[np.uint8], signature: Signature) -> NDArray[Any]:
-    """Return images in the shape that the model takes: theirs, or with one channel.
-
-    Raises:
-        UsageError: It takes others.
-    """
+    """Return images in the shape that the model takes: theirs, or with one channel."""
     spec = signature.inputs[0]
     grey = (tuple(images.shape[1:]), (1, *images.shape[1:]), (*images.shape[1:], 1))
     if len(signature.inputs) == 1 and spec.dtype == "uint8" and spec.shape[:1] == (signature.batch,):

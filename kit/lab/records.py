@@ -36,8 +36,6 @@ class Origin:
     """The bundle that a compressed one was made of.
 
     Attributes:
-        bundle: Its name.
-        weights_sha256: Of its weights.
         architecture: Before.
         pixels_left_out: Inputs that carried nothing.
         units_left: Of each hidden layer.
@@ -111,11 +109,7 @@ def training_record(bundle: Bundle) -> TrainingRecord | None:
 
 
 def origin_of(bundle: Bundle) -> Origin | None:
-    """Return what a compressed bundle was made of; None for others.
-
-    Raises:
-        BundleInvalid: The record is corrupt or was altered.
-    """
+    """Return what a compressed bundle was made of; None for others. Raises as `training_record`."""
     return _read(bundle, ORIGIN, Origin, score="score")
 
 

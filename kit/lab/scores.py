@@ -19,15 +19,7 @@ def top1(
     split: str,
     baseline: NDArray[np.float32] | None = None,
 ) -> Score:
-    """Count right answers, and what changed against a baseline's logits on the same images.
-
-    Args:
-        logits: float32 `[N, classes]`.
-        labels: int64 `[N]`.
-        dataset: Name of the data set, for the record.
-        split: Name of its split, for the record.
-        baseline: Logits of another model.
-    """
+    """Score logits float32 `[N, classes]` by labels int64 `[N]`, and against a baseline's logits on the same images."""
     metric = find(TOP1)
     groups = [Samples(inputs={}, targets={"labels": labels})]
     values, before = (

@@ -11,9 +11,7 @@ from kit.errors import UsageError
 
 
 def validation_indices(count: int, *, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Split `range(count)` into sorted training and validation indices, the same for the same arguments.
-
-    A fraction of 0 holds nothing out.
+    """Split `range(count)` into sorted training and validation indices, repeatably; a fraction of 0 holds nothing out.
 
     Raises:
         UsageError: Another fraction leaves one side empty.

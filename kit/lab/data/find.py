@@ -85,10 +85,7 @@ def golden_split(dataset: str | Dataset, *, samples: int = 256, data_dir: Path |
 
 
 def at_hand(name: str, *, data_dir: Path | None = None) -> Dataset | None:
-    """Read a data set if it is on this machine already, else return None; corrupt files still raise.
-
-    A name that means nothing here, as of data that only its exporter had, is no error either.
-    """
+    """Read a data set; None if it is not on this machine, or the name means nothing here. Corrupt files still raise."""
     if name not in DATASETS and not folder.is_recorded(name):
         return None
     try:

@@ -65,11 +65,7 @@ def stem(name: str) -> str:
 
 
 def locate(name: str, data_dir: Path) -> Path:
-    """Return the folder that is meant by what a person typed: a path, or one below the data folder.
-
-    Raises:
-        UsageError: There is none.
-    """
+    """Return the folder a person typed, or the one of that name in the data folder; raises UsageError without one."""
     path = Path(name).expanduser()
     if name and not path.exists():
         path = data_dir / name
@@ -82,12 +78,7 @@ def locate(name: str, data_dir: Path) -> Path:
 
 
 def load(folder: Path, *, keep: bool = False, on_share: Callable[[float], None] = lambda _: None) -> Dataset:
-    """Read a folder of images.
-
-    Args:
-        folder: Laid out as listing.py says.
-        keep: Keep the pixels, for `load_recorded`.
-        on_share: Told the share that is done, 0 to 1.
+    """Read a folder of images, laid out as listing.py says; `keep` its pixels for `load_recorded`.
 
     Raises:
         DatasetInvalid: It is laid out otherwise, or holds images that cannot be read, which are named.
@@ -103,7 +94,6 @@ def load(folder: Path, *, keep: bool = False, on_share: Callable[[float], None] 
 
 
 def _read(folder: Path, found: Listing, pipeline: str, on_share: Callable[[float], None]) -> Dataset:
-    """Return what a folder holds as pixels: the kept ones, or those that the pipeline makes now."""
     # what decides the pixels belongs to the name, as the contents do
     name = f"{PREFIX}{stem(str(folder))}@{_name_hash(found, pipeline)}"
     dataset = _kept(name)
@@ -119,10 +109,7 @@ def _read(folder: Path, found: Listing, pipeline: str, on_share: Callable[[float
 def load_recorded(name: str, data_dir: Path | None, *, on_share: Callable[[float], None] = lambda _: None) -> Dataset:
     """Read the images that a bundle names: those of the folder given, or the kept ones.
 
-    Args:
-        name: As the bundle records it.
-        data_dir: The folder itself, or the one it lies in; None for what was kept.
-        on_share: Told the share that is done, 0 to 1.
+    `data_dir` is the folder itself, or the one it lies in; None for what was kept.
 
     Raises:
         DatasetUnavailable: They are not on this machine, as far as kit knows.
@@ -191,7 +178,6 @@ def _hash(name: str) -> str:
 def _decode(
     folder: Path, pictures: tuple[Picture, ...], pipeline: str, on_share: Callable[[float], None]
 ) -> NDArray[np.uint8]:
-    """Run every image through the pipeline, or name those that cannot be."""
     pixels = np.zeros((len(pictures), *SHAPE), np.uint8)
     problems: list[tuple[Path, str]] = []
     for number, one in enumerate(pictures):

@@ -71,12 +71,7 @@ def read(
     suffixes: frozenset[str] = SUFFIXES,
     on_share: Callable[[float], None] = lambda _: None,
 ) -> Listing:
-    """List a folder and hash its files.
-
-    Args:
-        folder: Holds a subfolder for each class, or train/ and test/ that do.
-        suffixes: Of pictures.
-        on_share: Told the share that is done, 0 to 1.
+    """List a folder and hash its files; `on_share` is told the share that is done, 0 to 1.
 
     Raises:
         DatasetInvalid: No classes or only one, too few images in one, or files that cannot be read.
@@ -104,7 +99,6 @@ def refuse(folder: Path, problems: list[tuple[Path, str]]) -> None:
 
 
 def _list(folder: Path, suffixes: frozenset[str]) -> tuple[tuple[str, ...], list[Picture], list[str]]:
-    """Return the labels, the pictures that are there, and notes on what is not taken."""
     subfolders = _subfolders(folder)
     splits, notes = _splits(subfolders)
     roots = splits or [(folder, None)]
@@ -152,7 +146,6 @@ def _splits(subfolders: dict[str, Path]) -> tuple[list[tuple[Path, bool | None]]
 
 
 def _check_classes(folder: Path, root: Path) -> None:
-    """Refuse a folder without classes, and one class alone, with a guess at what was meant."""
     classes = _subfolders(root)
     if len(classes) > 1:
         return
@@ -180,7 +173,6 @@ def _check_training(folder: Path, labels: tuple[str, ...], pictures: list[Pictur
 
 
 def _check_counts(root: Path, labels: tuple[str, ...], pictures: list[Picture]) -> None:
-    """Refuse a class with next to no images to learn from."""
     counts = Counter(one.label for one in pictures if not one.test)
     few = [f"{name} ({counts[label]})" for label, name in enumerate(labels) if counts[label] < LEAST_IMAGES]
     if few:
@@ -192,7 +184,6 @@ def _check_counts(root: Path, labels: tuple[str, ...], pictures: list[Picture]) 
 
 
 def _hashed(pictures: list[Picture], on_share: Callable[[float], None]) -> list[Picture]:
-    """Return the pictures with their digests."""
     found = []
     for done, one in enumerate(pictures):
         try:
@@ -223,7 +214,6 @@ def _is_for_testing(picture: Picture) -> bool:
 
 
 def _copies(pictures: list[Picture]) -> Iterator[str]:
-    """Say where the same file stands on both sides of a split, or in two classes."""
     trained = {one.digest for one in pictures if not one.test}
     both = sum(bool(one.test) and one.digest in trained for one in pictures)
     if both:

@@ -27,7 +27,6 @@ class Split:
     labels: NDArray[np.int64]
 
     def __post_init__(self) -> None:
-        """Refuse images and labels that are no pair of arrays."""
         if getattr(self.images, "dtype", None) is None or np.shape(self.labels) != self.images.shape[:1]:
             raise UsageError("a Split takes an array of images and an array with one label for each")
 
@@ -64,11 +63,7 @@ class DatasetInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """A data set in memory: `train` to learn and choose from, `test` for the final figure alone.
-
-    Attributes:
-        notes: What a person should know of how it was read, a sentence each.
-    """
+    """A data set: `train` to learn and choose from, `test` for the final figure alone; `notes` tell how it was read."""
 
     info: DatasetInfo
     train: Split
@@ -119,11 +114,7 @@ DATASETS = {
 
 
 def info(name: str) -> DatasetInfo:
-    """Return what is known of a data set.
-
-    Raises:
-        UsageError: There is no data set of that name.
-    """
+    """Return what is known of a data set; raises UsageError if there is none of that name."""
     if name not in DATASETS:
         raise UsageError(f"unknown data set {name!r}", hint="choose one of: " + ", ".join(DATASETS))
     return DATASETS[name]

@@ -178,8 +178,7 @@ _SIDE, _FINER = 20, 8  # of the box that holds the ink, and how many times as fi
 def draw_digits(count: int, *, signs: int, seed: int) -> Split:
     """Draw digits, as many of each, and signs that are no digits, the same for the same arguments.
 
-    Returns:
-        Pictures as MNIST's are: light ink of 20 pixels at most in 28x28, centred by mass; signs come last.
+    Pictures are as MNIST's: light ink of 20 pixels at most in 28x28, centred by mass; signs come last.
     """
     rng = np.random.default_rng((seed, 28))
     labels = np.concatenate([np.arange(count) % len(FORMS), np.full(signs, NO_DIGIT)]).astype(np.int64)
@@ -243,7 +242,6 @@ def _smooth(points: Points, rng: np.random.Generator) -> Points:
 
 
 def _leaning(pieces: Sequence[Points], rng: np.random.Generator) -> list[Points]:
-    """Turn, lean and stretch all pieces alike."""
     angle, lean, width = rng.normal(0, 0.08), rng.normal(-0.12, 0.2), np.exp(rng.normal(0, 0.22))
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     shape = turn @ np.array([[width, lean], [0.0, 1.0]])

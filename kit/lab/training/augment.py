@@ -15,13 +15,8 @@ from kit.lab.training.recipe import Distortion
 def distort(images: torch.Tensor, distortion: Distortion, generator: torch.Generator) -> torch.Tensor:
     """Distort every image by its own random amounts, by one interpolation for all that moves pixels.
 
-    Args:
-        images: uint8 or float32 `[N, height, width]`, 0 for the ground.
-        distortion: How strongly.
-        generator: Source of the random numbers, on the images' device.
-
-    Returns:
-        float32 `[N, height, width]` in the range of `images`, bilinear, the ground continued beyond the edges.
+    Takes uint8 or float32 `[N, height, width]`, 0 for the ground, and a generator on the images' device. Gives float32
+    of the same shape and range, bilinear, the ground continued beyond the edges.
     """
     moved = functional.grid_sample(
         images.to(torch.float32).unsqueeze(1), _grid(images, distortion, generator), align_corners=False

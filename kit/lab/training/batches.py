@@ -112,17 +112,10 @@ def draw_views(
     world: World,
     on_view: Callable[[int, int], None],
 ) -> tuple[Views, Views]:
-    """Distort every image several times and have the teachers read what came out, rounded to pixels.
+    """Distort images uint8 `[N, height, width]` several times and have the teachers read the rounded pixels.
 
-    Args:
-        images: uint8 `[N, height, width]`, on the CPU or the device.
-        recipe: With its teaching.
-        read: Gives logits `[n, classes]` for pixels uint8 `[n, height, width]`.
-        world: Each process draws its share of the images.
-        on_view: Told (views done, views in all).
-
-    Returns:
-        Views for the main part, and calm ones with the images themselves among them.
+    `read` gives logits `[n, classes]` for pixels uint8 `[n, height, width]`; `on_view` is told (views done, in all).
+    Each process draws its share of the images. Returns views for the main part, and calm ones that include the images.
     """
     teaching = recipe.teaching
     assert teaching is not None  # the caller looked

@@ -27,9 +27,7 @@ class Checkpoint:
     Attributes:
         phase: `teacher-0`, `teacher-1`, ..., `student`.
         epoch: The last one that is done.
-        state: The trainer's.
         best: Weights of the best epoch so far; empty before there is one.
-        history: One row for each epoch.
         seconds: Spent training, in this phase and before.
         threads: PyTorch's; 0 if that is not known.
     """
@@ -44,13 +42,7 @@ class Checkpoint:
 
 
 class RunFolder:
-    """The folder that a run writes into while it goes on.
-
-    Args:
-        folder: Made when something is written.
-        recipe: What is trained; a checkpoint of another one is refused.
-        dataset: On what; likewise.
-    """
+    """A run's folder, made when something is written; checkpoints of another recipe or data set are refused."""
 
     def __init__(self, folder: Path, recipe: Recipe, dataset: Dataset) -> None:
         self.folder = folder
@@ -149,7 +141,7 @@ class RunFolder:
 
 
 def _identity(recipe: Recipe, dataset: Dataset) -> str:
-    """Hash what decides the result: the recipe, and the labels and pixels it is trained on."""
+    """Hash what decides the result: the recipe, the labels, and every hundredth image."""
     digest = hashlib.sha256(json.dumps(recipe.described(), sort_keys=True).encode())
     digest.update(dataset.train.labels.tobytes())
     digest.update(dataset.train.images[::100].tobytes())

@@ -18,16 +18,11 @@ _SUREST = 0.9999
 
 
 def fit(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> tuple[float, float | None, Confidence]:
-    """Find the temperature and the abstain threshold on validation data, and what they bring.
+    """Find temperature and abstain threshold on validation logits float32 `[N, classes]` and labels int64 `[N]`.
 
-    The temperature is the one of the least cross-entropy (Guo et al. 2017, arXiv 1706.04599), 1 if there is none, as with a
-    few images that are all read correctly. The threshold is the lowest at
-    which at most one answer in a thousand is wrong, unless it would silence the model on more than one image in twenty: then
-    the one that does just that.
-
-    Args:
-        logits: float32 `[N, classes]`.
-        labels: int64 `[N]`.
+    The temperature is the one of the least cross-entropy (Guo et al. 2017, arXiv 1706.04599), 1 if there is none, as
+    with a few images that are all read correctly. The threshold is the lowest at which at most one answer in a thousand
+    is wrong, unless it would silence the model on more than one image in twenty: then the one that does just that.
 
     Returns:
         The temperature, the threshold (None where even without one so few answers are wrong), and the figures.

@@ -28,16 +28,10 @@ def distill(
     world: World | None = None,
     on_progress: OnProgress = silent,
 ) -> nn.Module:
-    """Return the student, fitted, in evaluation mode.
+    """Return the student in evaluation mode, fitted to the teacher on views of pixels uint8 `[N, height, width]`.
 
-    Args:
-        student: Dense; batch normalisation that changes nothing at first is put in for the training where the recipe asks.
-        teacher: Takes and gives what the student does.
-        pixels: uint8 `[N, height, width]`.
-        recipe: With its teaching; its `model` is not looked at.
-        normalization: Of raw pixels.
-        world: Where; this process alone, on the CPU, without it.
-        on_progress: Told what is being done, and its share.
+    The recipe needs its teaching; its `model` is not looked at. Batch normalisation, where it asks for that, changes
+    nothing at first and is folded afterwards. Without a world: this process alone, on the CPU.
     """
     world = world or World(device=torch.device("cpu"))
     torch.manual_seed(recipe.seed)
@@ -64,9 +58,7 @@ def distill(
 def with_batch_norm(module: Mlp, normalized: torch.Tensor) -> Mlp:
     """Return the same network with batch normalisation in its hidden layers, set so that it computes what it did.
 
-    Args:
-        module: Dense, without any.
-        normalized: float32 `[N, height, width]`: what the units' means and variances are taken from.
+    Means and variances are those of the units for `normalized`, float32 `[N, height, width]`.
     """
     found = Mlp(module.sizes, batch_norm=True, crop=module.crop)
     sources = iter(layer for layer in module.layers if isinstance(layer, nn.Linear))

@@ -55,7 +55,6 @@ def save(result: TrainingResult, folder: Path) -> tuple[Path, ...]:
 
 
 def _curve(history: Sequence[dict[str, float]]) -> alt.TopLevelMixin:
-    """Draw loss, validation error and learning rate over the epochs, one below the other."""
     import altair as alt
 
     rows = [
@@ -109,7 +108,6 @@ def _confusion(labels: NDArray[np.int64], read: NDArray[np.int64], names: Sequen
 
 
 def _reliability(shares: NDArray[np.float32], labels: NDArray[np.int64]) -> alt.TopLevelMixin:
-    """Draw the share of right answers against the probability the model gave, over bins of equal count."""
     import altair as alt
 
     sure, right = shares.max(axis=1), shares.argmax(axis=1) == labels

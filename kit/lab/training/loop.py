@@ -62,7 +62,6 @@ class TrainingResult:
     """The module with its best weights, what it is, and how it came to be.
 
     Attributes:
-        name: Of the model.
         validation: The split that was held out, and the module's logits float32 `[N, classes]` on it; None without one.
     """
 
@@ -87,12 +86,7 @@ class InterruptedEarlyError(KitError):
 
 @dataclass(frozen=True, kw_only=True)
 class Listener:
-    """Who is told how training goes on.
-
-    Attributes:
-        on_epoch: After each epoch.
-        on_step: Now and then: what is being done, and its share that is done.
-    """
+    """Who is told how training goes on: each epoch, and now and then what is being done and its share that is done."""
 
     on_epoch: Callable[[Epoch], None] = lambda _: None
     on_step: Callable[[str, float], None] = lambda _what, _share: None
@@ -109,19 +103,11 @@ def train(
     checkpoint_seconds: float = _CHECKPOINT_SECONDS,
     listener: Listener | None = None,
 ) -> TrainingResult:
-    """Train by a recipe.
+    """Train by a recipe, on the training split alone; without a world, in this process on the CPU.
 
-    Args:
-        dataset: Only its training split is looked at.
-        recipe: What to do.
-        name: Of the model.
-        world: Where; this process alone, on the CPU, without it.
-        run_folder: Where checkpoints are written; None for none.
-        resume: Go on from the checkpoint in the run folder, if there is one.
-        checkpoint_seconds: Time between two checkpoints, at least; they are written between epochs.
-        listener: Told how it goes on.
-
-    Ctrl-C ends training after what it has: the epoch to keep so far is returned and its record says `interrupted`.
+    Checkpoints are written into `run_folder`, if there is one, between epochs, `checkpoint_seconds` apart or more;
+    `resume` goes on from the last of them. Ctrl-C ends training after what it has: the epoch to keep so far is returned
+    and its record says `interrupted`.
 
     Raises:
         InterruptedEarlyError: There is nothing to keep yet.
@@ -162,8 +148,6 @@ def with_drawings(train: Split, recipe: Recipe) -> Split:
 
 
 class _Run:
-    """One call of `train`."""
-
     def __init__(
         self,
         dataset: Dataset,
@@ -197,7 +181,6 @@ class _Run:
         self.began = time.perf_counter()
 
     def _check_batches(self) -> None:
-        """Refuse batches too small for every process, or for batch normalisation."""
         recipes = [self.recipe, *([self.recipe.teaching.teacher] if self.recipe.teaching else [])]
         for recipe in recipes:
             least = 2 if recipe.batch_norm or recipe.model.startswith("cnn") else 1
@@ -278,7 +261,6 @@ class _Run:
         return Taught(views, calm, recipe, world, images=len(self.images))
 
     def _teacher(self, number: int) -> nn.Module:
-        """Train a teacher, or take up one that is done."""
         assert self.recipe.teaching is not None  # the caller looked
         plan = self.recipe.teaching.teacher
         recipe = dataclasses.replace(plan, seed=self.recipe.seed * 100 + plan.seed + number)
@@ -327,7 +309,6 @@ class _Phase:
 
     @property
     def history(self) -> tuple[dict[str, float], ...]:
-        """One row for each epoch that is done."""
         return self._done.history
 
     def run(self) -> None:
@@ -344,7 +325,6 @@ class _Phase:
         return models.folded(module).to(self._owner.world.device).eval(), int(best["epoch"])
 
     def _epoch(self, number: int) -> Epoch:
-        """Run one epoch, evaluate it, remember it if it is the best, and write a checkpoint if it is time."""
         started = time.perf_counter()
         learning_rate = self.trainer.learning_rate
         loss = self.trainer.epoch(number)
@@ -393,7 +373,6 @@ class _Phase:
         return self.recipe.keep == "best" and self._owner.held_out is not None
 
     def save(self) -> None:
-        """Write a checkpoint of the last epoch that is done, if there is a folder for it."""
         owner = self._owner
         if owner.folder is not None and owner.world.is_first and self._done.epoch:
             owner.folder.save(self._done)

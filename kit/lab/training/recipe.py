@@ -68,7 +68,6 @@ class Teaching:
     temperature: float = 4.0
 
     def __post_init__(self) -> None:
-        """Refuse teachers that cannot teach."""
         if self.count < 1 or self.views < 1 or self.calm_views < 0 or not self.temperature > 0:
             raise UsageError("distillation needs a teacher, a view and a temperature above 0")
         if self.teacher.teaching is not None:
@@ -84,28 +83,24 @@ class Recipe:
         epochs: Passes over the training split; with teaching, of as many views as it has images.
         batch_size: Images for each step, of all processes together.
         lr: Learning rate; the peak, with the one-cycle schedule.
-        optimizer: `sgd` or `adamw`.
-        momentum: For `sgd`.
-        weight_decay: For `adamw`, decoupled (Loshchilov & Hutter 2019).
+        optimizer: `sgd` with `momentum`, or `adamw` with decoupled `weight_decay` (Loshchilov & Hutter 2019).
         schedule: `constant`, or `one-cycle` (Smith & Topin 2018): up and down again along cosines.
         warmup: Share of the steps on the way up, for `one-cycle`.
         seed: Of the split, the weights, the order and the augmentation.
-        augment: Distort every training image at random.
-        distortion: How.
-        calm: Share of the epochs, the last ones, in which the distortion is weaker.
-        calm_strength: By this factor.
-        val_fraction: Share of the training data held out to choose the best epoch; 0 trains on all of it and keeps the last.
+        augment: Distort every training image at random, by `distortion`.
+        calm: Share of the epochs, the last ones, in which the distortion is weaker by the factor `calm_strength`.
+        val_fraction: Share of the training data held out to choose the best epoch; 0 trains on all and keeps the last.
         keep: `best` epoch on validation, or the `last`.
         normalization: None for the data set's own.
         batch_norm: Normalise the hidden layers of a dense network while training; folded into its weights afterwards.
-        drawn: Digits drawn by strokes that are trained on too, by the student and its teachers, in forms that MNIST hardly has
-            (kit/lab/data/strokes.py); for data sets of digits alone.
+        drawn: Digits drawn by strokes that are trained on too, by the student and its teachers, in forms that MNIST
+            hardly has (kit/lab/data/strokes.py); for data sets of digits alone.
         signs: Drawn signs that are no digits, of which training asks that every digit be as likely.
         average: Decay of a moving average of the weights, which is what is evaluated and kept; 0 for none.
         bf16: Multiply in bfloat16 where the processor can; weights stay float32.
         teaching: Teachers to learn from; None for the labels.
-        confidence: Temperature and abstain threshold to publish where nothing is held out to fit them on, as an earlier run of
-            the same recipe found them on validation data.
+        confidence: Temperature and abstain threshold to publish where nothing is held out to fit them on, as an
+            earlier run of the same recipe found them on validation data.
     """
 
     model: str = "mlp-512-256-128"
@@ -134,7 +129,6 @@ class Recipe:
     confidence: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot train."""
         if self.epochs < 1 or self.batch_size < 1:
             raise UsageError("epochs and batch size must be 1 or more")
         if self.drawn < 0 or self.signs < 0:
@@ -239,11 +233,7 @@ _RECORD_CONFIDENCE = {("mnist", "mlp-512-256-128"): (1.07, 0.987), ("mnist", "ml
 
 
 def recipe(name: str, *, dataset: str, model: str = Recipe.model) -> Recipe:
-    """Return a recipe by name, as it is for a data set and a model.
-
-    Raises:
-        UsageError: There is none of that name.
-    """
+    """Return a recipe by name, as it is for a data set and a model; raises UsageError if there is none of that name."""
     if name not in RECIPES:
         raise UsageError(f"unknown recipe {name!r}", hint="choose one of: " + ", ".join(RECIPES))
     changes = _FOR_SMALL_DATA.get(dataset, {}) if name == "default" else {}
@@ -256,8 +246,5 @@ def recipe(name: str, *, dataset: str, model: str = Recipe.model) -> Recipe:
 
 
 def bundle_name(*, dataset: str, model: str) -> str:
-    """Return the name a trained bundle gets when none is given: `my-mnist-mlp`, or `my-mnist-mlp-64-64`.
-
-    It is the user's own: `mnist-mlp` is the published one.
-    """
+    """Return what a trained bundle is called when no name is given: `my-mnist-mlp`, or `my-mnist-mlp-64-64`."""
     return f"my-{dataset}-mlp" if model == Recipe.model else f"my-{dataset}-{model}"

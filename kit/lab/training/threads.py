@@ -64,14 +64,9 @@ class Found:
 def rehearsal(
     images: torch.Tensor, recipe: Recipe, world: World, *, outputs: int, normalization: Normalization
 ) -> Callable[[], object]:
-    """Return what takes a few steps of training, with weights of its own; random numbers go on as if it had not been.
+    """Return a function that takes a few steps of training, with weights of its own, on the first of the images.
 
-    Args:
-        images: uint8 `[N, height, width]`; the first of them are used.
-        recipe: Which network, in what batches, distorted or not.
-        world: Where.
-        outputs: Classes.
-        normalization: Of raw pixels.
+    They are uint8 `[N, height, width]`. Random numbers go on as if the weights had not been drawn.
     """
     few = images[: _STEPS * recipe.batch_size]
     labels = torch.zeros(len(few), dtype=torch.int64)
@@ -89,14 +84,7 @@ def quickest(
     set_threads: Callable[[int], None] = torch.set_num_threads,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Found:
-    """Find how many threads do some work in the least time; that many are set when it returns.
-
-    Args:
-        work: Done several times.
-        most: Threads to try at most: 1, 2, 4, ... and this.
-        set_threads: Sets them.
-        clock: Gives seconds.
-    """
+    """Find how many threads, of 1, 2, 4, ... and `most`, do some work quickest; that many are set when it returns."""
 
     def seconds_of_work() -> float:
         started = clock()

@@ -30,13 +30,8 @@ def save(
     """Write a new bundle, or replace the one in `folder`, with no variants yet.
 
     The golden samples come from a data set whose pictures may be redistributed, never from the training data of one that
-    may not; from a folder of a person's own images they are test images of that folder, and say so.
-
-    Args:
-        result: What was trained.
-        folder: Of the bundle.
-        dataset: What it was trained on, if it is in memory; else it is read again.
-        data_dir: Where data sets lie.
+    may not; from a folder of a person's own images they are its test images, and say so. Without a `dataset` in memory
+    it is read again.
 
     Raises:
         UsageError: The folder holds other things.

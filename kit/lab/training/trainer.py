@@ -23,15 +23,9 @@ State = dict[str, torch.Tensor]
 
 
 class Trainer:
-    """Fits a module to batches, an epoch at a time.
+    """Fits a module that takes normalised float32 `[n, height, width]` to batches, an epoch at a time.
 
-    Args:
-        module: Takes normalised float32 `[n, height, width]`; moved to the device.
-        recipe: Optimizer, schedule, average, seed.
-        batches: What to learn from.
-        normalization: Of raw pixels.
-        world: Device and processes.
-        on_step: Told the share of all steps that is done, now and then.
+    The module is moved to the world's device. `on_step` is told the share of all steps that is done, now and then.
     """
 
     def __init__(

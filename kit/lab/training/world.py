@@ -18,13 +18,7 @@ from kit.system.machine import this_machine
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """The device of this process and its place among the others.
-
-    Attributes:
-        device: Where data, augmentation and training stay.
-        rank: Number of this process; the first writes and speaks.
-        size: How many processes share every batch.
-    """
+    """The device of this process, and its place among the `size` processes that share every batch; 0 is the first."""
 
     device: torch.device
     rank: int = 0
