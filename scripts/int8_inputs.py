@@ -56,11 +56,7 @@ Floats = NDArray[np.float32]
 
 
 def packages(cache: Path, name: str) -> Path:
-    """Install a set of packages into the cache, once.
-
-    Raises:
-        SystemExit: They cannot be installed; with the reason.
-    """
+    """Install a set of packages into the cache, once; raises SystemExit with the reason if that fails."""
     folder = cache / "packages" / name
     if problem := zoo._installed(SETS[name], folder):  # noqa: SLF001 - a script beside that one
         raise SystemExit(problem)
@@ -202,7 +198,6 @@ def _line(photos: Path, part: str, rng: np.random.Generator) -> Image.Image:
 
 
 def _words(part: str, rng: np.random.Generator, most: int) -> str:
-    """Return some words of a sentence of the part."""
     known = texts(part)
     words = known[rng.integers(len(known))].split()
     start = int(rng.integers(len(words)))

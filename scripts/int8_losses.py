@@ -29,12 +29,7 @@ ROWS = 8
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Answered:
-    """What became of the test part.
-
-    Attributes:
-        values: By kit's metric.
-        more: Other figures, by name.
-    """
+    """What became of the test part: values of kit's metric, and other figures by name."""
 
     values: Values
     more: Mapping[str, float]
@@ -108,7 +103,6 @@ class Test:
         return Answered(values=values, more=more)
 
     def _of_vectors(self, answers: list[Tensors], more: dict[str, float]) -> Answered:
-        """Compare pooled vectors; rank the pairs by their cosine."""
         from scipy.stats import spearmanr  # type: ignore[import-untyped]  # SciPy has no types of its own
 
         ours, theirs = self._vectors(answers), self._vectors(self._reference)

@@ -21,11 +21,9 @@ class Network:
 
     Attributes:
         packages: Set of int8_inputs.SETS that its weights lie in; empty for none.
-        source: What `kit export` is given.
+        source: What `kit export` is given; `options` are given as well.
         inputs: Writes the parts and returns the options that go with them; None for a bundle that knows its own.
         module: The same network in torch, taking what the graph takes.
-        weights: In words.
-        options: More of `kit export`.
         pairs: The test part is sentences in pairs.
         positions: Answers are classes at each position.
     """

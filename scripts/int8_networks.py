@@ -186,12 +186,10 @@ class Comparing:
         return "", auto
 
     def _published(self) -> dict[str, str]:
-        """Return sizes and scores of what `auto` published."""
         manifest = json.loads((self.path / "manifest.json").read_text())
         return {one["id"]: zoo._scores(one) for one in manifest["variants"]}  # noqa: SLF001 - a script beside that one
 
     def _metric(self, bundle: Bundle) -> metrics.Metric:
-        """Return what kit decided by."""
         names = [score.metric for variant in bundle.variants for score in published(variant)]
         return metrics.find(names[0] if names else "cosine")
 
@@ -243,7 +241,6 @@ class Comparing:
         return found
 
     def _points(self, bundle: Bundle) -> dict[tuple[int, int], dict[str, int]]:
-        """Return the sizes at each batch and number of threads."""
         signature = bundle.signature
         batch = signature.batch
         more = {"sequence": int8_inputs.TOKENS} if self.network.pairs else {}
@@ -254,7 +251,6 @@ class Comparing:
     def _tuned(
         self, bundle: Bundle, points: Mapping[tuple[int, int], dict[str, int]], budget: float
     ) -> dict[tuple[int, int], Tuned]:
-        """Choose for each point anew, as `kit tune` does."""
         found = {}
         for point, sizes in points.items():
             done = tune(bundle, sizes=sizes, most_threads=point[1], budget_seconds=budget)
@@ -298,7 +294,6 @@ class Comparing:
     def _calls(
         self, work: Work, models: Sequence[Made], given: dict[str, Any], threads: int, choice: Choice | None
     ) -> Iterator[tuple[str, Call, dict[str, Any]]]:
-        """Open everything that works for a point, and try it once."""
         for one in models:
             if not self.rows[one.tool].problem:
                 try:
@@ -318,7 +313,6 @@ class Comparing:
     def _measured(
         self, calls: Iterator[tuple[str, Call, dict[str, Any]]], point: str, rounds: int, threads: int
     ) -> None:
-        """Measure a point, and write it into the rows."""
         opened = list(calls)
         contestants = [functools.partial(call, given) for _, call, given in opened]
         timings = measure(contestants, Plan(rounds=rounds), lead_ms=LEAD_MS if threads > 1 else 0.0)

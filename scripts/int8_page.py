@@ -50,13 +50,10 @@ class Row:
 
     Attributes:
         problem: Why there is no model; empty if there is one.
-        remark: What else went wrong.
-        seconds: Making the model took.
         peak_mb: Of the process that made it.
         value: Of kit's metric on the test part.
         loss: Of the metric against fp32, with its 95 % interval.
         kit_loses: How much more than this tool kit loses, paired, with its 95 % interval.
-        more: Other figures of accuracy.
         choices: What `kit tune` chose at each point.
         candidates: What it said of each candidate there.
     """
@@ -79,13 +76,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """A network.
-
-    Attributes:
-        allowed: Loss of the metric.
-        variants: Sizes and scores of what kit published, by name.
-        remark: Why nothing was measured; empty if something was.
-    """
+    """A network; `allowed` is the loss of the metric, and `remark` why nothing was measured, empty if something was."""
 
     name: str
     weights: str

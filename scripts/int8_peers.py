@@ -45,13 +45,7 @@ _STATIC_ROWS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """A model of a tool.
-
-    Attributes:
-        file: To open; None for a module of torch, or if it failed.
-        step: What making it took; None if nothing was made.
-        problem: Why there is none, in a sentence.
-    """
+    """A model of a tool; `file` is None for a module of torch, and if it failed; `problem` then says why."""
 
     tool: str
     file: Path | None = None
@@ -61,13 +55,7 @@ class Made:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What all tools start from.
-
-    Attributes:
-        graph: The bundle's float ONNX file.
-        train: Inputs of the training samples, in groups of one size.
-        is_transformer: NNCF is told so.
-    """
+    """What all tools start from: the bundle's float ONNX file, and training inputs in groups of one size."""
 
     cache: Path
     folder: Path
@@ -108,7 +96,6 @@ def made(work: Work) -> list[Made]:
 
 
 def _samples(work: Work, rows: int) -> Path:
-    """Write the training samples in batches of so many rows at most."""
     path = work.folder / f"train-{rows}.npz"
     batches = [piece for group in work.train for piece in work.signature.split(group, rows)]
     arrays: dict[str, Any] = {
@@ -144,7 +131,6 @@ def _ran(work: Work, tool: str, line: list[str], file: Path) -> Made:
 
 
 def _elsewhere(work: Work, tool: str, name: str, make: Callable[[str], Made]) -> Made:
-    """Make an environment for a tool, once, and the model with its Python."""
     folder = work.cache / "environments" / name
     python, marker = folder / "bin" / "python", folder / ".installed"
     wanted = " ".join(ENVIRONMENTS[name])
@@ -163,14 +149,9 @@ def _elsewhere(work: Work, tool: str, name: str, make: Callable[[str], Made]) ->
 
 
 def opened(work: Work, made_of: Made, sizes: Tensors, *, threads: int, compiles: bool) -> Call:
-    """Return how a person calls the model: a session, a compiled request of these sizes, a module.
+    """Return how a person calls the model: a session, a request compiled for the sizes of `sizes`, a module.
 
-    Args:
-        work: Of the network.
-        made_of: A model without a problem.
-        sizes: Inputs of the sizes that it will be called with.
-        threads: Of one call.
-        compiles: Let torch compile; not for what is called at many sizes.
+    `compiles` lets torch compile: not for what is called at many sizes.
     """
     if made_of.file is None:
         return _module(work, made_of.tool == TORCHAO, threads=threads, compiles=compiles)
@@ -220,7 +201,6 @@ def _openvino(path: Path, sizes: Tensors, threads: int) -> Call:
 
 
 def _module(work: Work, is_int8: bool, *, threads: int, compiles: bool) -> Call:
-    """Return the module, in int8 by torchao or as it is, compiled for these threads or as it is."""
     assert work.module is not None  # `made` told so
     from torch._inductor import config
 

@@ -94,7 +94,6 @@ def main() -> None:
 
 
 def _exported(dataset: Dataset, chosen: Recipe, folder: Path, data_dir: Path | None) -> ExportReport:
-    """Train and export one seed."""
     told = folder.with_name(f"{folder.name}.run")
 
     def on_epoch(epoch: Epoch) -> None:
@@ -112,7 +111,6 @@ def _exported(dataset: Dataset, chosen: Recipe, folder: Path, data_dir: Path | N
 
 
 def _again(published: Path, work: Path, data_dir: Path | None) -> Bundle:
-    """Export the weights of a published bundle anew, in a folder of their own."""
     before = bundles.find(published)
     return exporters.export_bundle(_copy(before, work / f"{before.name}-again"), VARIANTS, data_dir=data_dir).bundle
 
@@ -210,7 +208,6 @@ def _printed() -> list[Image.Image]:
 
 
 def _card(bundle: Bundle, tops: dict[int, float], seed: int, drawn: dict[str, float] | None, strokes: Strokes) -> str:
-    """Write the model card."""
     blueprint, training = Blueprint.of(bundle), records.training_record(bundle)
     assert blueprint is not None  # it was trained a moment ago, or before
     assert training is not None

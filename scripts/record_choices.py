@@ -79,7 +79,6 @@ def main() -> None:
 
 
 def _run(dataset: Dataset, name: str, seed: int, work: Path) -> Run:
-    """Train one choice with one seed, or read what was kept of it."""
     place = work / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
     kept = place.with_suffix(".json")
     if kept.exists():
@@ -128,7 +127,6 @@ def _table(found: dict[str, dict[int, Run]]) -> str:
 
 
 def _gain(gains: list[float]) -> str:
-    """Return the mean of the paired differences and its standard error."""
     if len(gains) < 2:
         return "one seed"
     return f"{statistics.mean(gains):+.2f} ± {statistics.stdev(gains) / math.sqrt(len(gains)):.2f}"

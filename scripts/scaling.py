@@ -72,11 +72,7 @@ made.shutdown()
 
 @dataclass
 class Case:
-    """Items and the model that answers them.
-
-    Attributes:
-        few: The same with one chunk of items.
-    """
+    """Items and the model that answers them; `few` is the same with one chunk of items."""
 
     name: str
     model: str

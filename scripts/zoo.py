@@ -63,10 +63,8 @@ class Model:
     """A row of the table.
 
     Attributes:
-        kind: Of source, in words.
         packages: Installed without what they require: kit's own environment has that.
-        source: What `kit export` is given.
-        options: What else it is given.
+        source: What `kit export` is given, with `options`.
         check: A comparison beyond kit's own: returns a sentence.
         precisions: Beside the model as it came.
         quantized: How, if not as usual.
@@ -84,11 +82,7 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What a step took.
-
-    Attributes:
-        problem: In a sentence; empty if it went well.
-    """
+    """What a step took; `problem` is a sentence, empty if it went well."""
 
     seconds: float
     peak_mb: float
@@ -509,7 +503,6 @@ def _sentence(text: str) -> str:
 
 
 def _of_manifest(found: Found, bundle: Path) -> Found:
-    """Read sizes, parity and scores from what was published."""
     manifest = json.loads((bundle / "manifest.json").read_text())
     variants = {one["id"]: one for one in manifest["variants"]}
     baseline = variants[manifest["baseline"]]

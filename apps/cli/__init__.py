@@ -68,12 +68,11 @@ class _Grouped(click.Group):
     """Lists its commands in the order of the work, under what they are for."""
 
     def make_context(self, *given: Any, **named: Any) -> click.Context:
-        """Read the arguments; help is printed here."""
+        # Help is printed here.
         with _piped():
             return super().make_context(*given, **named)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command."""
         with _piped():
             return super().invoke(ctx)
 
@@ -89,7 +88,6 @@ class _Grouped(click.Group):
 
 
 def _summary(command: click.Command) -> str:
-    """Return the first sentence of a command's help."""
     return command.get_short_help_str(limit=sys.maxsize)
 
 

@@ -26,12 +26,9 @@ _EXIT_CODES = {"unavailable": 3, "failed": 4}
 
 
 class _BatchSize(click.ParamType[int | str]):
-    """A number of samples, or `sweep`."""
-
     name = "n|sweep"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
-        """Return the number, or `sweep`."""
         text = str(value).strip().lower()
         if text == _SWEEP:
             return text

@@ -64,7 +64,6 @@ def _latency_table(console: Console, results: Results) -> None:
 
 
 def _against(results: Results) -> str:
-    """Return the header of the verdicts, which names what they are against if that ran where it usually does."""
     return f"against {_usual_baseline(results) or 'the baseline'}"
 
 
@@ -86,7 +85,6 @@ def _baselines(results: Results) -> set[str]:
 
 
 def _figures(row: Row, metric: str) -> dict[str, str]:
-    """Return every figure a latency table may show, by header; empty if the machine cannot report it."""
     found = row.latency
     energy = row.energy_uj / (row.query_samples or row.samples) if row.energy_uj is not None else None
     return {
@@ -102,7 +100,6 @@ def _figures(row: Row, metric: str) -> dict[str, str]:
 
 
 def _where(row: Row) -> str:
-    """Return where it ran, and that this is not where it was asked to."""
     if row.status is Status.FALLBACK:
         return f"{row.placement} (FALLBACK, asked for {row.provider})"
     if row.status is not Status.OK:
@@ -112,7 +109,6 @@ def _where(row: Row) -> str:
 
 
 def _sweep_lines(console: Console, results: Results) -> None:
-    """Say in words where throughput bends and who overtakes whom."""
     if not results.arguments.get("sweep"):
         return
     for knee in sweep.knees(results):
@@ -227,7 +223,6 @@ def _alike(results: Results) -> str:
 
 
 def _scores(console: Console, results: Results) -> None:
-    """Print what the scores are, or that nobody knows how right the answers are."""
     scored = [row for row in results.rows if row.score]
     if not scored:
         say(console, UNKNOWN)
@@ -247,7 +242,6 @@ def _load(results: Results) -> str:
 
 
 def _noise(console: Console, results: Results) -> None:
-    """Print the baseline against itself: what this run can tell apart."""
     found = [control for control in results.controls if control.comparison]
     if not found:
         return

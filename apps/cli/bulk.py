@@ -76,11 +76,7 @@ def run(
 
 
 class Shown:
-    """What the line of progress says.
-
-    Args:
-        workers: What those are called that answer.
-    """
+    """The line of progress; `workers` is what those are called that answer, such as `processes`."""
 
     def __init__(self, workers: str = "processes") -> None:
         self._workers = workers

@@ -66,7 +66,6 @@ def _best(manifest: Manifest) -> str:
 
 
 def _bytes(manifest: Manifest) -> int:
-    """Return the size of all files, each counted once."""
     return sum(ref.size_bytes for ref in set(manifest.files()))
 
 
@@ -135,7 +134,6 @@ def _task(manifest: Manifest) -> list[tuple[str, str]]:
 
 
 def _training(bundle: Bundle) -> list[tuple[str, str]]:
-    """Say how the lab made a bundle, if it did."""
     rows = []
     if (training := records.training_record(bundle)) is not None:
         held_out = "on all its samples"
@@ -169,7 +167,6 @@ def _samples(bundle: Bundle) -> str:
 
 
 def _unknown(bundle: Bundle) -> str:
-    """Say in one line what nobody has told kit."""
     manifest = bundle.manifest
     unknown = [] if manifest.task else ["what it is for"]
     if manifest.variants and not any(variant.scores for variant in manifest.variants):

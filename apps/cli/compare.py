@@ -23,7 +23,6 @@ class _Share(click.ParamType[float]):
     name = "percent"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return the share as a float, 0.05 for 5%."""
         text = str(value).strip()
         try:
             found = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)

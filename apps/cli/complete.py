@@ -94,7 +94,6 @@ def _beside_files(names: Sequence[str], typed: str, *, kind: str = _FILES) -> li
 
 
 def _paths(typed: str, kind: str) -> list[str]:
-    """Return the paths in the current folder that begin with what was typed, folders with a slash at their end."""
     try:
         found = sorted(path for path in Path().iterdir() if path.name.startswith(typed) and path.name[0] != ".")
     except OSError:

@@ -81,7 +81,6 @@ def _show(found: Diagnosis) -> None:
 
 
 def _line(name: str, *said: Cell, style: str = "bold") -> Text:
-    """Return a line that begins with what it is about."""
     from rich.text import Text
 
     return Text.assemble((f"{name:<{_NAMES}}", style), *said)

@@ -224,7 +224,6 @@ def export(ctx: click.Context, /, bundle: str | None, as_json: bool, **asked: An
 
 
 def _given(asked: dict[str, Any], names: tuple[str, ...]) -> str | None:
-    """Return the first of the options that was given; None if none was."""
     return next((name for name in names if asked[name] not in _UNUSED), None)
 
 
@@ -235,7 +234,6 @@ def _is_bundle(source: str) -> bool:
 
 
 def _refuse_needless(ctx: click.Context, source: str, asked: dict[str, Any]) -> None:
-    """Refuse options that change nothing for this source."""
     if not typed.is_factory(source) and (given := _given(asked, _FACTORY_ONLY)):
         raise click.UsageError(
             f"{options.flag_of(ctx, given)} changes nothing for {source}: it is for a factory, package.module:function"
@@ -261,7 +259,6 @@ def _refuse_needless(ctx: click.Context, source: str, asked: dict[str, Any]) -> 
 
 
 def _parameters(task: str) -> set[str]:
-    """Return what a task's constructor takes."""
     import inspect
 
     from kit.tasks import registry
@@ -341,7 +338,6 @@ def _export_source(source: str, asked: dict[str, Any], *, as_json: bool) -> None
 
 
 def _is_for_others(ctx: click.Context, source: str | None, asked: dict[str, Any], *, as_json: bool) -> bool:
-    """Write files for phones or for Triton, and return True, if that was asked for."""
     for name, written in (("mobile", mobile.write), ("triton", triton.write)):
         if asked[name] is not None:
             written(ctx, source, asked, as_json=as_json)

@@ -12,10 +12,7 @@ _WORD = re.compile(r"\S+\s*")
 
 
 def wrapped(text: Text, width: int, *, indent: int = 0) -> list[Text]:
-    """Return lines of at most `width` columns, broken between words; a longer word has a line of its own.
-
-    All lines but the first leave `indent` columns free.
-    """
+    """Return lines of at most `width` columns, with `indent` free after the first; a longer word has its own line."""
     lines: list[Text] = []
     for paragraph in text.split("\n", allow_blank=True):
         breaks: list[int] = []
@@ -32,7 +29,6 @@ def wrapped(text: Text, width: int, *, indent: int = 0) -> list[Text]:
 
 
 def _margin(line: str) -> int:
-    """Return how many columns a line begins with that are blank."""
     return len(line) - len(line.lstrip())
 
 

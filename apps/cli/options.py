@@ -240,11 +240,7 @@ def flag_of(ctx: click.Context, name: str) -> str:
 
 
 def refuse_unused(ctx: click.Context, *, flag: str, uses: set[str]) -> None:
-    """Refuse what was typed beside a flag and changes nothing with it.
-
-    Raises:
-        UsageError: Something was.
-    """
+    """Refuse with a UsageError what was typed beside a flag and changes nothing with it."""
     free = {"data_dir", "as_json", "debug"}
     for name in ctx.params:
         if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE and name not in uses | free:

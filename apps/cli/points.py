@@ -43,11 +43,7 @@ class AxisSize(click.ParamType[tuple[str, int]]):
 def points(
     signature: Signature, batch_sizes: Sequence[int | str], axes: Sequence[tuple[str, int]]
 ) -> tuple[dict[str, int], ...] | None:
-    """Return every combination of the sizes that were typed; None if there are none.
-
-    Raises:
-        UsageError: One call of the model answers a fixed number of samples.
-    """
+    """Return all combinations of the sizes that were typed, None for none; raises UsageError if the batch is fixed."""
     from kit.bench.points import batches
 
     found: list[dict[str, int]] = [{}]

@@ -158,11 +158,7 @@ def _check_bulk(
 
 
 def _told_apart(arguments: Sequence[str]) -> tuple[str | None, Sequence[str]]:
-    """Return the bundle, None for the default one, and what to read.
-
-    Raises:
-        BadInput: The first argument is neither a bundle nor anything to read.
-    """
+    """Return the bundle, None for the default one, and what to read; raises BadInput if the first word is neither."""
     from kit.bundle import is_bundle, lookup
 
     if not arguments or arguments[0] == _STDIN:
@@ -192,7 +188,6 @@ def _items(engine: Engine, sources: Sequence[str], texts: Sequence[str]) -> Iter
 
 
 def _say_fallback(engine: Engine, asked: RunnerOptions | None) -> None:
-    """Say on stderr that the CPU answers in place of the provider that was asked for, and why."""
     from kit.bulk import fallback_note
 
     if asked is not None and (note := fallback_note(engine, asked.provider)):
@@ -230,15 +225,7 @@ def _shown(engine: Engine, sources: Sequence[str], texts: int) -> Iterator[Calla
 
 
 class _Answers:
-    """Records of answers as they come, and what became of all.
-
-    Args:
-        keeps: Whether predictions are kept for a file of arrays.
-
-    Attributes:
-        failed: Whether an item has no answer.
-        kept: The predictions.
-    """
+    """Records of answers as they come; `failed`: an item has no answer; `kept`: the predictions, if `keeps`."""
 
     def __init__(self, *, keeps: bool) -> None:
         self.failed = False
@@ -248,11 +235,7 @@ class _Answers:
     def records(
         self, engine: Engine, items: Iterator[Item], helpers: Helpers | None, tell: Callable[[int], None]
     ) -> Iterator[Record]:
-        """Give a record for each row of each answer.
-
-        Raises:
-            KitError: The only item has none.
-        """
+        """Give a record for each row of each answer; raises the KitError of an only item that has none."""
         from kit.bulk import stream
 
         with contextlib.closing(stream.answers(engine, items, helpers=helpers)) as found:
@@ -288,7 +271,6 @@ class _Answers:
 
 
 def _show(records: Iterator[Record], form: str) -> None:
-    """Print records as they come."""
     {"json": _as_list, "jsonl": _as_json_lines, "csv": _as_csv, "none": _as_nothing}.get(form, _as_lines)(records)
 
 
@@ -367,7 +349,6 @@ def _cells(record: Record) -> Record:
 
 
 def _line(record: Record) -> str:
-    """Return a record for people."""
     where = f"[{record['variant']}, {record['runtime']}, {record['provider']}]"
     if "probabilities" in record:
         ranked = sorted(record["probabilities"].items(), key=lambda item: -item[1])
@@ -380,7 +361,6 @@ def _line(record: Record) -> str:
 
 
 def _short(value: Any) -> str:
-    """Return a value, or the first of many with the shape of all."""
     if not isinstance(value, list):
         return f"{value:.6g}" if isinstance(value, float) else str(value)
     shape: list[int] = []
@@ -399,10 +379,7 @@ def _json(value: Any, indent: int | None = None) -> str:
 
 
 def _rows_at(name: str, prediction: Prediction, signature: Signature) -> int | None:
-    """Return along which axis of an answer its rows lie; None if it belongs to the whole call.
-
-    An output as the model gave it has them where the signature says; what a task makes of it begins with them.
-    """
+    """Return the axis of an answer's rows; 0 for what a task makes of outputs, None if it belongs to the whole call."""
     if prediction.arrays()[name] is not prediction.outputs.get(name):
         return 0
     shape = signature.output(name).shape

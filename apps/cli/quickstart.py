@@ -76,7 +76,6 @@ def quickstart(epochs: int | None, data_dir: Path | None) -> int:
 
 
 def _choose_dataset(data_dir: Path | None) -> str:
-    """Return MNIST if it is here or can be downloaded; else say so and return the embedded set."""
     from apps.cli import render
     from kit.lab import data
 

@@ -107,11 +107,9 @@ def next_steps(*commands: tuple[str, str]) -> None:
 
 @contextlib.contextmanager
 def progress(total: float | None = None) -> Iterator[Update]:
-    """Show a progress bar on stderr, and leave nothing of it there.
+    """Show a progress bar on stderr, without a total a spinner, and leave nothing of it there.
 
-    Nothing is shown where stderr is no terminal, and in a notebook: its terminal keeps every line that was ever written.
-
-    Yields a function that takes (what, done). Without a total there is a spinner in place of the bar.
+    Nothing is shown where stderr is no terminal, nor in a notebook: its terminal keeps every line ever written.
     """
     console = stderr()
     if not console.is_terminal or _NOTEBOOK in os.environ:
@@ -135,7 +133,6 @@ class _Time(ProgressColumn):
     """How long it has taken, and how long the rest will take once that can be told."""
 
     def render(self, task: Task) -> Text:
-        """Return `12 s, about 1 min 22 s left`."""
         said = duration(task.elapsed or 0.0)
         began, first = task.fields["began"], task.fields["first"]
         spent, done = task.get_time() - began, task.completed - first
@@ -145,14 +142,11 @@ class _Time(ProgressColumn):
 
 
 class _Bar:
-    """The progress bar of `progress`."""
-
     def __init__(self, bar: Progress, task: TaskID) -> None:
         self._bar, self._task = bar, task
         self._done = 0.0
 
     def __call__(self, what: str, done: float | None = None, /) -> None:
-        """Show it."""
         self._bar.update(self._task, description=plain(what), completed=done)
         if done is not None:
             if self._done == 0.0 or done < self._done:  # what came before tells nothing of the speed
@@ -160,7 +154,6 @@ class _Bar:
             self._done = done
 
     def say(self, text: str, /) -> None:
-        """Print a line above the bar."""
         say(self._bar.console, text)
 
 
@@ -171,5 +164,4 @@ class _NoBar:
         """Show nothing."""
 
     def say(self, text: str, /) -> None:
-        """Print a line."""
         remark(text)

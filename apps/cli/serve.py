@@ -190,7 +190,6 @@ def serve(
 
 
 def _replicas(text: str) -> int | tuple[int, int]:
-    """Return a number of replicas, or the fewest and the most."""
     least, is_range, most = text.partition("-")
     try:
         found = int(least), int(most if is_range else least)
@@ -214,7 +213,6 @@ def _write_image(sources: tuple[str, ...], folder: Path, *, gpu: bool) -> None:
 
 
 def _say(settings: Settings, address: str, names: list[str]) -> None:
-    """Say where it listens, a line that works, and what it means to be reached by others."""
     from apps.serve.server import LOOPBACK
 
     key = " -H 'Authorization: Bearer KEY'" if settings.keys else ""

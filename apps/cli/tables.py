@@ -94,7 +94,6 @@ class Rows:
         self._stacked(console, kept)
 
     def _layouts(self, kept: Sequence[int]) -> Iterator[_Layout]:
-        """Give what could be shown, the best first."""
         here = [self.headers[place] for place in kept]
         spare, needed = ([one for one in names if one in here] for names in (self.spare, self.needed))
         for breaks, order, least in ((False, spare, 0), (True, spare, 0), (True, [*spare, *needed], len(spare) + 1)):
@@ -115,7 +114,6 @@ class Rows:
         return layout
 
     def _says_something(self, place: int, header: str) -> bool:
-        """Whether a column holds anything at all; one that is empty throughout is left out."""
         return header in self.headers[:1] or any(row[place] for row in self.rows)
 
     def _width(self, layout: _Layout) -> int:

@@ -249,13 +249,11 @@ class _Told:
             self._writer = SummaryWriter(str(log_dir))
 
     def listener(self) -> Listener:
-        """Return what training calls."""
         from kit.lab.training.loop import Listener
 
         return Listener(on_epoch=self._epoch, on_step=self._step) if self._is_first else Listener()
 
     def close(self, result: TrainingResult) -> None:
-        """Write what is known at the end."""
         if self._writer is not None:
             found = result.record.confidence
             if found is not None:

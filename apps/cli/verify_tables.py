@@ -57,7 +57,6 @@ def verify_table(result: Verification) -> None:
 
 
 def _explain_metric(result: Verification) -> None:
-    """Say what the metric is counted on, beside what it said of the data set that the bundle was published with."""
     row = next((one for one in result.variants if one.figure is not None), None)
     if row is None or row.figure is None:
         return
@@ -73,7 +72,6 @@ def _explain_metric(result: Verification) -> None:
 
 
 def _problems(result: Verification) -> dict[str, str]:
-    """Return what has a problem, by the problem: each is said once."""
     found: dict[str, list[str]] = {}
     for row in result.variants:
         if row.problem:

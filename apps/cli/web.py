@@ -105,7 +105,6 @@ def web(
 
 @contextlib.contextmanager
 def _place(output: Path | None, name: str, *, keeps: bool) -> Iterator[Path]:
-    """Give the folder of the page: the one that was named, or one that goes with its server."""
     if output is not None or keeps:
         yield output or Path(f"{name}-web")
         return
@@ -114,7 +113,6 @@ def _place(output: Path | None, name: str, *, keeps: bool) -> Iterator[Path]:
 
 
 def _tried(folder: Path, variants: Sequence[str], *, wanted: bool | None) -> Trial | None:
-    """Try the page in Chromium; None where there is none and nobody insists on it."""
     if wanted is False:
         return None
     from apps.web.trial import tried

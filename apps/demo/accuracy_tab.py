@@ -51,13 +51,7 @@ class Classified:
 
 @dataclass(frozen=True, eq=False)
 class Counted:
-    """What was counted on samples.
-
-    Attributes:
-        variants: Scores of each, the one that counts first.
-        against: What the answers were compared with, if not with labels.
-        classified: Of classifiers alone.
-    """
+    """Scores by variant, the one that counts first; `against`: what stands for labels where none are known."""
 
     dataset: str
     samples: int
@@ -98,7 +92,6 @@ def show(visitor: Visitor, bundle: Bundle) -> None:
 
 
 def _classes(found: Counted, classified: Classified, bundle: Bundle) -> None:
-    """Draw what only classifiers have."""
     ids = list(found.variants)
     variant = st.segmented_control("Variant", ids, default=ids[0], required=True, format_func=words.plain)
     place = ids.index(variant or ids[0])
@@ -126,7 +119,6 @@ def _direction(score: Score) -> str:
 
 
 def _published(bundle: Bundle) -> None:
-    """Draw the scores and the fidelity that the manifest holds."""
     rows = [
         {
             "variant": variant.id,
@@ -181,7 +173,6 @@ def _fidelity(one: Fidelity) -> dict[str, str]:
 
 
 def _datasets(visitor: Visitor) -> list[str]:
-    """Return the data sets that can be counted on; the golden samples last."""
     key = f"datasets {visitor.path}"
     if key not in visitor.results:
         visitor.results[key] = visitor.ask("counting:datasets", {"path": visitor.path}).told["names"]
@@ -220,13 +211,11 @@ def _count(visitor: Visitor, dataset: str, *, again: bool) -> Counted | None:
 
 
 def _names(names: Sequence[str], arrays: Any) -> tuple[str, ...]:
-    """Return the names of the classes; numbers if nobody knows them."""
     most = int(max(arrays["labels"].max(initial=0), arrays["answers"].max(initial=0))) + 1
     return tuple(names) if len(names) >= most else tuple(map(str, range(most)))
 
 
 def _figures(found: Counted, bundle: Bundle) -> None:
-    """Draw the score that counts of each variant, and a table of all."""
     columns = st.columns(max(len(found.variants), 1))
     for column, (variant, scores) in zip(columns, found.variants.items(), strict=True):
         if not scores:
@@ -268,7 +257,6 @@ def _figures(found: Counted, bundle: Bundle) -> None:
 
 
 def _changed(score: Score) -> str:
-    """Return what became wrong and right, the loss, or how many are wrong."""
     if score.worse is not None and score.improved is not None:
         return f"{score.worse} became wrong, {score.improved} right"
     if score.baseline is not None:
@@ -334,7 +322,6 @@ def _clicked(chosen: Any, names: Sequence[str]) -> tuple[int, int] | None:
 
 
 def _pictures(found: Classified, wanted: NDArray[np.bool_], caption: Callable[[int], str]) -> None:
-    """Draw the wanted samples: as pictures if they are some, else as a list of their numbers."""
     shown = found.shown(wanted)
     if not shown:
         st.caption("None.")

@@ -76,7 +76,6 @@ def name_tab() -> None:
 
 
 def _free(name: str, taken: dict[str, str]) -> str:
-    """Return a name that no other bundle has."""
     number, found = 1, name
     while found in taken:
         number, found = number + 1, f"{name} {number + 1}"

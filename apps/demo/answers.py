@@ -32,13 +32,9 @@ class Answers:
     """The answers to one question.
 
     Attributes:
-        kind: Of the answers: `classes`, `vectors` or `tensors`.
-        against: Who they are compared with.
-        contestants: That answered.
-        silent: Those that did not open.
-        answers: Of the contestants, as apps.demo.jobs.predict gives them.
-        arrays: Likewise.
-        classes: Names of the classes.
+        kind: `classes`, `vectors` or `tensors`.
+        silent: Contestants that did not open.
+        answers: Of `contestants`, as apps.demo.jobs.predict gives them; so are `arrays`.
         has_colours: Whether it was asked about a picture that has some, and reads grey ones.
         heat: Where the first one looked, float32 `[height, width]`; None if that was not asked.
     """
@@ -104,13 +100,11 @@ def sentence(bundle: Bundle, found: Answers) -> str:
 
 
 def _baseline(bundle: Bundle, found: Answers) -> int:
-    """Return the place of the baseline in the first runtime; 0 if it did not answer."""
     name = bundle.baseline.id if bundle.baseline else ""
     return next((place for place, one in enumerate(found.contestants) if one.variant == name), 0)
 
 
 def _sizes(bundle: Bundle, variant: str, against: str) -> str:
-    """Return how much smaller a variant's files are than another's; nothing if they are not."""
     one, other = bundle.variant(variant).size_bytes, bundle.variant(against).size_bytes
     if variant == against or one >= other:
         return ""
@@ -118,7 +112,6 @@ def _sizes(bundle: Bundle, variant: str, against: str) -> str:
 
 
 def _agreement(bundle: Bundle, found: Answers) -> str:
-    """Return whether all answers are one, in a sentence."""
     how_many = len(found.answers)
     every = "Both" if how_many == 2 else f"All {how_many}"
     if found.kind == "classes":
@@ -162,14 +155,12 @@ def _error(answer: dict[str, Any]) -> float | None:
 
 
 def _of(found: Answers) -> str:
-    """Return how many variants and runtimes answered."""
     variants = len({one.variant for one in found.contestants})
     runtimes = len({one.runtime for one in found.contestants})
     return f"{counted(variants, 'variant')} in {counted(runtimes, 'runtime')}"
 
 
 def _read(bundle: Bundle, found: Answers, question: Question) -> None:
-    """Draw what the default variant reads, and how sure it is."""
     first = found.first(bundle)
     label, share = found.classes[found.answers[first]["label"]], float(found.array("probabilities", first)[0].max())
     unsure = found.answers[first]["unsure"]
@@ -267,7 +258,6 @@ def _cosines(some: NDArray[Any], others: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _records(bundle: Bundle, found: Answers, question: Question) -> None:
-    """Draw the few values that a task makes of the outputs."""
     first = found.first(bundle)
     records = found.answers[first].get("records") or [{}]
     st.markdown(words.plain(f"{found.contestants[first].name} gives") + ":")
@@ -304,7 +294,6 @@ def _compared_table(bundle: Bundle, found: Answers, question: Question) -> None:
 
 
 def _compared(found: Answers) -> list[dict[str, str]]:
-    """Return a row for each contestant and output."""
     rows = []
     for contestant, answer in zip(found.contestants, found.answers, strict=True):
         by_output = {one["output"]: one for one in answer["fidelity"]}
@@ -329,7 +318,6 @@ def _figure(value: float | None) -> str:
 
 
 def _number(text: str) -> str:
-    """Return a number in a few digits, and any other text as it is."""
     try:
         return f"{float(text.strip('[]')):.4g}"
     except ValueError:
@@ -337,7 +325,6 @@ def _number(text: str) -> str:
 
 
 def _table(found: Answers, columns: dict[str, list[str]]) -> None:
-    """Draw a row for each contestant."""
     words.table(
         [
             {

@@ -21,13 +21,8 @@ _measuring = threading.Lock()
 def start(visitor: Visitor, request: dict[str, Any], *, budget_seconds: int, grace_seconds: int) -> Errand[Results]:
     """Measure the bundle in sight, after whatever is measured for other visitors: two at once would slow each other.
 
-    What was found stays with the visitor, whatever is in sight when it ends.
-
-    Args:
-        visitor: Whose bundle it is.
-        request: As apps.demo.jobs.measure takes it.
-        budget_seconds: Of the rounds.
-        grace_seconds: For what comes before and after them.
+    What was found stays with the visitor, whatever is in sight when it ends. `request`: see apps.demo.jobs.measure;
+    `budget_seconds`: of the rounds; `grace_seconds`: for what comes before and after them.
     """
     worker = visitor.bench_worker(budget_seconds + grace_seconds)
     asked: dict[str, Any] = {"path": visitor.path, "request": {**request, "budget_seconds": budget_seconds}}
@@ -57,11 +52,7 @@ def when(found: Results) -> str:
 
 
 def _wait_for_turn(worker: Worker, on_progress: OnProgress) -> None:
-    """Take the machine for measuring.
-
-    Raises:
-        WorkerStopped: The visitor has stopped it meanwhile.
-    """
+    """Take the machine for measuring; raises WorkerStopped if the visitor has stopped it meanwhile."""
     while not _measuring.acquire(timeout=_GLANCE_SECONDS):
         on_progress("Waiting until the measurement of another visitor has ended", 0.0)
         if not worker.is_alive:

@@ -35,16 +35,9 @@ def probabilities(
 ) -> dict[str, Any]:
     """Draw the probabilities of every contestant as bars, a row for each; the answer is in colour.
 
-    Of many classes the most probable ones alone are drawn.
-
-    Written as Vega-Lite by hand: Altair's own checks would take a third of the time in which an answer is due.
-
-    Args:
-        names: Of the contestants.
-        labels: Of the classes.
-        shares: float32 `[contestants, classes]`.
-        ink: Of the letters.
+    Of many classes the most probable ones alone are drawn. `shares` is float32 `[contestants, classes]`.
     """
+    # Written as Vega-Lite by hand: Altair's own checks would take a third of the time in which an answer is due.
     last = len(names) - 1
     drawn = np.sort(np.argsort(-shares.max(axis=0), kind="stable")[:MOST_CLASSES])
     rows = [
@@ -156,13 +149,7 @@ def confusion(counts: NDArray[np.int64], labels: Sequence[str], *, ink: str) -> 
 def calibration(
     curves: Mapping[str, Sequence[Bin]], colours: Mapping[str, str], *, ink: str
 ) -> alt.LayerChart | alt.FacetChart:
-    """Draw the share of right answers against the probability the model gave, a line for each variant, named at its end.
-
-    Args:
-        curves: By variant.
-        colours: Likewise.
-        ink: Of the names.
-    """
+    """Draw the share of right answers against the probability the model gave, a named line for each variant."""
     import altair as alt
     import pandas as pd
 

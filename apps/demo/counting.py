@@ -146,7 +146,6 @@ def _metrics(task: Task, groups: Sequence[Samples]) -> list[Metric]:
 def _ask(
     bundle: Bundle, variant: Variant, groups: Sequence[Samples], task: Task, on_share: Callable[[float], None]
 ) -> _Asked:
-    """Run a variant on all samples, in pieces bounded by bytes."""
     total, done = count_samples(groups, bundle.signature), 0
     outputs, labels, sure = [], [], []
     with registry.open_runner(registry.DEFAULT, bundle, variant, RunnerOptions()) as runner:
@@ -220,7 +219,6 @@ def _kept_path(bundle: Bundle, dataset: str) -> Path:
 
 
 def _kept(path: Path) -> Answer | None:
-    """Read what was counted before; None if there is nothing, or nothing whole."""
     try:
         with path.open("rb") as file, open_npz(file) as found:
             told = json.loads(str(found["meta"]))

@@ -40,14 +40,10 @@ def describe(job: Job) -> Answer:
 
 
 def described(place: Path, answer: Answer) -> Bundle:
-    """Return the bundle that `describe` described; none of its files is read.
-
-    Args:
-        place: Its folder, or the ready model.
-        answer: Of a worker, which a stranger's model may have taken over.
+    """Return the bundle or ready model at `place` that `describe` described; none of its files is read.
 
     Raises:
-        BundleInvalid: The answer describes none, or names files elsewhere.
+        BundleInvalid: The answer describes none, or names files elsewhere: a stranger's model may have made it.
     """
     plain = answer.told.get("manifest")
     if not ready.is_ready(place):

@@ -38,10 +38,6 @@ class Errand(Generic[T]):
         do: Does it; told how far it is by the function it is given.
         end: Ends what does it, at once; `do` then raises.
         about_seconds: How long it may take in all; 0 if nobody knows.
-
-    Attributes:
-        what: What is being done.
-        stopped: Whether somebody ended it.
     """
 
     def __init__(self, do: Callable[[OnProgress], T], end: Callable[[], None], *, about_seconds: float = 0.0) -> None:
@@ -115,7 +111,7 @@ def within(
     end: Callable[[], None] | None = None,
     where: str = "tab",
 ) -> T | None:
-    """Return what work finds if that is soon; else draw its progress, and the page anew when it is there.
+    """Return what work finds if that is soon; else draw its progress and return None, as after it was stopped.
 
     Args:
         visitor: Whose it is: one piece of work at a time.
@@ -124,9 +120,6 @@ def within(
         about_seconds: How long it may take; 0 if nobody knows.
         end: Ends what does it; the process that runs the visitor's models, if nothing is said.
         where: It is drawn: two places of a page may show the same work.
-
-    Returns:
-        None as long as it goes on, and after it was stopped, which is said.
 
     Raises:
         KitError: It failed.
@@ -161,11 +154,7 @@ def within(
 def other_work(visitor: Visitor, *kinds: str) -> bool:
     """Draw other work that goes on in the process of the visitor's models; return whether there is any.
 
-    Whoever asked that process now would wait until it has ended, and could not cancel it.
-
-    Args:
-        visitor: Whose it is.
-        kinds: How the keys of work begin that are drawn elsewhere.
+    Whoever asked that process now would wait until it has ended. `kinds`: how keys begin whose work is drawn elsewhere.
     """
     if visitor.errand is None or not visitor.errand[1].is_running:
         return False

@@ -42,11 +42,7 @@ def picture_of(signature: Signature) -> str | None:
 
 
 def plane_of(shape: Sequence[int]) -> tuple[int, int]:
-    """Return which axes of a picture are height and width.
-
-    Raises:
-        UsageError: It has none.
-    """
+    """Return which axes of a picture are height and width; raises UsageError if it has none."""
     if len(shape) < 2:
         raise UsageError(f"occlusion needs height and width, found one sample of shape {tuple(shape)}")
     is_last = len(shape) == 3 and shape[-1] in CHANNELS and shape[0] not in CHANNELS
@@ -75,11 +71,9 @@ class Occlusion:
     """What covering a patch does to the probability of the answer.
 
     Attributes:
-        label: Index of the answer.
-        probability: Of that answer for the whole picture.
-        heat: float32 `[height, width]`, how much of the probability is lost where a pixel is covered, the mean over all patches
-            that cover it; negative where covering it makes the answer surer.
-        patches: How many patches were covered, each in a picture of its own.
+        probability: Of the answer, `label`, for the whole picture.
+        heat: float32 `[height, width]`, how much of the probability is lost where a pixel is covered, the mean over all
+            patches that cover it; negative where covering it makes the answer surer.
     """
 
     label: int

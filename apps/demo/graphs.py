@@ -32,10 +32,8 @@ class Node:
     """One node of a graph.
 
     Attributes:
-        name: Its name, or its operator and place.
         operator: With its domain, where that is not ONNX's own: `com.microsoft.QGemm`.
         inputs: Names of the values it reads, weights left out.
-        outputs: Names of the values it writes.
         weights: What of the file it reads, such as `int8 784x512`.
         makes_weights: Whether it reads nothing but weights, as those that give int8 weights their scale back.
     """
@@ -156,13 +154,11 @@ def read(model: bytes | Path, *, files: Collection[str] = ()) -> GraphView:
 
 
 def _refuse_operators(domains: Iterable[str]) -> None:
-    """Refuse code that no runtime has."""
     if foreign := sorted(set(domains) - KNOWN_DOMAINS):
         raise BundleInvalid(f"the model needs operators of {', '.join(foreign)}, which no runtime here knows"[:300])
 
 
 def _refuse_files(named: Iterable[str], files: frozenset[str]) -> None:
-    """Refuse what would make a runtime read other files than these."""
     for name in named:
         if name not in files:
             raise BundleInvalid(
@@ -189,6 +185,5 @@ def _value(onnx: Any, value: Any) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Return a string of Graphviz's language, cut if it is too long for a box."""
     text = "\n".join(line if len(line) <= _LONGEST_LABEL else f"{line[:_LONGEST_LABEL]}…" for line in text.split("\n"))
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'

@@ -29,10 +29,7 @@ def start(line: Sequence[str]) -> subprocess.Popen[bytes]:
 
 @functools.cache
 def _starter() -> ThreadPoolExecutor:
-    """Return the thread that starts processes.
-
-    Linux ends a child that asked for it (`end_with`) when the thread that started it ends, and those of a page come and go.
-    """
+    # Linux ends a child that asked for it (`end_with`) when the thread that started it ends: this thread stays.
     return ThreadPoolExecutor(1, thread_name_prefix="starts processes")
 
 

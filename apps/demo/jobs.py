@@ -49,8 +49,6 @@ _COLOURFUL = 25
 
 @dataclass(frozen=True)
 class _Contestant:
-    """A variant that is open in a runtime."""
-
     bundle: Bundle
     variant: Variant
     runner: Runner
@@ -142,7 +140,6 @@ def predict(job: Job) -> Answer:
 
 
 def _task(bundle: Bundle, job: Job) -> Task:
-    """Open a bundle's task once."""
     key = f"task {bundle.origin} {bundle.manifest.task}"
     if key not in job.state:
         job.state[key] = samples.known_task(bundle)
@@ -151,7 +148,6 @@ def _task(bundle: Bundle, job: Job) -> Task:
 
 
 def _question(job: Job, bundle: Bundle, task: Task) -> tuple[Tensors, Tensors | None]:
-    """Return the inputs that are asked about, and the original's answers to them if they are known."""
     kind = job.asked["kind"]
     if kind == "sample":
         drawn = samples.draw(bundle, job)
@@ -163,7 +159,6 @@ def _question(job: Job, bundle: Bundle, task: Task) -> tuple[Tensors, Tensors | 
 
 
 def _has_colours(picture: bytes) -> bool:
-    """Whether a picture that its task could read has colours worth the name."""
     with Image.open(io.BytesIO(picture)) as opened:
         opened.thumbnail((_GLANCE_SIDE, _GLANCE_SIDE))
         saturation = np.asarray(opened.convert("RGB").convert("HSV"))[..., 1]
@@ -192,7 +187,6 @@ def _fidelity(expected: Tensors, outputs: Tensors) -> tuple[Fidelity, ...]:
 
 
 def _summary(name: str, array: NDArray[Any]) -> dict[str, Any]:
-    """Describe an output in plain values."""
     finite = array[np.isfinite(array)] if array.dtype.kind == "f" else array
     told: dict[str, Any] = {
         "name": name,
@@ -217,7 +211,6 @@ def _plain(value: Any) -> str:
 
 
 def _short(records: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """Return records whose values fit into a cell."""
     return [{str(name): str(value)[:200] for name, value in record.items()} for record in records[:_FIRST_VALUES]]
 
 
@@ -243,7 +236,6 @@ def occlude(job: Job) -> Answer:
 
 
 def _repeated(inputs: Tensors, left_out: str, times: int, bundle: Bundle) -> Mapping[str, NDArray[Any]]:
-    """Return the other inputs as often as there are pictures."""
     rows = np.zeros(times, np.int64)
     return bundle.signature.take({name: array for name, array in inputs.items() if name != left_out}, rows)
 

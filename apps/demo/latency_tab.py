@@ -121,14 +121,7 @@ def _sweep(axis: str) -> str:
 
 
 def _kept(visitor: Visitor, name: str, first: Any, offered: Sequence[Any] = ()) -> dict[str, Any]:
-    """Return how a setting is kept: from one tab to the other, and over a page that is loaded anew.
-
-    Args:
-        visitor: Whose it is.
-        name: Of the setting; every bundle has its own.
-        first: Its value until it is chosen.
-        offered: What it may hold, if that is a choice; what is no longer offered is forgotten.
-    """
+    """Keep a setting over tabs and reloads, what is still `offered` of it; return what its widget is given for that."""
     key = f"{visitor.path} {name}"
     value = st.session_state.get(key, visitor.settings.get(key, first))
     if isinstance(value, list) and any(one not in offered for one in value):
@@ -142,7 +135,6 @@ def _kept(visitor: Visitor, name: str, first: Any, offered: Sequence[Any] = ()) 
 
 
 def _sizes(column: Any, visitor: Visitor, signature: Signature) -> dict[str, list[int]]:
-    """Let the visitor choose sizes of every axis."""
     chosen = {}
     for name in signature.dynamic:
         axis = signature.axes[name]
@@ -284,7 +276,6 @@ def _results(name: str, found: Results, bundle: Bundle) -> None:
 
 
 def _whose(name: str, found: Results, bundle: Bundle) -> None:
-    """Draw whose results these are: bundle, hashes, machine and time; what is of another bundle or machine is said first."""
     hashes = {(row.bundle, row.variant): row.sha256 for row in found.rows}
     names = list(dict.fromkeys(row.bundle for row in found.rows))
     said = ", ".join(f"{variant} {digest[:8]}" for (_, variant), digest in hashes.items())
@@ -374,7 +365,6 @@ def _row(row: Row, metric: str) -> dict[str, str]:
 
 
 def _rate(latency: Latency) -> str:
-    """Return samples per second with their interval, in three figures."""
     low, high = latency.samples_per_second_low, latency.samples_per_second_high
     span = "" if low is None or high is None else f" [{low:,.0f}, {high:,.0f}]"
     return f"{latency.samples_per_second:,.0f}{span}"

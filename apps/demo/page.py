@@ -65,7 +65,6 @@ def main() -> None:
 
 
 def _about(bundle: Bundle, visitor: Visitor) -> str:
-    """Return what the bundle is, in a line that needs no expert: its task, and how large it is."""
     task = bundle.manifest.task
     labels = task.options.get("labels") if task else None
     kind = task.name.partition("@")[0].replace("-", " ") if task else "tensors in, tensors out"

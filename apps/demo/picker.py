@@ -54,7 +54,6 @@ def _ask(what: Any) -> None:
 
 
 def _receive(visitor: Visitor, file: Any) -> None:
-    """Keep an upload, and have it opened."""
     try:
         _ask((file.file_id, file.name, visitor.keep_upload(file.getvalue())))
     except KitError as error:
@@ -102,8 +101,6 @@ def _checked(visitor: Visitor, path: Path, name: str, number: str) -> Checked | 
 
 
 def _looked_at(visitor: Visitor, place: Path) -> Checked | None:
-    """Look at a bundle of this machine; None as long as that goes on."""
-
     def look(_: object) -> Checked:
         bundle = visitor.look(place)
         bundle.variant()

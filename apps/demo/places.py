@@ -55,12 +55,7 @@ def _resolved(place: Path) -> Path:
 
 
 def is_trusted(path: Path, told: Path | None) -> bool:
-    """Whether a path runs without limits.
-
-    Args:
-        path: Of a folder, a packed file or a ready model.
-        told: What `kit demo` was started with, resolved.
-    """
+    """Whether a path runs without limits; `told` is what `kit demo` was started with, resolved."""
     found = path.resolve()
     return found == told or any(found.is_relative_to(root.resolve()) for root in (ROOT, PACKAGED))
 

@@ -29,13 +29,7 @@ _MOST_VALUES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class DrawnSample:
-    """One sample.
-
-    Attributes:
-        samples: It alone.
-        source: Where it comes from, in words.
-        right: The right answer in words; empty if nobody knows it.
-    """
+    """One sample; in words, `source` is where it comes from, and `right` the right answer, empty if nobody knows it."""
 
     samples: Samples
     source: str
@@ -83,11 +77,7 @@ def draw(bundle: Bundle, job: Job) -> DrawnSample:
 
 
 def known_task(bundle: Bundle) -> Task:
-    """Open a bundle's task; plain tensors if no installed package knows it.
-
-    Raises:
-        BundleInvalid: Its options or files are not what the task takes.
-    """
+    """Open a task, plain tensors if no package knows it; raises BundleInvalid if its options or files are wrong."""
     try:
         return task_of(bundle)
     except PackageMissing:
@@ -100,7 +90,6 @@ def names_of(bundle: Bundle) -> tuple[str, ...]:
 
 
 def _right(one: Samples, names: tuple[str, ...]) -> str:
-    """Return a sample's target in words."""
     for values in (one.targets or {}).values():
         target = np.asarray(values).reshape(-1)
         if names and target.size == 1 and target.dtype.kind in "iu":
@@ -111,11 +100,7 @@ def _right(one: Samples, names: tuple[str, ...]) -> str:
 
 
 def from_file(data: bytes, signature: Signature) -> dict[str, NDArray[Any]]:
-    """Return the inputs in an .npz, checked.
-
-    Raises:
-        BadInput: It is something else, too large, or does not fit the model.
-    """
+    """Return the inputs in an .npz; raises BadInput if it is something else, too large, or does not fit the model."""
     hint = "save one: numpy.savez(FILE, " + ", ".join(f"{spec.name}=..." for spec in signature.inputs) + ")"
     try:
         with open_npz(io.BytesIO(data), most_bytes=MOST_BYTES) as held:

@@ -112,7 +112,6 @@ class _Naming:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, and add the name to the answer of one that has none."""
         if scope["type"] != "http" or scope["path"] != "/" or sessions.COOKIE in Request(scope).cookies:
             await self._app(scope, receive, send)
             return
@@ -127,7 +126,6 @@ class _Naming:
 
 
 async def _sweep() -> None:
-    """End, again and again, what runs for visitors who have gone."""
     while True:
         await asyncio.sleep(_SWEEP_SECONDS)
         for visitor in sessions.gone(KEPT_SECONDS // _SWEEP_SECONDS):

@@ -21,11 +21,7 @@ MOST_VISITORS = 16
 
 
 class Sessions:
-    """Visitors by the session of their browser, as long as anyone else holds them.
-
-    Args:
-        most: How many there may be.
-    """
+    """Visitors by the session of their browser, as long as anyone else holds them; `most` of them at a time."""
 
     def __init__(self, most: int = MOST_VISITORS) -> None:
         self._most = most
@@ -35,7 +31,6 @@ class Sessions:
         self._changing = threading.Lock()
 
     def __len__(self) -> int:
-        """How many are here."""
         return len(self._visitors)
 
     def holds(self, session: str, visitor: Visitor) -> bool:

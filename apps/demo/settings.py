@@ -17,9 +17,7 @@ class Settings:
     Attributes:
         bundle: The one in sight at first: a name, or the path of a folder, a packed file or a ready model.
         artifacts_only: Open no path of this machine but those of `./artifacts`, of kit's own bundles and of `bundle`.
-        port: To listen on, on this machine.
         allowed_hosts: Names beside `THIS_MACHINE` under which the page may be asked for.
-        open_browser: Whether a browser is opened when the server has started.
     """
 
     bundle: str = "mnist-mlp"

@@ -16,13 +16,7 @@ _SATURATING = """# Weights of 8 bits saturate on x86 CPUs without VNNI: there, a
 
 
 def with_kit(bundle: Bundle, variant: Variant, *, example: str = "") -> str:
-    """Return a program that runs a variant with kit.
-
-    Args:
-        bundle: As users name it.
-        variant: Of it.
-        example: An item of its task as Python source, such as `"photo.png"`; empty: tensors alone.
-    """
+    """Return a program that runs a variant with kit; `example` is an item as Python source, empty for tensors alone."""
     asked = f"{_INDENT}print(engine.predict({example}).records())\n" if example else ""
     return (
         "import numpy as np\n"
@@ -61,7 +55,6 @@ def with_onnxruntime(bundle: Bundle, variant: Variant) -> str:
 
 
 def _beside(variant: Variant) -> str:
-    """Return comments: what must lie beside the graph, and where its weights would saturate."""
     lines = [f"# {one.file} must lie beside {variant.graph.file}\n" for one in variant.data]
     if variant.quantization is not None and variant.quantization.weight_bits == 8:
         lines.append(_SATURATING)
@@ -69,7 +62,6 @@ def _beside(variant: Variant) -> str:
 
 
 def _inputs(signature: Signature, indent: str) -> str:
-    """Return lines that make inputs of the usual sizes, to be replaced by one's own."""
     sizes = signature.usual_sizes()
     drawn = seeded(signature, sizes=sizes).inputs
     lines = [f"{indent}inputs = {{  # yours in place of these\n"]
@@ -81,7 +73,6 @@ def _inputs(signature: Signature, indent: str) -> str:
 
 
 def _about(spec: TensorSpec) -> str:
-    """Say which sizes may differ, and which values are possible."""
     said = [f"[{', '.join(map(str, spec.shape))}]"] if any(isinstance(size, str) for size in spec.shape) else []
     said += [f"0 to {spec.below - 1}"] if spec.below is not None else []
     return f"  # {', '.join(said)}" if said else ""

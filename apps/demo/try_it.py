@@ -57,7 +57,6 @@ def show(visitor: Visitor, bundle: Bundle) -> None:
 
 
 def _details(visitor: Visitor, bundle: Bundle, found: Answers | None, question: Question) -> None:
-    """Draw what folds away: the choice of runtimes, and the answers one by one."""
     with st.expander("Every answer", icon=":material/table_rows:", key=_DETAILS, on_change="rerun") as folded:
         if not folded.open:
             return
@@ -86,7 +85,6 @@ def _choose_runtimes(visitor: Visitor) -> None:
 
 
 def _runtimes(visitor: Visitor) -> tuple[str, ...]:
-    """Return the runtimes that are asked, as they were chosen."""
     offered = _offered(visitor)
     chosen = st.session_state.get("runtimes") or FIRST_RUNTIMES
     return tuple(name for name in offered if name in chosen) or offered[:1]

@@ -87,9 +87,7 @@ class Visitor:
         bench: The apps.demo.errand.Errand that measures; None if nothing is measured.
         benches: What was measured or uploaded, by path of the bundle and then by name.
         settings: Of the forms, by path of the bundle and name.
-        errand: Other work that goes on, and the key that tells it from other work.
-        stopped: The key of work that was stopped.
-        wanted: The key of work that waits for `errand`.
+        errand: Other work that goes on, with its key; `stopped` and `wanted`: keys of work that was stopped or waits.
         ended: Other work that has ended, and that nobody has come back for yet, by its key.
         results: What was found about the bundle in sight, kept for the next drawing of the page.
     """
@@ -117,7 +115,6 @@ class Visitor:
     _opened: dict[tuple[str, tuple[str, ...]], list[Contestant]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Find what `kit demo` was started with, and take what was uploaded away when the visitor is gone."""
         weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         try:
             self._told = places.find(self.path)
@@ -158,11 +155,7 @@ class Visitor:
         return found
 
     def look(self, place: Path) -> Bundle:
-        """Return what a bundle or a ready model is, in a process of its own if it might do harm.
-
-        Raises:
-            KitError: It cannot be opened, or took too much to find out.
-        """
+        """Return what a bundle is, found out in another process if it might do harm; raises KitError if that fails."""
         if places.is_trusted(place, self._told) and not ready.is_ready(place):
             return ready.find(place)
         with self._apart(place) as worker:
@@ -197,12 +190,7 @@ class Visitor:
         return self._stamp
 
     def choose(self, place: Path, bundle: Bundle) -> None:
-        """Put another bundle in sight; its questions go to a process of its own.
-
-        Args:
-            place: As `place` returned it.
-            bundle: As `look` returned it.
-        """
+        """Put another bundle, as `place` and `look` returned it, in sight; its questions go to a process of its own."""
         stamp = places.stamp(place)
         if str(place) != self.path:
             self.path = str(place)
@@ -303,11 +291,7 @@ class Visitor:
         return self._opened[key]
 
     def keep_upload(self, data: bytes) -> Path:
-        """Write an upload into a folder of its own and return its path.
-
-        Raises:
-            StorageUnavailable: It cannot be written.
-        """
+        """Write an upload into a folder of its own and return its path; raises StorageUnavailable if that fails."""
         path = self._room() / f"upload{SUFFIX}"
         try:
             path.write_bytes(data)
@@ -347,7 +331,6 @@ class Visitor:
         return Checked(into, described(into, answer), tuple(map(str, told["checked"])))
 
     def _room(self) -> Path:
-        """Make a folder inside the visitor's own."""
         self._rooms += 1
         room = self.folder / str(self._rooms)
         try:
@@ -358,7 +341,6 @@ class Visitor:
 
 
 def _stem(name: str) -> str:
-    """Return a file's name without its ending, as a folder can be called."""
     return re.sub(r"[^A-Za-z0-9._-]", "_", Path(name).stem)[-60:].strip("._-") or "bundle"
 
 

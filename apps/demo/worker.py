@@ -100,7 +100,6 @@ class Limits:
     gives_way: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse limits below zero."""
         if self.memory_bytes < 0 or self.cpu_seconds < 0:
             raise ValueError("a limit is 0 or more")
 
@@ -109,11 +108,7 @@ NO_LIMITS = Limits()
 
 
 class Worker:
-    """A child process that calls functions by name, one at a time. It is started at once and ready when it is first asked.
-
-    Args:
-        limits: What it may take; it is ended beyond that.
-    """
+    """A child process that calls functions by name, one at a time; started at once, ended beyond its `limits`."""
 
     def __init__(self, limits: Limits = NO_LIMITS) -> None:
         self._limits = limits
@@ -259,11 +254,7 @@ def _refuse_large(arrays: Tensors) -> None:
 
 
 def _read(pipe: IO[bytes]) -> Message | None:
-    """Return a message and its arrays; None at the end.
-
-    Raises:
-        ValueError: It is no message.
-    """
+    """Return a message and its arrays, None at the end; raises ValueError if it is no message."""
     line = pipe.readline(_LONGEST_LINE)
     if not line:
         return None
@@ -292,14 +283,8 @@ def _raised(message: dict[str, Any]) -> KitError:
 
 
 def serve(parent: int, memory_bytes: int, cpu_seconds: int, gives_way: bool) -> None:
-    """Answer until the parent says no more. Whatever a task prints is discarded: stdout carries the answers.
-
-    Args:
-        parent: Number of the process that asks.
-        memory_bytes: As in `Limits`.
-        cpu_seconds: Likewise.
-        gives_way: Likewise.
-    """
+    """Answer the process `parent`, within `Limits`, until it says no more. What a task prints is discarded."""
+    # stdout carries the answers
     group.end_with(parent)
     answers, questions = os.fdopen(os.dup(1), "wb"), os.fdopen(os.dup(0), "rb")
     nowhere = os.open(os.devnull, os.O_RDWR)

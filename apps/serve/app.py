@@ -35,13 +35,7 @@ _OPEN = frozenset({"/v2/health/live", "/v2/health/ready"})
 
 @dataclass(slots=True)
 class Reply:
-    """An answer to a request.
-
-    Attributes:
-        body: Bytes.
-        status: Of HTTP.
-        headers: Beside its length.
-    """
+    """An answer to a request; `headers` are those beside its length."""
 
     body: bytes = b""
     status: int = 200
@@ -99,7 +93,6 @@ class App:
         self.failure: Exception | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or the events of the server's life."""
         if scope["type"] == "http":
             await self._http(scope, receive, send)
         elif scope["type"] == "lifespan":

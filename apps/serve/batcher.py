@@ -52,12 +52,7 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Padding:
-    """How shorter questions are filled up to share a call.
-
-    Attributes:
-        axis: Along which sizes may differ.
-        values: What inputs are filled up with, by name.
-    """
+    """How shorter questions are filled up to share a call: along `axis`, each input with its value."""
 
     axis: str
     values: Mapping[str, float]
@@ -65,14 +60,7 @@ class Padding:
 
 @dataclass(slots=True, eq=False)
 class Answer:
-    """Outputs and how they came.
-
-    Attributes:
-        outputs: By name; of this question alone.
-        rows_in_call: Samples of the call that it was part of.
-        queue_us: Time it waited.
-        run_us: Time of the call.
-    """
+    """Outputs of one question by name, samples of the whole call, the time it waited, and the time of the call."""
 
     outputs: Tensors
     rows_in_call: int
@@ -218,7 +206,6 @@ class Batcher:
         self._mark_idle()
 
     def _take(self) -> list[_Waiting]:
-        """Return the oldest question and those that fit it, up to the most rows of a call."""
         taken: list[_Waiting] = []
         left: deque[_Waiting] = deque()
         rows = 0

@@ -19,12 +19,7 @@ USER = 10001
 
 
 def write(sources: Sequence[str], folder: Path, *, gpu: bool) -> tuple[Path, ...]:
-    """Write a folder that an image is built of: Dockerfile, constraints.txt, models/, kserve.yaml.
-
-    Args:
-        sources: Bundles and .onnx files.
-        folder: That does not exist yet.
-        gpu: For CUDA; else for the CPU.
+    """Write a folder to build an image of, for CUDA or the CPU: Dockerfile, constraints.txt, models/, kserve.yaml.
 
     Raises:
         UsageError: The folder exists.
@@ -65,11 +60,7 @@ def constraints(*, gpu: bool) -> str:
 
 
 def dockerfile(*, gpu: bool) -> str:
-    """Return the definition of an image that serves what lies in models/; kit's wheel must lie beside it.
-
-    Args:
-        gpu: For CUDA; else for the CPU.
-    """
+    """Return the definition of an image, for CUDA or the CPU, that serves models/; kit's wheel must lie beside it."""
     extra = "gpu" if gpu else "cpu"
     wheel = f"kit_deploy-{__version__}-py3-none-any.whl"
     ask = "import urllib.request as r; r.urlopen('http://127.0.0.1:8080/v2/health/ready', timeout=2)"
@@ -98,12 +89,7 @@ ENTRYPOINT ["kit", "serve", "/models", "--host", "0.0.0.0", "--log", "json", "--
 
 
 def inference_service(name: str, image: str) -> str:
-    """Return a KServe InferenceService that runs an image of `dockerfile`.
-
-    Args:
-        name: Of the service.
-        image: As the cluster pulls it.
-    """
+    """Return a KServe InferenceService that runs an image of `dockerfile`, given the name by which it is pulled."""
     return f"""apiVersion: serving.kserve.io/v1beta1
 kind: InferenceService
 metadata:

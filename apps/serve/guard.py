@@ -28,11 +28,7 @@ _HELD_TOGETHER = 8
 
 
 class Keys:
-    """The keys that open the service; none: it is open to whoever reaches it.
-
-    Args:
-        keys: As clients send them.
-    """
+    """The keys that open the service, as clients send them; none: it is open to whoever reaches it."""
 
     def __init__(self, keys: Sequence[str] = ()) -> None:
         self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
@@ -110,12 +106,7 @@ class Visitors:
 
 
 class Bodies:
-    """Reads bodies within bounds: of one, and of all that are held at a time.
-
-    Args:
-        most: Bytes of one body.
-        most_together: Bytes of all bodies whose requests are not answered.
-    """
+    """Reads bodies of `most` bytes at most, and `most_together` in all requests that are not answered."""
 
     def __init__(self, most: int, most_together: int) -> None:
         self.most = most
@@ -128,11 +119,7 @@ class Bodies:
         return cls(most, max(_HELD_TOGETHER * most, 2**28))
 
     async def read(self, length: int | None, receive: Receive) -> bytes | bytearray:
-        """Return a body; the caller releases its length.
-
-        Args:
-            length: As the request says; None if it says none.
-            receive: Of ASGI.
+        """Return a body; the caller releases its length. `length` is what the request says, None if it says none.
 
         Raises:
             Refused: 413 before anything is read, or 503 if too much is held.

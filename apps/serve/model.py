@@ -38,17 +38,7 @@ _TIMED_CALLS = 7
 
 @dataclass(frozen=True, kw_only=True)
 class How:
-    """How models are opened; None: as `kit tune` chose here, or the library's default.
-
-    Attributes:
-        variant: Id.
-        runtime: Name.
-        provider: Name of an execution provider.
-        threads: Of one operator.
-        device_id: Index of the GPU.
-        allow_fallback: Accept the CPU.
-        limits: Of each model's queue.
-    """
+    """How models are opened; None: as `kit tune` chose here, or the library's default."""
 
     variant: str | None = None
     runtime: str | None = None
@@ -63,13 +53,9 @@ class Model:
     """A model that answers. Made by `opened` in any thread; `start` in the event loop gives it its queue.
 
     Attributes:
-        name: As clients call it.
-        version: Digits.
-        engine: Open.
-        signature: What it takes and gives.
         call_us: Median time of a call of the usual sizes, measured when it was opened.
         proof: What the golden samples said, for the log.
-        items: The thread in which its task reads items and answers: tasks, tokenizers among them, are for one thread at a time.
+        items: The thread in which its task reads items and answers: tasks are for one thread at a time.
     """
 
     def __init__(self, name: str, version: str, engine: Engine, how: How) -> None:

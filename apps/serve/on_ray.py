@@ -40,15 +40,7 @@ DOORS_OPEN_WITHIN = 90.0
 
 @dataclass(frozen=True, kw_only=True)
 class _Replicated:
-    """What each replica serves.
-
-    Attributes:
-        models: By name.
-        how: How they are opened.
-        keys: That open the service.
-        cors: Origins that browsers may ask from.
-        max_body: Bytes of a request.
-    """
+    """What each replica serves; `max_body` in bytes."""
 
     models: dict[str, cluster.Package]
     how: How = field(default_factory=How)
@@ -75,7 +67,6 @@ class _Replica:
             raise RuntimeError(f"a model is not ready: {reasons}")
 
     def __serve_build_asgi_app__(self) -> Any:
-        """Return what answers."""
         return self._answers
 
     async def check_health(self) -> None:
@@ -204,11 +195,7 @@ def _listens(settings: Settings) -> tuple[str, int]:
 
 
 def _await_doors(host: str, port: int) -> None:
-    """Wait until each node that answers requests does: Ray Serve deploys before its doors are open.
-
-    Raises:
-        Unavailable: They stay shut.
-    """
+    """Wait until each node's door is open: Ray Serve deploys before; raises Unavailable if one stays shut."""
     import ray
 
     own = ray.get_runtime_context().get_node_id()
@@ -256,7 +243,6 @@ class _Deployment:
         self._own = 0.0
 
     def models(self) -> list[tuple[str, str, Path]]:
-        """Return name, version and path of each model."""
         return [one for source in self._settings.sources for one in found(source)]
 
     def prove(self) -> None:
@@ -270,11 +256,7 @@ class _Deployment:
             Model.opened(name, version, path, self._settings.how).close()
 
     def deploy(self) -> None:
-        """Bring the application up, in the place of the one before.
-
-        Raises:
-            Unavailable: Its replicas do not become ready.
-        """
+        """Bring the application up in place of the one before; raises Unavailable if replicas do not become ready."""
         settings = self._settings
         self._stamps = self._stamps_now()
         app = ray_app(
@@ -320,7 +302,6 @@ class _Deployment:
             log.info("replaced", extra={"fields": {"models": ", ".join(self._settings.sources)}})
 
     def leave(self) -> None:
-        """Take the application away, if it is still this process's own."""
         if self._is_own():
             _ray_serve().delete(APPLICATION)
 
@@ -335,6 +316,5 @@ class _Deployment:
 
 
 def _deployed() -> float:
-    """Return when the application was last deployed; 0.0 if there is none."""
     application = _ray_serve().status().applications.get(APPLICATION)
     return application.last_deployed_time_s if application is not None else 0.0

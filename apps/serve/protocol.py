@@ -49,11 +49,7 @@ class Question:
 
 
 def read(body: bytes | bytearray, header_length: int | None, signature: Signature) -> Question:
-    """Return the question that a body holds.
-
-    Raises:
-        Refused: 400; the message says what was expected.
-    """
+    """Return the question that a body holds; raises Refused 400, whose message says what was expected."""
     if header_length is None:
         header_length = len(body)
     elif not 0 <= header_length <= len(body):
@@ -84,11 +80,8 @@ def write(
 ) -> tuple[bytes, int | None]:
     """Return the body of an answer, and the length of its JSON if bytes follow it.
 
-    Args:
-        answer: Outputs by name.
-        wanted: Outputs by name, and whether as bytes, as `chosen` gives them.
-        named: The client's own word for the question; empty if it has none.
-        head: `model_name` and `model_version`.
+    `wanted` is as `chosen` gives it; `named` is the client's own word for the question, or empty; `head` holds
+    `model_name` and `model_version`.
     """
     outputs, parts = [], []
     for name, is_binary in wanted:
@@ -107,11 +100,7 @@ def write(
 
 
 def chosen(question: Question, signature: Signature) -> Sequence[tuple[str, bool]]:
-    """Return the outputs that a question asks for, and whether as bytes.
-
-    Raises:
-        Refused: The model has no such output.
-    """
+    """Return the outputs that a question asks for, and whether as bytes; raises Refused if there is no such output."""
     if question.wanted is None:
         return [(spec.name, question.is_binary) for spec in signature.outputs]
     known = {spec.name for spec in signature.outputs}
@@ -133,11 +122,7 @@ def metadata(signature: Signature, name: str, versions: Sequence[str], platform:
 
 
 def of_bytes(raw: bytes | memoryview, spec: TensorSpec, shape: Sequence[int]) -> NDArray[Any]:
-    """Return little-endian bytes as an array, which reads them where they are.
-
-    Raises:
-        Refused: Another number of bytes than the shape takes.
-    """
+    """Return little-endian bytes as an array that reads them in place; raises Refused if their number does not fit."""
     dtype = _little(spec.dtype)
     needed = math.prod(shape) * dtype.itemsize
     if len(raw) != needed:
@@ -164,11 +149,7 @@ def _datatype(dtype: np.dtype[Any]) -> str:
 
 
 def spec_of(name: Any, datatype: Any, shape: Any, signature: Signature) -> TensorSpec:
-    """Return the input of a name, if datatype and shape can be one of it.
-
-    Raises:
-        Refused: They cannot.
-    """
+    """Return the input of a name; raises Refused unless datatype and shape can be one of it."""
     for spec in signature.inputs:
         if spec.name == name:
             break
@@ -253,10 +234,8 @@ def _of_list(data: Any, spec: TensorSpec, shape: Sequence[int]) -> NDArray[Any]:
 
 
 def _quickly(data: list[Any], spec: TensorSpec, shape: Sequence[int]) -> NDArray[Any] | None:
-    """Return a flat list of numbers that fit as an array; None for anything else, which `_of_list` judges.
-
-    `bytes` and `array` refuse what does not fit, and take half the time that numpy needs to find out what a list holds.
-    """
+    """Return a flat list of numbers that fit as an array; None for anything else, which `_of_list` judges."""
+    # `bytes` and `array` refuse what does not fit, in half the time that numpy needs to find out what a list holds.
     code = _CODES.get(spec.dtype)
     if code is None or len(data) != math.prod(shape):
         return None

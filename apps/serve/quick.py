@@ -149,11 +149,7 @@ class Cycle:
 
 
 class Quick:
-    """Finds questions that may go the short way.
-
-    Args:
-        app: Whose they are.
-    """
+    """Finds questions to an app that may go the short way."""
 
     def __init__(self, app: App) -> None:
         self._app = app

@@ -10,13 +10,7 @@ RETRY_AFTER_SECONDS = 1
 
 
 class Refused(Exception):  # noqa: N818 - named for what happened
-    """A request that gets no answer.
-
-    Attributes:
-        status: Of HTTP; gRPC has its own names for the same.
-        message: For the client.
-        cause: One word for the metrics.
-    """
+    """A request that gets no answer: HTTP status, message for the client, and its cause, one word for the metrics."""
 
     def __init__(self, status: HTTPStatus, message: str, *, cause: str = "") -> None:
         super().__init__(message)

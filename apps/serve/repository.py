@@ -39,12 +39,9 @@ class Entry:
     """A version of a model, whether it is loaded or not.
 
     Attributes:
-        name: As clients call it.
         version: Digits.
-        source: What it is opened from.
         state: One of READY, LOADING and UNAVAILABLE, in the protocol's words.
         reason: Why it is not ready; kept from clients.
-        model: What answers.
         stamp: Of its file when it was opened; another one means that it was replaced.
     """
 
@@ -107,11 +104,7 @@ class Repository:
         return model
 
     def entry(self, name: str, version: str | None = None) -> Entry:
-        """Return a version; without one, the highest that is ready, else the highest.
-
-        Raises:
-            Refused: 404: there is none.
-        """
+        """Return a version, by default the highest that is ready, else the highest; raises Refused 404 for none."""
         versions = self._entries.get(name)
         if versions is None:
             raise Refused(HTTPStatus.NOT_FOUND, "there is no such model", cause="unknown_model")
@@ -156,11 +149,7 @@ class Repository:
             raise Refused(HTTPStatus.BAD_REQUEST, "the model does not load; the server's log says why", cause="load")
 
     async def unload(self, name: str) -> None:
-        """Answer what a model was asked, then close it.
-
-        Raises:
-            Refused: 404: there is none.
-        """
+        """Answer what a model was asked, then close it; raises Refused 404 if there is none."""
         self.entry(name)
         for entry in self._entries[name].values():
             async with entry.lock:
@@ -298,7 +287,6 @@ def found(source: str) -> Iterator[tuple[str, str, Path]]:
 
 
 def _origin(source: str) -> Path:
-    """Return the path of a model: that of a file, or of the bundle of a name."""
     if Path(source).is_file():
         return Path(source)
     return ready.find(source).origin

@@ -45,19 +45,14 @@ class Settings:
 
     Attributes:
         sources: Bundles, .onnx files and folders of them.
-        how: How models are opened.
-        host: Address.
         port: Of HTTP; 0 for any that is free.
         grpc_port: Of gRPC; None for none.
         max_body: Bytes of a request.
         timeout: Seconds for a request to arrive, to wait, and for the last ones when the server ends.
-        cors: Origins that browsers may ask from.
-        keys: That open the service.
         tls: Files of the certificate and its key.
         log: `text` or `json`.
         logs_requests: A line for each request.
         watch_every: Seconds between looks at the files; None for none.
-        workers: Processes.
     """
 
     sources: tuple[str, ...]
@@ -84,7 +79,6 @@ class _Server(uvicorn.Server):
         self._app = app
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """Drain at the first signal; stop at the second."""
         if self.should_exit:
             self.force_exit = True
         self._app.is_draining = True
@@ -101,11 +95,7 @@ class _Server(uvicorn.Server):
 
 
 def serve(settings: Settings, on_listening: Callable[[str, list[str]], None]) -> int:
-    """Serve until a signal; returns the exit code.
-
-    Args:
-        settings: What and how.
-        on_listening: Told the address and the names of the models, before they are opened.
+    """Serve until a signal; returns the exit code. `on_listening` is told address and names before models are opened.
 
     Raises:
         UsageError: Sources that are no models.
@@ -125,11 +115,7 @@ def serve(settings: Settings, on_listening: Callable[[str, list[str]], None]) ->
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens.
-
-    Raises:
-        Unavailable: The port is in use, or the address is none of this machine.
-    """
+    """Return a socket that listens; raises Unavailable if the port is in use, or the address is not of this machine."""
     try:
         family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind, number)
@@ -292,10 +278,8 @@ def _worker(settings: Settings, listening: socket.socket, opened: Opened) -> Non
 
 
 def _open_once(settings: Settings) -> Opened:
-    """Open models before the workers begin, so that all share their memory; only those that have no threads of their own.
-
-    A session of ONNX Runtime with one thread survives a fork; pools of threads do not.
-    """
+    """Open models before the workers begin, so that all share their memory: those that have no own threads."""
+    # A session of ONNX Runtime with one thread survives a fork; pools of threads do not.
     from apps.serve.metrics import Figures
 
     if (settings.how.threads or 1) > 1 or settings.how.provider not in {None, "cpu"}:
@@ -329,7 +313,6 @@ class _Lines(logging.Formatter):
         self._as_json = as_json
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return a line."""
         fields = getattr(record, "fields", {})
         said = record.getMessage()
         if self._as_json:

@@ -43,7 +43,6 @@ class Site:
     """A page that was written.
 
     Attributes:
-        folder: Where it lies.
         variants: What it offers, the first one at once.
         bytes: Of the `page` itself, the `runtime` (onnxruntime-web), and the `model` (all variants, and the tokenizer).
         remarks: What it cannot do, in words.

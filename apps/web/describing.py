@@ -81,7 +81,6 @@ def _golden_picture(bundle: Bundle, task: Mapping[str, Any]) -> str | None:
 
 
 def _tokenizer_kind(task: Task) -> str:
-    """Return the kind of a tokenizer's model, such as `WordPiece`."""
     said = plain_json.read(task.files[TOKENIZER].read_bytes(), what="tokenizer.json", most_bytes=_TOKENIZER_MOST_BYTES)
     return str(said["model"].get("type") or "BPE")  # old files of BPE have none
 

@@ -31,12 +31,7 @@ class Proof:
 
 
 def proof_of(bundle: Bundle, variants: Sequence[Variant], *, with_items: bool) -> Proof:
-    """Prove variants here, and gather what a page needs to prove them elsewhere.
-
-    Args:
-        bundle: That holds them.
-        variants: What the page offers.
-        with_items: Whether the page has a way in that the raw items can prove.
+    """Prove variants here, and gather what a page needs to prove them elsewhere; raw items only where it reads them.
 
     Raises:
         VerifyFailed: One does not answer as its bundle promises.
@@ -93,7 +88,6 @@ class _Packer:
         self._at = 0
 
     def named(self, tensors: Tensors) -> dict[str, Any]:
-        """Return where the tensors lie, by name."""
         return {name: self._placed(array) for name, array in tensors.items()}
 
     def _placed(self, array: NDArray[Any]) -> Mapping[str, Any]:

@@ -60,7 +60,6 @@ def uploaded(visitor: Visitor, bundle: Bundle) -> Question | None:  # noqa: ARG0
 
 
 def _wanted(bundle: Bundle) -> None:
-    """Draw what the model takes."""
     signature = bundle.signature
     words.table(
         [{"input": spec.name, "takes": spec.describe(), "": _bounds(spec, signature.axes)} for spec in signature.inputs]
@@ -73,7 +72,6 @@ def _bounds(spec: TensorSpec, axes: dict[str, Axis]) -> str:
 
 
 def _inputs(bundle: Bundle, inputs: Tensors) -> None:
-    """Draw what is asked about."""
     rows = []
     for spec in bundle.signature.inputs:
         array = inputs[spec.name]

@@ -20,13 +20,7 @@ from kit.tensors import Tensors
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """What is asked about.
-
-    Attributes:
-        asked: Plain values, as apps.demo.jobs.predict takes them.
-        arrays: By name, likewise.
-        right: The right answer in words, if it is known.
-    """
+    """What is asked, as apps.demo.jobs.predict takes it; `right`: the right answer in words, if it is known."""
 
     asked: dict[str, Any]
     arrays: Tensors = field(default_factory=dict)
@@ -46,12 +40,7 @@ Take = Callable[[Visitor, Bundle], Question | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Asking:
-    """One way to ask.
-
-    Attributes:
-        take: Draws what is needed; returns the question, or None as long as there is none.
-        invitation: What to do as long as there is none.
-    """
+    """One way to ask: `take` draws what is needed and returns the question; `invitation` stands while that is None."""
 
     take: Take
     invitation: str
@@ -59,12 +48,7 @@ class Asking:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """The ways to ask a model.
-
-    Attributes:
-        sources: By name, the first of them first.
-        example: An item as Python source, for the lines that run the model; empty if its task has no items.
-    """
+    """The ways to ask a model; `example` is an item as Python source, empty if its task has no items."""
 
     sources: dict[str, Asking]
     example: str = ""

@@ -62,16 +62,11 @@ def _edited(columns: dict[str, Any], key: str) -> list[Any] | None:
 
 
 def _as_text(value: Any) -> str | None:
-    """Return what a cell shows: words as they are, everything else as JSON."""
     return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _plain(cell: Any, example: Any) -> Any:
-    """Return a cell as a plain value of the kind that its example is of.
-
-    Raises:
-        ValueError: It is none.
-    """
+    """Return a cell as a plain value of the kind that its example is of; raises ValueError if it is none."""
     if example is None or isinstance(example, str):
         return str(cell)
     if isinstance(example, bool) or not isinstance(example, (int, float)):

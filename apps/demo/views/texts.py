@@ -74,7 +74,6 @@ def _as_text(raw: Any) -> str:
 
 
 def _as_raw(text: str, example: Any) -> Any:
-    """Return what a person wrote in place of an example: a text, or JSON if the example is no text."""
     if isinstance(example, str):
         return text
     try:
