@@ -17,8 +17,7 @@ from kit.tensors import Signature, Tensors
 AGAINST_THE_ORIGINAL = ("r2", "cosine")
 """Metrics of every float output if nothing else is known. R2 sees what cosine does not: answers that hardly vary."""
 
-_LEAST_FOR_ONE = 20
-"""So many samples make one of them 5 % at most: then one may be lost in any case, as the least that a split can tell."""
+_LEAST_FOR_ONE = 20  # one of so many is 5 % at most, and may be lost in any case: the least that a split can tell
 
 _SURE_ENOUGH = 1e-9
 _SPLITS = ("train", "validation", "test")
@@ -26,24 +25,16 @@ _SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """A metric and how much of it may be lost.
-
-    Attributes:
-        max_loss: In the metric's unit.
-        output: The only output that the metric sees, with the original's answer as its target; None for all that there is.
-    """
+    """A metric, and how much of it may be lost, in its unit; an `output` is compared with the original's alone."""
 
     metric: Metric
     max_loss: float
     output: str | None = None
 
     def values(self, groups: Sequence[Samples], answers: Sequence[Tensors], signature: Signature) -> Values | None:
-        """Apply the metric; None if it says nothing of these samples: there are no right answers, or none of them differ.
+        """Apply the metric to answers, a group each to `groups`, which hold the original's.
 
-        Args:
-            groups: With the original's answers.
-            answers: A group each.
-            signature: Of the model, which says along which axis the samples lie.
+        None if it says nothing of these samples: there are no right answers, or none of them differ.
 
         Raises:
             UsageError: It cannot be applied.

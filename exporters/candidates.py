@@ -32,11 +32,7 @@ _INT8_WEIGHTS = "int8-weights"
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A model that is to be published: its files wait in a folder, under the names they will have.
-
-    Attributes:
-        quantization: How its integer weights were made; None for floats.
-    """
+    """A model that is to be published: its files wait in a folder, under the names they will have."""
 
     id: str
     files: Settled
@@ -51,11 +47,7 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class VariantRecipe:
-    """How to make one variant.
-
-    Attributes:
-        exclude: Names of the layers that the options leave in float.
-    """
+    """How to make one variant; `exclude` names the layers that the options leave in float."""
 
     id: str
     format: Format
@@ -150,7 +142,6 @@ def _static(form: VariantFormat, options: ExportOptions, exclude: tuple[str, ...
 
 
 def _id(base: str, made: StaticInt8 | DynamicInt8, *, usual: bool) -> str:
-    """Return a variant's id, which says how its weights are scaled, and their bits, if that is not as usual."""
     if made.per_channel != usual:
         base = f"{base}-per-channel" if made.per_channel else f"{base}-per-tensor"
     return base if made.weight_bits is None else f"{base}-{made.weight_bits}-bit"

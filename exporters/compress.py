@@ -75,12 +75,8 @@ class CompressOptions:
 
     Attributes:
         target_speedup: How many times as fast as the original's fp32 the new fp32 must be, at every batch size.
-        batch_sizes: Images in one call.
-        threads: Threads one operator may use.
         max_loss: Largest loss of top-1 against the original's fp32, 0.001 for 0.1 points.
         epochs: Of the fitting, each of as many views as there are training images.
-        seed: Of views and order.
-        plan: How long to measure.
     """
 
     target_speedup: float = 3.0
@@ -107,12 +103,8 @@ class CompressReport:
     """What was published.
 
     Attributes:
-        bundle: The new one.
-        passed: Its variants, as they passed the gate.
         judgement: All variants of both, measured in one run, the original's fp32 as the baseline.
-        results: That run.
-        origin: What the new one was made of.
-        weights: Of the original and of the new network.
+        weights: How many the original has, and the new network.
     """
 
     bundle: Bundle
@@ -131,14 +123,7 @@ def compress(
     data_dir: Path | None = None,
     on_progress: OnProgress = silent,
 ) -> CompressReport:
-    """Make a smaller bundle of a trained one.
-
-    Args:
-        bundle: Of a dense network that kit trained; it is not changed.
-        out: Folder of the new bundle; replaced if it is one.
-        options: How small, and how good.
-        data_dir: Where data sets lie.
-        on_progress: Told what is being done.
+    """Make a smaller bundle of a dense network that kit trained; `out` is replaced if it is a bundle.
 
     Raises:
         UsageError: The network is not a dense one, or `out` holds other things.
@@ -202,11 +187,7 @@ def compress(
 
 @dataclass(frozen=True, kw_only=True)
 class _Trained:
-    """What is compressed: the network with its weights, and the images it was trained on.
-
-    Attributes:
-        pixels: uint8 `[N, height, width]`, all that the smaller network may learn from.
-    """
+    """The network that is compressed, and the pixels that it was trained on: uint8 `[N, height, width]`."""
 
     module: Mlp
     blueprint: Blueprint
@@ -216,12 +197,6 @@ class _Trained:
 
     @classmethod
     def of(cls, bundle: Bundle, data_dir: Path | None) -> _Trained:
-        """Rebuild a network and read its data.
-
-        Raises:
-            UsageError: It is no dense network that kit trained.
-            DatasetUnavailable: The data set it was trained on is not here.
-        """
         blueprint, record, module = Blueprint.of(bundle), records.training_record(bundle), models.original(bundle)
         if blueprint is None or record is None or module is None:
             raise UsageError(
@@ -249,11 +224,10 @@ class _Trained:
 
     @property
     def shown(self) -> torch.Tensor:
-        """Images enough to see what the units do."""
+        # enough to see what the units do
         return self.pixels[:_SHOWN]
 
     def crop(self) -> int:
-        """Return how many rows and columns can be left out on every side."""
         height, width = self.blueprint.shape
         return dispensable_border(self.module, self.shown, self.blueprint.normalization, height=height, width=width)
 
@@ -279,13 +253,7 @@ def _widest(
     options: CompressOptions,
     on_progress: OnProgress,
 ) -> tuple[int, ...]:
-    """Return the widest hidden layers, in the original's proportions, that are surely fast enough at every batch size.
-
-    Networks of several widths are measured in one run, then those between the widest that was fast enough and the next.
-
-    Raises:
-        CheckFailed: None is.
-    """
+    """Return the widest hidden layers, in the original's proportions, that are fast enough at every batch size."""
     hidden = model.module.sizes[1:-1]
     firsts = list(range(MULTIPLE, hidden[0], MULTIPLE)) or [max(hidden[0] // 2, 1)]
     low, high = -1, len(firsts)  # fast enough at `low` and below, too slow at `high` and above
@@ -318,13 +286,11 @@ def _widest(
 
 
 def _scaled(hidden: Sequence[int], first: int) -> tuple[int, ...]:
-    """Return hidden layers in the same proportions, the first as wide as given, in multiples of 16 if there are so many."""
     share = first / hidden[0]
     return tuple(min(size, max(MULTIPLE, round(size * share / MULTIPLE) * MULTIPLE)) for size in hidden)
 
 
 def _written(module: nn.Module, blueprint: Blueprint, folder: Path) -> Candidate:
-    """Write a network as a graph in a folder of its own."""
     original = _opened(module, blueprint, _ORIGINAL)
     try:
         return candidates.baseline(original.write(Path(tempfile.mkdtemp(dir=folder)), opset=DEFAULT_OPSET))
@@ -384,7 +350,6 @@ def _fitted(model: _Trained, student: Mlp, chosen: Recipe, on_progress: OnProgre
 
 
 def _choose_threads(model: _Trained, chosen: Recipe, here: World, on_progress: OnProgress) -> None:
-    """Take the threads that are quickest now."""
     most = torch.get_num_threads()
     if most == 1 or here.size > 1 or here.device.type != "cpu":
         return
@@ -397,7 +362,6 @@ def _choose_threads(model: _Trained, chosen: Recipe, here: World, on_progress: O
 
 
 def _calibrated(model: _Trained, fitted: nn.Module, architecture: str) -> Blueprint:
-    """Describe the smaller network: with a temperature of its own if images were held out."""
     blueprint = dataclasses.replace(model.blueprint, architecture=architecture)
     if _has_seen_all(model.splits):
         return blueprint
@@ -417,7 +381,6 @@ def _own_bench(
     options: CompressOptions,
     on_progress: OnProgress,
 ) -> Workbench:
-    """Set up the smaller network, with its own answers to the golden samples."""
     return workbench.of(
         _opened(fitted, blueprint, name),
         folder,
@@ -431,13 +394,8 @@ def _own_bench(
 
 
 def _against(one: Passed, model: _Trained, bench: Workbench, max_loss: float) -> dict[str, Score]:
-    """Hold a new variant to the original's fp32 on validation and test; return the scores by split.
-
-    If the original was trained on all images, only the test split tells what either can read and not what it remembers.
-
-    Raises:
-        GateFailed: It loses too much.
-    """
+    """Hold a new variant to the original's fp32; return the scores by split."""
+    # If the original was trained on all images, only the test split tells what either reads, not remembers.
     bar = dataclasses.replace(bench.proof.bars[0], max_loss=max_loss)
     scores = {}
     for split in (_TEST,) if _has_seen_all(model.splits) else (_VALIDATION, _TEST):
@@ -497,7 +455,6 @@ def _renamed(variant: Variant, name: str, folder: Path) -> Staged:
 
 
 def _check_reached(results: Results, variant: str, options: CompressOptions) -> None:
-    """Raise CheckFailed if the fitted network is not as fast as its width promised."""
     reached = min((one.speedup for one in _speedups(results, variant)), default=0.0)
     if reached < options.target_speedup:
         raise CheckFailed(

@@ -50,14 +50,10 @@ class Source:
     """What candidates are made of.
 
     Attributes:
-        path: The baseline's graph, under the name that it has in the bundle.
         folder: Where candidates wait, in a folder each.
-        signature: What it takes and gives.
         train: What calibration samples are drawn from; None if there is no data.
-        dataset: Its name, for the record.
         roundings: What exporters.formats.rounding found of it, by format.
         smoothings: What exporters.formats.smooth found of it, by the hash of the calibration samples.
-        on_progress: Told what is being done to it.
     """
 
     path: Path

@@ -88,7 +88,6 @@ def batch_rows(model: onnx.ModelProto, signature: Signature, group: Samples) -> 
 
 
 def _bytes_inside(model: onnx.ModelProto, signature: Signature, sizes: dict[str, int]) -> int:
-    """Return the bytes of all that a model computes for inputs of these sizes, as far as their shapes can be inferred."""
     inferred = with_shapes(model, signature, sizes)
     if inferred is None:  # a bound on memory, not a check
         return 0

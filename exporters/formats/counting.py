@@ -25,6 +25,7 @@ from kit.tensors import Signature
 
 _FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16})
 _ARITHMETIC = frozenset({*LAYERS, "ConvTranspose", *RECURRENT})
+# Inputs of integer operators that are scales, by operator: they are how integers are read, and no weights.
 _SCALES: dict[str, tuple[int, ...]] = {
     "QuantizeLinear": (1,),
     "DequantizeLinear": (1,),
@@ -37,22 +38,17 @@ _SCALES: dict[str, tuple[int, ...]] = {
     "QLinearConv": (1, 3, 4, 6),
     "QLinearMatMul": (1, 3, 4, 6),
 }
-"""Inputs of integer operators that are scales, by operator: they are how integers are read, and no weights."""
 
 _Shape = tuple[int, ...]
 
 
 def count_weights(model: onnx.ModelProto, quantized: onnx.ModelProto) -> tuple[int, int]:
-    """Count the single weights that became integers, and all of them.
-
-    Counted by what is float in the file that was made: whatever its constants are called, and whoever reads them.
-    """
+    """Count the single weights that became integers, by what is float in the file that was made, and all of them."""
     total, left = _float_values(model), _float_values(quantized)
     return max(total - left, 0), total
 
 
 def _float_values(model: onnx.ModelProto) -> int:
-    """Count the values of a model's float constants that are no scales."""
     count = sum(math.prod(tensor.dims) for tensor in tensors_of(model) if tensor.data_type in _FLOATS)
     named = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in _nodes(model.graph):
@@ -65,7 +61,6 @@ def _float_values(model: onnx.ModelProto) -> int:
 
 
 def _scales(model: onnx.ModelProto) -> set[str]:
-    """Return the names of tensors that are read as scales."""
     nodes = list(_nodes(model.graph))
     found = {node.input[place] for node in nodes for place in _SCALES.get(node.op_type, ()) if place < len(node.input)}
     ranges = {node.output[1] for node in nodes if node.op_type == "DynamicQuantizeLinear" and len(node.output) > 1}
@@ -83,7 +78,6 @@ def _scales(model: onnx.ModelProto) -> set[str]:
 
 
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Give all nodes, graphs inside the graph included."""
     for node in graph.node:
         yield node
         for attribute in node.attribute:
@@ -113,7 +107,6 @@ def count_arithmetic(model: onnx.ModelProto, quantized: onnx.ModelProto, signatu
 
 
 def _shapes(model: onnx.ModelProto, signature: Signature) -> dict[str, _Shape]:
-    """Return the shapes of all tensors in a call of the usual sizes, as far as they can be inferred."""
     inferred = with_shapes(model, signature, signature.usual_sizes())
     return {} if inferred is None else dict(_known_shapes(inferred.graph))  # a figure for people, not a check
 
@@ -134,7 +127,6 @@ def _known_shapes(graph: onnx.GraphProto) -> Iterator[tuple[str, _Shape]]:
 
 
 def _multiply_adds(node: onnx.NodeProto, shapes: Mapping[str, _Shape]) -> int | None:
-    """Count the multiply-adds of a node; None if a shape that they follow from is not known."""
     given, weight = (shapes.get(name) for name in node.input[:2])
     if given is None or weight is None:
         return None
@@ -153,8 +145,8 @@ def _multiply_adds(node: onnx.NodeProto, shapes: Mapping[str, _Shape]) -> int | 
     return None if again is None else math.prod(given[:2]) * (math.prod(weight) + math.prod(again))
 
 
+# What stands behind a name: a constant, or the node that gives it, and where it was found.
 _Scope = Mapping[str, tuple[tuple[str, ...], TensorProto | onnx.NodeProto]]
-"""What stands behind a name: a constant, or the node that gives it, and where it was found."""
 
 
 def remark(model: onnx.ModelProto, quantization: Quantization) -> str:

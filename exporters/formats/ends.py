@@ -10,28 +10,22 @@ from onnx import helper
 from exporters.graph.names import free, taken
 from exporters.graph.rules import LAYERS, Layer, initializers, is_plain, uses
 
+# What gives nothing but what it was given, and the constants of a Pad.
 _MOVES = ("Slice", "Reshape", "Flatten", "Transpose", "Split", "Pad", "Concat")
-"""What gives nothing but what it was given, and the constants of a Pad."""
 
 
 @dataclass(frozen=True)
 class Door:
-    """A raw uint8 input that enters a layer as it is.
-
-    Attributes:
-        cast: The tensor that its Cast gives.
-        tensor: What enters the layer.
-    """
+    """A raw uint8 input that enters a layer as it is: what its Cast gives, and the tensor that enters the layer."""
 
     cast: str
     tensor: str
 
 
 def doors(model: onnx.ModelProto, kept: tuple[Layer, ...]) -> list[Door]:
-    """Return the raw uint8 inputs of which a cast to float enters one layer, and nothing else.
+    """Return the raw uint8 inputs of which a cast to float enters one layer that is quantized, and nothing else.
 
-    Not those that something is done to but being moved and padded, such as a normalisation that could not be folded, and not
-    those whose layer stays in float.
+    They may be moved and padded before, and nothing else, such as a normalisation that could not be folded.
     """
     stays_float = {layer.node.output[0] for layer in kept}
     raw = {value.name for value in model.graph.input if value.type.tensor_type.elem_type == onnx.TensorProto.UINT8}

@@ -49,7 +49,6 @@ def _scale(weight: NDArray[np.float64], following: NDArray[np.float64]) -> NDArr
 
 
 def _pairs(model: onnx.ModelProto) -> list[tuple[onnx.NodeProto, onnx.NodeProto]]:
-    """Return the Gemms with a Gemm behind their Relu, all weights and biases constant and their own."""
     constants = initializers(model)
 
     def is_own(name: str) -> bool:

@@ -88,11 +88,9 @@ def _as_inputs(model: onnx.ModelProto, tensors: Sequence[onnx.TensorProto]) -> N
 
 
 def to_float16(model: onnx.ModelProto, *, besides: Sequence[str] = ()) -> onnx.ModelProto:
-    """Return a graph in fp16.
+    """Convert a graph to fp16; it is changed.
 
-    Args:
-        model: Changed by the conversion.
-        besides: Inputs that are weights: they become fp16, and are no inputs of the result.
+    Inputs named in `besides` are weights: they become fp16, and are no inputs of the result.
 
     Raises:
         GateFailed: The converter failed.

@@ -58,15 +58,7 @@ _ARITHMETIC: dict[str, Callable[[Line, Values], Line]] = {
 
 @dataclass(frozen=True)
 class _Way:
-    """From raw values to the first convolution.
-
-    Attributes:
-        raw: The input.
-        nodes: All that lies between, and goes.
-        transposes: Of those, what moves axes.
-        conv: Where the last of them enters.
-        line: What the arithmetic of them amounts to, [channels].
-    """
+    """What lies between raw values and the first convolution; `line`, [channels], is what its arithmetic amounts to."""
 
     raw: str
     nodes: tuple[onnx.NodeProto, ...]
@@ -83,9 +75,7 @@ class _Way:
 def fold_pixels(model: onnx.ModelProto, folder: Path) -> bool:
     """Let raw uint8 inputs enter their first convolution as they are; return whether there was one that could.
 
-    Args:
-        model: fp32; changed in place, the weights of that convolution lie within it afterwards.
-        folder: Where weights lie that are not in the model.
+    The fp32 model is changed in place. `folder` holds its outer weights; those of that convolution move into it.
     """
     if opset_of(model) < _LEAST_OPSET:
         return False

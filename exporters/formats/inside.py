@@ -19,13 +19,9 @@ T = TypeVar("T")
 def tensors_inside(
     model: onnx.ModelProto, names: Sequence[str], batches: Sequence[Tensors], folder: Path
 ) -> Iterator[Tensors]:
-    """Give tensors of a model, its inputs among them if they are named, for one batch after the other.
+    """Give tensors of a fp32 model, its inputs among them if they are named, for one batch of inputs after the other.
 
-    Args:
-        model: fp32.
-        names: Of the tensors.
-        batches: Of inputs.
-        folder: Where weights lie that are not in the model.
+    `folder` is where weights lie that are not in the model.
     """
     given = {value.name for value in model.graph.input}
     inside = list(dict.fromkeys(name for name in names if name not in given))

@@ -51,8 +51,7 @@ from kit.tensors import Signature, Tensors
 
 ALL_BITS = 8
 
-_TABLE = "Gather"
-"""What looks up embeddings: its float constants become integers without a range of activations."""
+_TABLE = "Gather"  # looks up embeddings: its float constants become integers without a range of activations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +61,8 @@ class StaticInt8(EveryLayer):
     Attributes:
         form: `qdq` or `qoperator`.
         per_channel: Give each output of a layer a scale of its own; else the layers' ranges are evened out first.
-        weight_bits: Of the weights, 7 or 8; None for what is usual for the model.
-        method: How ranges follow from what the samples showed.
+        weight_bits: 7 or 8; None for what is usual for the model.
         samples: How many to draw; None for the usual number, or all there are.
-        seed: Of the draw.
     """
 
     form: VariantFormat = VariantFormat.QDQ
@@ -157,21 +154,10 @@ def quantize_static(
     factors: smooth.Factors | None = None,
     on_progress: OnProgress = silent,
 ) -> Quantized:
-    """Quantize weights and activations, with activation ranges from calibration samples.
+    """Quantize weights and activations of a fp32 model, with activation ranges from calibration samples.
 
-    Args:
-        model: fp32: a graph, or the path of one with weights beside it.
-        signature: What it takes.
-        samples: From the training split.
-        calibration: The method, and the record of where the samples came from.
-        form: `qdq` or `qoperator`.
-        per_channel: Give each output of a layer a scale of its own; else the layers' ranges are evened out first.
-        weight_bits: 7 or 8; None for `usual_bits`.
-        exclude: Names of layers to leave in float.
-        target: Where the file will lie; needed for weights beside the graph.
-        cache: What was found of the same model with the same samples before.
-        factors: Of exporters.formats.smooth; None to find them.
-        on_progress: Told what is being done.
+    A model with weights beside its graph is given by its path, and needs `target`, where the file will lie. `cache` and
+    `factors` (of exporters.formats.smooth) are what was found of the same model with the same samples; None to find it.
 
     Raises:
         UsageError: A layer of that name does not exist, or all are excluded.
@@ -262,10 +248,7 @@ def quantize_static(
 
 
 def prepared(model: onnx.ModelProto, *, per_channel: bool) -> tuple[onnx.ModelProto, bool]:
-    """Return the float model that static quantization starts from, and whether its layers were evened out.
-
-    Layers whose weights lie beside the graph are left as they are.
-    """
+    """Return the float model to quantize, and whether its layers were evened out; of a large one they are not."""
     if per_channel or staging.is_large(model):
         return model, False
     copy = onnx.ModelProto()
@@ -286,19 +269,10 @@ def quantize_dynamic(
     cache: rounding.Cache | None = None,
     on_progress: OnProgress = silent,
 ) -> Quantized:
-    """Quantize weights now and activations in each call; needs no samples.
+    """Quantize weights of a fp32 model now and activations in each call; needs no samples.
 
-    Args:
-        model: fp32: a graph, or the path of one with weights beside it.
-        per_channel: Give each output of a layer a scale of its own.
-        weight_bits: 7 or 8; None for `usual_bits`.
-        exclude: Names of layers to leave in float.
-        target: Where the file will lie; needed for weights beside the graph.
-        calibration: Where the samples came from that factors and roundings are found with, if there are any.
-        factors: Of exporters.formats.smooth.
-        batches: Samples by which weights are rounded; none for each to its nearest.
-        cache: What was found of the same model with the same samples before.
-        on_progress: Told what is being done.
+    `model`, `target` and `cache` are those of `quantize_static`. Weights are rounded by `batches` of samples, without
+    any each to its nearest; `calibration` says where they and the factors come from.
 
     Raises:
         UsageError: A layer of that name does not exist, or all are excluded.
@@ -355,7 +329,6 @@ def _looked_at(source: Source, drawn: CalibrationDraw, most: int = rounding.SAMP
 
 
 def _factors(source: Source, drawn: CalibrationDraw) -> smooth.Factors:
-    """Return by what the inputs of a source's layers are divided; looked for once for each draw."""
     key = drawn.record.indices_sha256
     if key not in source.smoothings:
         batches = _looked_at(source, drawn, smooth.SAMPLES)
@@ -393,7 +366,6 @@ def _recorded(
     per_channel: bool,
     bits: int,
 ) -> Quantized:
-    """Count layers and weights in the file that was made, and write the record."""
     done, total = count(model, quantized, exclude)
     weights_done, weights_total = count_weights(model, quantized)
     record = Quantization(
@@ -413,11 +385,7 @@ def _recorded(
 
 
 def _refuse_shared_biases(model: onnx.ModelProto) -> None:
-    """Refuse a bias that is added twice: as an integer it has the scale of one input, and the other's answers are off.
-
-    Raises:
-        GateFailed: There is one.
-    """
+    """Refuse a bias that is added twice: as an integer it has the scale of one input, and the other's is off."""
     constants = initializers(model)
     shared = [
         layer.name

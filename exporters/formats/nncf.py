@@ -48,11 +48,7 @@ def is_here() -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class NncfInt8(EveryLayer):
-    """Activation ranges from calibration samples, made by NNCF.
-
-    Attributes:
-        seed: Of the draw of the samples.
-    """
+    """Activation ranges from calibration samples, made by NNCF."""
 
     seed: int = 0
     precision = Precision.INT8

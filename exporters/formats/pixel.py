@@ -80,10 +80,7 @@ def refusal(model: onnx.ModelProto) -> str:
 
 
 def from_qdq(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the integer chain of a QDQ model of dense layers whose input is read as a quantized tensor.
-
-    Args:
-        model: As exporters.formats.int8.quantize_static makes it of a model that `refusal` has nothing against.
+    """Return the integer chain of a QDQ model that `quantize_static` made of one `refusal` has nothing against.
 
     Raises:
         UsageError: It is no such chain.
