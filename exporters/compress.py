@@ -187,7 +187,7 @@ def compress(
 
 @dataclass(frozen=True, kw_only=True)
 class _Trained:
-    """The network that is compressed, and the pixels that it was trained on: uint8 `[N, height, width]`."""
+    """The network that is compressed; from `pixels`, uint8 `[N, height, width]`, the smaller one may learn."""
 
     module: Mlp
     blueprint: Blueprint

@@ -58,12 +58,9 @@ _ORIGINAL_HINT = (
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """What a candidate is held to.
+    """What a candidate is held to; samples hold the original's answers.
 
     Attributes:
-        signature: What it must take and give.
-        golden: Samples with the original's answers.
-        data: Labelled or unlabelled samples with the original's answers; None if there are none.
         bars: Metrics on the data, the first is the one that the variants are known by.
         golden_bars: Metrics on the golden samples.
     """
@@ -80,11 +77,8 @@ class Proof:
         return self.data is not None and all(group.source == SEEDED for group in self.golden)
 
     def splits(self) -> Iterator[tuple[str, str, tuple[Samples, ...], tuple[Bar, ...]]]:
-        """Give the key, name, samples and bars of each set of samples, in the order they are looked at.
-
-        The golden samples are first. If they are noise beside data, their bars count only if the data cannot decide: noise is
-        nothing that a model with data was quantized for.
-        """
+        """Give the key, name, samples and bars of each set of samples in turn, the golden ones first."""
+        # If they are noise beside data, they count only if the data cannot decide: no model is quantized for noise.
         # Their bars compare with the original: right answers, which some of them have, are not what those are for.
         blind = tuple(dataclasses.replace(group, targets=None) for group in self.golden)
         yield _GOLDEN, "golden samples", blind, self.golden_bars
@@ -98,14 +92,12 @@ class Passed:
     """A candidate that met every check.
 
     Attributes:
-        variant: Its entry in the manifest.
         folder: Where its files wait, until they are moved into the bundle.
         signature: What it takes and gives, with the outputs that were seen to vary.
         fidelity: Against the original, on the test split if there is data, else on the golden samples.
         samples: What `fidelity` was measured on, such as "mnist test".
         verdict: How a float variant was judged by it; None for a quantized one.
         values: What each bar's metric gave, by split: the baseline for the next candidate.
-        remarks: What the gate could not decide, in words.
     """
 
     variant: Variant
@@ -124,12 +116,7 @@ class Passed:
 
 
 def examine(candidate: Candidate, proof: Proof, *, baseline: Passed | None) -> Passed:
-    """Run every check on a candidate.
-
-    Args:
-        candidate: Its files wait under their names.
-        proof: What it is held to.
-        baseline: The candidate that others are compared with; None for that one itself.
+    """Run every check on a candidate; `baseline` is None for that one itself.
 
     Raises:
         GateFailed: A check said no; the message holds the figures.
@@ -227,11 +214,7 @@ def _held(
     split: str,
     hint: str,
 ) -> list[tuple[Bar, Score]]:
-    """Hold what the bars' metrics gave to the baseline's; return each bar that says something with its score.
-
-    Raises:
-        GateFailed: It loses more than is allowed.
-    """
+    """Hold what the bars' metrics gave to the baseline's; return each bar that says something with its score."""
     before = None if baseline is None else baseline.values.get(split)
     held = []
     for place, (bar, found) in enumerate(zip(bars, values, strict=True)):
@@ -243,11 +226,7 @@ def _held(
 
 
 def _hold_to_promise(name: str, found: Sequence[Fidelity], golden: Sequence[Samples]) -> None:
-    """Refuse what `kit verify` would refuse at once: figures on the golden samples that answers of zeros would reach.
-
-    Raises:
-        GateFailed: They are such.
-    """
+    """Refuse what `kit verify` would: figures on the golden samples that answers of zeros would reach."""
     verdict = judge_quantized(found, found, stored=golden)
     if not verdict.passed:
         seeded = any(group.source == SEEDED for group in golden)
@@ -288,11 +267,7 @@ def _hold_to_original(
     dataset: str,
     split: str,
 ) -> None:
-    """Hold a baseline that came quantized to the original itself: for others it is what they may lose against.
-
-    Raises:
-        GateFailed: It loses more than is allowed.
-    """
+    """Hold a baseline that came quantized to the original itself: to others it is what they may lose against."""
     own = [group.expected or {} for group in groups]
     for bar, found in zip(bars, values, strict=True):
         exact = None if found is None else bar.values(groups, own, signature)
@@ -301,11 +276,6 @@ def _hold_to_original(
 
 
 def _hold_to_equality(name: str, found: Sequence[Fidelity], what: str) -> None:
-    """Hold outputs of integers and truth values to being equal nearly always.
-
-    Raises:
-        GateFailed: They are not.
-    """
     for one in found:
         if one.agreement is not None and not one.agreement >= LEAST_EQUAL:
             raise GateFailed(

@@ -61,7 +61,6 @@ def _typical(axis: Axis) -> tuple[int, ...]:
 
 
 def _rows(signature: Signature, sizes: dict[str, int], most_bytes: int) -> int:
-    """Return how many samples of these sizes to keep, as the batch axis allows."""
     assert signature.batch is not None  # the callers looked
     axis = signature.axes[signature.batch]
     least = 1 if signature.nbytes({**sizes, signature.batch: 1}) > _ALONE_ABOVE_BYTES else 2
@@ -71,7 +70,6 @@ def _rows(signature: Signature, sizes: dict[str, int], most_bytes: int) -> int:
 
 
 def _some(groups: Sequence[Samples], signature: Signature, source: str) -> list[Samples]:
-    """Return the first samples of a data set, a group of each size, within the bound."""
     found: list[Samples] = []
     left = MOST_BYTES
     for group in groups:

@@ -42,7 +42,6 @@ class Coverage:
     Attributes:
         provider: `CoreML (MLProgram)`, `CoreML (NeuralNetwork)` or `NNAPI`.
         nodes: That it would run.
-        total: Nodes in all.
         parts: Pieces of the graph that these make; more than one cost a way back and forth each.
         advice: `YES`, `MAYBE` or `NO`.
         lacking: Operators that it does not have.
@@ -61,12 +60,9 @@ class Mobile:
     """Files for a phone.
 
     Attributes:
-        folder: Where they lie.
-        variant: Id.
         sizes: Of every axis that was open.
         files: By name, their bytes.
         samples: That were asked of both files.
-        coverage: By execution provider.
     """
 
     folder: Path
@@ -80,11 +76,7 @@ class Mobile:
 def write_mobile(bundle: Bundle, folder: Path, *, variant: str | None = None, sizes: Sizes | None = None) -> Mobile:
     """Write a variant at one size as ONNX and in ONNX Runtime's format, with the operators that a reduced build needs.
 
-    Args:
-        bundle: Or a ready model.
-        folder: Made for it: it must not be there, or be empty.
-        variant: Id; None for the bundle's default.
-        sizes: Of some axes; the batch is 1 and others are as usual where none is given.
+    The folder must not be there, or be empty. The batch is 1 and other axes are as usual where `sizes` does not say.
 
     Raises:
         UsageError: The folder holds something, or a size is none that the axis can have.
@@ -106,7 +98,6 @@ def write_mobile(bundle: Bundle, folder: Path, *, variant: str | None = None, si
 
 
 def _point(bundle: Bundle, sizes: Sizes) -> dict[str, int]:
-    """Return the one size of every axis."""
     signature = bundle.signature
     batch = signature.batch
     wanted = dict(sizes)
@@ -141,7 +132,6 @@ def _write(folder: Path, bundle: Bundle, variant: Variant, point: Sizes) -> dict
 
 
 def _write_fixed(bundle: Bundle, variant: Variant, point: Sizes, path: Path) -> None:
-    """Write the graph with a number in place of every open axis, and its weights within it."""
     import onnx
     from onnxruntime.tools.onnx_model_utils import make_dim_param_fixed
 
@@ -161,10 +151,7 @@ def _write_fixed(bundle: Bundle, variant: Variant, point: Sizes, path: Path) -> 
 
 
 def _write_ort(fixed: Path, folder: Path) -> None:
-    """Write the model in ONNX Runtime's format, optimized for ARM, with the operators and types that it needs.
-
-    Its converter runs in a process of its own: it says on stdout what it does, and leaves files open.
-    """
+    # The converter has a process of its own: it says on stdout what it does, and leaves files open.
     line = [sys.executable, "-P", "-m", _CONVERTER, str(fixed), "--output_dir", str(folder)]
     line += ["--optimization_style", "Fixed", "--enable_type_reduction", "--target_platform", "arm"]
     try:
@@ -225,7 +212,6 @@ def _opened(path: Path) -> Any:
 
 
 def _coverage(fixed: Path) -> tuple[Coverage, ...]:
-    """Ask ONNX Runtime's own estimate of what CoreML and NNAPI would take of a graph of fixed sizes."""
     import onnx
     from onnxruntime.tools.mobile_helpers import usability_checker
 

@@ -28,12 +28,8 @@ _ELSEWHERE = "free some space there, or name another place"
 def write(bundle: Bundle, place: Path, config: str, parts: Mapping[str, FileRef], made_of: Mapping[str, str]) -> bool:
     """Write a model's folder; return False if all of it is there already.
 
-    Args:
-        bundle: Where the files come from.
-        place: The folder; what lies there is replaced if it was written here and not changed since.
-        config: Text of config.pbtxt.
-        parts: Files of the bundle by their path in the folder.
-        made_of: What the comment above the config says beside the hashes.
+    What lies at `place` is replaced if it was written here and not changed since. `parts` are files of the bundle by
+    their path in the folder; `made_of` is what the comment above the config says beside the hashes.
 
     Raises:
         UsageError: Something else lies there.
@@ -48,7 +44,6 @@ def write(bundle: Bundle, place: Path, config: str, parts: Mapping[str, FileRef]
 
 
 def _record(config: str, parts: Mapping[str, FileRef], made_of: Mapping[str, str]) -> str:
-    """Return the comment above the config: what it was made of, and hashes that show whether somebody changed it."""
     said = {
         "kit": __version__,
         **made_of,
@@ -59,11 +54,7 @@ def _record(config: str, parts: Mapping[str, FileRef], made_of: Mapping[str, str
 
 
 def _refuse_foreign(place: Path) -> str:
-    """Return the config of a model that was written here and not changed since; empty if there is none.
-
-    Raises:
-        UsageError: Something else has that name.
-    """
+    """Return the config of a model that was written here and not changed since; empty if there is none."""
     if not os.path.lexists(place):
         return ""
     try:
@@ -92,7 +83,6 @@ def _unchanged(place: Path) -> str:
 
 
 def _store(bundle: Bundle, place: Path, text: str, parts: Mapping[str, FileRef]) -> None:
-    """Write a model's folder beside where it will be, prove the copies, and give it its name."""
     needed_bytes = sum(ref.size_bytes for ref in parts.values())
     with files.folder(place, what="the model repository", needed_bytes=needed_bytes) as partial:
         for part, ref in parts.items():

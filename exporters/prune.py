@@ -23,14 +23,8 @@ Images = torch.Tensor
 def dispensable_border(module: Mlp, pixels: Images, normalization: Normalization, *, height: int, width: int) -> int:
     """Return how many rows and columns can be left out on every side.
 
-    A pixel carries its variance over the images times the squares of the weights it feeds.
-
-    Args:
-        module: Without a crop of its own yet.
-        pixels: uint8 `[N, height, width]`, of the training split.
-        normalization: Of raw pixels.
-        height: Of an image.
-        width: Of an image.
+    A pixel carries its variance over the images times the squares of the weights it feeds. Pixels are uint8
+    `[N, height, width]`, of the training split; the module has no crop of its own yet.
     """
     weights = _linears(module)[0].weight.detach()
     variance = (pixels.reshape(len(pixels), -1).to(torch.float32) * normalization.scale).var(dim=0)
@@ -46,14 +40,9 @@ def dispensable_border(module: Mlp, pixels: Images, normalization: Normalization
 
 @torch.no_grad()
 def prune(module: Mlp, hidden: Sequence[int], crop: int, pixels: Images, normalization: Normalization) -> Mlp:
-    """Return a smaller network made of the units that matter most.
+    """Return a smaller network made of the `hidden` units of each layer that matter most, `crop` pixels off every side.
 
-    Args:
-        module: Dense, without a crop of its own.
-        hidden: Units to keep in each hidden layer.
-        crop: Rows and columns to leave out on every side.
-        pixels: uint8 `[N, height, width]`, to see what the units do.
-        normalization: Of raw pixels.
+    Pixels are uint8 `[N, height, width]`, to see what the units do; the module has no crop of its own yet.
     """
     height, width = pixels.shape[1:]
     normalized = pixels.to(torch.float32) * normalization.scale + normalization.shift

@@ -90,7 +90,6 @@ class _Place:
         return rows.reshape(self.groups, -1, self.width)
 
     def as_weights(self, rows: NDArray[Any], shape: Sequence[int]) -> NDArray[Any]:
-        """Return the inverse of `as_rows`."""
         return rows.reshape(-1, shape[0]).T if self.is_turned else rows.reshape(shape)
 
 
@@ -107,17 +106,8 @@ def adjust(
 ) -> bool:
     """Round the weights of a quantized model anew and move its biases; return whether there was a layer to do so for.
 
-    Left as they are: layers whose weights are read twice, and those wider than a matrix of moments allows.
-
-    Args:
-        model: The float model.
-        quantized: Made of it by ONNX Runtime's quantizer, biases in float; changed in place.
-        batches: Calibration inputs.
-        bits: Of the weights.
-        folder: Where the float model's weights lie if they are not in it.
-        made_in: Likewise of the quantized one, whose file of weights is changed.
-        cache: What was found before for this model and these samples.
-        on_progress: Told how far it is, and how long it will take.
+    Layers whose weights are read twice, and those wider than a matrix of moments allows, stay as they are. `quantized`,
+    with biases in float, is changed in place, and its weights in `made_in` too; the float model's lie in `folder`.
     """
     places = _places(model, quantized, made_in)
     cache = {} if cache is None else cache
@@ -192,10 +182,8 @@ def _integers(
     makers: Mapping[str, onnx.NodeProto],
     constants: Mapping[str, onnx.TensorProto],
 ) -> list[str] | None:
-    """Return the names of a layer's integers, their scale, and their zero point if they have one; None if it has none.
-
-    In QDQ they enter the layer by a DequantizeLinear; the dynamic quantizer names them after the weights they were.
-    """
+    """Return the names of a layer's integers, their scale, and their zero point if any; None without integers."""
+    # In QDQ they enter the layer by a DequantizeLinear; the dynamic quantizer names them after the weights they were.
     node = _found(layer, model, makers)
     source = None if node is None else makers.get(node.input[1])
     if source is not None and source.op_type == "DequantizeLinear":
@@ -217,10 +205,8 @@ def _bias(model: onnx.ModelProto, node: onnx.NodeProto) -> str:
 
 
 def _found(layer: Layer, model: onnx.ModelProto, makers: Mapping[str, onnx.NodeProto]) -> onnx.NodeProto | None:
-    """Return a layer in the quantized model, by its name or by what it gives.
-
-    The quantizer joins an activation with its layer, which then has its output, and lets a node of its own give the model's.
-    """
+    """Return a layer in the quantized model, by its name or by what it gives."""
+    # The quantizer joins an activation with its layer, which then has its output.
     own = layer.node
     behind = [node for node in follow(model, own.output[0])[:1] if node.op_type in ACTIVATIONS]
     outputs = [own.output[0], *(node.output[0] for node in behind)]
@@ -251,7 +237,6 @@ class _Moments:
         self.products = np.zeros((place.groups, place.width, place.width), np.float32)
 
     def add(self, values: NDArray[Any], random: np.random.Generator) -> None:
-        """Add the patches at some positions of a batch."""
         patches = _patches(self._place, values, random).astype(np.float32)
         self.count += patches.shape[1]
         self.sums += patches.sum(axis=1, dtype=np.float64)
@@ -261,7 +246,6 @@ class _Moments:
 def _moments(
     model: onnx.ModelProto, places: Sequence[_Place], batches: Sequence[Tensors], folder: Path
 ) -> dict[str, _Moments]:
-    """Run the float model on calibration samples and add up what its layers see."""
     found = {place.key: _Moments(place) for place in places}
     wanted = {place.key: str(place.layer.node.input[0]) for place in places}
     random = np.random.default_rng(0)
@@ -301,7 +285,6 @@ def _drawn(count: int, most: int, random: np.random.Generator) -> NDArray[np.int
 
 
 def _rounded(place: _Place, weights: NDArray[Any], moments: _Moments, most: int) -> Rounded:
-    """Round a layer's weights, and find what is left of the error on average."""
     exact = place.as_rows(weights.astype(np.float32))
     scale = np.ascontiguousarray(place.scale).reshape(place.groups, -1)
     mean = (moments.sums / max(moments.count, 1)).astype(np.float32)

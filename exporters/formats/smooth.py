@@ -54,11 +54,7 @@ Factors = dict[str, Floats]
 
 @dataclass(frozen=True)
 class _Group:
-    """The layers that read one tensor.
-
-    Attributes:
-        norm: The LayerNormalization that makes the tensor for them alone; None if there is none.
-    """
+    """The layers that read one tensor, and the LayerNormalization that makes it for them alone, if there is one."""
 
     tensor: str
     nodes: tuple[onnx.NodeProto, ...]
@@ -74,28 +70,21 @@ class _Range:
 
     @classmethod
     def of(cls, ends: Sequence[Floats]) -> _Range:
-        """Return the range of all rows of some arrays."""
         return cls(np.minimum(np.min(ends, axis=0), 0), np.maximum(np.max(ends, axis=0), 0))
 
     @property
     def size(self) -> Floats:
-        """Largest absolute value of each channel."""
         return np.maximum(-self.low, self.high)
 
     def divided(self, factor: Floats) -> _Range:
-        """Return the range of the tensor divided by factors."""
         return _Range(self.low / factor, self.high / factor)
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """What a tensor held on calibration samples.
+    """What a tensor held on calibration samples: how many rows, the range of a known half, and the whole range.
 
-    Attributes:
-        count: Of all rows.
-        rows: Some of one half: float32 [rows, channels].
-        known: Of the other half.
-        whole: Of both.
+    `rows` are some of the other half: float32 [rows, channels].
     """
 
     count: int
@@ -105,12 +94,9 @@ class _Seen:
 
 
 def factors(model: onnx.ModelProto, batches: Sequence[Tensors], folder: Path) -> Factors:
-    """Return what the inputs of a model's dense layers should be divided by; those where it does not pay are left out.
+    """Return what the inputs of a fp32 model's dense layers should be divided by; where it does not pay, nothing.
 
-    Args:
-        model: fp32.
-        batches: Calibration inputs.
-        folder: Where weights lie that are not in the model.
+    `folder` is where weights lie that are not in the model.
     """
     constants = initializers(model)
     found: Factors = {}
@@ -130,13 +116,9 @@ def factors(model: onnx.ModelProto, batches: Sequence[Tensors], folder: Path) ->
 
 
 def smooth(model: onnx.ModelProto, chosen: Mapping[str, Floats], folder: Path, target: Path) -> onnx.ModelProto:
-    """Return a model that computes the same with its inputs divided and its weights multiplied.
+    """Return a fp32 model that computes the same with its inputs divided by `factors` and its weights multiplied.
 
-    Args:
-        model: fp32; stays as it is.
-        chosen: Of `factors`.
-        folder: Where weights lie that are not in the model.
-        target: Where a copy of them is written.
+    The model given stays. Weights that are not in it are copied from `folder` to `target`.
     """
     made = onnx.ModelProto()
     made.CopyFrom(model)
@@ -163,7 +145,6 @@ def smooth(model: onnx.ModelProto, chosen: Mapping[str, Floats], folder: Path, t
 
 
 def _divide(model: onnx.ModelProto, group: _Group, factor: Floats) -> None:
-    """Put a Mul in front of layers."""
     names = taken(model)
     inverse = numpy_helper.from_array((1 / factor).astype(np.float32), free(f"{group.tensor}.smooth", names))
     model.graph.initializer.append(inverse)
@@ -176,7 +157,6 @@ def _divide(model: onnx.ModelProto, group: _Group, factor: Floats) -> None:
 
 
 def _groups(model: onnx.ModelProto) -> list[_Group]:
-    """Return the dense layers whose weights are their own, by the tensor they read."""
     constants = initializers(model)
     makers = {name: node for node in model.graph.node for name in node.output}
     given = {value.name for value in model.graph.output}
@@ -218,7 +198,6 @@ def _by_inputs(node: onnx.NodeProto, weights: NDArray[Any]) -> Floats:
 
 
 def _seen(model: onnx.ModelProto, tensors: Sequence[str], batches: Sequence[Tensors], folder: Path) -> dict[str, _Seen]:
-    """Run the model on calibration samples and keep some rows of tensors inside it."""
     random = np.random.default_rng(0)
     each = max(2 * _ROWS // max(len(batches), 1), 1)
     rows: dict[str, list[Floats]] = {name: [] for name in tensors}

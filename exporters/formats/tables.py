@@ -22,11 +22,9 @@ _LEAST_OPSET = 13  # of a DequantizeLinear that takes a scale for each column
 
 
 def quantize_tables(model: onnx.ModelProto, folder: Path) -> list[onnx.TensorProto]:
-    """Make integers of the float tables that a graph only looks rows up in; return those integers, none if there is no table.
+    """Make integers of the float tables that a graph only looks rows up in; return those integers.
 
-    Args:
-        model: Changed in place; the integers lie within it.
-        folder: Where weights lie that are not in the model.
+    The graph is changed, and holds the integers; `folder` is where weights lie that are not in it.
     """
     if opset_of(model) < _LEAST_OPSET:
         return []

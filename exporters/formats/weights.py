@@ -159,11 +159,7 @@ def _quantize(
 
 
 def _quantized_alone(weight: onnx.TensorProto, name: str, bits: int) -> onnx.ModelProto:
-    """Return a graph of one MatMul with these weights, quantized.
-
-    Raises:
-        GateFailed: The quantizer failed, or passed over it.
-    """
+    """Return a graph of one MatMul with these weights, quantized."""
     with _same_logging():
         from onnxruntime.quantization import matmul_nbits_quantizer as ort
 
@@ -210,7 +206,6 @@ def _same_logging() -> Iterator[None]:
 
 
 def _as_matmul(model: onnx.ModelProto, layer: Layer) -> onnx.NodeProto:
-    """Write a plain Gemm as MatMul and Add; return the MatMul."""
     gemm = layer.node
     if gemm.op_type != "Gemm":
         return gemm

@@ -54,9 +54,7 @@ Held = NDArray[Any] | Stored
 class Graph:
     """An ONNX graph whose large constants are kept outside of it until it is saved.
 
-    Args:
-        model: Constants that are held elsewhere have their dtype and dims in it, and no values.
-        held: The values of those, by name.
+    Constants that are `held` elsewhere have their dtype and dims in `model`, and no values.
     """
 
     def __init__(self, model: onnx.ModelProto, held: Mapping[str, Held] | None = None) -> None:
@@ -197,10 +195,7 @@ def weights_bytes(path: Path) -> int:
 def place(path: Path, name: str, folder: Path) -> tuple[FileRef, tuple[FileRef, ...]]:
     """Move a graph and its weights to the names that they have in a bundle: `NAME-1a2b3c4d.onnx`, `NAME-5e6f7a8b.data`.
 
-    Args:
-        path: Of the graph; its weights lie beside it.
-        name: Of the variant.
-        folder: Where they go, on the same file system.
+    The weights lie beside the graph; `folder` is on the same file system.
     """
     model = load(path)
     moved: dict[str, FileRef] = {}

@@ -140,7 +140,6 @@ def _steps(name: str, graph: Graph, makers: Mapping[str, onnx.NodeProto]) -> lis
 
 
 def _computed(name: str, graph: Graph, steps: Sequence[onnx.NodeProto]) -> NDArray[Any]:
-    """Return what nodes make of constants."""
     from onnx.reference import ReferenceEvaluator
 
     inside = {one for step in steps for one in step.output}
@@ -155,7 +154,6 @@ def _computed(name: str, graph: Graph, steps: Sequence[onnx.NodeProto]) -> NDArr
 
 
 def _drop_unread(model: onnx.ModelProto) -> None:
-    """Remove nodes that nothing reads."""
     while True:
         read = set(names_read(model.graph))
         idle = [node for node in model.graph.node if not read.intersection(node.output)]
@@ -221,7 +219,6 @@ class _Arithmetic:
 
 
 def _arithmetic(graph: Graph, chain: list[onnx.NodeProto]) -> _Arithmetic:
-    """Return the arithmetic at the start of a chain: Mul and Add, or one of them."""
     kinds = [node.op_type for node in chain[:2]]
     count = 2 if kinds == ["Mul", "Add"] else 1 if kinds[:1] in (["Mul"], ["Add"]) else 0
     steps = chain[:count]
@@ -285,7 +282,6 @@ def _fold(graph: Graph, raw: str) -> None:
 
 
 def _fold_into(graph: Graph, layer: onnx.NodeProto, arithmetic: _Arithmetic, *, is_flat: bool) -> bool:
-    """Change the weights of the first layer, if that is exact."""
     if not all(
         _is_own(graph, name) and graph.constants[name].data_type == TensorProto.FLOAT for name in layer.input[1:]
     ):

@@ -119,10 +119,8 @@ def drop_unused_initializers(model: onnx.ModelProto) -> None:
 
 
 def sort(model: onnx.ModelProto) -> None:
-    """Put the nodes in an order in which each follows what it reads, inside the graphs of its own as well.
-
-    ONNX Runtime's quantizer orders them by their inputs alone, which no reader takes where a branch reads what lies outside.
-    """
+    """Put the nodes in an order in which each follows what it reads, inside the graphs of its own as well."""
+    # ONNX Runtime's quantizer orders them by their inputs alone, not by what a branch reads outside of itself.
     nodes = list(model.graph.node)
     makers = {name: number for number, node in enumerate(nodes) for name in node.output if name}
     left = [{makers[name] for name in files.names_of(node) if name in makers} for node in nodes]
