@@ -52,23 +52,11 @@ def export_source(
     options: ExportOptions | None = None,
     on_progress: OnProgress = silent,
 ) -> ExportReport:
-    """Make a bundle of a model that somebody named.
+    """Make a bundle of a model named `model.onnx`, `program.pt2`, `package.module:factory` or as a Hugging Face folder.
 
-    Args:
-        source: `model.onnx`, `program.pt2`, `package.module:factory`, or a Hugging Face folder.
-        out: Folder of the bundle; `artifacts/NAME` if None.
-        name: Of the model; None for the source's.
-        task: Name of a task; None for what the source's files say.
-        task_options: What its constructor takes.
-        weights: Of a factory's module.
-        inputs: Of a factory without example inputs.
-        axes: Bounds and typical sizes of axes, by name; None for `batch` if its rows depend on each other.
-        samples: An npz of golden samples.
-        data: A registered data set, or a path that the task reads.
-        data_dir: Where registered data sets lie.
-        metric: Name of what decides.
-        options: What to make.
-        on_progress: Told what is being done.
+    What is None follows from the source; `out` is then `artifacts/NAME`. Of `axes`, None for `batch` says that its rows
+    depend on each other. `samples` is an npz of golden samples, `data` a registered data set or a path that the task
+    reads. `weights` and `inputs`, where it has no example inputs, are a factory's.
 
     Raises:
         BundleNotFound: There is no such source.
@@ -166,7 +154,6 @@ def blame_layers(
 
 
 def _signature(inputs: Sequence[TensorSpec], axes: Mapping[str, Axis | None]) -> Signature | None:
-    """Return what is known of a module's inputs; its outputs are found by asking it."""
     if not inputs:
         return None
     from exporters.sources.module import UNKNOWN
@@ -180,7 +167,6 @@ def _signature(inputs: Sequence[TensorSpec], axes: Mapping[str, Axis | None]) ->
 
 
 def _inputs(samples: Path) -> dict[str, Any]:
-    """Return the arrays of an npz that are no targets."""
     return {name: array for name, array in arrays_of(samples).items() if not name.startswith("target.")}
 
 
@@ -220,7 +206,6 @@ def remark_on_task(bundle: Bundle) -> str:
 
 
 def _name(source: str, name: str | None) -> str:
-    """Return a bundle's name for a source: the given one, else a file's, a folder's or a function's."""
     if name is None:
         path = Path(source)
         stem = source.rpartition(":")[2] if not path.exists() else path.resolve().name

@@ -10,20 +10,15 @@ from kit.bundle import graph_file
 from kit.errors import MemoryShort
 from kit.system import files
 
-_HELD = 1.5
-"""Copies of the weights in memory at once when a file is exported: one, and what a session makes of it."""
+_HELD = 1.5  # copies of the weights in memory when a file is exported: one, and what a session makes of it
 _HELD_BY_TORCH = 2.5
 _LEAST_BYTES = 256 * 2**20  # smaller models fit wherever kit does
 
 
 def check(source: str, out: Path, *, weights: Path | None, variants: int) -> None:
-    """Refuse a model whose files would not fit.
+    """Refuse a model whose files, as many as `variants` copies of its weights, would not fit.
 
-    Args:
-        source: As a person typed it; nothing is known of a factory without weights.
-        out: Folder of the bundle.
-        weights: Of a factory.
-        variants: How many copies of the weights will be written at most, the baseline included.
+    Nothing is known of a factory without weights.
 
     Raises:
         StorageUnavailable: There is less room on the disk than its files need.

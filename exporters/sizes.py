@@ -29,8 +29,7 @@ _INDEPENDENT_HINT = (
 )
 
 
-_MOST_AGAIN = 0.1
-"""What may differ from call to call, and of integers among others, whatever floats may move."""
+_MOST_AGAIN = 0.1  # may differ from call to call, and of integers among others, whatever floats may move
 
 
 class Movement(NamedTuple):
@@ -62,13 +61,7 @@ def check_sizes(
 ) -> Signature:
     """Run every dynamic axis at two or three sizes, and each sample alone and among others.
 
-    Args:
-        runner: The graph, open.
-        signature: What it should take and give.
-        golden: Samples that the inputs are made of.
-        name: Of the candidate, for messages.
-        allowed: How far a sample may move among others.
-        graph: Its file, to see which outputs may depend on values.
+    The graph's file tells which outputs may depend on values; `allowed` is how far a sample may move among others.
 
     Returns:
         The signature; outputs are marked whose size was seen to vary.
@@ -92,7 +85,6 @@ def check_sizes(
 
 
 def _tried(axis: Axis, usual: int, *, batch: bool = False) -> list[int]:
-    """Return the sizes to try of an axis, small ones first for a batch."""
     if batch:
         step = axis.multiple_of
         wanted = [size for size in BATCHES if not axis.problem(size)]
@@ -233,7 +225,6 @@ def _varying(runner: Runner, signature: Signature, supply: Samples, sizes: Mappi
 
 
 def _depends_on_values(graph: Path, output: str) -> bool:
-    """Whether something upstream of an output gives as much as the values ask for."""
     model = staging.read(graph)
     makers = {name: node for node in model.graph.node for name in node.output}
     waiting, seen = [output], set[str]()

@@ -27,13 +27,7 @@ _ALIGNED = 4096  # so that a runtime can map each weight
 
 @dataclass(frozen=True, kw_only=True)
 class Settled:
-    """Files under the names they have in a bundle.
-
-    Attributes:
-        folder: Where they lie.
-        graph: The .onnx file.
-        data: Its weights, if they lie beside it.
-    """
+    """Files under the names they have in a bundle: the .onnx file, and its weights if they lie beside it."""
 
     folder: Path
     graph: FileRef
@@ -77,11 +71,7 @@ def _bytes_of(values: NDArray[Any]) -> memoryview:
 
 
 class DataWriter:
-    """A file of weights that grows constant by constant.
-
-    Args:
-        path: Of the file, beside its graph.
-    """
+    """A file of weights beside a graph that grows constant by constant."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -123,12 +113,7 @@ class DataWriter:
 
 
 def rewrite_weights(model: onnx.ModelProto, path: Path) -> None:
-    """Write the weights that lie beside a graph into a new file, only those that the graph still names; remove the old ones.
-
-    Args:
-        model: Changed in place.
-        path: Where it lies, or will.
-    """
+    """Write the weights beside a graph, as far as it still names them, into a new file; remove the old ones."""
     tensors = external_tensors(model)
     old = {path.parent / ExternalDataInfo(tensor).location for tensor in tensors}
     beside = path.with_suffix(".data")

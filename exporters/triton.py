@@ -71,8 +71,6 @@ class Repository:
     """A model in a repository.
 
     Attributes:
-        folder: Of the model, named after it.
-        variant: Id.
         max_batch_size: 0: Triton adds no batch axis, and the dims of the config are whole shapes.
         is_new: Whether anything was written; False if all of it was there already.
         remarks: What Triton cannot be told, and what was not measured.
@@ -146,7 +144,6 @@ def _plan(bundle: Bundle, asked: TritonOptions) -> _Plan:
 
 
 def _refuse_slow(bundle: Bundle, plan: _Plan) -> None:
-    """Refuse a GPU for a variant whose operators have kernels on the CPU alone."""
     if plan.provider is not Provider.CPU and plan.variant.format in CPU_FORMATS:
         fitting = [one.id for one in bundle.variants if one.format not in CPU_FORMATS]
         raise UsageError(
@@ -203,7 +200,6 @@ def _alone(signature: Signature, graph: Signature) -> str:
 
 
 def _rows(bundle: Bundle, asked: TritonOptions, plan: _Plan, alone: str) -> int:
-    """Return max_batch_size."""
     if alone:
         if asked.max_batch_size is not None:
             raise UsageError(f"max_batch_size changes nothing for {bundle.name}: {alone}", hint="leave it out")
@@ -227,7 +223,6 @@ def _may_join(signature: Signature, rows: int) -> bool:
 
 
 def _config(name: str, signature: Signature, graph: Signature, rows: int, plan: _Plan) -> Iterator[str]:
-    """Give the lines of config.pbtxt."""
     yield f"name: {_quoted(name)}"
     yield f'backend: "{RUNTIME}"'
     yield f'default_model_filename: "{MODEL}"'
@@ -277,7 +272,6 @@ def _escaped(byte: int) -> str:
 
 
 def _is_told(plan: _Plan) -> bool:
-    """Whether session options that were chosen are those of Triton's runtime."""
     return plan.choice is not None and plan.choice.runtime == RUNTIME
 
 
@@ -322,7 +316,6 @@ def _may_saturate(variant: Variant) -> bool:
 
 
 def _files(variant: Variant) -> dict[str, FileRef]:
-    """Return the files of a version by their path in the model's folder."""
     parts = {f"{VERSION}/{MODEL}": variant.graph} | {f"{VERSION}/{ref.file}": ref for ref in variant.data}
     if len({part.casefold() for part in parts}) != 1 + len(variant.data):
         raise UsageError(

@@ -47,13 +47,7 @@ _IN_MEMORY_BYTES = 64 * 2**20  # answers to more than this lie on the disk
 
 @dataclass(frozen=True, kw_only=True)
 class Workbench:
-    """One model, ready to make candidates of.
-
-    Attributes:
-        source: What they are made of.
-        proof: What they are held to: golden samples and data with the original's answers, and the bars.
-        baseline: The model as it came, which has passed the gate.
-    """
+    """One model, ready to make candidates of: what they are held to, and the baseline, which has passed the gate."""
 
     source: Source
     proof: Proof
@@ -149,21 +143,13 @@ def for_bundle(
 ) -> Workbench:
     """Set up a bundle: its own golden samples, the data it was made with unless other data are given.
 
-    Its original is rebuilt if an installed package knows its architecture; else its baseline answers for it.
-
-    Args:
-        bundle: Of any model.
-        folder: Where candidates wait.
-        opset: ONNX operator set of a rebuilt original.
-        data: Samples to check with.
-        data_dir: Where registered data sets lie.
-        metric: What decides; None for the first of its task's metrics that the data allow.
-        max_loss: Largest loss of it; None for the metric's own bar.
-        on_progress: Told what is being done.
+    Its original is rebuilt, with `opset`, if an installed package knows its architecture; else its baseline answers for
+    it. Candidates wait in `folder`. None for `metric` is the first of its task's that the data allow, for `max_loss`
+    its own bar.
 
     Raises:
-        UsageError: The data do not fit the model, the bundle has neither an original nor a variant, or its graph is of another
-            operator set than the one that was asked for.
+        UsageError: The data do not fit the model, the bundle has neither an original nor a variant, or its graph is of
+            another operator set than the one that was asked for.
         GateFailed: The original cannot be exported.
     """
     from exporters.sources import open_source
@@ -235,19 +221,10 @@ def of(
     first: Candidate | None = None,
     on_progress: OnProgress = silent,
 ) -> Workbench:
-    """Set up any original: it answers all samples, is written as ONNX, and is closed.
+    """Set up any original: it answers all samples, is written as ONNX unless `first` is the baseline, and is closed.
 
-    Args:
-        original: Closed in the end, whatever happens.
-        folder: Where candidates wait.
-        opset: ONNX operator set.
-        golden: Samples that travel in the bundle, those with answers keep them; None for what golden_of chooses.
-        data: Samples to check with; None for parity with the original on the golden samples alone.
-        task: What names metrics; None for the original's own.
-        metric: What decides; None for the first of the task's metrics that the data allow.
-        max_loss: Largest loss of it; None for the metric's own bar.
-        first: The baseline, if it is there already; None to write the original as ONNX.
-        on_progress: Told what is being done.
+    Golden samples that have answers keep them; None for what golden_of chooses. Without data there is parity with the
+    original on them alone. Candidates wait in `folder`; None for `task`, `metric` and `max_loss` is as in `for_bundle`.
 
     Raises:
         UsageError: The data do not fit the signature.
@@ -366,7 +343,6 @@ def _ask(original: Original, inputs: Tensors, sizes: dict[str, int]) -> Tensors:
 
 
 def _room(name: str, outputs: Tensors, signature: Signature, total: int, folder: Path) -> NDArray[Any]:
-    """Return an array for all answers of an output, on the disk if it is large."""
     spec, array = signature.output(name), outputs[name]
     shape = tuple(
         total if axis == signature.batch else size for axis, size in zip(spec.shape, array.shape, strict=True)

@@ -34,11 +34,9 @@ from kit.system.progress import OnProgress, silent
 from kit.system.wording import counted
 from kit.tensors import Tensors
 
-_MOST_SETS = 60
-"""Sets of one size that are all tried; of more, those of the layers that helped most by themselves."""
+_MOST_SETS = 60  # sets of one size that are tried; of more, those of the layers that helped most by themselves
 
-_FEW_LAYERS = 12
-"""Up to here sets of layers are tried in all combinations."""
+_FEW_LAYERS = 12  # up to here sets of layers are tried in all combinations
 
 _GROUPS = 8  # of neighbouring layers, which are tried alone before single layers are
 _MOST_ALONE = 40  # such trials, however many layers a model has
@@ -50,7 +48,6 @@ class LayerBlame:
     """What quantizing one layer does.
 
     Attributes:
-        layer: Its name, as `--exclude-layer` takes it.
         own_sqnr_db: Of the layer's output, with only this layer quantized: signal to quantization noise, in decibels.
         alone_sqnr_db: Of the model's outputs, the worst of them, with only this layer quantized.
         without_sqnr_db: The same with every layer quantized but this one.
@@ -68,13 +65,7 @@ class LayerBlame:
 
 @dataclass(frozen=True, kw_only=True)
 class Blame:
-    """All layers of a model, and all of them quantized together.
-
-    Attributes:
-        variant: Id of what would be published.
-        samples: What was looked at, such as `6,000 samples of mnist validation`.
-        together: Score of the first metric.
-    """
+    """All layers of a model, and all of them quantized together, on such as `6,000 samples of mnist validation`."""
 
     variant: str
     samples: str
@@ -114,12 +105,7 @@ def blame_bundle(
 
 
 def blame(recipe: VariantRecipe, bench: Workbench, on_progress: OnProgress = silent) -> Blame:
-    """Quantize each layer alone, and all others without it.
-
-    Args:
-        recipe: What to make: int8 or int4, in a format that can leave layers in float.
-        bench: The model, and samples if there are any; else its golden samples are looked at.
-        on_progress: Told what is being done.
+    """Quantize each layer alone, and all others without it; the recipe is int8 or int4, and can leave layers in float.
 
     Raises:
         UsageError: There are fewer than two layers to tell apart.
@@ -168,15 +154,9 @@ def fewest_excluded(
 ) -> tuple[str, ...]:
     """Return the smallest set of layers to leave in float for the bars to be met; empty if none need be.
 
-    Judged on the validation split, as the gate does, or on the golden samples if there is no data. Of several sets of one size
-    the one that loses least is taken. Of a model with more than _FEW_LAYERS layers, sets are those layers that lose most when
-    nothing else is quantized: _MOST_ALONE candidates are made to find them, and a few more.
-
-    Args:
-        recipe: What to make.
-        bench: The model, and samples.
-        on_progress: Told what is being done.
-        is_over: Tells whether the time is up.
+    Judged on the validation split, as the gate does, or on the golden samples if there is no data. Of several sets of
+    one size the one that loses least is taken. Of more than _FEW_LAYERS layers, those go first that lose most when
+    nothing else is quantized. `is_over` tells whether the time is up.
 
     Raises:
         GateFailed: Even with one layer quantized more is lost, or the time was up before a set was found.
@@ -318,7 +298,6 @@ class _Noise:
 
     @property
     def db(self) -> float:
-        """Ten times the decimal logarithm of signal over noise; infinite without noise."""
         return math.inf if self.noise == 0 else 10 * math.log10(max(self.signal, 1e-300) / self.noise)
 
 
@@ -373,11 +352,9 @@ class Trial:
             raise GateFailed(f"{bar.metric.name} is {values.whole:.3g} on {self._named} {self._key}") from error
 
     def own_sqnr_db(self, recipe: VariantRecipe, quantized: Candidate, layer: Layer) -> float:
-        """Compare what a layer gives to the next one, in float and quantized.
-
-        Quantizers join an activation with its layer and leave it to the range of the quantized tensor, which ends at 0 as ReLU
-        does: what the layer gives in float is cut off likewise.
-        """
+        """Compare what a layer gives to the next one, in float and quantized."""
+        # Quantizers join an activation with its layer and leave it to the range of the quantized tensor, ending at 0
+        # as ReLU does: what the layer gives in float is cut off likewise.
         source = self.bench.source
         model = recipe.format.prepared(source.model)
         behind = follow(model, layer.node.output[0])[:1]
@@ -400,7 +377,6 @@ class Trial:
 
 
 def _sqnr_db(groups: Sequence[Samples], answers: Sequence[Tensors]) -> float:
-    """Return the worst ratio of signal to noise of all float outputs."""
     by_output: dict[str, _Noise] = {}
     for group, outputs in zip(groups, answers, strict=True):
         for name, exact in (group.expected or {}).items():

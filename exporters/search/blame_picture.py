@@ -12,8 +12,7 @@ from kit.system import packages
 if TYPE_CHECKING:
     import altair as alt
 
-_MOST_DB = 120.0
-"""No noise at all is drawn as this."""
+_MOST_DB = 120.0  # no noise at all is drawn as this
 
 _WAYS = {
     "own_sqnr_db": "its output, only it quantized",
@@ -24,11 +23,7 @@ _COLOURS = ["#56B4E9", "#0072B2", "#D55E00"]
 
 
 def draw(found: Blame, *, form: str) -> bytes:
-    """Return the picture of a blame.
-
-    Args:
-        found: Of `blame`.
-        form: `png` or `svg`.
+    """Return the picture of a blame, as `png` or `svg`.
 
     Raises:
         PackageMissing: Altair or vl-convert is not installed.
@@ -90,7 +85,6 @@ def _chart(found: Blame) -> alt.TopLevelMixin:
 
 
 def _shown(score: Score) -> float:
-    """Return what was lost as it is shown: shares of 1 in points."""
     return 100 * score.loss if score.unit == "%" else score.loss
 
 

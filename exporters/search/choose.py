@@ -216,8 +216,6 @@ def _needless(passed: Sequence[Passed]) -> tuple[str, ...]:
 
 
 class _Budget:
-    """The time there is."""
-
     def __init__(self, seconds: float | None) -> None:
         self._seconds, self._started = seconds, time.monotonic()
 
@@ -244,7 +242,6 @@ class _Made:
 
 
 def _make(bench: Workbench, options: AutoOptions, budget: _Budget, on_progress: OnProgress) -> _Made:
-    """Make what can be made, the most promising first."""
     recipes = [one for one in options.recipes(bench.source.model) if one.id != bench.baseline.variant.id]
     passed: dict[str, Passed] = {}
     reasons: dict[str, str] = {}

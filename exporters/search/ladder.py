@@ -38,12 +38,10 @@ class Rung:
     """A step that was tried.
 
     Attributes:
-        variant: Id of what was to become right.
         name: What was done, in words.
         score: Of the first metric on the validation samples; None if it could not be made, or nothing could be told.
         sqnr_db: Signal over quantization noise of the answers.
         is_right: Whether it loses no more than is allowed.
-        seconds: It took.
         problem: Why it could not be made; else empty.
     """
 
@@ -58,13 +56,7 @@ class Rung:
 
 @dataclass(frozen=True, kw_only=True)
 class Climb:
-    """What became of a variant that lost too much.
-
-    Attributes:
-        passed: It, once it met the gate; None if nothing helped.
-        rungs: What was tried, in order, the variant as it was first.
-        reason: Why nothing came of it; empty if something did.
-    """
+    """What became of a variant that lost too much: it, once it met the gate, or the reason; and what was tried."""
 
     passed: Passed | None
     rungs: tuple[Rung, ...]
@@ -79,15 +71,7 @@ def climb(
     is_over: Callable[[], bool] = lambda: False,
     on_progress: OnProgress = silent,
 ) -> Climb:
-    """Look for a way in which static int8 loses no more than is allowed.
-
-    Args:
-        recipe: Of static int8 that can leave layers in float.
-        bench: The model, and samples.
-        tries_calibrations: Whether ranges may be made otherwise than the recipe says.
-        is_over: Tells whether the time is up; what has begun is finished.
-        on_progress: Told what is being done.
-    """
+    """Look for a way in which static int8, if it can leave layers in float, loses no more than is allowed."""
     trial = Trial(bench)
     unable = recipe.format.unable(bench.source.model)
     rungs: list[Rung] = []

@@ -36,18 +36,9 @@ def measure(
     plan: Plan,
     on_progress: OnProgress = silent,
 ) -> Results:
-    """Measure variants in ONNX Runtime on the CPU, in the same rounds; their files stay where they are.
+    """Measure variants, the first as the baseline, in ONNX Runtime on the CPU, in the same rounds; their files stay.
 
-    Args:
-        name: Of the model.
-        signature: What they take and give.
-        golden: Samples, to make inputs of.
-        variants: The first is the baseline.
-        folder: Where the bundle is made that is thrown away, on the same file system as the variants if possible.
-        points: Sizes of the axes, a call of each is measured.
-        threads: Threads one operator may use.
-        plan: How long.
-        on_progress: Told what is being done.
+    They are linked into a bundle that is thrown away, in `folder`: on the same file system if possible.
     """
     with tempfile.TemporaryDirectory(prefix="trial-", dir=folder) as place:
         trial = bundles.create(
@@ -76,10 +67,8 @@ def measure(
 
 
 def _linked(staged: Staged, folder: Path) -> Staged:
-    """Return a variant whose files may be moved: its graph under a second name, and copies of its weights.
-
-    A bundle takes no weights that could be changed under another name.
-    """
+    """Return a variant whose files may be moved: its graph under a second name, and copies of its weights."""
+    # A bundle takes no weights that could be changed under another name.
     own = Path(tempfile.mkdtemp(dir=folder))
     staging.link(staged.folder / staged.variant.graph.file, own / staged.variant.graph.file)
     for ref in staged.variant.data:

@@ -68,7 +68,6 @@ def open_source(
 
 
 def _behind_prologue(opened: Original) -> Original:
-    """Put the task's arithmetic before the model, unless it is in the model already."""
     prologue = opened.task.prologue if opened.task is not None else None
     if opened.task is None or prologue is None:
         return opened

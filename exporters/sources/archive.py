@@ -24,8 +24,8 @@ from torch.utils._sympy import functions
 from kit.errors import UsageError
 
 _PICKLED = (constants.CUSTOM_OBJ_FILENAME_PREFIX, constants.OPAQUE_OBJ_FILENAME_PREFIX)
+# Keys of torch's descriptions of structures whose values name modules, which torch imports.
 _IMPORTED = frozenset({"default_factory_module", "__enum__"})
-"""Keys of torch's descriptions of structures whose values name modules, which torch imports."""
 _TEXT = re.compile(r"[\w.+-]*")
 _NODES = (
     *(ast.Expression, ast.Call, ast.keyword, ast.Name, ast.Constant, ast.Tuple, ast.Load, ast.Compare, ast.BoolOp),

@@ -49,7 +49,6 @@ def open_bundle(bundle: Bundle, *, name: str | None = None) -> Original:
 
 
 def _rebuilt(bundle: Bundle) -> Any:
-    """Return the bundle's module as the first plug has it that knows it."""
     for entry in entry_points(GROUP):
         rebuild = load_plug(entry)
         with plugged(entry):

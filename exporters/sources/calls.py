@@ -25,12 +25,7 @@ class _Slot:
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """The arguments of a module, with the names of tensors in place of the tensors.
-
-    Attributes:
-        names: Of the tensors, in order.
-        examples: The tensors that were found there.
-    """
+    """The arguments of a module, with names in place of the tensors, and the examples that were found there."""
 
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -106,7 +101,6 @@ def _leaves(value: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _parts(value: Any) -> list[tuple[str, Any]] | None:
-    """Return what a structure holds, by name; None if it is none."""
     if isinstance(value, Mapping):
         return [(str(key), part) for key, part in value.items()]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -188,10 +182,7 @@ def _takes_any_name(module: nn.Module) -> bool:
 class Flat(nn.Module):
     """A module that takes tensors in order and gives tensors in order, whatever the one inside takes and gives.
 
-    Args:
-        model: Its weights are called `model.*`, which no name inside a graph of torch's can meet.
-        call: How it is called.
-        outputs: Which of its outputs to give, and in which order; None: all.
+    Weights are called `model.*`, which no name inside a graph of torch's can meet. `outputs` chooses and orders them.
     """
 
     def __init__(self, model: nn.Module, call: Call, outputs: Sequence[str] | None = None) -> None:

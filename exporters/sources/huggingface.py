@@ -42,10 +42,10 @@ _POOLINGS = {
     "pooling_mode_max_tokens": "max",
     "pooling_mode_lasttoken": "last",
 }
+# Networks that take pictures of any size, so that their processors tell it.
 _ANY_SIZE = frozenset(
     {"bit", "convnext", "convnextv2", "efficientnet", "mobilenet_v1", "mobilenet_v2", "regnet", "resnet"}
 )
-"""Networks that take pictures of any size, so that their processors tell it."""
 
 
 def open_folder(
@@ -96,7 +96,6 @@ def _json(path: Path) -> Any:
 
 
 def _check(folder: Path, config: Mapping[str, Any]) -> None:
-    """Refuse code, pickles and what is not there."""
     if "auto_map" in config:
         raise UsageError(
             f"{folder.name} brings Python code of its own ({_CONFIG} has an auto_map), which kit does not run",
@@ -241,7 +240,6 @@ def _offline() -> Iterator[None]:
 
 
 def _signature(module: nn.Module, config: Mapping[str, Any], folder: Path) -> tuple[Signature, dict[str, Any]]:
-    """Return what a model takes, and what every call has besides."""
     own: Any = module.config
     parameters = parameters_of(module)
     main = str(getattr(module, "main_input_name", "input_ids"))

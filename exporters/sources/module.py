@@ -31,10 +31,7 @@ Answer = Callable[[Sequence[torch.Tensor]], dict[str, torch.Tensor]]
 
 
 class TorchOriginal:
-    """What torch runs and writes: asked for answers, then written, then closed.
-
-    Attributes: see exporters.sources.base.Original.
-    """
+    """What torch runs and writes: an exporters.sources.base.Original."""
 
     def __init__(
         self,
@@ -108,17 +105,10 @@ def open_module(
 ) -> TorchOriginal:
     """Take a module as an original: it is run, asked twice, and traced now, so that what cannot work is found at once.
 
-    Args:
-        module: In any mode; it is in evaluation mode until the original is closed.
-        name: For its bundle; None: after its class.
-        record: For the manifest; None: the class.
-        inputs: Examples, by the names of `forward`'s parameters or in their order. Without a signature, the axis with which all
-            of them begin is the batch, and everything else is fixed.
-        signature: What it takes and gives; inputs that are named like parameters are passed by name.
-        task: Its task, if known.
-        axes: Bounds of axes of the signature.
-        outputs: Names of outputs to keep, if they have names; None: all.
-        fixed: Further arguments that every call has, by name.
+    It is in evaluation mode until the original is closed. Example inputs come by the names of `forward`'s parameters or
+    in their order; without a signature, the axis with which all of them begin is the batch, and everything else is
+    fixed. Inputs of a signature that are named like parameters are passed by name, as the `fixed` ones of every call
+    are. `outputs` names those to keep, if they have names.
 
     Raises:
         UsageError: There is neither an example nor a signature, or they do not fit the module.
@@ -226,7 +216,6 @@ UNKNOWN = (TensorSpec(name="?", dtype="float32", shape=()),)
 def _called(
     module: nn.Module, inputs: Any, signature: Signature | None, axes: dict[str, Axis]
 ) -> tuple[calls.Call, Signature]:
-    """Return how to call the module, and what is known of its inputs."""
     if signature is None:
         call = calls.from_examples(module, inputs)
         return call, _of_examples(call.examples, axes)
@@ -384,11 +373,7 @@ class _Random(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's ow
 
 
 def _try_sizes(answer: Answer, signature: Signature, tensors: Sequence[torch.Tensor]) -> None:
-    """Ask at the smallest size of each axis: a batch of 1 is where squeezed axes go missing.
-
-    Raises:
-        GateFailed: The module cannot, or gives other shapes than it should.
-    """
+    """Ask at the smallest size of each axis: a batch of 1 is where squeezed axes go missing."""
     arrays = {spec.name: calls.as_array(one) for spec, one in zip(signature.inputs, tensors, strict=True)}
     usual = _sizes(signature, arrays)
     for name in signature.dynamic:
@@ -418,7 +403,6 @@ def _try_sizes(answer: Answer, signature: Signature, tensors: Sequence[torch.Ten
 
 
 def _compare(wanted: Signature, found: Signature) -> None:
-    """Refuse a signature whose outputs are not what the module gives."""
     for spec, own in zip(wanted.outputs, found.outputs, strict=True):
         fits = spec.dtype == own.dtype and len(spec.shape) == len(own.shape)
         if fits:
@@ -456,7 +440,6 @@ def _in_evaluation(module: nn.Module) -> Callable[[], None]:
 
 
 def _program_inputs(program: ExportedProgram, signature: Signature | None, axes: dict[str, Axis]) -> Signature:
-    """Return a program's inputs with the axes that its range constraints allow."""
     values = torch_export.input_values(program)
     words = [one for one in program.graph_signature.user_inputs if isinstance(one, str)]
     if signature is not None:
@@ -492,7 +475,6 @@ def _bounds(program: ExportedProgram, size: Any) -> Axis:
 
 
 def _program_examples(program: ExportedProgram, signature: Signature) -> dict[str, torch.Tensor]:
-    """Return the inputs that a program was traced with, if it still has them."""
     if program.example_inputs is None:
         return {}
     leaves: Iterator[Any] = iter(torch.utils._pytree.tree_leaves(program.example_inputs))  # noqa: SLF001

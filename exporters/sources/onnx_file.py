@@ -42,13 +42,10 @@ _SAME_IDS = frozenset({"Cast", "Reshape", "Unsqueeze", "Squeeze", "Identity", "F
 
 
 class OnnxOriginal:
-    """A graph that is there already. Its IR version and the names of its inputs and outputs stay; its opset is 13 at least.
+    """A graph that is there already. Its IR version and the names of its ends stay; its opset is 13 at least.
 
-    Args:
-        path: Of the file; weights may lie beside it.
-        name: For its bundle; None: after the file.
-        task: Its task, if known.
-        axes: Bounds of its axes; an axis `batch` that it lacks is made of the fixed size with which all inputs begin.
+    Weights may lie beside the file. An axis `batch` that it lacks is made of the fixed size with which all inputs
+    begin.
 
     Raises:
         BadInput: It is no ONNX file, or not all of it is there.
@@ -167,7 +164,6 @@ def _check_kind(path: Path) -> None:
 
 
 def _check_operators(model: onnx.ModelProto, path: Path) -> None:
-    """Refuse operators that only somebody's own library knows."""
     own = {function.domain for function in model.functions}
     foreign = sorted(set(domains_of(model)) - _KNOWN_DOMAINS - own)
     if foreign:
@@ -213,10 +209,8 @@ def _bounded(signature: Signature, axes: dict[str, Axis]) -> Signature:
 
 
 def _with_batch_of_outputs(runner: OnnxRuntimeRunner) -> Signature:
-    """Return a signature whose outputs call the batch as the inputs do: exporters name it anew, and running tells.
-
-    Their other axes stay as the graph has them: those may follow an input at some sizes and not at others.
-    """
+    """Return a signature whose outputs call the batch as inputs do: exporters name it anew, and running tells."""
+    # Their other axes stay as the graph has them: those may follow an input at some sizes and not at others.
     signature = runner.signature
     batch = signature.batch
     if batch is None or all(batch in spec.shape for spec in signature.outputs):
@@ -237,7 +231,6 @@ def _with_batch_of_outputs(runner: OnnxRuntimeRunner) -> Signature:
 
 
 def _with_vocabularies(signature: Signature, graph: Graph) -> Signature:
-    """Say how large ids may be that pick rows of a table."""
     specs = tuple(
         dataclasses.replace(spec, below=_rows_picked_from(graph, spec.name))
         if spec.dtype in {"int32", "int64"}

@@ -37,6 +37,7 @@ class _Processor:
     crop_pct: float | None = None
 
 
+# By the name without its ending; the first for configurations that name none.
 _PROCESSORS = {
     "": _Processor(resample=None, mean=None, std=None, is_square=True),
     "ViT": _Processor(resample=2, is_square=True),
@@ -51,7 +52,6 @@ _PROCESSORS = {
     "MobileNetV2": _Processor(resample=2, crops=True),
     "MobileViT": _Processor(resample=3, crops=True, normalizes=False, flips=True),
 }
-"""By the name without its ending; the first for configurations that name none."""
 _ENDING = re.compile(r"(ImageProcessor(Fast|Pil)?|FeatureExtractor)$")
 _KNOWN = frozenset(
     {
@@ -60,6 +60,7 @@ _KNOWN = frozenset(
         *("include_top", "crop_pct"),
     }
 )
+# What does not change the pixels of a picture in RGB.
 _IDLE = frozenset(
     {
         *("image_processor_type", "feature_extractor_type", "processor_class", "_processor_class"),
@@ -67,16 +68,12 @@ _IDLE = frozenset(
         *("data_format", "input_data_format", "return_tensors", "device", "disable_grouping"),
     }
 )
-"""What does not change the pixels of a picture in RGB."""
 
 
 def described(found: Mapping[str, Any], labels: Sequence[str], shape: Sequence[int | str]) -> tuple[Task | None, str]:
     """Return the task for pictures and nothing, or no task and why there is none.
 
-    Args:
-        found: Content of preprocessor_config.json.
-        labels: Of the classes.
-        shape: What the model takes: channels, height, width.
+    `found` is the content of preprocessor_config.json, `shape` what the model takes: channels, height, width.
     """
     try:
         return _task(found, labels, shape), ""

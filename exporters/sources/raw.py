@@ -29,13 +29,7 @@ class Graphed(Original, Protocol):
 
 
 class RawOriginal:
-    """An original behind a prologue.
-
-    Args:
-        inner: Takes the floats.
-        prologue: What becomes of raw values.
-        task: Whose prologue it is.
-    """
+    """An original behind the prologue of a task: `inner` takes the floats."""
 
     def __init__(self, inner: Graphed, prologue: Prologue, task: Task) -> None:
         self._inner, self._prologue = inner, prologue

@@ -34,10 +34,7 @@ _FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, NotImplemented
 def trace(module: Flat, signature: Signature, tensors: Sequence[torch.Tensor]) -> ExportedProgram:
     """Return a program for inputs of any size that the axes of a signature allow.
 
-    Args:
-        module: In evaluation mode.
-        signature: Its inputs are those of the module, in order.
-        tensors: Examples; sizes along the axes are 2 or more and differ from axis to axis.
+    The module is in evaluation mode. Sizes of the examples along the axes are 2 or more and differ from axis to axis.
 
     Raises:
         GateFailed: torch cannot trace the module, or only for some sizes; the message names the axis.
@@ -324,7 +321,6 @@ def _shorten(graph: Graph) -> None:
 
 
 def _name_axes(given: Sequence[onnx.ValueInfoProto], specs: Sequence[TensorSpec], sizes: Mapping[str, str]) -> None:
-    """Give sizes that may differ the names that the signature has for them."""
     for one, spec in zip(given, specs, strict=True):
         dims = one.type.tensor_type.shape.dim
         for dim, size in itertools.zip_longest(dims, spec.shape):
