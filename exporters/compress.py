@@ -123,7 +123,7 @@ def compress(
     data_dir: Path | None = None,
     on_progress: OnProgress = silent,
 ) -> CompressReport:
-    """Make a smaller bundle of a dense network that kit trained; `out` is replaced if it is a bundle.
+    """Make a smaller bundle of a dense network that kit trained; that stays, and `out` is replaced if it is a bundle.
 
     Raises:
         UsageError: The network is not a dense one, or `out` holds other things.

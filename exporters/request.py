@@ -54,9 +54,9 @@ def export_source(
 ) -> ExportReport:
     """Make a bundle of a model named `model.onnx`, `program.pt2`, `package.module:factory` or as a Hugging Face folder.
 
-    What is None follows from the source; `out` is then `artifacts/NAME`. Of `axes`, None for `batch` says that its rows
-    depend on each other. `samples` is an npz of golden samples, `data` a registered data set or a path that the task
-    reads. `weights` and `inputs`, where it has no example inputs, are a factory's.
+    `out` is `artifacts/NAME` if None; a task that is None is what the source's files say. In `axes`, None for `batch`
+    says that its rows depend on each other. `samples` is an npz of golden samples, `data` a registered data set or a
+    path that the task reads. `weights`, and `inputs` where it has no example inputs, are for a factory.
 
     Raises:
         BundleNotFound: There is no such source.

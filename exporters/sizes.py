@@ -61,7 +61,8 @@ def check_sizes(
 ) -> Signature:
     """Run every dynamic axis at two or three sizes, and each sample alone and among others.
 
-    The graph's file tells which outputs may depend on values; `allowed` is how far a sample may move among others.
+    `graph` is the file that the runner has open, to see which outputs may depend on values; `allowed` is how far a
+    sample may move among others.
 
     Returns:
         The signature; outputs are marked whose size was seen to vary.

@@ -47,7 +47,13 @@ _IN_MEMORY_BYTES = 64 * 2**20  # answers to more than this lie on the disk
 
 @dataclass(frozen=True, kw_only=True)
 class Workbench:
-    """One model, ready to make candidates of: what they are held to, and the baseline, which has passed the gate."""
+    """One model, ready to make candidates of.
+
+    Attributes:
+        source: What they are made of.
+        proof: What they are held to: golden samples and data with the original's answers, and the bars.
+        baseline: The model as it came, which has passed the gate.
+    """
 
     source: Source
     proof: Proof
@@ -144,8 +150,8 @@ def for_bundle(
     """Set up a bundle: its own golden samples, the data it was made with unless other data are given.
 
     Its original is rebuilt, with `opset`, if an installed package knows its architecture; else its baseline answers for
-    it. Candidates wait in `folder`. None for `metric` is the first of its task's that the data allow, for `max_loss`
-    its own bar.
+    it. Candidates wait in `folder`. Without a metric the first of the task's decides that the data allow; without
+    `max_loss` that metric's own bar.
 
     Raises:
         UsageError: The data do not fit the model, the bundle has neither an original nor a variant, or its graph is of
@@ -223,8 +229,9 @@ def of(
 ) -> Workbench:
     """Set up any original: it answers all samples, is written as ONNX unless `first` is the baseline, and is closed.
 
-    Golden samples that have answers keep them; None for what golden_of chooses. Without data there is parity with the
-    original on them alone. Candidates wait in `folder`; None for `task`, `metric` and `max_loss` is as in `for_bundle`.
+    Golden samples that have answers keep them; None for what golden_of chooses. Without data, variants are compared
+    with the original on the golden samples alone. Candidates wait in `folder`; metric and `max_loss` are as in
+    `for_bundle`, the task is the original's own unless one is given.
 
     Raises:
         UsageError: The data do not fit the signature.

@@ -16,7 +16,12 @@ _MOVES = ("Slice", "Reshape", "Flatten", "Transpose", "Split", "Pad", "Concat")
 
 @dataclass(frozen=True)
 class Door:
-    """A raw uint8 input that enters a layer as it is: what its Cast gives, and the tensor that enters the layer."""
+    """A raw uint8 input that enters a layer as it is.
+
+    Attributes:
+        cast: The tensor that its Cast gives.
+        tensor: What enters the layer.
+    """
 
     cast: str
     tensor: str

@@ -65,7 +65,13 @@ class LayerBlame:
 
 @dataclass(frozen=True, kw_only=True)
 class Blame:
-    """All layers of a model, and all of them quantized together, on such as `6,000 samples of mnist validation`."""
+    """All layers of a model, and all of them quantized together.
+
+    Attributes:
+        samples: What was looked at, such as `6,000 samples of mnist validation`.
+        sqnr_db: Signal to quantization noise of the model's outputs, the worst of them, in decibels.
+        together: Score of the first metric.
+    """
 
     variant: str
     samples: str

@@ -56,7 +56,13 @@ class Rung:
 
 @dataclass(frozen=True, kw_only=True)
 class Climb:
-    """What became of a variant that lost too much: it, once it met the gate, or the reason; and what was tried."""
+    """What became of a variant that lost too much.
+
+    Attributes:
+        passed: It, once it met the gate; None if nothing helped.
+        rungs: What was tried, in order, the variant as it was first.
+        reason: Why nothing came of it; empty if something did.
+    """
 
     passed: Passed | None
     rungs: tuple[Rung, ...]
@@ -71,7 +77,10 @@ def climb(
     is_over: Callable[[], bool] = lambda: False,
     on_progress: OnProgress = silent,
 ) -> Climb:
-    """Look for a way in which static int8, if it can leave layers in float, loses no more than is allowed."""
+    """Look for a way in which static int8 loses no more than is allowed.
+
+    The recipe is of static int8 that can leave layers in float. Once `is_over`, what has begun is finished.
+    """
     trial = Trial(bench)
     unable = recipe.format.unable(bench.source.model)
     rungs: list[Rung] = []

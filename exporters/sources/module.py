@@ -107,8 +107,8 @@ def open_module(
 
     It is in evaluation mode until the original is closed. Example inputs come by the names of `forward`'s parameters or
     in their order; without a signature, the axis with which all of them begin is the batch, and everything else is
-    fixed. Inputs of a signature that are named like parameters are passed by name, as the `fixed` ones of every call
-    are. `outputs` names those to keep, if they have names.
+    fixed. Inputs of a signature that are named like parameters are passed by name. `outputs` names the outputs to keep;
+    None: all. `fixed` are further arguments that every call has, by name.
 
     Raises:
         UsageError: There is neither an example nor a signature, or they do not fit the module.

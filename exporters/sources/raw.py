@@ -29,7 +29,7 @@ class Graphed(Original, Protocol):
 
 
 class RawOriginal:
-    """An original behind the prologue of a task: `inner` takes the floats."""
+    """An original behind the prologue of a task: `inner` takes the floats, `task` is whose prologue it is."""
 
     def __init__(self, inner: Graphed, prologue: Prologue, task: Task) -> None:
         self._inner, self._prologue = inner, prologue
