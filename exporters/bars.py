@@ -25,7 +25,12 @@ _SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """A metric, and how much of it may be lost, in its unit; an `output` is compared with the original's alone."""
+    """A metric and how much of it may be lost.
+
+    Attributes:
+        max_loss: In the metric's unit.
+        output: The only output that the metric sees, with the original's answer as its target; None for all.
+    """
 
     metric: Metric
     max_loss: float

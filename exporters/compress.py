@@ -187,7 +187,10 @@ def compress(
 
 @dataclass(frozen=True, kw_only=True)
 class _Trained:
-    """The network that is compressed; from `pixels`, uint8 `[N, height, width]`, the smaller one may learn."""
+    """What is compressed: the network with its weights, and the images it was trained on.
+
+    `pixels`, uint8 `[N, height, width]`, are all that the smaller network may learn from.
+    """
 
     module: Mlp
     blueprint: Blueprint
@@ -253,7 +256,7 @@ def _widest(
     options: CompressOptions,
     on_progress: OnProgress,
 ) -> tuple[int, ...]:
-    """Return the widest hidden layers, in the original's proportions, that are fast enough at every batch size."""
+    """Return the widest hidden layers, in the original's proportions, that are surely fast enough in every batch."""
     hidden = model.module.sizes[1:-1]
     firsts = list(range(MULTIPLE, hidden[0], MULTIPLE)) or [max(hidden[0] // 2, 1)]
     low, high = -1, len(firsts)  # fast enough at `low` and below, too slow at `high` and above

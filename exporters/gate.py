@@ -78,6 +78,8 @@ class Proof:
 
     def splits(self) -> Iterator[tuple[str, str, tuple[Samples, ...], tuple[Bar, ...]]]:
         """Give the key, name, samples and bars of each set of samples in turn, the golden ones first."""
+        # If the golden ones are noise beside data, their bars count only if the data cannot decide:
+        # noise is nothing that a model with data was quantized for.
         # If they are noise beside data, they count only if the data cannot decide: no model is quantized for noise.
         # Their bars compare with the original: right answers, which some of them have, are not what those are for.
         blind = tuple(dataclasses.replace(group, targets=None) for group in self.golden)

@@ -156,8 +156,9 @@ def quantize_static(
 ) -> Quantized:
     """Quantize weights and activations of a fp32 model, with activation ranges from calibration samples.
 
-    A model with weights beside its graph is given by its path, and needs `target`, where the file will lie. `cache` and
-    `factors` (of exporters.formats.smooth) are what was found of the same model with the same samples; None to find it.
+    A model with weights beside its graph is given by its path, and needs `target`, where the file will lie. `cache`
+    holds what was found of the same model with the same samples before; `factors` are of exporters.formats.smooth, None
+    to find them. The others are those of StaticInt8.
 
     Raises:
         UsageError: A layer of that name does not exist, or all are excluded.
@@ -271,8 +272,8 @@ def quantize_dynamic(
 ) -> Quantized:
     """Quantize weights of a fp32 model now and activations in each call; needs no samples.
 
-    `model`, `target` and `cache` are those of `quantize_static`. Weights are rounded by `batches` of samples, without
-    any each to its nearest; `calibration` says where they and the factors come from.
+    `model`, `target` and `cache` are those of `quantize_static`. Weights are rounded by `batches` of samples; without
+    any, each to its nearest. `calibration` says where samples and factors come from.
 
     Raises:
         UsageError: A layer of that name does not exist, or all are excluded.
@@ -385,7 +386,7 @@ def _recorded(
 
 
 def _refuse_shared_biases(model: onnx.ModelProto) -> None:
-    """Refuse a bias that is added twice: as an integer it has the scale of one input, and the other's is off."""
+    """Refuse a bias that is added twice: as an integer it has the scale of one input, wrong for the other."""
     constants = initializers(model)
     shared = [
         layer.name

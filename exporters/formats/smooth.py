@@ -116,7 +116,7 @@ def factors(model: onnx.ModelProto, batches: Sequence[Tensors], folder: Path) ->
 
 
 def smooth(model: onnx.ModelProto, chosen: Mapping[str, Floats], folder: Path, target: Path) -> onnx.ModelProto:
-    """Return a fp32 model that computes the same with its inputs divided by `factors` and its weights multiplied.
+    """Return a fp32 model that computes the same, inputs divided by the `chosen` factors, weights multiplied.
 
     The model given stays. Weights that are not in it are copied from `folder` to `target`.
     """

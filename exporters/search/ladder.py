@@ -79,7 +79,8 @@ def climb(
 ) -> Climb:
     """Look for a way in which static int8 loses no more than is allowed.
 
-    The recipe is of static int8 that can leave layers in float. Once `is_over`, what has begun is finished.
+    The recipe is of static int8 that can leave layers in float. Once `is_over` says that the time is up, nothing new is
+    begun.
     """
     trial = Trial(bench)
     unable = recipe.format.unable(bench.source.model)
