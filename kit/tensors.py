@@ -62,6 +62,8 @@ class Axis:
     def __post_init__(self) -> None:
         if self.least < 0 or self.multiple_of < 1 or (self.most is not None and self.most < self.least):
             raise ValueError(f"an axis cannot have {self.describe()}")
+        if self.most and self._least_possible > self.most:
+            raise ValueError(f"an axis of {self.describe()} has no size at all")
         for size in self.typical:
             if problem := self.problem(size):
                 raise ValueError(f"the typical size {size} is impossible: {problem}")
@@ -86,6 +88,10 @@ class Axis:
         """The first typical size, else the smallest possible one that is not 0."""
         if self.typical:
             return self.typical[0]
+        return self._least_possible
+
+    @property
+    def _least_possible(self) -> int:
         return math.ceil(max(self.least, 1) / self.multiple_of) * self.multiple_of
 
 
@@ -296,15 +302,17 @@ class Signature:
     def split(self, tensors: Tensors, most_rows: int) -> Iterator[dict[str, NDArray[Any]]]:
         """Give inputs in pieces of `most_rows` samples or fewer, none copied; whole if there is no batch axis.
 
-        The pieces are of about one size, each a multiple of what the batch axis asks for.
+        The pieces are of about one size, none below the least of the batch axis, each a multiple of what it asks for.
         """
         count = self.rows(tensors)
         if self.batch is None or count <= most_rows:
             yield dict(tensors)
             return
-        unit = self.axes[self.batch].multiple_of
+        axis = self.axes[self.batch]
+        unit = axis.multiple_of
         units = math.ceil(count / unit)
         pieces = math.ceil(units / max(most_rows // unit, 1))
+        pieces = min(pieces, max(units // math.ceil(max(axis.least, 1) / unit), 1))
         ends = [min(unit * (units * number // pieces), count) for number in range(1, pieces + 1)]
         for start, end in zip([0, *ends[:-1]], ends, strict=True):
             yield self.take(tensors, slice(start, end))

@@ -51,7 +51,7 @@ from kit.tuning import Tuned, tune
 
 BATCHES, THREADS = (1, 8), (1, 2)
 LEAD_MS = 10.0
-AUTO_OPTIONS = ("--budget", "90s")
+AUTO_OPTIONS = ("--budget", "3m")
 """Of `kit export --precision auto`, beside the batches."""
 
 MOST_SAMPLES = 1024

@@ -405,6 +405,17 @@ def test_channels_are_normalised_in_the_weights_of_a_dense_layer() -> None:
     assert np.allclose(run(graph, pixels=pixels), before, atol=1e-4)
 
 
+def test_a_row_for_each_channel_is_no_sample() -> None:
+    text = "g (float[batch, 3, 3, 2] x) => (float[rows, 5] y) { a = Flatten<axis = 2>(x)  y = Gemm(a, w, b) }"
+    graph = graph_of(text, w=floats(6, 5), b=floats(5))
+    pixels = RNG.integers(0, 256, (4, 3, 3, 2), dtype=np.uint8)
+    scale, shift = (np.array(one, np.float32).reshape(3, 1, 1) for one in (PER_CHANNEL.scale, PER_CHANNEL.shift))
+    before = run(graph, x=pixels * scale + shift)
+    put_on(graph, PER_CHANNEL, "x")
+    move_in(graph, batch="batch")
+    assert np.allclose(run(graph, pixels=pixels), before, atol=1e-4)
+
+
 def test_who_only_asks_for_a_shape_does_not_keep_the_arithmetic() -> None:
     text = """g (float[batch, 3, 8, 8] x) => (float[batch, 6, 6, 6] y) {
         s = Shape(x)  f = Cast<to = 1>(s)  m = ReduceMax<keepdims = 0>(f)  c = Conv(x, k)  y = Mul(c, m) }"""

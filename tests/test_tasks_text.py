@@ -77,6 +77,16 @@ def test_long_texts_are_cut_to_what_the_model_takes(tokenizer: Path) -> None:
     assert classifier(tokenizer, signature(LOGITS), max_tokens=7).encode([long])["input_ids"].shape == (1, 7)
 
 
+def test_filling_up_ends_where_the_model_does(tokenizer: Path) -> None:
+    long = "very " * 50
+    bounded = classifier(tokenizer, signature(LOGITS, most=9), pad_multiple_of=4)
+    assert bounded.encode([long])["input_ids"].shape == (1, 9)
+    assert bounded.options()["pad_multiple_of"] == 4
+    even = classifier(tokenizer, signature(LOGITS, most=9, multiple_of=2))
+    assert even.encode([long])["input_ids"].shape == (1, 8)
+    assert "pad_multiple_of" not in even.options()
+
+
 def test_classes_are_named_with_their_probabilities(tokenizer: Path) -> None:
     task = classifier(tokenizer, signature(LOGITS), temperature=2.0, abstain_below=0.6)
     answer = task.decode({"logits": np.array([[0.0, 2.0], [0.1, 0.0]], np.float32)}, {})

@@ -138,6 +138,18 @@ def test_pieces_along_the_batch_are_those_of_the_whole_wherever_the_axis_stands(
     assert [piece["scale"] for piece in TEXT.split(text(), 2)] == [2, 2]
 
 
+def test_no_piece_is_smaller_than_the_batch_may_be() -> None:
+    few = dataclasses.replace(STATE, axes={"batch": Axis(least=4)})
+    whole = {"state": np.zeros((2, 11, 3), np.float32)}
+    assert [few.rows(piece) for piece in few.split(whole, 5)] == [5, 6]
+
+
+def test_an_axis_without_any_size_is_refused() -> None:
+    with pytest.raises(ValueError, match="has no size at all"):
+        Axis(most=3, multiple_of=4)
+    assert Axis(most=4, multiple_of=4).usual == 4
+
+
 def test_without_a_batch_one_call_is_one_sample() -> None:
     alone = dataclasses.replace(STATE, batch=None)
     whole = {"state": np.zeros((2, 7, 3), np.float32)}

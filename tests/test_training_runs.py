@@ -22,9 +22,10 @@ from kit.lab.data import Dataset
 from kit.lab.records import training_record
 from kit.lab.training import confidence, figures
 from kit.lab.training import recipe as recipes
+from kit.lab.training.batches import Labelled
 from kit.lab.training.loop import DivergedError, Epoch, InterruptedEarlyError, Listener, train
 from kit.lab.training.recipe import Recipe, Teaching
-from kit.lab.training.world import world
+from kit.lab.training.world import World, world
 from kit.tasks.classification import probabilities
 from tests.conftest import Kit
 
@@ -127,6 +128,15 @@ def test_a_new_run_forgets_the_one_before(dataset: Dataset, tmp_path: Path) -> N
 
 def _interrupt(_what: str, _share: float) -> None:
     raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("images", [256, 257, 258])
+@pytest.mark.parametrize("size", [1, 2])
+def test_there_are_as_many_steps_as_batches(images: int, size: int) -> None:
+    one = World(device=torch.device("cpu"), size=size)
+    recipe = dataclasses.replace(QUICK, augment=False)
+    batches = Labelled(torch.zeros(images, 28, 28), torch.zeros(images), recipe, one)
+    assert batches.steps == len(list(batches.epoch(1)))
 
 
 @pytest.mark.parametrize("keep", ["best", "last"])

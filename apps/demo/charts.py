@@ -24,7 +24,7 @@ _ROW = 34
 _FIT_CHARACTERS = 60  # of labels beside each other
 _NAME_SHARE = 0.05  # of a chart's height, which a name takes
 MOST_CLASSES = 12
-"""DrawnSample of one answer."""
+"""Drawn of one answer."""
 
 CELL = "cell"
 """Name of the selection of a confusion matrix."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from http import HTTPStatus
 
-from kit.errors import BadInput, KitError, Unavailable, UsageError
+from kit.errors import BadInput, KitError, MemoryShort, UsageError
 
 RETRY_AFTER_SECONDS = 1
 
@@ -40,7 +40,7 @@ def of_error(error: BaseException) -> Refused:
         return error
     if isinstance(error, UsageError | BadInput):
         return bad(f"{error}" + (f"; {error.hint}" if error.hint and isinstance(error, UsageError) else ""))
-    if isinstance(error, MemoryError | Unavailable):
+    if isinstance(error, MemoryError | MemoryShort):
         return Refused(HTTPStatus.SERVICE_UNAVAILABLE, "there is too little memory for this request", cause="memory")
     kind = "model" if isinstance(error, KitError) else "defect"
     return Refused(HTTPStatus.INTERNAL_SERVER_ERROR, "the model failed on this request", cause=kind)

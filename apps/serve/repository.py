@@ -30,6 +30,7 @@ _DIGITS = re.compile(r"[1-9][0-9]{0,8}")
 _HASHED = re.compile(r"-[0-9a-f]{8}$")
 ONLY_VERSION = "1"
 READY, UNAVAILABLE, LOADING = "READY", "UNAVAILABLE", "LOADING"
+_UNLOADED = "unloaded"  # the reason of what a client asked to be closed: nobody opens it again by himself
 
 Opened = dict[tuple[Path, tuple[int, ...]], Model]
 
@@ -90,7 +91,7 @@ class Repository:
     @property
     def is_ready(self) -> bool:
         """Whether every model that was asked for is ready."""
-        return all(entry.state == READY or entry.reason == "unloaded" for entry in self.entries)
+        return all(entry.state == READY or entry.reason == _UNLOADED for entry in self.entries)
 
     def model(self, name: str, version: str | None = None) -> Model:
         """Return a model that is ready; without a version, the highest one that is.
@@ -151,10 +152,10 @@ class Repository:
     async def unload(self, name: str) -> None:
         """Answer what a model was asked, then close it; raises Refused 404 if there is none."""
         self.entry(name)
-        for entry in self._entries[name].values():
+        for entry in list(self._entries[name].values()):  # another request may enter one meanwhile
             async with entry.lock:
                 model, entry.model = entry.model, None
-                entry.state, entry.reason = UNAVAILABLE, "unloaded"
+                entry.state, entry.reason = UNAVAILABLE, _UNLOADED
                 if model is not None:
                     self._tell(model, is_ready=False)
                     await model.retire(asyncio.sleep)
@@ -165,10 +166,10 @@ class Repository:
             await asyncio.sleep(every)
             self.look_for_new()
             for entry in list(self.entries):
-                if entry.reason == "unloaded":
-                    continue
                 now = stamp_of(entry.source)
-                if now and now != entry.stamp and now == await self._settled(entry):
+                if entry.reason == _UNLOADED or not now or now == entry.stamp:
+                    continue
+                if now == await self._settled(entry) and entry.reason != _UNLOADED:
                     await self._load(entry, anew=True)
 
     def look_for_new(self) -> None:
@@ -187,7 +188,7 @@ class Repository:
 
     async def close(self) -> None:
         """Answer what was taken and close everything."""
-        for entry in self.entries:
+        for entry in list(self.entries):
             model, entry.model = entry.model, None
             entry.state = UNAVAILABLE
             if model is not None:

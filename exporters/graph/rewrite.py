@@ -268,6 +268,8 @@ def _fold(graph: Graph, raw: str) -> None:
     rest = chain[before + len(arithmetic.nodes) :]
     reshapes = list(itertools.takewhile(lambda node: node.op_type in _RESHAPES, rest))
     rest = rest[len(reshapes) :]
+    if not arithmetic.is_scalar and not all(_keeps_samples(graph, raw, node) for node in reshapes):
+        return
     if not arithmetic.nodes or not rest or not _fold_into(graph, rest[0], arithmetic, is_flat=bool(reshapes)):
         return
     follower = reshapes[0] if reshapes else rest[0]
@@ -279,6 +281,15 @@ def _fold(graph: Graph, raw: str) -> None:
         if node.op_type == "Shape" and node.input[0] in gone:
             node.input[0] = follower.input[0]  # which has the same one
     graph.drop_unused()
+
+
+def _keeps_samples(graph: Graph, raw: str, reshape: onnx.NodeProto) -> bool:
+    """Whether a row of what a reshape gives is all of a sample, and not one of its channels."""
+    if reshape.op_type == "Flatten":
+        return all(one.i == 1 for one in reshape.attribute if one.name == "axis")
+    target = _integers(graph, reshape.input[1]) or []
+    given = next(one for one in graph.model.graph.input if one.name == raw).type.tensor_type.shape.dim
+    return target[:1] == [0] or target[1:] == [math.prod(dim.dim_value for dim in given[1:])]
 
 
 def _fold_into(graph: Graph, layer: onnx.NodeProto, arithmetic: _Arithmetic, *, is_flat: bool) -> bool:

@@ -7,6 +7,7 @@ tokenizer for texts, pooling for embeddings, mean and std for pictures; otherwis
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -436,5 +437,10 @@ def _labels(config: Mapping[str, Any], signature: Signature) -> tuple[str, ...]:
 
 
 def _sha256(folder: Path) -> str:
+    """Return the hash of the weights; of several files, that of their names and hashes."""
     path = folder / _WEIGHTS
-    return files.sha256(path) if path.is_file() else ""
+    if path.is_file():
+        return files.sha256(path)
+    parts = sorted(folder.glob(f"{path.stem}-*{path.suffix}"))
+    listed = "".join(f"{files.sha256(part)}  {part.name}\n" for part in parts)
+    return hashlib.sha256(listed.encode()).hexdigest() if parts else ""

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from kit.bundle import Bundle
 from kit.bundle.manifest import Variant
 from kit.choices import Provider
-from kit.errors import BadInput, ProviderUnavailable, Unavailable, UsageError
+from kit.errors import BadInput, KitError, ProviderUnavailable, Unavailable, UsageError
 from kit.runtime.base import BaseRunner, Placement, RunnerOptions
 from kit.tensors import DATATYPES, Signature, Tensors
 
@@ -179,12 +179,12 @@ async def _ask_at(parts: Any, raw: bytes, due_ns: Sequence[int], clock: Callable
         reader, writer = await connection()
         writer.write(raw)
         head = await reader.readuntil(b"\r\n\r\n")
-        await reader.readexactly(_length_of(head))
+        said = await reader.readexactly(_length_of(head))
         latencies[place] = clock() - due_ns[place]
         free.put_nowait((reader, writer))
         if not head.startswith(b"HTTP/1.1 200"):
             status = int(head.split(b" ", 2)[1])
-            raise _refusal(status, b"")
+            raise _refusal(status, said)
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -196,7 +196,7 @@ async def _ask_at(parts: Any, raw: bytes, due_ns: Sequence[int], clock: Callable
                 group.create_task(ask(place))
     except* (OSError, asyncio.IncompleteReadError) as errors:
         raise Unavailable(f"the server does not answer: {errors.exceptions[0]}") from errors
-    except* Unavailable as errors:
+    except* KitError as errors:
         raise errors.exceptions[0] from None
     finally:
         for _, writer in opened:

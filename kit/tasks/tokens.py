@@ -57,7 +57,8 @@ class Texts:
         self.pad = pad
         self._inputs: tuple[TensorSpec, ...] = ()
         self._outputs: tuple[TensorSpec, ...] = ()
-        self._longest: int | None = None
+        self._longest: int | None = None  # that the model takes
+        self._multiple = pad_multiple_of  # and what its axis asks for
         self._fixed: int | None = None
         self._has_batch = True
 
@@ -93,8 +94,9 @@ class Texts:
             self._fixed, self._longest = sequence, sequence
         else:
             axis = signature.axes[sequence]
-            self._fixed, self._longest = None, axis.most
-            self.pad_multiple_of = math.lcm(self.pad_multiple_of, axis.multiple_of)
+            self._fixed = None
+            self._longest = None if axis.most is None else axis.most - axis.most % axis.multiple_of
+            self._multiple = math.lcm(self.pad_multiple_of, axis.multiple_of)
 
     def read(self, argument: str) -> Iterator[tuple[str, Any]]:
         """Give the texts of a file (its lines, or its column `text`), of stdin, or the word itself.
@@ -211,7 +213,7 @@ class Texts:
             "inputs": [{"name": spec.name, "dtype": spec.dtype} for spec in self._inputs],
             "pad": self._pad_id,
             "fixed": self._fixed,
-            "multiple": self.pad_multiple_of,
+            "multiple": self._multiple,
             "most": min(self.max_tokens, self._longest or self.max_tokens),
             "tail": sum(1 for _ in itertools.takewhile(bool, ends)),
         }
@@ -267,7 +269,9 @@ class Texts:
                 hint="predict them one by one",
             )
         longest = max(counts)
-        length = self._fixed or math.ceil(longest / self.pad_multiple_of) * self.pad_multiple_of
+        length = self._fixed or math.ceil(longest / self._multiple) * self._multiple
+        if self._longest is not None:
+            length = min(length, self._longest)
         shape = (len(encoded), length)
         filled = {
             "input_ids": np.full(shape, self._pad_id, np.int64),

@@ -37,7 +37,8 @@ class Labelled:
     def __init__(self, images: torch.Tensor, labels: torch.Tensor, recipe: Recipe, world: World) -> None:
         self._images, self._labels = images.to(world.device), labels.to(world.device)
         self._recipe, self._world = recipe, world
-        self.steps = -(-len(images) // recipe.batch_size)
+        whole, rest = divmod(len(images), recipe.batch_size)
+        self.steps = whole + _is_enough(rest, recipe.batch_size, world)
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """Yield the images in a new order, each distorted anew."""
@@ -154,6 +155,12 @@ def _parts(count: int, batch: int, world: World, order: torch.Generator) -> Iter
     """
     shuffled = torch.randperm(count, generator=order).to(world.device)
     for indices in torch.split(shuffled, batch):
-        share = len(indices) // world.size
-        if share > 1 or share == batch // world.size:
+        if _is_enough(len(indices), batch, world):
+            share = len(indices) // world.size
             yield indices[world.rank * share : (world.rank + 1) * share] if world.size > 1 else indices
+
+
+def _is_enough(count: int, batch: int, world: World) -> bool:
+    """Whether each process gets more than one image of so many, or as many as of a whole batch."""
+    share = count // world.size
+    return count > 0 and (share > 1 or share == batch // world.size)
