@@ -50,13 +50,7 @@ def every_case(
 ) -> tuple[Case, ...]:
     """Return every variant in every runtime on every provider that takes its format, in the order of the table.
 
-    Args:
-        variants: Forms of the model.
-        runtimes: Names of kit.runtime.registry.
-        providers: Where.
-        options: How they are opened, but for the provider.
-        modes: Where inputs and outputs lie.
-        only_able: Leave out formats whose operators a GPU lacks, there, instead of saying so in a row.
+    The provider of `options` does not count. `only_able` leaves out formats whose operators a GPU lacks, there.
     """
     return tuple(
         Case(variant=variant.id, runtime=runtime, options=_on(options or RunnerOptions(), provider, runtime), mode=mode)
@@ -163,13 +157,7 @@ class OpenCase:
 
 
 def prepare(subject: Subject, cases: Sequence[Case], *, names_session: bool = False) -> list[OpenCase]:
-    """Return cases with empty rows, none of them open.
-
-    Args:
-        subject: What they belong to.
-        cases: In the order of the table.
-        names_session: Say in every row how the model was opened, and not only where that is unusual.
-    """
+    """Return cases with empty rows, none of them open; with `names_session` every row says how its model is opened."""
     return [OpenCase(subject, case, _row(subject.bundle, case, names_session=names_session)) for case in cases]
 
 

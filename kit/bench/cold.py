@@ -44,14 +44,9 @@ def rows(
     on_progress: OnProgress,
     on_estimate: Callable[[float], None],
 ) -> tuple[Row, ...]:
-    """Measure the cold start of every case.
+    """Measure the cold start of every case, by PROCESSES fresh processes each, or fewer where the deadline ends them.
 
-    Args:
-        bundle: What to open.
-        request: Its plan gives the order's seed; `PROCESSES` are started for each case, unless a budget ends them.
-        deadline_ns: When to stop, however many processes have run, by `time.perf_counter_ns`.
-        on_progress: Told what is being done and the share done of all.
-        on_estimate: Told how many seconds it will take.
+    `deadline_ns` is by `time.perf_counter_ns`; `on_estimate` is told how many seconds it will take.
     """
     from kit.bench.cases import Subject, prepare
     from kit.bench.measure import interleave
@@ -205,7 +200,6 @@ def _child(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read(asked: dict[str, Any]) -> tuple[Bundle, dict[str, Any]]:
-    """Return the bundle and the inputs of the first call."""
     if "manifest" in asked:
         import numpy as np
 

@@ -45,7 +45,7 @@ class Limits:
     loss: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse limits below nothing, and without end: what is no number would allow everything."""
+        # What is no number would allow everything.
         if not all(0 <= limit < math.inf for limit in (self.slower, self.drop_points, self.loss or 0.0)):
             raise UsageError("a limit must be a number, and not negative", hint="give 0 to allow no loss at all")
 
@@ -78,11 +78,9 @@ class ScoreChange:
     """One metric of a row in both runs, on the same samples.
 
     Attributes:
-        metric: Name.
         unit: Of base, new and loss; `%` for shares of 1.
-        base: Value in the older run.
-        new: Value in the newer one; None if it has none on these samples.
-        loss: What was lost; negative for a gain; None if that is not known.
+        new: None if the newer run has no value on these samples.
+        loss: Negative for a gain; None if it is not known.
         margin: How far the loss may be off, half of a 95 % interval; None if that is not known.
         flips: Samples that changed, if the metric is right or wrong and both runs counted it.
         worse: A significant loss beyond the limit; of a metric without interval, any loss beyond it.
@@ -105,11 +103,9 @@ class Change:
     """One row of both runs.
 
     Attributes:
-        sizes: Of the axes.
-        at: What they are called in the older run.
+        at: What the sizes are called in the older run.
         speed: Newer against older: above 1 is faster. None if one of them has no latency.
-        outcome: In words, without the limit.
-        scores: Metrics of the older run, each with the newer run's on the same samples.
+        outcome: Of `speed`, without the limit.
         slower: A significant loss of speed beyond the limit.
         missing: Why there is no speed: the newer run did not measure it, or not in a way that can be compared.
     """
@@ -162,12 +158,7 @@ def compare(
 ) -> Regression:
     """Compare a newer run to an older one, row by row.
 
-    Args:
-        base: The older run.
-        new: The newer run.
-        limits: What it may lose.
-        any_machine: Compare figures of different machines all the same.
-        any_bundle: Compare figures of bundles of different names all the same.
+    `any_machine` and `any_bundle` accept runs of different machines, and of bundles of different names.
 
     Raises:
         UsageError: The machines or the bundles differ, or nothing in the older run can be compared.
@@ -226,7 +217,6 @@ def _key(row: Row) -> Key:
 
 
 def _difference(base: Row, new: Row | None) -> stats.Estimate:
-    """Estimate log(base / new) of two independent runs."""
     assert base.latency is not None  # `_problem` looked
     assert new is not None
     assert new.latency is not None
@@ -242,7 +232,6 @@ def _turned(log: stats.Estimate) -> stats.Estimate:
 
 
 def _problem(row: Row, other: Row | None) -> str:
-    """Return why the speed of two rows cannot be compared; empty when it can."""
     if other is None:
         return "not in the newer run"
     if other.latency is None:
@@ -258,7 +247,6 @@ def _problem(row: Row, other: Row | None) -> str:
 
 
 def _scores(base: Row, new: Row | None, limits: Limits) -> tuple[ScoreChange, ...]:
-    """Compare the metrics of the older run with the newer one's on the same samples."""
     if new is None:
         return ()
     found = {(one.metric, one.dataset, one.split, one.samples): one for one in new.scores}
@@ -275,7 +263,6 @@ def _scores(base: Row, new: Row | None, limits: Limits) -> tuple[ScoreChange, ..
 
 
 def _without(before: Score, others: Sequence[Score]) -> ScoreChange:
-    """Return a metric that the newer run does not have on the same samples."""
     missing = f"{before.metric}: not in the newer run"
     if others:
         on = ", ".join(_samples(one) for one in others)
@@ -317,22 +304,17 @@ def _change(before: Score, now: Score, flips: Flips | None, allowed: float) -> S
 
 
 def _margin(before: Score, now: Score) -> float | None:
-    """Return half the interval of the change, as if the runs were independent; None if none is known.
-
-    It comes from the intervals of both losses against the baseline. A share without one varies by v (1 - v) at most (Bhatia and
-    Davis 2000).
-    """
+    """Return half the interval of the change, as if the runs were independent; None if none is known."""
     reaches = []
     for one in (before, now):
         if (interval := one.loss_interval) is not None:
             reaches.append((interval[1] - interval[0]) / 2)
-        elif one.unit == "%":
+        elif one.unit == "%":  # a share varies by v (1 - v) at most (Bhatia and Davis 2000)
             reaches.append(_Z * math.sqrt(one.value * (1 - one.value) / one.samples))
     return math.hypot(*reaches) if reaches else None
 
 
 def _flips(base: Row, new: Row, samples: int) -> Flips | None:
-    """Count the samples on which the two runs differ, if both counted them."""
     if not base.right or not new.right:
         return None
     before, now = _right(base, samples), _right(new, samples)

@@ -34,13 +34,11 @@ class Conditions:
     """What disturbed a run; None where the system does not tell.
 
     Attributes:
-        seconds: How long was watched.
         other_cpus: CPUs' worth of time that other processes used.
         stolen_share: Share of all CPU time that the hypervisor gave to other machines.
         quota_throttled_seconds: Time in which the container's quota was spent and threads had to wait.
         thermal_throttles: How often the CPU slowed itself down for heat.
         on_battery: Whether the machine ran on its battery at the end.
-        gpu_throttled: Why a GPU ran slower than it could.
     """
 
     seconds: float
@@ -82,9 +80,7 @@ class _Reading:
 class Watch:
     """Reads the counters when it is made, and tells what has happened since.
 
-    Args:
-        gpu: Index of the GPU to ask about, if one is used.
-        children: Whether the work is done in child processes, whose time only some systems tell.
+    `gpu` is the one to ask about; with `children` child processes do the work, whose time only some systems tell.
     """
 
     def __init__(self, gpu: int | None = None, *, children: bool = False) -> None:

@@ -28,12 +28,9 @@ class Timing:
 
 @dataclass(frozen=True)
 class Group:
-    """All rows of one point, measured in the same rounds, and the baseline's twin.
+    """All rows of one point, in the order of the table, measured in the same rounds, and the baseline's twin.
 
-    Attributes:
-        rows: In the order of the table.
-        baseline: Which of them the others are compared with; None if nothing was measured.
-        twin: The baseline, measured once more in the same rounds.
+    `baseline` is the one that the others are compared with; None if nothing was measured.
     """
 
     rows: tuple[Timing, ...]

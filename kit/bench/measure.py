@@ -1,8 +1,6 @@
 """Clocks: contestants that take turns in interleaved rounds of random order. Knows callables, not models.
 
 Interleaving spreads the machine's drift over all contestants alike; the garbage collector is off while the clock runs.
-Who calls whom: `measure` warms each contestant up until its latency has settled, asks the load shape for a turn of each in
-every round (`interleave`), and stops after `Plan.rounds` rounds, or where a deadline is set, before it.
 """
 
 from __future__ import annotations
@@ -52,9 +50,8 @@ class Plan:
         turn_ms: Time of one turn; at least `least_calls` calls are made however long they take.
         warmup_ms: Time each contestant runs at least before anything is recorded.
         warmup_limit_ms: And at most, where its latency does not settle.
-        least_calls: In a turn.
         budget_seconds: Time for everything, in place of a number of rounds; None: as many rounds as `rounds` says.
-        most_seconds: Without a budget: where all rounds would take longer, as many as fit into that, and enough for a verdict.
+        most_seconds: Without a budget: if all rounds would take longer, as many as fit, and enough for a verdict.
         seed: Of the order within each round, and of the arrivals in the Server scenario.
     """
 
@@ -68,7 +65,6 @@ class Plan:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse a plan with nothing in it."""
         if self.rounds < LEAST_ROUNDS or self.least_calls < 1:
             raise UsageError(f"a plan needs {LEAST_ROUNDS} rounds or more, with 1 call or more in each")
         if self.budget_seconds is not None and not self.budget_seconds > 0:
@@ -96,13 +92,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Warmup:
-    """How a contestant was brought to speed.
-
-    Attributes:
-        call_us: Typical latency at its end.
-        spent_ms: Time it took.
-        settled: Whether the latency had stopped falling.
-    """
+    """How a contestant was warmed up: the latency at the end, the time it took, whether it had stopped falling."""
 
     call_us: float
     spent_ms: float
@@ -277,8 +267,6 @@ def measure(
 
 
 class _Stand:
-    """The contestants of one measurement, as long as they do not fail."""
-
     def __init__(
         self, calls: list[Call], plan: Plan, clock: Clock, on_failure: Callable[[int, KitError], None] | None
     ) -> None:
@@ -291,7 +279,6 @@ class _Stand:
         return found or Warmup(call_us=0.0, spent_ms=0.0, settled=False)
 
     def unless_failed(self, index: int, task: Callable[[], T]) -> T | None:
-        """Do something for a contestant; None once it has failed, which is told once."""
         if index in self._failed:
             return None
         try:
@@ -307,11 +294,7 @@ class _Stand:
 def wait_until_quiet(cpu_ns: Callable[[], int] = time.process_time_ns) -> None:
     """Sleep until the other threads of this process have stopped working, 0.2 s at most.
 
-    Pools of threads go on spinning when their work is done, for fear that more may come: those of one contestant would take
-    the CPUs from the next.
-
-    Args:
-        cpu_ns: The CPU time that this process has used.
+    Pools of threads go on spinning when their work is done: they would take the CPUs from the next contestant.
     """
     for _ in range(_GLANCES):
         before = cpu_ns()

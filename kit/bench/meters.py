@@ -22,11 +22,10 @@ _STEADY_NS = 1_000_000_000
 
 
 class PeakMemory:
-    """The most that a block of code adds to this process's resident memory, in bytes.
+    """The most that a block of code adds to this process's resident memory, in bytes: a lower bound.
 
-    Linux keeps a high-water mark, which is reset at the start (proc(5), clear_refs); where it cannot be reset, and elsewhere,
-    it is what the block has added at its end. Memory that was freed before and is used again does not count: the figure is a
-    lower bound.
+    Memory that was freed before and is used again does not count. Where Linux's high-water mark cannot be reset
+    (proc(5), clear_refs), and elsewhere, it is what the block has added at its end.
 
     ```python
     with PeakMemory() as memory:
@@ -52,7 +51,6 @@ class PeakMemory:
 
 
 def _reset_high_water() -> bool:
-    """Lower the high-water mark to what is held now; whether the system let us."""
     try:
         _CLEAR_REFS.write_text("5")
     except OSError:
@@ -68,10 +66,8 @@ def return_freed_memory() -> None:
 
 
 def high_water_bytes() -> int | None:
-    """Return the most memory this process ever held; None where the system does not tell.
-
-    `getrusage` would do on most systems, but on Linux a child inherits its parent's maximum across exec.
-    """
+    """Return the most memory this process ever held; None where the system does not tell."""
+    # Not by getrusage: on Linux a child inherits its parent's maximum across exec.
     try:
         line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
     except (OSError, StopIteration):
@@ -182,9 +178,7 @@ def nvml_handle(device_id: int) -> tuple[Any, Any] | None:
 def physical_gpu(device_id: int, visible: str | None) -> int | str | None:
     """Return the index or the UUID by which the system knows CUDA's device `device_id`; None where it is hidden.
 
-    Args:
-        device_id: As CUDA counts.
-        visible: CUDA_VISIBLE_DEVICES; None where it is not set. CUDA stops reading it at the first entry it cannot use.
+    `visible` is CUDA_VISIBLE_DEVICES, None where it is not set. CUDA stops reading it at the first entry it cannot use.
     """
     if visible is None:
         return device_id

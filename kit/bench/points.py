@@ -40,10 +40,8 @@ def points(
 ) -> tuple[dict[str, int], ...]:
     """Return the size of every axis at every point.
 
-    Args:
-        signature: What the model takes.
-        given: Sizes of some axes at each point; None for one point without any.
-        usual_batches: Sizes of the batch where a point gives none; those that the axis cannot have are left out.
+    Each of `given` has the sizes of some axes; None stands for one point without any. A point without a size of the
+    batch is measured at each of `usual_batches` that the axis can have.
 
     Raises:
         UsageError: An axis that does not exist, or a size that it cannot have.

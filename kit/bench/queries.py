@@ -31,19 +31,13 @@ _MOST_BALLAST_BYTES = 16 * 2**20
 
 
 class _Asked:
-    """A query of a runner that is measured by more than its calls.
-
-    Args:
-        runner: With a method for it.
-        inputs: Of the query.
-    """
+    """A query of a runner that is measured by more than its calls."""
 
     def __init__(self, runner: Any, inputs: Tensors) -> None:
         self._runner = runner
         self._inputs = inputs
 
     def __call__(self) -> None:
-        """Ask one query and wait for its answer."""
         self._runner.run(self._inputs)
 
 
@@ -66,13 +60,7 @@ class SelfTiming(_Asked):
 
 
 class Queries:
-    """The queries of a running case at one point.
-
-    Args:
-        case: With an open runner.
-        sizes: Of one call.
-        load: Decides what a query is.
-        own: Open a runner of its own at once, and leave the case's alone: for a twin.
+    """The queries of a case with an open runner, at one point; with `own` it opens its own at once, for a twin.
 
     Attributes:
         call: The query, as the model is open now.

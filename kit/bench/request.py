@@ -31,14 +31,11 @@ class Request:
         points: Sizes of axes by name, `({"batch": 1}, {"batch": 8, "sequence": 128})`. Axes that a point leaves out have
             their usual size, and the batch those that suit the scenario; None for one point without any.
         sweep: Double the size along this axis, the batch until throughput no longer grows; None for no sweep.
-        load: How queries arrive.
         runner: How models are opened. `providers` decide where; what only CUDA knows is left out elsewhere.
         data_dir: Where labelled data lies.
         metric: Count this metric, in place of those that the bundle names.
-        plan: How long.
         cold: Measure fresh processes, from their start to the first prediction, and nothing else.
         profile: Measure where the time goes, by node, and write traces into this folder; nothing else.
-        modes: Where inputs and outputs lie.
         cases: Measure these alone, each opened in its own way, in place of variants, runtimes, providers and runner.
         counts_scores: Count scores if labelled data is at hand; else the manifest's stand in the rows.
     """
@@ -60,7 +57,6 @@ class Request:
     counts_scores: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be measured, or would change nothing."""
         if self.points is not None and not self.points:
             raise UsageError("there is no point to measure", hint="leave the points out for the usual ones")
         if self.sweep is not None:
@@ -75,7 +71,6 @@ class Request:
             )
 
     def _check_sweep(self, axis: str) -> None:
-        """Refuse sizes where a sweep chooses them, and a load that has no throughput to look for."""
         given = self.points or ({},)
         if len(given) > 1 or axis in given[0]:
             raise UsageError(
@@ -88,7 +83,6 @@ class Request:
             )
 
     def _check_gpu(self) -> None:
-        """Refuse what no provider that was asked for can do."""
         options = self.runner
         for name in ("tf32", "cuda_graph", "gpu_memory_limit_bytes"):
             if getattr(options, name) and Provider.CUDA not in (self.providers or ()) and not self.cases:
@@ -101,7 +95,6 @@ class Request:
             raise UsageError("a replayed graph has no nodes to profile", hint="leave cuda_graph out")
 
     def _check_special(self) -> None:
-        """Refuse what says nothing to fresh processes or to a profiler."""
         if self.cold and self.profile is not None:
             raise UsageError("a cold start and a profile are two kinds of figures", hint="ask for one at a time")
         name = "a cold start" if self.cold else "a profile"

@@ -60,10 +60,9 @@ class Latency:
     """Latency of one query, whole batch, in microseconds; p99 only from 1,000 calls or more.
 
     Attributes:
-        low_us: Lower end of the 95 % interval of the median, over rounds; None where there were fewer than 10.
-        high_us: Upper end.
-        samples_per_second: From calls timed in one go, the median over rounds; in the Server scenario, from first to last
-            answer.
+        low_us: Lower end, and `high_us` the upper, of the 95 % interval of the median over 10 rounds or more.
+        samples_per_second: From calls timed in one go, the median over rounds; in the Server scenario, from first to
+            last answer.
         medians_us: Median of each round, in the order they ran: what another run is compared with.
         mean_us: Of calls timed in one go, without a clock between them.
         noise: Spread of the rounds' medians: median absolute deviation, as a share of their median, times 1.4826.
@@ -72,9 +71,7 @@ class Latency:
         warmup_ms: Time spent before the first recorded call.
         settled: Whether the latency had stopped falling by then.
         service_us: In the Server scenario: time of an answer once it has begun, without waiting.
-        samples_per_second_low: Lower end of the 95 % interval of samples_per_second, over rounds; None where there were fewer
-            than 10, or none was computed.
-        samples_per_second_high: Upper end.
+        samples_per_second_low: Lower end, and `samples_per_second_high` the upper, of its 95 % interval over rounds.
     """
 
     calls: int
@@ -104,7 +101,6 @@ class Latency:
         return 1.0 if self.mean_us is None or not self.p50_us else self.mean_us / self.p50_us
 
     def __post_init__(self) -> None:
-        """Refuse times that nobody measured."""
         single = (self.p50_us, self.p90_us, self.p95_us, self.p99_us, self.max_us, self.low_us, self.high_us)
         times = (*single, self.mean_us, self.service_us, *self.medians_us, *self.percentiles_us)
         if not all(time is None or 0 <= time <= _LONGEST_US for time in times):
@@ -116,10 +112,8 @@ class ColdStart:
     """From the start of a fresh process to its first prediction, files in the system's cache.
 
     Attributes:
-        processes: How many were started.
         total_ms: Median, from the start of the process to its first answer.
-        low_ms: Lower end of its 95 % interval, over processes; None where there were fewer than 10.
-        high_ms: Upper end.
+        low_ms: Lower end, and `high_ms` the upper, of its 95 % interval, over 10 processes or more.
         stages_ms: What takes the time, the medians of each stage in order.
         peak_memory_bytes: The most such a process held, the median; None where the system does not tell.
         totals_ms: Of each process, in the order they ran.
@@ -150,8 +144,6 @@ class Control:
     """The baseline against itself, in the same rounds as the others: the noise of the run.
 
     Attributes:
-        contestant: The baseline, which was measured twice.
-        sizes: Of the axes.
         outcome: SAME in a run that can be trusted; FASTER or SLOWER say that it cannot.
         drift: Change of the baseline's latency from the first third of the rounds to the last, as a share.
     """
@@ -219,7 +211,6 @@ class Row:
         scores: Of metrics, the one that counts first; empty if nothing is known.
         score_source: `live`, or `manifest` if no labelled data is at hand.
         right: Which samples the first metric calls right, packed as by numpy.packbits, base64; empty unless counted live.
-        scenario: How queries arrived.
         query_samples: Samples in one query; 0 if a call is a query.
         offered_rate: Queries a second that arrived, in the Server scenario.
         memory_bytes: The most that opening it and running it at these sizes added to the process.
@@ -264,7 +255,6 @@ class Row:
     session: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse `right` that is no base64, or holds another number of samples than its score has."""
         if self.right:
             try:
                 held = len(base64.b64decode(self.right, validate=True))
@@ -346,7 +336,6 @@ class Results:
         return tuple(said)
 
     def _budget_remarks(self) -> list[str]:
-        """Say where a budget was too short, or could not be kept."""
         said = []
         rounds = [row.latency.rounds for row in self.rows if row.latency]
         if rounds and min(rounds) < LEAST_ROUNDS:

@@ -31,11 +31,8 @@ def bench(
 ) -> Results:
     """Measure a bundle.
 
-    Args:
-        bundle: With one exported variant or more.
-        request: What to measure.
-        on_progress: Told what is being done and the share done of all, 0 to 1.
-        on_estimate: Told once how many seconds the measuring will take.
+    `on_progress` is told what is being done and the share done of all, 0 to 1; `on_estimate` is told once how many
+    seconds the measuring will take.
 
     Raises:
         UsageError: A variant, an axis or a size that the bundle does not have, or no variant exported yet.

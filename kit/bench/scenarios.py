@@ -42,20 +42,13 @@ class Scenario(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """A scenario with its figures.
-
-    Attributes:
-        scenario: How queries arrive.
-        rate: Queries a second, for Server and for nothing else.
-        samples: In the one query of Offline.
-    """
+    """A scenario with its figures: `rate` in queries a second (Server alone), `samples` in the one query of Offline."""
 
     scenario: Scenario = Scenario.SINGLE_STREAM
     rate: float | None = None
     samples: int = OFFLINE_SAMPLES
 
     def __post_init__(self) -> None:
-        """Refuse a rate that is missing, impossible, or would change nothing."""
         if self.scenario is Scenario.SERVER and self.rate is None:
             raise UsageError(
                 "the Server scenario needs the rate at which queries arrive", hint="give one, such as 1000 a second"

@@ -44,8 +44,6 @@ def published(variant: Variant) -> tuple[Score, ...]:
 
 @dataclass(frozen=True)
 class _Data:
-    """What metrics are counted on, and what the baseline answers there."""
-
     dataset: str
     split: str
     groups: tuple[Samples, ...]
@@ -79,15 +77,8 @@ def count_scores(
 ) -> Counted:
     """Replace the manifest's scores by some counted now, if labelled data is at hand and there is time.
 
-    A task that does not open is a remark: tensors can be measured without it, and only a metric that was asked for is counted.
-
-    Args:
-        subject: What is measured.
-        opened: Cases with their runners.
-        on_progress: Told what is being done.
-        metric: Count this one alone; None for those that the manifest's scores name, or the first that suits the task.
-        data_dir: Where labelled data lies.
-        time_is_up: Whether no further case is to be counted.
+    Counts `metric` alone if it is given; else those that the manifest's scores name, or the first that suits the
+    task. A task that does not open is a remark, for tensors can be measured without it.
 
     Raises:
         UsageError: There is no data for a metric that was asked for, or it cannot be applied.
@@ -146,7 +137,6 @@ def _data(subject: Subject, metric: Metric | None, data_dir: Path | None) -> _Da
 
 
 def _baseline_answers(bundle: Bundle, groups: Sequence[Samples]) -> tuple[Tensors, ...] | None:
-    """Return what losses are counted against, even if the baseline itself is not measured."""
     if bundle.baseline is None:
         return None
     with registry.open_runner(registry.DEFAULT, bundle, bundle.baseline, RunnerOptions()) as runner:

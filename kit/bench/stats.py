@@ -53,8 +53,7 @@ class Comparison:
 
     Attributes:
         speedup: Baseline time over contestant time; above 1 is faster.
-        low: Lower end of its 95 % interval.
-        high: Upper end.
+        low: Lower end, and `high` the upper, of its 95 % interval.
         p_value: Two-sided, of no difference, by the same standard error.
     """
 

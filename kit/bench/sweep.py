@@ -26,12 +26,7 @@ _KNEE = 0.9
 class Knee:
     """The smallest batch with nine tenths of the best throughput: more costs latency and brings little.
 
-    Attributes:
-        case: Variant and place.
-        axis: The batch axis.
-        size: The batch.
-        best_size: Where the throughput was highest.
-        share: Of the best throughput, at the knee.
+    `share` is of the best throughput, which `best_size` has.
     """
 
     case: str
@@ -48,8 +43,6 @@ class Crossover:
     """Where one case overtakes another along an axis.
 
     Attributes:
-        overtakes: What is faster from `size` on.
-        overtaken: What is faster below.
         size: The smallest from which on `overtakes` is surely faster at every size measured; None if larger ones are
             undecided.
         ahead_at: The sizes above `last_slower` at which it is surely faster.

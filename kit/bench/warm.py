@@ -36,8 +36,6 @@ _PATIENCE_SECONDS = 1.0  # by which one round may exceed a budget
 
 @dataclass(frozen=True)
 class _Setting:
-    """What stays the same at all points: what is measured, how, and for how long."""
-
     subject: Subject
     plan: Plan
     shape: LoadShape
@@ -50,14 +48,11 @@ class _Setting:
         return _LEAD_MS if self.most_threads > 1 else 0.0
 
     def samples(self, sizes: Sizes) -> int:
-        """Samples in one query."""
         return self.load.samples if self.load.scenario is Scenario.OFFLINE else self.subject.rows(sizes)
 
 
 @dataclass(frozen=True)
 class _Probe:
-    """How long one call takes, and opening the model anew."""
-
     call_us: float
     renewal_us: float
 
@@ -151,8 +146,6 @@ def _setting(subject: Subject, request: Request, prepared: Sequence[OpenCase]) -
 
 
 class _Clock:
-    """What is left of a budget."""
-
     def __init__(self, deadline_ns: int | None) -> None:
         self._deadline = deadline_ns
         self._whole = self.left()
@@ -164,7 +157,6 @@ class _Clock:
         return max((self._deadline - time.perf_counter_ns()) / 1e9, 0.0)
 
     def is_past(self, share: float) -> Callable[[], bool]:
-        """Return a function that tells whether that share of the budget is spent."""
         return lambda: self._deadline is not None and self.left() <= (1 - share) * self._whole
 
 
@@ -194,7 +186,6 @@ def _check_budget(round_seconds: float, left: float, setting: _Setting) -> None:
 def _probe_all(
     opened: Sequence[OpenCase], points: Sequence[dict[str, int]], setting: _Setting, *, may_leave_out: bool
 ) -> tuple[list[_Point], tuple[str, ...]]:
-    """Try every point; of points that nobody named, those whose calls would take very long are left out, and said."""
     probed: list[_Point] = []
     left_out = []
     for sizes in points:
@@ -220,10 +211,7 @@ def _expected_call_us(opened: Sequence[OpenCase], first: _Point, sizes: Sizes, s
 
 
 def _probe(opened: Sequence[OpenCase], sizes: dict[str, int], setting: _Setting) -> _Point:
-    """Run each case at a point.
-
-    The first call of a size may compile, allocate, or fail; a case that fails is out at this point.
-    """
+    """Run each case at a point, where its first call may compile, allocate, or fail; a case that fails is out there."""
     cases: list[OpenCase] = []
     probes: list[_Probe] = []
     for one in opened:
@@ -245,7 +233,6 @@ def _probe(opened: Sequence[OpenCase], sizes: dict[str, int], setting: _Setting)
 
 
 def _expected(probes: Sequence[_Probe], setting: _Setting) -> float:
-    """Return the seconds that all rounds of a point take."""
     return expected_seconds(
         [one.call_us for one in probes],
         setting.plan,
@@ -367,7 +354,6 @@ def _no_meter() -> None:
 
 
 def _loaded(case: OpenCase, setting: _Setting) -> OpenCase:
-    """Return the case with the load shape in its row."""
     load = setting.load
     offline = load.scenario is Scenario.OFFLINE
     return case.changed(scenario=load.scenario, offered_rate=load.rate, query_samples=load.samples if offline else 0)
