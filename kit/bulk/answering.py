@@ -35,10 +35,7 @@ class Opening:
 
     Attributes:
         origin: Path of a bundle, a packed bundle or a ready .onnx.
-        variant: Id.
         sha256: Of the variant's graph: a worker that finds another one refuses.
-        runtime: Name.
-        options: Threads, provider and the like.
         probabilities: Whether a classifier's answers hold those of all classes; None: of a hundred classes or fewer.
     """
 
@@ -51,12 +48,7 @@ class Opening:
 
     @classmethod
     def of_engine(cls, engine: Engine, options: RunnerOptions | None = None) -> Opening:
-        """Return how an engine can be opened once more, in another process.
-
-        Args:
-            engine: An open one.
-            options: As it was asked for; None: as `kit tune` chose, on one thread.
-        """
+        """Return how to open an engine once more elsewhere; without `options` as `kit tune` chose, on one thread."""
         chosen = engine.choice.options if engine.choice else RunnerOptions()
         return cls(
             origin=str(engine.bundle.origin),
@@ -113,15 +105,9 @@ class Opening:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """What became of a chunk.
+    """What became of a chunk: the answers in the form of the output, and how many of its items have none.
 
-    Attributes:
-        index: Of the chunk.
-        rows: How many items it has.
-        refused: How many of them have no answer.
-        content: The answers in the form of the output.
-        fingerprint: That of the chunk.
-        first_problem: Name and reason of the first item without an answer; empty if all have one.
+    `first_problem` is name and reason of the first item without an answer; empty if all have one.
     """
 
     index: int
@@ -134,10 +120,6 @@ class Answered:
 
 class Answering:
     """An open engine that answers chunks. For one thread.
-
-    Args:
-        opening: How it is opened.
-        form: In which the answers are written.
 
     Raises:
         BundleInvalid: The variant is not the one that was asked for.
@@ -182,7 +164,6 @@ class Answering:
         return Answered(chunk.index, len(rows), len(reasons), self._form.encode(rows), chunk.fingerprint, problem)
 
     def _calls(self, chunk: Chunk, places: list[int]) -> Iterator[list[int]]:
-        """Give the places of items that are encoded together."""
         signature = self.engine.signature
         if signature.batch is None or not self._joins:
             most = 1
@@ -230,7 +211,6 @@ class Answering:
         return [{apart(name): value for name, value in record.items()} for record in records]
 
     def _prove(self, golden: Sequence[Samples]) -> None:
-        """Answer the golden samples, and compare."""
         if golden:
             answers = [self._few_at_a_time(group.inputs) for group in golden]
             verify.prove(self.engine.bundle, self.engine.variant, golden, answers)

@@ -28,8 +28,6 @@ class Chunk:
     """Items that follow each other.
 
     Attributes:
-        index: From 0 upwards.
-        names: Of the items.
         items: What the task reads; in place of what cannot be read, the error.
         fingerprint: Of the names, and of items that are no files: whether a source still gives what it gave before.
     """
@@ -41,17 +39,7 @@ class Chunk:
 
 
 class Reading:
-    """What is left to read of some sources.
-
-    Args:
-        task: Reads them.
-        sources: Paths.
-        rows: Items in a chunk.
-
-    Attributes:
-        left: The chunks; whoever takes one has it to answer.
-        skipped: How many were passed over before the first of these.
-    """
+    """The chunks of some sources that are left to read, in `left`; `skipped` is how many were passed over before."""
 
     def __init__(self, task: Task, sources: Sequence[str], rows: int) -> None:
         self.sources, self.rows, self.skipped = sources, rows, 0

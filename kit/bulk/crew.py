@@ -24,12 +24,7 @@ _MOST_ON_WINDOWS = 61
 
 
 class Crew(Protocol):
-    """Answers chunks in their order, taking new ones only as fast as they are answered.
-
-    Attributes:
-        workers: How many answer.
-        notes: What a person should know of them.
-    """
+    """Answers chunks in their order, taking new ones only as fast as they are answered; `notes` are for a person."""
 
     workers: int
     notes: Sequence[str]
@@ -54,13 +49,7 @@ class Alone:
 
 
 class Processes:
-    """Some processes of this machine. What is on its way is bounded, so that memory is.
-
-    Args:
-        opening: How each opens its engine.
-        suffix: Of the form that they write.
-        count: How many.
-    """
+    """Some processes of this machine. What is on its way is bounded, so that memory is."""
 
     notes: Sequence[str] = ()
 
@@ -91,14 +80,8 @@ def pool(
 ) -> Iterator[ProcessPoolExecutor]:
     """Start processes that Ctrl-C does not reach, and end them at once when the block is left.
 
-    Args:
-        count: How many.
-        initializer: Called in each, with the arguments.
-        arguments: Of the initializer.
-        hint: What to do if one is killed.
-
     Raises:
-        MemoryShort: A process was ended from outside.
+        MemoryShort: A process was ended from outside; `hint` says what to do then.
     """
     others = set(multiprocessing.active_children())
     executor = ProcessPoolExecutor(

@@ -183,7 +183,6 @@ def form_of(output: Path) -> Form:
 
 
 def _flat(record: Record, *, lists: bool) -> Record:
-    """Return a record as cells: probabilities by label, and lists by place if `lists`."""
     cells: Record = {}
     for name, value in record.items():
         if isinstance(value, dict):

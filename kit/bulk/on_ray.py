@@ -24,17 +24,7 @@ _START_SECONDS = 120
 
 
 class OnRay:
-    """The nodes of a cluster.
-
-    Args:
-        opening: How each actor opens its engine.
-        suffix: Of the form that they write.
-        address: Of the cluster.
-        workers: Actors; None for one on each free CPU, or GPU.
-
-    Attributes:
-        workers: Actors.
-        notes: What a person should know about the nodes.
+    """The nodes of a cluster, with `workers` actors; None for one on each free CPU, or GPU.
 
     Raises:
         PackageMissing, Unavailable, UsageError: As kit.cluster says.
@@ -104,13 +94,7 @@ def _right(answered: Answered | KitError) -> Answered:
 
 
 class Answers:
-    """What an actor holds: an engine that answers chunks, or why there is none.
-
-    Args:
-        package: The bundle.
-        opening: How it is opened.
-        suffix: Of the form in which answers are written.
-    """
+    """What an actor holds: an engine that answers chunks, or why there is none."""
 
     def __init__(self, package: cluster.Package, opening: Opening, suffix: str) -> None:
         self._answering: Answering | KitError

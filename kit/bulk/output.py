@@ -34,15 +34,7 @@ _SYNC_SECONDS = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """How far the answers go.
-
-    Attributes:
-        chunks: Whole ones.
-        rows: Items in them.
-        refused: How many of these have no answer.
-        bytes: Of `answers`.
-        seen: Fingerprint of the items.
-    """
+    """How far the answers go: whole chunks, items in them, items refused, bytes of `answers`, and a fingerprint."""
 
     chunks: int = 0
     rows: int = 0
@@ -52,12 +44,7 @@ class Done:
 
 
 class Output:
-    """A file of answers while it is written.
-
-    Args:
-        target: The file that is to be.
-        form: How answers are written.
-        request: What must be the same for going on with what is there.
+    """A file of answers while it is written; `request` must be the same for going on with what is there.
 
     Raises:
         UsageError: Something else was begun there, or another process is writing it.
@@ -122,10 +109,7 @@ class Output:
         self.done, self._synced = self._written, time.monotonic()
 
     def finish(self, about: Mapping[str, Any]) -> Done:
-        """Give the file its name; nothing of it was there before.
-
-        Args:
-            about: What answered, for forms that can hold it.
+        """Give the file its name; nothing of it was there before. `about`, what answered, is kept by forms that can.
 
         Raises:
             StorageUnavailable: It cannot be written.
@@ -144,7 +128,6 @@ class Output:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Keep what was added for the next time, whatever ended it; nothing at all leaves no folder."""
         with contextlib.suppress(OSError, ValueError):
             self.sync()
         self._close()
@@ -156,11 +139,7 @@ class Output:
             self._open.close()
 
     def _claim(self) -> None:
-        """Hold the lock, which the system takes back from a process that ends.
-
-        Raises:
-            UsageError: Another process holds it.
-        """
+        """Hold the lock, which the system takes back from a process that ends."""
         lock = self._open.enter_context((self.folder / "lock").open("ab"))
         try:
             _lock(lock)
@@ -222,7 +201,6 @@ def _read(path: Path) -> Any:
 
 
 def _last(journal: Path) -> Done | None:
-    """Return what the last whole line of a journal says; None if there is none."""
     try:
         lines = journal.read_bytes().split(b"\n")[:-1]
     except OSError:

@@ -37,11 +37,9 @@ class Outcome:
     """What was done.
 
     Attributes:
-        output: The file.
-        rows: Items in it.
-        refused: How many of them have a reason in place of an answer.
+        refused: How many rows have a reason in place of an answer.
         first_problem: Name and reason of the first of these that this run met.
-        resumed: Items that an earlier run had answered.
+        resumed: Rows that an earlier run had answered.
         seconds: This run took.
         workers: Processes that answered; 1 for this one.
     """
@@ -193,11 +191,6 @@ def _crew(
 
 
 def _skipped(reading: Reading, before: Done, folder: Path) -> Seen:
-    """Pass over what was answered before, and make sure that it is the same.
-
-    Raises:
-        UsageError: It is not.
-    """
     seen = reading.skip(before.chunks)
     if before.chunks and seen.digest() != before.seen:
         raise UsageError(

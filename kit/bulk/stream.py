@@ -38,13 +38,7 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Helpers:
-    """Processes that answer beside this one.
-
-    Attributes:
-        opening: How each opens the model.
-        count: How many.
-        patience_seconds: They are started if there are items left after that time.
-    """
+    """Processes that answer beside this one, started if there are items left after `patience_seconds`."""
 
     opening: Opening
     count: int
@@ -52,12 +46,9 @@ class Helpers:
 
 
 def answers(engine: Engine, items: Iterator[tuple[str, Any]], *, helpers: Helpers | None = None) -> Generator[Answer]:
-    """Give the answers to items in their order, each as soon as it is known.
+    """Give the answers to items in their order, each as soon as it is known; without helpers this process answers all.
 
-    Args:
-        engine: Answers, until the helpers do.
-        items: As the task reads them, each with its name; in place of what cannot be read, the error.
-        helpers: None: this process answers all.
+    `items` are as the task reads them, each with its name; in place of what cannot be read, the error.
 
     Raises:
         MemoryShort: A helper was ended from outside.

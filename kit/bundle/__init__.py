@@ -88,7 +88,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what writes bundles when it is first asked for."""
     if name in _WRITING:
         return getattr(importlib.import_module(_WRITING[name]), name)
     raise AttributeError(f"module 'kit.bundle' has no attribute {name!r}")

@@ -31,9 +31,7 @@ _UNREADABLE = (ValueError, KeyError, IndexError, TypeError, AttributeError)
 class Items:
     """The proof of the way in: raw items, and the tensors that each of them must become by itself.
 
-    Attributes:
-        raw: Plain JSON values that the task's `item` understands.
-        tensors: Of each item.
+    `raw` are plain JSON values that the task's `item` understands.
     """
 
     raw: list[Any]
@@ -190,7 +188,6 @@ class _Promised:
 
 
 def _arrays(data: bytes) -> Npz:
-    """Open an npz whose arrays are of a bearable size."""
     return open_npz(io.BytesIO(data), most_bytes=MOST_BYTES)
 
 

@@ -147,12 +147,7 @@ def weights_beside(path: Path) -> tuple[Path, ...]:
 
 
 def refuse_link(path: Path, *, names: int | None = 1) -> None:
-    """Raise BundleInvalid unless a path is a file of its own: no link, no device, and no second name elsewhere.
-
-    Args:
-        path: Of the file.
-        names: How many the file may have at most; None: any number.
-    """
+    """Raise BundleInvalid unless a path is a file of its own: no link, no device, at most `names` names (None: any)."""
     try:
         found = path.lstat()
     except OSError as error:
@@ -175,8 +170,6 @@ class _UnsoundError(ValueError):
 
 
 class _Seen:
-    """What the walk has met."""
-
     def __init__(self) -> None:
         self.external: dict[str, None] = {}
         self.weights: Counter[int] = Counter()
@@ -247,7 +240,6 @@ def _looked(data: memoryview) -> GraphFile:
 
 
 def _told(met: _Seen) -> tuple[Precision, VariantFormat]:
-    """Return the precision and the format that weights and operators tell of."""
     most = max(met.weights, key=lambda kind: met.weights[kind], default=1)
     precision = _PRECISIONS.get(most, Precision.FP32)
     form = next((kind for kind, names in _FORMATS if names & met.operators), VariantFormat.FLOAT)
@@ -259,7 +251,6 @@ def _told(met: _Seen) -> tuple[Precision, VariantFormat]:
 
 
 def _training(data: memoryview, met: _Seen) -> None:
-    """Walk the two graphs of training, which no runtime here runs."""
     for field, value in fields(data):
         if field in {1, 2}:
             _graph(value, met, 0)
@@ -359,7 +350,6 @@ def _attribute(data: memoryview, met: _Seen, depth: int, reads: set[str]) -> dic
 
 
 def _tensor(data: memoryview, met: _Seen) -> str:
-    """Walk a tensor; return its name."""
     dims, kind, name, outside = list[int](), 0, "", list[Any]()
     for field, value in fields(data):
         if field == 1:

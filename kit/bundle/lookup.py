@@ -20,8 +20,7 @@ _CLONE = Path(__file__).parents[2] / ROOT
 def find(name: str | os.PathLike[str] | None = None) -> Bundle:
     """Open a bundle by path, else `./artifacts/NAME`, else one shipped inside the package.
 
-    Args:
-        name: Path of a folder or a packed file, or name; None for `mnist-mlp`, or for the only bundle there is.
+    Without a name it is `mnist-mlp`, or the only bundle there is.
 
     Raises:
         BundleNotFound: There is no such bundle; the hint lists those there are.

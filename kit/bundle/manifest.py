@@ -45,7 +45,6 @@ class FileRef:
     size_bytes: int
 
     def __post_init__(self) -> None:
-        """Refuse what is no sha256 and no size."""
         if not re.fullmatch(r"[0-9a-f]{64}", self.sha256) or self.size_bytes < 0:
             raise ValueError(f"{self.file!r} has no sha256 of 64 hexadecimal digits, or an impossible size")
 
@@ -89,8 +88,6 @@ class Golden:
     """Samples with the original's answers, in groups of one size, and raw items with the tensors they must become.
 
     Attributes:
-        file: The samples, an npz.
-        samples: How many.
         source: Where they come from and under which licence.
         items: Raw items and their tensors, JSON and npz in one; None if the task has no way in, or there were none.
     """
@@ -101,16 +98,12 @@ class Golden:
     items: FileRef | None = None
 
     def __post_init__(self) -> None:
-        """Refuse counts below nothing."""
         _refuse_negative(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Where static activation ranges came from.
-
-    `indices_sha256` hashes the sorted int64 indices of the samples into the training set.
-    """
+    """Where static activation ranges came from; `indices_sha256` is of sorted int64 indices into the training set."""
 
     method: CalibrationMethod
     dataset: str
@@ -120,7 +113,6 @@ class Calibration:
     seed: int
 
     def __post_init__(self) -> None:
-        """Refuse counts below nothing."""
         _refuse_negative(self, "seed")
 
 
@@ -164,7 +156,6 @@ class Quantization:
     macs_total: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse counts below nothing."""
         _refuse_negative(self)
 
 
@@ -173,9 +164,7 @@ class Needs:
     """What must be there to run a variant.
 
     Attributes:
-        opset: Version of the ONNX operator set.
-        ir_version: Version of the ONNX file format.
-        onnxruntime: Oldest ONNX Runtime that reads both.
+        onnxruntime: Oldest ONNX Runtime that reads the operator set and the file format of these versions.
         domains: Operator domains beyond ONNX's own; empty means portable ONNX.
     """
 
@@ -185,7 +174,6 @@ class Needs:
     domains: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse versions below nothing."""
         _refuse_negative(self)
 
 
@@ -195,10 +183,8 @@ class Variant:
 
     Attributes:
         id: `fp32`, `fp16`, `int8-qdq`, `int8-pixel`, `int8-dynamic`, `int4`, ...
-        graph: The .onnx file.
         data: Its weights, if they lie beside it; the graph names these files and no others.
         fidelity: Against the original on the golden samples, output by output, when it was published.
-        scores: Of metrics on named splits.
         remarks: What its export could not decide, or left as it was, in words.
     """
 
@@ -233,7 +219,6 @@ class Manifest:
     """What manifest.json says.
 
     Attributes:
-        name: Of the model.
         baseline: Id of the variant that others are compared with.
         default: Id of the variant that is opened when none is named.
         attachments: Other files by role: `card` (Markdown), `training` and `origin` (JSON, for the lab alone).
@@ -252,7 +237,6 @@ class Manifest:
     tools: dict[str, str]
 
     def __post_init__(self) -> None:
-        """Refuse variants that cannot be told apart, and a default or baseline that is none of them."""
         check_name(self.name)
         ids = [variant.id for variant in self.variants]
         if len(set(ids)) != len(ids):

@@ -16,12 +16,7 @@ _ARCHITECTURE = re.compile(r"(mlp|cnn)(-\d+)+(-crop-\d+)?")
 
 @dataclass
 class Migrated:
-    """A manifest's JSON, and what stood in it that is a file of its own now.
-
-    Attributes:
-        data: JSON of the newest version.
-        attachments: Bytes by role, not yet written to any file.
-    """
+    """A manifest's JSON in the newest version, and by role the bytes of what stood in it and is its own file now."""
 
     data: dict[str, Any]
     attachments: dict[str, bytes] = field(default_factory=dict)

@@ -71,7 +71,6 @@ class Packed:
     Attributes:
         origin: The file, or what an upload was called.
         sha256: Of the whole file.
-        manifest: What the bundle is.
         manifest_bytes: Its JSON as it stands in the file, fields of later writers included.
         inline: Attachments that an earlier manifest holds itself.
     """
@@ -128,10 +127,7 @@ def look(path: Path) -> Packed:
 def check(file: BinaryIO, origin: Path, *, max_bytes: int = MAX_BYTES) -> Packed:
     """Prove that a packed file is whole and safe to unpack, every member's sha256 included. Writes nothing.
 
-    Args:
-        file: Any seekable binary file.
-        origin: Its name, for messages and for the hash it carries.
-        max_bytes: The largest that is accepted.
+    `file` is any seekable binary file, and `origin` its name, for messages and for the hash it carries.
 
     Raises:
         BundleInvalid: It is not; the message says why.
@@ -234,7 +230,6 @@ def opened(path: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def _reading(origin: Path) -> Iterator[None]:
-    """Turn what zipfile and the file system say about a corrupt file into one clear error."""
     try:
         yield
     except OSError as error:
@@ -287,7 +282,6 @@ def _check_end64(file: BinaryIO, locator: tuple[Any, ...], place: int) -> tuple[
 
 
 def _check_digest(file: BinaryIO, origin: Path) -> str:
-    """Return the file's sha256, which must be the one its name carries."""
     file.seek(0)
     digest = _sha256(file)
     named = digest_of(origin)
@@ -300,7 +294,6 @@ def _check_digest(file: BinaryIO, origin: Path) -> str:
 
 
 def _check_members(infos: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
-    """Return the members by name; refuse what a packed bundle never holds, whatever its manifest says."""
     if len(infos) > MAX_MEMBERS:
         raise _Refused(f"it has {len(infos):,} members, more than the {MAX_MEMBERS} that are allowed")
     for info in infos:
@@ -314,7 +307,6 @@ def _check_members(infos: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
 
 
 def _problem(info: zipfile.ZipInfo) -> str:
-    """Return why a member is refused; empty when it is not."""
     name = info.orig_filename
     if not name or not info.filename:  # zipfile's is_dir needs a character
         return "has no name"
@@ -346,7 +338,6 @@ def _manifest_bytes(archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo
 
 
 def _check_named(members: dict[str, zipfile.ZipInfo], manifest: Manifest) -> None:
-    """Refuse members the manifest does not name, lacks, or gives another size."""
     refs: dict[str, FileRef] = {}
     for ref in manifest.files():
         if refs.setdefault(ref.file, ref) != ref or ref.file.casefold() == MANIFEST:
@@ -381,7 +372,6 @@ def _install(packed: Packed, file: BinaryIO, folder: Path) -> None:
 
 
 def _digest(path: Path) -> str:
-    """Return a file's sha256; empty where it cannot be read."""
     try:
         with path.open("rb") as file:
             return _sha256(file)

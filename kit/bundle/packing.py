@@ -22,17 +22,11 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 def pack(bundle: Bundle, out: Path | None = None) -> Path:
-    """Write a bundle as one file, which everything that takes a bundle's folder takes as well.
+    """Write a bundle as one file, which everything that takes a bundle's folder takes as well, and return its path.
 
-    The same bundle gives the same bytes, whoever packs it, wherever and whenever.
-
-    Args:
-        bundle: Its files are checked while they are packed; what its manifest does not name stays behind.
-        out: A folder that exists, or a file ending in `.kit`; None for the current folder. In a folder the file is named
-            after the bundle and the first eight hexadecimal digits of its own sha256: `mnist-mlp-1a2b3c4d.kit`.
-
-    Returns:
-        The file.
+    The same bundle gives the same bytes, whoever packs it, wherever and whenever. Its files are checked meanwhile; what
+    its manifest does not name stays behind. `out` is a file ending in `.kit`, or a folder that exists, the current one
+    if None: there the file has the bundle's name and eight digits of its own sha256, `mnist-mlp-1a2b3c4d.kit`.
 
     Raises:
         BundleInvalid: A file of the bundle is missing or was altered.
@@ -71,13 +65,11 @@ def pack(bundle: Bundle, out: Path | None = None) -> Path:
 def unpack(path: Path, out: Path | None = None) -> Bundle:
     """Unpack a packed file into a folder of its own, which may be trained and exported into.
 
-    Args:
-        path: The packed file.
-        out: The folder: made, or replaced when it is a bundle; None for `artifacts/NAME`, which is not replaced.
+    The folder `out` is made, or replaced when it is a bundle; None for `artifacts/NAME`, which is not replaced.
 
     Raises:
         BundleInvalid: The file is corrupt, altered, or not safe to unpack; nothing was written.
-        UsageError: The folder holds other things, or another bundle and was not named; the file has no name for a bundle.
+        UsageError: The folder holds other things, or an unnamed one another bundle; the file has no name for a bundle.
         BundleNotFound: There is no such file.
         StorageUnavailable: The folder cannot be written.
     """

@@ -45,10 +45,8 @@ class Bundle:
     """An opened bundle: its folder and its manifest. Files are checked when asked for, not when opened.
 
     Attributes:
-        folder: Where its files lie.
-        manifest: What it is.
-        packed: The packed file it was opened from; None for a folder. `folder` is then a read-only copy in the user's cache.
-        inline: Attachments by role that an earlier manifest holds itself, and that become files when it is written again.
+        packed: The packed file it was opened from; None for a folder. `folder` is then a read-only copy in the cache.
+        inline: Attachments by role that an earlier manifest holds itself; they become files when it is written again.
     """
 
     folder: Path
@@ -167,11 +165,7 @@ class Bundle:
         return path
 
     def check(self, ref: FileRef, *, anew: bool = False) -> Path:
-        """Return the path of a file after checking its sha256, read by stream.
-
-        Args:
-            ref: The file.
-            anew: Hash a large file again, even if it did not change since it was hashed.
+        """Return the path of a file after checking its sha256; `anew` hashes a large file that did not change as well.
 
         Raises:
             BundleInvalid: The file is missing or was altered.
@@ -314,15 +308,9 @@ def open_folder(folder: Path) -> Bundle:
 
 
 def manifest_from_bytes(data: bytes, path: Path, *, hint: str) -> tuple[Manifest, dict[str, bytes]]:
-    """Read and check a manifest's JSON, of this version or an earlier one.
+    """Read and check a manifest's JSON, of this version or an earlier one, and the attachments that one holds itself.
 
-    Args:
-        data: UTF-8.
-        path: Where it stands, for messages.
-        hint: What to do when it is corrupt.
-
-    Returns:
-        The manifest, and the attachments that an earlier version holds itself.
+    `path` names it in messages; `hint` is what to do when it is corrupt.
 
     Raises:
         BundleInvalid: It is corrupt, newer than this kit, or names files outside its folder.
@@ -347,7 +335,6 @@ def manifest_from_bytes(data: bytes, path: Path, *, hint: str) -> tuple[Manifest
 
 
 def _migrated(plain: Any) -> Migrated:
-    """Bring JSON to the newest version; what is no manifest at all is refused by the field that is missing."""
     if not isinstance(plain, dict):
         raise serial.DecodeError(f"manifest: expected an object, found {type(plain).__name__}")
     if not isinstance(plain.get("schema_version"), int):
@@ -361,7 +348,6 @@ def _migrated(plain: Any) -> Migrated:
 
 
 def _refuse_paths(manifest: Manifest, path: Path) -> None:
-    """Refuse a manifest that reaches out of its folder, gives one name to two files, or a file the name of other bytes."""
     named: dict[str, FileRef] = {}
     for ref in manifest.files():
         if not _PLAIN_NAME.fullmatch(ref.file) or ref.file.casefold() == MANIFEST:
@@ -410,13 +396,11 @@ def _stamps_path() -> Path:
 
 
 def _stamp(path: Path) -> str:
-    """Return what changes when a file does: place, size, time and inode."""
     found = path.stat()
     return f"{path.resolve()}|{found.st_size}|{found.st_mtime_ns}|{found.st_ino}"
 
 
 def _stamps() -> dict[str, str]:
-    """Return the hashes of large files by their stamps; an unreadable store is as good as none."""
     try:
         found = plain_json.read(_stamps_path().read_bytes(), what="hashes", most_bytes=MANIFEST_MAX_BYTES)
         return {str(stamp): str(digest) for stamp, digest in found.items()}

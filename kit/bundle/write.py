@@ -48,11 +48,7 @@ class TaskPlug(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Staged:
-    """A checked variant whose files wait in a folder, under the names its FileRefs give.
-
-    Attributes:
-        folder: On the same file system as the bundle if that can be had: the files are moved, not copied.
-    """
+    """A checked variant whose files, named by its FileRefs, wait in a folder, best on the bundle's own file system."""
 
     variant: Variant
     folder: Path
@@ -76,20 +72,9 @@ def create(
 ) -> Bundle:
     """Write a bundle from nothing, or replace the one in `folder` whole.
 
-    Args:
-        folder: Made if need be; refused when it holds anything but a bundle.
-        name: Of the model.
-        signature: What it takes and gives.
-        golden: Samples with the original's answers.
-        tools: Package names and versions that made it.
-        task: Its name, options and files go into the bundle.
-        original: Where the model came from; its `weights` are those given here.
-        weights: A safetensors file's bytes.
-        variants: Checked variants; their files are moved in.
-        items: Raw items and the tensors they must become.
-        attachments: Other files by role: `card` is Markdown, others are JSON.
-        default: Id of the default variant; the first if None.
-        baseline: Id of the variant that others are compared with; the first if None.
+    `golden` holds the original's answers; `tools` are packages and versions that made the bundle. `weights` are the
+    bytes of a safetensors file, named by `original` then. Files of `variants` are moved in; `default` and `baseline`
+    are ids, that of the first if None. `attachments` are files by role: `card` is Markdown, others are JSON.
 
     Raises:
         UsageError: The folder holds other things, or the golden samples do not fit the signature.
@@ -126,14 +111,9 @@ def publish(
     default: str | None = None,
     withdrawn: Sequence[str] = (),
 ) -> Bundle:
-    """Add checked variants to a bundle, replacing those of the same id, in one step.
+    """Add checked variants to a bundle, replacing those of the same id, in one step; their files are moved in.
 
-    Args:
-        bundle: As it was opened.
-        variants: Their files are moved in.
-        tools: Package names and versions that made them.
-        default: Id of the variant that becomes the default; the one there is stays without it.
-        withdrawn: Ids of variants that are taken out, if they are there.
+    `default` is the id of the new default, None for the one there is. `withdrawn` variants are taken out, if there.
 
     Raises:
         CheckFailed: The model was replaced since `bundle` was opened, so that the variants are of another one.
@@ -182,11 +162,7 @@ def attach(bundle: Bundle, role: str, data: bytes) -> Bundle:
 
 
 def upgrade(bundle: Bundle, *, items: Items | None = None) -> Bundle:
-    """Write a bundle's manifest in the newest version; its models and samples stay as they are.
-
-    Args:
-        bundle: Of any version.
-        items: The proof of its way in, for one that has none.
+    """Write a bundle's manifest in the newest version, and `items` if it has none; models and samples stay as they are.
 
     Raises:
         UsageError: It was opened from a packed file.
@@ -310,22 +286,18 @@ class _New:
         self._staged: list[Staged] = []
 
     def add(self, stem: str, suffix: str, data: bytes) -> FileRef:
-        """Keep a file's bytes, and return its name."""
         ref = file_ref(data, stem, suffix)
         self._data[ref.file] = data
         return ref
 
     def attach(self, role: str, data: bytes) -> FileRef:
-        """Keep an attachment's bytes, and return its name."""
         return self.add(role, _ATTACHED.get(role, ".json"), data)
 
     def install(self, staged: Staged) -> Variant:
-        """Keep where a variant's files wait."""
         self._staged.append(staged)
         return staged.variant
 
     def write(self, folder: Path) -> None:
-        """Write what was kept, and move what waits; a file of a variant that is there already stays. Raises OSError."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in self._data.items():
             files.replace(folder / name, data, read_only=True)
@@ -357,7 +329,6 @@ def _task_ref(new: _New, task: TaskPlug | None) -> TaskRef | None:
 
 
 def _package_of(task: str) -> str:
-    """Return the installed package that registers a task; empty for kit's own."""
     entries = packages.entry_points("kit.tasks", task.partition("@")[0])
     return next((entry.dist.name for entry in entries if entry.dist), "")
 
@@ -376,11 +347,7 @@ def _commit(folder: Path, manifest: Manifest, new: _New, *, inline: Mapping[str,
 
 
 def _checked(path: Path, manifest: Manifest) -> bytes:
-    """Return a manifest as it is written, read once on trial.
-
-    Raises:
-        UsageError: It could not be opened again: a figure is not finite, a name is no file's, an option is no JSON.
-    """
+    """Return a manifest as it is written, read once on trial; raises UsageError if it could not be opened again."""
     try:
         plain = serial.encode(manifest, brief=True)
         serial.decode(Manifest, plain, path="manifest")  # names the field
@@ -392,7 +359,6 @@ def _checked(path: Path, manifest: Manifest) -> bytes:
 
 
 def _readable(plain: dict[str, Any]) -> str:
-    """Return a manifest's JSON for a reader: small values on one line."""
     return f"{_laid_out(plain, 0)}\n"
 
 
@@ -408,7 +374,6 @@ def _laid_out(value: Any, depth: int) -> str:
 
 
 def _collect(folder: Path, manifest: Manifest) -> None:
-    """Remove files of ours that the manifest does not name; strangers stay."""
     named = {ref.file for ref in manifest.files()}
     for item in folder.iterdir():
         if item.name not in named and _is_ours(item):
@@ -433,7 +398,6 @@ def _locked_from_exports(folder: Path) -> contextlib.AbstractContextManager[None
 
 @contextlib.contextmanager
 def _storage(folder: Path) -> Iterator[None]:
-    """Turn what the file system refuses into one clear error."""
     try:
         yield
     except OSError as error:

@@ -74,13 +74,7 @@ class Style:
 
     @classmethod
     def of(cls, rows: Iterable[Row], *, ink: str = _INK, first: tuple[str, ...] = ()) -> Style:
-        """Give every variant a colour and every place a shape.
-
-        Args:
-            rows: What is drawn.
-            ink: The colour of what belongs to none, on dark ground.
-            first: Variants that have the first colours, in this order, whether or not they are drawn.
-        """
+        """Give every variant a colour and every place a shape; those of `first` get the first colours, drawn or not."""
         rows = tuple(rows)
         variants = tuple(dict.fromkeys((*first, *(row.variant for row in rows))))
         return cls(variants, tuple(dict.fromkeys(map(place, rows))), ink)
@@ -327,7 +321,6 @@ def _names(values: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> list[dic
 
 
 def _label(name: str, rows: Sequence[Row]) -> str:
-    """Return what stands beside a point: its variant, and its place where there are several."""
     return name if len({place(row) for row in rows}) > 1 else name.partition(",")[0]
 
 
@@ -420,7 +413,6 @@ def _chart(values: Sequence[Mapping[str, object]]) -> alt.Chart:
 
 
 def _sized(layers: alt.LayerChart | alt.FacetChart, *, height: int | alt.Step) -> alt.LayerChart | alt.FacetChart:
-    """Return a chart that fills the width it is given."""
     return layers.properties(width="container", height=height)
 
 
@@ -436,7 +428,6 @@ def compiled(chart: alt.LayerChart | alt.FacetChart) -> str:
 
 
 def _name(row: Row, style: Style) -> str:
-    """Return the label of a row: its variant, and below it where it ran if that tells rows apart."""
     return row.variant if len(style.places) == 1 else f"{row.variant}\n{place(row)}"
 
 
@@ -447,7 +438,6 @@ def _name_axis() -> alt.Axis:
 
 
 def _shown(found: Score) -> float:
-    """Return a score as it is drawn: shares as percentages."""
     return 100 * found.value if found.unit == "%" else found.value
 
 

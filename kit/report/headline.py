@@ -28,14 +28,7 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Headline:
-    """What a run found.
-
-    Attributes:
-        title: One sentence, for those who read nothing else.
-        sentences: What belongs to it.
-        figures: The large ones.
-        cautions: What must be known before the title is believed.
-    """
+    """What a run found: one sentence, what belongs to it, large figures, and what must be known to believe it."""
 
     title: str
     sentences: tuple[str, ...] = ()
@@ -111,12 +104,10 @@ def _title(winner: Row, rows: Sequence[Row]) -> str:
 
 
 def _still(row: Row) -> str:
-    """Return the end of the title: how right its answers are."""
     return "" if row.score is None else f", with {row.score.metric} {score(row.score)}"
 
 
 def _right(row: Row) -> str:
-    """Return where the score comes from, and what changed against the baseline."""
     found = row.score
     if found is None:
         return UNKNOWN
@@ -132,7 +123,6 @@ def _right(row: Row) -> str:
 
 
 def _others(rows: Sequence[Row], winner: Row) -> str:
-    """Return the verdicts of the winner and the others at this point."""
     others = [row for row in rows if row is not winner and _outcome(row) is not Outcome.BASELINE and row.verdict]
     listed = [f"{called(row)} {_verdict(row).describe()}" for row in others[:_MOST_OTHERS]]
     if len(others) > _MOST_OTHERS:
@@ -146,7 +136,6 @@ def _others(rows: Sequence[Row], winner: Row) -> str:
 
 
 def _elsewhere(rows: Sequence[Row], winner: Row) -> str:
-    """Return whether the winner is faster at the other points as well."""
     same = (winner.variant, winner.place)
     others = [row for row in rows if (row.variant, row.place) == same and row is not winner]
     if _outcome(winner) is not Outcome.FASTER or not others:
@@ -215,7 +204,6 @@ def _profile(rows: Sequence[Row], missing: tuple[str, ...]) -> Headline:
 
 
 def _missing(results: Results) -> tuple[str, ...]:
-    """Return how many rows did not run as asked, for each reason."""
     lost = [row for row in results.rows if row.status is not Status.OK]
     reasons = dict.fromkeys(row.reason or str(row.status) for row in lost)
     return tuple(
@@ -232,7 +220,6 @@ def _query(row: Row) -> str:
 
 
 def _baseline(name: str, winner: Row) -> str:
-    """Return the baseline's name, shortened to the variant if it ran in the same place."""
     return name.removesuffix(f" {winner.place}")
 
 

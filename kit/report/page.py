@@ -87,11 +87,7 @@ class Run:
 
 
 def render(results: Sequence[Results], *, names: Sequence[str]) -> str:
-    """Return the page.
-
-    Args:
-        results: What to show, one file or several, of one machine or several.
-        names: What to call them, one name for each.
+    """Return the page of one results file or several, of one machine or several; `names` are what to call them.
 
     Raises:
         PackageMissing: What draws the charts or fills the template is not installed.
@@ -128,7 +124,6 @@ def render(results: Sequence[Results], *, names: Sequence[str]) -> str:
 
 
 def _code(text: str) -> Markup:
-    """Return text with what stands between backticks as code, all of it escaped."""
     from markupsafe import Markup, escape
 
     pieces = re.split(r"`([^`]+)`", text)
@@ -141,13 +136,11 @@ def _measured(run: Run) -> tuple[Row, ...]:
 
 
 def _points(rows: Iterable[Row]) -> list[str]:
-    """Return the points of rows as they are called, the smallest first."""
     ordered = sorted(rows, key=lambda row: tuple(row.sizes.values()))
     return list(dict.fromkeys(row.point for row in ordered))
 
 
 def _spread(points: Sequence[str]) -> list[str]:
-    """Return at most `_MOST_PLOTS` of the points, the first and the last among them."""
     if len(points) <= _MOST_PLOTS:
         return list(points)
     return [points[round(step * (len(points) - 1) / (_MOST_PLOTS - 1))] for step in range(_MOST_PLOTS)]
@@ -160,7 +153,6 @@ def _left_out(points: Sequence[str]) -> str:
 
 
 def _keys(style: Style, *, places: bool = True) -> list[Key]:
-    """Return the legend of a run: its variants' colours, and its places' shapes if there are several."""
     found = [Key(variant, colour=style.colour(variant)) for variant in style.variants]
     if places and len(style.places) > 1:
         dashes = ((where, style.dash(where)) for where in style.places)
@@ -253,7 +245,6 @@ def pareto(rows: Iterable[Row]) -> tuple[Row, ...]:
 
 
 def _merit(row: Row) -> float:
-    """Return a row's score, turned round if less of it is better."""
     if row.score is None:
         return -math.inf
     return row.score.value if row.score.better is Better.HIGHER else -row.score.value
@@ -351,7 +342,6 @@ _SECTIONS: tuple[Callable[[Sequence[Run]], Section], ...] = (_latency, _score, _
 
 
 def _side_by_side(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """Return the medians of rows that two files or more have, one cell for each file."""
     if len(runs) < 2:
         return []
     found: dict[tuple[object, ...], dict[str, str]] = {}

@@ -155,9 +155,7 @@ def legend(results: Results) -> tuple[str, ...]:
 def to_markdown(results: Sequence[Results], *, names: Sequence[str] = ()) -> str:
     """Return a GitHub table for each run, with the machine, how it was measured, and what must be known below it.
 
-    Args:
-        results: Each has a table of its own: verdicts hold within a run only.
-        names: Headings, one for each; needed only for more than one.
+    Of several runs each has a heading, from `names`: verdicts hold within a run only.
     """
     headings = list(names) or [f"results {number}" for number, _ in enumerate(results, start=1)]
     tables = []
@@ -168,12 +166,7 @@ def to_markdown(results: Sequence[Results], *, names: Sequence[str] = ()) -> str
 
 
 def to_csv(results: Sequence[Results], *, names: Sequence[str] = ()) -> str:
-    """Return one flat line for each row of each run; a cell is empty where there is no figure.
-
-    Args:
-        results: What to write; latencies in microseconds, sizes in bytes, as the headers say.
-        names: Go into the column `file`, one for each.
-    """
+    """Return one flat line for each row of each run, `names` in the column `file`; a cell without a figure is empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["file", *_RUN, *_ROW])
@@ -219,14 +212,12 @@ def span(values: Sequence[int], noun: str, nouns: str = "") -> str:
 
 
 def _plain(value: object) -> str:
-    """Return a figure with 10 digits, and nothing for None."""
     if value is None:
         return ""
     return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
 def _energy(row: Row) -> str:
-    """Return the energy of one sample in microjoules."""
     return microseconds(None if row.energy_uj is None else row.energy_uj / (row.query_samples or row.samples))
 
 
@@ -237,7 +228,6 @@ def _cold(row: Row) -> str:
 
 
 def _most(row: Row) -> str:
-    """Return the operator that takes the most time, with its share of the call."""
     if not row.profile:
         return NONE
     most = max(row.profile, key=lambda node: node.share)

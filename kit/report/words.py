@@ -13,12 +13,7 @@ _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co"})  # control characters, formatting,
 
 
 def plain(text: str, *, lines: bool = False) -> str:
-    r"""Return text whose invisible characters are spelled out, such as `\x1b`.
-
-    Args:
-        text: From anywhere.
-        lines: Leave line ends and tabs as they are.
-    """
+    r"""Return text whose invisible characters are spelled out, such as `\x1b`; with `lines` line ends and tabs stay."""
     if text.isascii() and text.isprintable():
         return text
     kept = {"\n", "\t"} if lines else set[str]()

@@ -48,11 +48,8 @@ class WayIn:
     """Whether raw items become the tensors here that they became where the bundle was made.
 
     Attributes:
-        task: Name, with its version.
-        items: How many travel in the bundle.
         problems: What each item that went wrong became.
         unavailable: Why they could not be encoded at all; empty if they were.
-        fix: What to do about that.
     """
 
     task: str
@@ -71,8 +68,7 @@ class WayIn:
 class MetricFigure:
     """What the task's metric says of a variant and of the original on the golden samples, which have targets.
 
-    Attributes:
-        published: What it said on a data set of the task when the variant was published; None if that is not known.
+    `published` is what it said on a data set of the task when the variant was published; None if that is not known.
     """
 
     metric: str
@@ -89,7 +85,6 @@ class VariantCheck:
     """One variant in one runtime on the golden samples; verdict is None if it could not run, and `problem` says why.
 
     Attributes:
-        fidelity: Against the original's stored answers, output by output.
         figure: Of the task's metric; None if the golden samples have no targets.
         unavailable: Whether it could not run for want of something on this machine.
     """
@@ -132,7 +127,6 @@ class Verification:
         way_in: None if no raw items travel in the bundle.
         original: None if it cannot be rebuilt here.
         samples: Golden samples, over all groups.
-        sizes: Of the axes, for each group.
         reference: What the stored answers are of, such as `module Net` or `ONNX Runtime`.
         remarks: What was not checked, and why.
     """
@@ -174,11 +168,7 @@ def verify(
 ) -> Verification:
     """Check files, way in, golden samples and every variant in every runtime; what fails is in the result, not raised.
 
-    Args:
-        bundle: Any bundle, opened by kit.ready.find or kit.bundle.find.
-        options: How the runtimes open variants.
-        runtimes: Names, or `all`.
-        on_progress: Told what is being checked.
+    `runtimes` are names, or `all`.
 
     Raises:
         UsageError: A runtime that does not exist.
@@ -248,7 +238,6 @@ def _check_file(bundle: Bundle, ref: FileRef) -> FileCheck:
 
 
 def _task(bundle: Bundle) -> tuple[Task | None, list[str]]:
-    """Open the bundle's task; an unknown one, or one whose package is missing, leaves everything else to be checked."""
     try:
         return tasks.task_of(bundle), []
     except Exception as error:  # noqa: BLE001 - a plug may raise anything, and the other checks go on
@@ -306,7 +295,6 @@ def _difference(expected: NDArray[Any], made: NDArray[Any]) -> str:
 
 
 def _metric(task: Task | None, golden: Sequence[Samples]) -> Metric | None:
-    """Return the first metric of the task that the golden samples' targets allow; None without targets or a task."""
     if task is None or not all(group.targets for group in golden):
         return None
     known = (metrics.find(name) for name in task.metrics if name in metrics.names())
@@ -383,7 +371,6 @@ def answers_of(runner: Runner, groups: Sequence[Samples]) -> list[Tensors]:
 
 
 def _original(bundle: Bundle, golden: Sequence[Samples], intact: set[str], remarks: list[str]) -> OriginalCheck | None:
-    """Ask the rebuilt original, if a plug and its framework are here, and compare it with its stored answers."""
     record, baseline = bundle.manifest.original, bundle.baseline
     if record is None or record.weights is None or record.weights.file not in intact or baseline is None:
         return None

@@ -63,10 +63,9 @@ class RuntimeCheck:
     """A model in a runtime.
 
     Attributes:
-        rows_error: How far rows move with their neighbours, as a share of the largest value; of integers, the share of values
-            that differ; infinite if numbers become none. None if there is no batch axis, or it does not run with several rows.
+        rows_error: How far rows move with their neighbours, as a share of the largest value; of integers, the share of
+            values that differ; infinite if numbers become none. None without a batch axis, or if no batch of rows runs.
         fidelity: Against ONNX Runtime's answers on the CPU with optimizations off.
-        problem: Why it did not open here.
     """
 
     runtime: str
@@ -91,10 +90,7 @@ class RuntimeCheck:
 class ModelCheck:
     """All checks of a model on this machine.
 
-    Attributes:
-        samples: How many its answers were compared on.
-        source: Of the samples.
-        batch: The axis along which samples are independent; None if there is none, or its rows depend on each other.
+    `batch` is the axis along which samples are independent; None if there is none, or its rows depend on each other.
     """
 
     bundle: str
@@ -118,12 +114,7 @@ class ModelCheck:
 
 @dataclass(frozen=True, kw_only=True)
 class PairCheck:
-    """Two models on the same inputs.
-
-    Attributes:
-        only_here: Outputs that the other model lacks.
-        only_there: Outputs that this model lacks.
-    """
+    """Two models on the same inputs; the outputs that only one of them has are in `only_here` and `only_there`."""
 
     bundle: str
     against: str
@@ -186,15 +177,10 @@ def compare_models(
     tolerance: float = fidelity.FLOAT_RTOL,
     samples: Sequence[Samples] | None = None,
 ) -> PairCheck:
-    """Run the default variants of two models on the same inputs, and compare their outputs.
+    """Run the default variants of two models on the same inputs, and compare outputs; `against` is taken to be right.
 
-    Args:
-        bundle: The model that is judged.
-        against: The one that is taken to be right.
-        options: How both are opened.
-        runtime: Runs both.
-        tolerance: Largest error that passes, as a share of the largest value of each output.
-        samples: Inputs of both; the golden samples of the first, at sizes that both take, if None.
+    `tolerance` is the largest error that passes, as a share of the largest value of each output. Without `samples` the
+    golden samples of the first are used, at sizes that both take.
 
     Raises:
         UsageError: They take different inputs, or have no output in common.
@@ -376,7 +362,6 @@ def _both(ours: Signature, theirs: Signature) -> list[dict[str, int]]:
 
 
 def _fixed(ours: Signature, theirs: Signature) -> dict[str, int]:
-    """Return the axes of one model that are fixed sizes in the other."""
     pairs = (
         (mine, his) for spec in ours.inputs for mine, his in zip(spec.shape, theirs.input(spec.name).shape, strict=True)
     )
@@ -384,7 +369,6 @@ def _fixed(ours: Signature, theirs: Signature) -> dict[str, int]:
 
 
 def _called(tensors: Tensors | None, names: Mapping[str, str]) -> dict[str, NDArray[Any]]:
-    """Return tensors of outputs by the names that the other model has for them."""
     return {names.get(name, name): array for name, array in (tensors or {}).items()}
 
 
