@@ -295,6 +295,16 @@ def test_where_nothing_is_kept_the_folder_can_be_named(shapes: Path, tmp_path: P
     assert "kit train --dataset" in caught.value.hint
 
 
+def test_a_renamed_folder_is_found_whatever_the_case_of_its_splits(tmp_path: Path, kept: Path) -> None:
+    for part in ("Train", "Test"):
+        for name in ("circle", "square"):
+            draw_class(tmp_path / "shapes" / part / name, name, 20, seed=len(part))
+    name = data.load(str(tmp_path / "shapes")).name
+    moved = (tmp_path / "shapes").rename(tmp_path / "moved")
+    assert data.load(name, data_dir=moved).name == name
+    assert not kept.exists()
+
+
 def test_a_name_of_before_stands_for_the_pixels_and_files_of_before(
     shapes: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -165,27 +165,27 @@ def with_rare_value(folder: Path) -> Workbench:
     return workbench.of(OnnxOriginal(model, signature), folder, opset=20, data=data, metric="r2", max_loss=1.0)
 
 
-def test_what_is_right_and_loses_for_sure_gets_narrower_ranges_where_they_pay(tmp_path: Path) -> None:
+def test_what_loses_for_sure_gets_narrower_ranges_where_they_pay(tmp_path: Path) -> None:
     bench = with_rare_value(tmp_path)
     (recipe,) = candidates.recipes(ExportOptions(precisions=("int8",)))
-    whole = bench.examine(recipe.make(bench.source))
-    done = narrow(recipe, whole, bench)
-    assert [one.name for one in done.rungs] == ["the whole range", "ranges by percentile"]
-    assert done.rungs[1].sqnr_db > done.rungs[0].sqnr_db
-    assert done.passed is not None
-    record = done.passed.variant.quantization
+    whole = recipe.make(bench.source)
+    found, rungs = narrow(recipe, whole, bench)
+    assert [one.name for one in rungs] == ["the whole range", "ranges by percentile"]
+    assert rungs[1].sqnr_db > rungs[0].sqnr_db
+    record = bench.examine(found).variant.quantization
     assert record is not None
     assert record.calibration is not None
     assert record.calibration.method == "percentile"
-    assert (done.passed.folder / done.passed.variant.graph.file).is_file()
+    assert not whole.files.folder.exists()
 
 
 def test_what_loses_nothing_for_sure_keeps_its_ranges(tmp_path: Path) -> None:
     model, signature = dense((16, 3))
     bench = workbench_of(model, signature, tmp_path, max_loss=0.1)
     (recipe,) = candidates.recipes(ExportOptions(precisions=("int8",)))
-    whole = bench.examine(recipe.make(bench.source))
-    assert narrow(recipe, whole, bench) == ladder.Climb(passed=whole, rungs=())
+    whole = recipe.make(bench.source)
+    assert narrow(recipe, whole, bench) == (whole, ())
+    assert whole.files.path.is_file()
 
 
 def test_narrower_ranges_that_cannot_be_made_leave_what_there_was(
@@ -193,12 +193,12 @@ def test_narrower_ranges_that_cannot_be_made_leave_what_there_was(
 ) -> None:
     bench = with_rare_value(tmp_path)
     (recipe,) = candidates.recipes(ExportOptions(precisions=("int8",)))
-    whole = bench.examine(recipe.make(bench.source))
+    whole = recipe.make(bench.source)
 
     def refused(*_: object, **__: object) -> None:
         raise GateFailed("no room")
 
     monkeypatch.setattr(candidates.VariantRecipe, "make", refused)
-    done = narrow(recipe, whole, bench)
-    assert done.passed is whole
-    assert done.rungs[1].problem == "no room"
+    found, rungs = narrow(recipe, whole, bench)
+    assert found is whole
+    assert rungs[1].problem == "no room"

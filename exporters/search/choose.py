@@ -247,6 +247,7 @@ def _make(bench: Workbench, options: AutoOptions, budget: _Budget, on_progress: 
     reasons: dict[str, str] = {}
     failed: set[str] = set()
     rungs: tuple[Rung, ...] = ()
+    narrows = options.calibration is None and not is_dense(bench.source.model)
     for recipe in sorted(recipes, key=_promise):
         if reason := recipe.format.refusal(bench.source.model):
             reasons[recipe.id] = f"not for this model: {reason}"
@@ -257,17 +258,16 @@ def _make(bench: Workbench, options: AutoOptions, budget: _Budget, on_progress: 
         on_progress(f"{recipe.id}: make")
         try:
             candidate = recipe.make(bench.source, recipe.format.unable(bench.source.model))
+            if narrows and recipe.id == _CLIMBS and not budget.is_over():
+                candidate, rungs = narrow(recipe, candidate, bench, on_progress=on_progress)
             on_progress(f"{recipe.id}: checks")
             passed[recipe.id] = bench.examine(candidate)
         except (GateFailed, UsageError) as error:
             failed.add(recipe.id)
             reasons[recipe.id] = f"rejected: {str(error).removeprefix(f'{recipe.id} ')}"
-            continue
-        narrows = recipe.id == _CLIMBS and options.calibration is None and not is_dense(bench.source.model)
-        if narrows and not budget.is_over():
-            found = narrow(recipe, passed[recipe.id], bench, on_progress=on_progress)
-            passed[recipe.id], rungs = found.passed or passed[recipe.id], found.rungs
-    has_int8 = any(one.variant.precision is Precision.INT8 for one in passed.values())
+    # Integers in memory alone are no faster: what computes in them is worth a climb all the same.
+    computes = [one for one in passed.values() if one.variant.format is not VariantFormat.WEIGHT_ONLY]
+    has_int8 = any(one.variant.precision is Precision.INT8 for one in computes)
     climber = next((one for one in recipes if one.id == _CLIMBS and one.id in failed), None)
     if climber is not None and not has_int8 and not budget.is_over():
         found = climb(

@@ -1,11 +1,11 @@
-"""What is tried, from the simplest on, when static int8 loses more than is allowed, or something for sure.
+"""What is tried, from the simplest on, when static int8 loses something for sure, or more than is allowed.
 
 Each step is kept only where it pays.
 
 1. Ranges that leave out what hardly occurs: percentiles, then entropy (Migacz 2017, "8-bit inference with TensorRT").
 2. The layers that lose most stay in float, as few as will do (exporters.search.blame).
 
-What is right, and yet sure to lose something, has the first of these tried (`narrow`).
+Whatever is sure to lose something has the first of these tried before it comes to the gate (`narrow`).
 
 Smoothed inputs, weights rounded for the sake of their layer's output and moved biases come before all this: they are part of
 how int8 is made (exporters.formats). Candidates are judged on the validation samples; the gate has the last word.
@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from exporters.candidates import VariantRecipe
+from exporters.candidates import Candidate, VariantRecipe
 from exporters.formats.int8 import StaticInt8
 from exporters.gate import Passed
 from exporters.search.blame import Result, Trial, fewest_excluded
@@ -128,40 +128,39 @@ def climb(
     return Climb(passed=passed, rungs=tuple(rungs))
 
 
-def narrow(recipe: VariantRecipe, whole: Passed, bench: Workbench, *, on_progress: OnProgress = silent) -> Climb:
-    """Try ranges by percentile for static int8 that is right and loses something for sure.
+def narrow(
+    recipe: VariantRecipe, whole: Candidate, bench: Workbench, *, on_progress: OnProgress = silent
+) -> tuple[Candidate, tuple[Rung, ...]]:
+    """Try ranges by percentile in place of the whole ones, where static int8 loses something for sure.
 
-    What passes is of the two the one with less noise on the validation samples; without rungs nothing had to be tried.
+    Returns the candidate with less noise on the validation samples, and what was tried: nothing where nothing is lost for sure.
 
     Args:
         recipe: Of static int8 with the whole range.
-        whole: What was made by it.
+        whole: What was made by it; discarded if it is not returned.
         bench: The model, and samples.
         on_progress: Told what is being done.
     """
     assert isinstance(recipe.format, StaticInt8)  # whoever calls has chosen one
     trial = Trial(bench)
     started = time.perf_counter()
-    before = trial.judged(whole.folder / whole.variant.graph.file)
+    before = trial.judged(whole.files.path)
     if before.first is None or (before.first.low or 0.0) <= 0:
-        return Climb(passed=whole, rungs=())
-    rungs, method = [_rung(recipe, _WHOLE, started, before)], METHODS[0]
+        return whole, ()
+    method = METHODS[0]
     name = f"ranges by {method}"
     on_progress(f"{recipe.id}: {name}")
+    first = _rung(recipe, _WHOLE, started, before)
     started = time.perf_counter()
     other = dataclasses.replace(recipe, format=dataclasses.replace(recipe.format, method=method))
-    made = None
     try:
         made = other.make(bench.source, recipe.format.unable(bench.source.model))
-        after = trial.judged(made.files.path)
-        passed = bench.examine(made) if after.badness < before.badness else None
-        rungs.append(_rung(recipe, name, started, after))
     except (GateFailed, UsageError) as error:
-        rungs.append(_rung(recipe, name, started, problem=str(error)))
-        passed = None
-    if made is not None and passed is None:
-        made.discard()
-    return Climb(passed=passed or whole, rungs=tuple(rungs))
+        return whole, (first, _rung(recipe, name, started, problem=str(error)))
+    after = trial.judged(made.files.path)
+    best, worse = (made, whole) if after.badness < before.badness else (whole, made)
+    worse.discard()
+    return best, (first, _rung(recipe, name, started, after))
 
 
 def _rung(recipe: VariantRecipe, name: str, started: float, found: Result | None = None, *, problem: str = "") -> Rung:

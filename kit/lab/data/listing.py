@@ -57,7 +57,8 @@ def holds_classes(folder: Path, *, nested: bool = True) -> bool:
     """Whether there are images in subfolders, or in theirs where `nested`; looks no further than the first."""
     try:
         inside = _subfolders(folder)
-        inside |= _subfolders(inside[_TRAIN]) if _TRAIN in inside else {}
+        train = next((path for name, path in inside.items() if name.lower() == _TRAIN), None)
+        inside |= _subfolders(train) if train is not None else {}
         return any(
             folders.is_picture(path) for one in inside.values() for path in (_walk(one) if nested else _entries(one))
         )
