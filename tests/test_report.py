@@ -230,6 +230,13 @@ def test_the_headline_says_where_the_winner_does_not_win() -> None:
     assert any("not faster at every size: SLOWER 0.80x" in sentence for sentence in found.sentences)
 
 
+def test_the_headline_bears_other_sizes_without_a_verdict() -> None:
+    others = [dataclasses.replace(one, verdict=None) for one in pair(batch_size=64)]
+    found = headline.headline(made(*pair(), *others))
+    assert "2.00 times as fast" in found.title
+    assert not any("as well" in sentence for sentence in found.sentences)
+
+
 def test_the_headline_doubts_a_run_whose_baseline_differs_from_itself() -> None:
     doubtful = Control(
         contestant=BASELINE,

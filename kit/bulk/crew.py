@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import resource_tracker
+from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
 from kit.bulk.answering import Answered, Answering, Opening
@@ -21,6 +22,7 @@ from kit.bulk.forms import FORMS
 from kit.errors import KitError, MemoryShort
 
 _MOST_ON_WINDOWS = 61
+_starting = threading.Lock()  # two pools that start at once would take each other's processes for their own
 
 
 class Crew(Protocol):
@@ -83,7 +85,7 @@ def pool(
     Raises:
         MemoryShort: A process was ended from outside; `hint` says what to do then.
     """
-    others = set(multiprocessing.active_children())
+    own: set[BaseProcess] = set()
     executor = ProcessPoolExecutor(
         count,
         mp_context=multiprocessing.get_context("spawn"),  # a fork would inherit the runtime's threads, broken
@@ -91,9 +93,11 @@ def pool(
         initargs=arguments,
     )
     try:
-        with _interrupts_held():
+        with _starting, _interrupts_held():
+            others = set(multiprocessing.active_children())
             for _ in range(count):  # each starts a process, since none is idle yet
                 executor.submit(_nothing)
+            own = set(multiprocessing.active_children()) - others
         yield executor
     except BrokenProcessPool as error:
         raise MemoryShort(
@@ -101,7 +105,7 @@ def pool(
             hint=f'{hint}; a script of your own needs `if __name__ == "__main__":` around its call',
         ) from error
     finally:
-        for process in set(multiprocessing.active_children()) - others:  # they hold nothing that could be lost
+        for process in own:  # they hold nothing that could be lost
             process.terminate()
         executor.shutdown(wait=True, cancel_futures=True)
 

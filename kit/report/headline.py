@@ -145,9 +145,11 @@ def _elsewhere(rows: Sequence[Row], winner: Row) -> str:
     if not_so:
         return f"It is not faster at every size: {'; '.join(not_so)}."
     found = [one.speedup for row in faster if (one := _verdict(row).comparison)]
+    if not found:
+        return ""
     span = f"{times(min(found))} to {times(max(found))}" if len(found) > 1 else times(found[0])
     at = "; ".join(row.point for row in faster) if len(faster) <= _MOST_OTHERS else f"the other {len(faster)} sizes"
-    return f"It is faster at {at} as well: {span}." if found else ""
+    return f"It is faster at {at} as well: {span}."
 
 
 def _figures(winner: Row, busiest: Row) -> tuple[Figure, ...]:
