@@ -41,10 +41,10 @@ LEAST_EQUAL = 0.95
 """Share of values that must be equal in a quantized variant's outputs of integers and truth values."""
 
 # Dynamic quantization finds one range for the whole batch, so its rows may move by a quantization step, and what lies at padded
-# positions by far; the bars see what of it matters, and the baseline's rows were seen not to depend on each other. What is float
-# between the integers of QDQ rounds otherwise in a batch of another size: a value on the border of two integers then goes over,
-# and a close call is decided otherwise, as a letter may be in one position of a line. Weight-only kernels differ between one row
-# and several.
+# positions by far; the bars see what of it matters, and the baseline's rows were seen not to depend on each other. What is
+# float between the integers of QDQ rounds otherwise in a batch of another size: a value on the border of two integers goes
+# over, and a close call is decided otherwise, as of one letter in a line. Weight-only kernels differ between one row and
+# several.
 _ROWS = {
     VariantFormat.DYNAMIC: Movement(0.5, is_rms=True),
     VariantFormat.QDQ: Movement(0.2, is_rms=True),
