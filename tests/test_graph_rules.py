@@ -207,6 +207,18 @@ def test_what_stands_behind_a_gemm_goes_into_it() -> None:
     assert np.allclose(run(graph, x=x), before, atol=1e-5)
 
 
+@pytest.mark.parametrize(("shape", "expected"), [((1, 5), 1), ((1,), 1), ((), 1), ((5, 1), 2), ((5, 5), 2)])
+def test_a_gemm_takes_in_what_is_added_to_a_row(shape: tuple[int, ...], expected: int) -> None:
+    """Five samples, and five outputs."""
+    text = "g (float[5, 3] x) => (float[5, 5] y) { a = Gemm(x, w, b)  y = Add(a, row) }"
+    graph = graph_of(text, w=floats(3, 5), b=floats(*shape), row=floats(5))
+    x = floats(5, 3)
+    before = run(graph, x=x)
+    absorb(graph)
+    assert len(kinds(graph)) == expected
+    assert np.allclose(run(graph, x=x), before, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("text", "constants"),
     [

@@ -7,6 +7,7 @@ and biases in nodes of their own, lost R2 0.037 in int8, and 0.022 once they wer
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -101,12 +102,23 @@ def _only_reader(
 def _takes(graph: Graph, layer: onnx.NodeProto, reads: Mapping[str, int]) -> bool:
     constants = graph.constants
     return (
-        (layer.op_type == "Conv" or is_plain(layer))
+        (layer.op_type == "Conv" or (is_plain(layer) and _adds_a_row(graph, layer)))
         and all(
-            name in constants and constants[name].data_type == TensorProto.FLOAT and reads[name] <= 1  # 0: added here
+            name in constants
+            and constants[name].data_type == TensorProto.FLOAT
+            and reads[name] <= 1  # 0 if it was added here
             for name in layer.input[1:]
         )
     )
+
+
+def _adds_a_row(graph: Graph, gemm: onnx.NodeProto) -> bool:
+    """Whether what a Gemm adds, if it does, is the same for every sample."""
+    weight, *added = (graph.constants.get(name) for name in gemm.input[1:])
+    if weight is None or None in added:
+        return False
+    outputs = int(weight.dims[-1])
+    return all(list(one.dims) in ([outputs], [1, outputs]) or math.prod(one.dims) == 1 for one in added if one)
 
 
 def _line(graph: Graph, node: onnx.NodeProto, layer: onnx.NodeProto) -> Line | None:
@@ -151,10 +163,8 @@ def _assign(graph: Graph, layer: onnx.NodeProto, scale: Values, shift: Values) -
         scaled = turned * np.broadcast_to(scale, (outputs,)).reshape(-1, *[1] * (weight.ndim - 1))
         graph.assign(layer.input[1], scaled if layer.op_type == "Conv" else scaled.T)
     has_bias = len(layer.input) == 3
-    before = (
-        np.broadcast_to(graph.values(layer.input[2]).astype(np.float64), (outputs,)) if has_bias else np.zeros(outputs)
-    )
-    bias = before * scale + shift
+    before = graph.values(layer.input[2]).astype(np.float64).reshape(-1) if has_bias else np.zeros(1)
+    bias = np.broadcast_to(before * scale + shift, (outputs,))
     if has_bias:
         graph.assign(layer.input[2], bias)
         return

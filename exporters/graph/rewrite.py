@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,7 @@ from exporters.graph.rules import MOVES, RECURRENT, follow, is_plain, uses
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 _RESHAPES = frozenset({"Reshape", "Flatten"})
+_PIECE = 2**22  # values
 
 
 def simplify(graph: Graph, *, batch: str | None) -> None:
@@ -60,12 +61,18 @@ def move_in(graph: Graph, *, batch: str | None) -> None:
 def flush(graph: Graph) -> None:
     """Make 0 of float32 and float64 constants that are no normal numbers; what is as small in float16 is meant."""
     for name, constant in graph.constants.items():
-        if constant.data_type not in {TensorProto.FLOAT, TensorProto.DOUBLE}:
-            continue
-        values = graph.values(name)
-        is_tiny = (values != 0) & (np.abs(values) < np.finfo(values.dtype).tiny)
-        if is_tiny.any():
-            graph.assign(name, np.where(is_tiny, values.dtype.type(0), values))
+        if constant.data_type in {TensorProto.FLOAT, TensorProto.DOUBLE} and any(_tiny(graph.values(name))):
+            values = graph.values(name).copy()
+            values[np.abs(values) < np.finfo(values.dtype).tiny] = 0
+            graph.assign(name, values)
+
+
+def _tiny(values: NDArray[np.floating]) -> Iterator[bool]:
+    """Tell of each piece of a constant whether it holds such numbers: gigabytes are mapped, and never copied to look at."""
+    flat = values.reshape(-1)
+    for start in range(0, flat.size, _PIECE):
+        piece = flat[start : start + _PIECE]
+        yield bool(((piece != 0) & (np.abs(piece) < np.finfo(piece.dtype).tiny)).any())
 
 
 def untranspose(graph: Graph) -> None:
