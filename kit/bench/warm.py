@@ -14,7 +14,7 @@ from kit.bench import judging, sweep
 from kit.bench.cases import OpenCase, Subject, open_all, prepare
 from kit.bench.judging import Group, Timing
 from kit.bench.measure import LEAST_ROUNDS, Call, ClosedLoop, LoadShape, Plan, expected_seconds, measure
-from kit.bench.meters import PeakMemory, energy_meter, steady_energy_uj
+from kit.bench.meters import EnergyMeter, PeakMemory, energy_meter, steady_energy_uj
 from kit.bench.points import described, telling
 from kit.bench.queries import Queries
 from kit.bench.request import Request
@@ -325,11 +325,8 @@ def _group(
             on_round=on_round,
             on_failure=failures.__setitem__,
         )
-        steady = {
-            place: steady_energy_uj(one.call, meters[place])
-            for place, one in enumerate(queries)
-            if slow[place] and place not in failures and place < len(running)
-        }
+        on_gpu = [place for place in range(len(running)) if slow[place] and place not in failures]
+        steady = {place: _steady(queries[place], meters[place], place, failures) for place in on_gpu}
     places = {index: place for place, index in enumerate(running)}
     measured = []
     for index, one in enumerate(cases):
@@ -347,6 +344,15 @@ def _group(
         twin_timings = timings[-1] if has_twin else None
         return Group(tuple(measured), measured[base], twin_timings)
     return Group(tuple(measured), next((one for one in measured if one.timings is not None), None), None)
+
+
+def _steady(query: Queries, meter: EnergyMeter, place: int, failures: dict[int, KitError]) -> float | None:
+    """Return the energy of a call by a counter that is too slow for a turn; a call that fails is noted."""
+    try:
+        return steady_energy_uj(query.call, meter)
+    except KitError as error:
+        failures[place] = error
+        return None
 
 
 def _no_meter() -> None:
