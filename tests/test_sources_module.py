@@ -556,7 +556,8 @@ def test_arrays_of_any_layout_and_byte_order_are_examples_and_inputs() -> None:
     name = original.signature.inputs[0].name
     expected = original.answer({name: np.ascontiguousarray(rows[:, ::-1])})["output"]
     for given in (rows[:, ::-1], np.asfortranarray(rows[:, ::-1])):
-        assert np.array_equal(original.answer({name: given})["output"], expected)
+        # Torch adds up in another order where rows lie in another one, on some CPUs.
+        assert np.allclose(original.answer({name: given})["output"], expected, rtol=1e-6, atol=1e-7)
     assert len(original.answer({name: rows[:1][::-1]})["output"]) == 1
     foreign = open_source(nn.Linear(3, 2).eval(), inputs={"input": rows.astype(">f4")})
     assert foreign.signature.inputs[0].dtype == "float32"
