@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -369,7 +370,7 @@ def kit(tmp_path: Path) -> Kit:
 
 
 @pytest.fixture
-def kit_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Kit:
+def kit_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Kit]:
     """Run `kit` in this process, where torch is imported already: for commands that would import it again."""
 
     def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -378,10 +379,12 @@ def kit_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         capsys.readouterr()
+        urllib.request.install_opener(None)  # it keeps the proxies of the moment when it was first used
         code = apps.cli.run(list(arguments))
         return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
 
-    return call
+    yield call
+    urllib.request.install_opener(None)  # else whoever asks next is sent to this test's proxy
 
 
 @pytest.fixture
