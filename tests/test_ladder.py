@@ -202,3 +202,31 @@ def test_narrower_ranges_that_cannot_be_made_leave_what_there_was(
     found, rungs = narrow(recipe, whole, bench)
     assert found is whole
     assert rungs[1].problem == "no room"
+
+
+def test_what_does_not_run_is_left_to_the_gate(tmp_path: Path) -> None:
+    bench = with_rare_value(tmp_path)
+    (recipe,) = candidates.recipes(ExportOptions(precisions=("int8",)))
+    whole = recipe.make(bench.source)
+    whole.files.path.chmod(0o600)
+    whole.files.path.write_bytes(b"no model")
+    assert narrow(recipe, whole, bench) == (whole, ())
+    with pytest.raises(GateFailed):
+        bench.examine(whole)
+
+
+@pytest.mark.parametrize(("calibration", "expected"), [(None, ["int8-qdq"]), (CalibrationMethod.ENTROPY, [])])
+def test_auto_narrows_static_int8_of_what_is_not_dense_unless_ranges_were_asked_for(
+    digits: Bundle, monkeypatch: pytest.MonkeyPatch, calibration: CalibrationMethod | None, expected: list[str]
+) -> None:
+    narrowed: list[str] = []
+
+    def noted(recipe: candidates.VariantRecipe, whole: Any, *_: object, **__: object) -> Any:
+        narrowed.append(recipe.id)
+        return whole, (ladder.Rung(variant=recipe.id, name="noted"),)
+
+    monkeypatch.setattr("exporters.search.choose.narrow", noted)
+    monkeypatch.setattr("exporters.search.choose.is_dense", lambda _: False)
+    done = exporters.export_auto(digits, AutoOptions(points=batch(1), plan=FAST, calibration=calibration))
+    assert narrowed == expected
+    assert [one.name for one in done.rungs] == ["noted"] * len(expected)

@@ -70,7 +70,7 @@ def absorb(graph: Graph) -> None:
                 break
             _assign(graph, layer, *line)
             layer.output[0] = behind.output[0]
-            gone.add(id(behind))
+            gone.add(id(behind))  # `readers` holds the node, so that no other gets its id
     if gone:
         _keep(model, [node for node in model.graph.node if id(node) not in gone])
         graph.drop_unused()

@@ -24,7 +24,7 @@ from exporters.gate import Passed
 from exporters.search.blame import Result, Trial, fewest_excluded
 from exporters.workbench import Workbench
 from kit.choices import CalibrationMethod
-from kit.errors import GateFailed, UsageError
+from kit.errors import GateFailed, KitError, UsageError
 from kit.metrics import Score
 from kit.system.progress import OnProgress, silent
 
@@ -144,7 +144,10 @@ def narrow(
     assert isinstance(recipe.format, StaticInt8)  # whoever calls has chosen one
     trial = Trial(bench)
     started = time.perf_counter()
-    before = trial.judged(whole.files.path)
+    try:
+        before = trial.judged(whole.files.path)
+    except KitError:  # what does not even run is for the gate to name
+        return whole, ()
     if before.first is None or (before.first.low or 0.0) <= 0:
         return whole, ()
     method = METHODS[0]
@@ -153,11 +156,14 @@ def narrow(
     first = _rung(recipe, _WHOLE, started, before)
     started = time.perf_counter()
     other = dataclasses.replace(recipe, format=dataclasses.replace(recipe.format, method=method))
+    made = None
     try:
         made = other.make(bench.source, recipe.format.unable(bench.source.model))
-    except (GateFailed, UsageError) as error:
+        after = trial.judged(made.files.path)
+    except KitError as error:
+        if made is not None:
+            made.discard()
         return whole, (first, _rung(recipe, name, started, problem=str(error)))
-    after = trial.judged(made.files.path)
     best, worse = (made, whole) if after.badness < before.badness else (whole, made)
     worse.discard()
     return best, (first, _rung(recipe, name, started, after))
