@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from exporters import candidates, request, workbench
+from exporters import candidates, gate, request, workbench
 from exporters.candidates import Candidate
 from exporters.formats.base import Source
 from exporters.formats.int8 import quantize_dynamic
@@ -19,6 +19,7 @@ from exporters.gate import Passed, answer, check_border, check_file
 from exporters.options import ExportOptions
 from exporters.pipeline import make
 from exporters.sizes import Movement
+from kit.choices import VariantFormat
 from kit.errors import GateFailed, UsageError
 from kit.runtime.onnxruntime import OnnxRuntimeRunner
 from kit.samples import Samples, Splits
@@ -172,6 +173,16 @@ def test_what_moves_far_in_a_few_places_only_moves_little_by_its_root_mean_squar
     assert Movement(0.5).size(moved) == 5
     assert Movement(0.5, is_rms=True).size(moved) < 0.5 < Movement(0.5, is_rms=True).size(np.ones(1000))
     assert Movement(0.5, is_rms=True).size(np.zeros(0)) == 0
+
+
+@pytest.mark.parametrize(("form", "is_rms"), [("qdq", True), ("qoperator", False), ("float", False)])
+def test_close_calls_of_qdq_are_no_dependence_on_neighbours(tmp_path: Path, form: str, is_rms: bool) -> None:
+    """What is float between its integers rounds otherwise in another batch; what is all integers or all float may not."""
+    model, _ = dense((4, 3))
+    path = tmp_path / "made.onnx"
+    onnx.save(model, path)
+    candidate = dataclasses.replace(candidates.baseline(path), format=VariantFormat.parse(form))
+    assert gate._rows(candidate).is_rms is is_rms
 
 
 @pytest.mark.parametrize("share", [1.0, 0.03])
