@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import runpy
 import shutil
 import sys
 from pathlib import Path
@@ -36,6 +37,7 @@ PAGE = ROOT / "apps" / "demo" / "page.py"
 
 @pytest.fixture
 def page(monkeypatch: pytest.MonkeyPatch, cache: Path):  # noqa: ARG001 - nothing goes into the user's own cache
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])  # Streamlit leaves the page in its place
     opened: list[AppTest] = []
 
     def show(path: Path | str, tab: str = "Try it", *, flags: tuple[str, ...] = (), **state: object) -> AppTest:
@@ -80,6 +82,10 @@ def unfold(app: AppTest) -> None:
 
 def texts(elements) -> str:
     return "\n".join(str(one.value) for one in elements).replace("\\", "")
+
+
+def test_a_process_that_is_started_from_the_page_does_not_draw_it() -> None:
+    runpy.run_path(str(PAGE), run_name="__mp_main__")  # as multiprocessing runs the main module of whoever starts it
 
 
 def test_a_bundle_that_is_not_there_is_said_with_what_to_do(page) -> None:

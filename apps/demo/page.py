@@ -79,4 +79,5 @@ def _about(bundle: Bundle, visitor: Visitor) -> str:
     return " · ".join(said)
 
 
-main()
+if __name__ == "__main__":  # which Streamlit calls it; a process that one started here imports it under another name
+    main()
