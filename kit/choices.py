@@ -96,9 +96,11 @@ class Goal(_Choice):
 class CalibrationMethod(_Choice):
     """How activation ranges follow from what the samples showed.
 
-    The whole range; the range that loses the least information (entropy, Migacz 2017); or all but a share of the outermost.
+    The whole range; the range that loses the least information (entropy, Migacz 2017); all but a share of the outermost; or the
+    range that makes the least squared error.
     """
 
     MINMAX = "minmax"
     ENTROPY = "entropy"
     PERCENTILE = "percentile"
+    MSE = "mse"

@@ -15,6 +15,7 @@ are within 2 % of each other the first in the order they were named: the plaines
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import platform
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ from datetime import UTC, datetime
 
 from kit import metrics
 from kit.bench.cases import Case
-from kit.bench.measure import Plan
+from kit.bench.measure import LEAST_ROUNDS, ClosedLoop, Plan, expected_seconds
 from kit.bench.request import Request
 from kit.bench.results import Results, Row
 from kit.bench.run import bench
@@ -162,6 +163,7 @@ def tune(
         max_loss: Variants are left out that lost more of their metric against the baseline when they were published, in the
             metric's unit (0.003 for 0.3 points); None for what the metric allows.
         budget_seconds: Time for measuring; None for 20 rounds of all and 100 of the finalists, or what fits into 4 minutes.
+            Ways to run a finalist for which there is no time are left out, the plainest last.
         plan: How long to measure each of the two times, in place of a budget.
         on_progress: Told what is being done, and its share of all.
 
@@ -173,7 +175,7 @@ def tune(
     """
     point = _point(bundle, goal, sizes or {})
     seconds = budget_seconds or _USUAL_SECONDS
-    glance = plan or Plan(rounds=_GLANCE_ROUNDS, most_seconds=_GLANCE_SHARE * seconds)
+    glance = plan or Plan(rounds=_GLANCE_ROUNDS, least_calls=1, most_seconds=_GLANCE_SHARE * seconds)
     plan = plan or Plan(most_seconds=(1 - _GLANCE_SHARE) * seconds)
     cpus = this_machine().cpus_to_use
     most_threads = min(most_threads or cpus, cpus)
@@ -185,13 +187,15 @@ def tune(
         full_names=True,
     )
     ranked = sorted((one for one in first.candidates if one.rows and one.rows[0].latency), key=_p50_us)
-    finalists = [next(case for case in cases if _shows(case, one)) for one in ranked[:_FINALISTS]]
-    second = [cases[0], *_ways(finalists, most_threads)]
+    finalists = [(next(case for case in cases if _shows(case, one)), _p50_us(one)) for one in ranked[:_FINALISTS]]
+    baseline_us = next((_p50_us(one) for one in ranked if _shows(cases[0], one)), 0.0)
+    ways, late = _in_time(finalists, most_threads, plan, _least_seconds(plan, baseline_us))
+    second = [cases[0], *ways]
     results = _measure(bundle, second, point, plan, _within(on_progress, 0.05 + _GLANCE_SHARE, 1.0))
     errors = {one.id: fidelity.deviation(one.fidelity) for one in bundle.variants}
     final = judge(results, errors=errors, full_names=True)
     losers = tuple(one for one in first.candidates if one.name not in {found.name for found in final.candidates})
-    judgement = dataclasses.replace(final, candidates=(*final.candidates, *losers, *refused))
+    judgement = dataclasses.replace(final, candidates=(*final.candidates, *losers, *late, *refused))
     winner = final.winner.rows[0]
     comparison = winner.verdict.comparison if winner.verdict else None
     choice = Choice(
@@ -308,25 +312,56 @@ def _plainness(variant: Variant) -> tuple[int, bool, int]:
     return precisions.index(variant.precision), bool(variant.needs.domains), _PLAINEST.index(variant.format)
 
 
-def _ways(finalists: Sequence[Case], most_threads: int) -> list[Case]:
-    """Return the finalists under other session options, the plainest first; some change nothing for some runtimes."""
+def _in_time(
+    finalists: Sequence[tuple[Case, float]], most_threads: int, plan: Plan, spent: float
+) -> tuple[list[Case], tuple[Contender, ...]]:
+    """Return the ways to run the finalists that there is time to measure, the first of each at least, and the others.
+
+    Args:
+        finalists: And the microseconds of a call.
+        most_threads: Of a way.
+        plan: How long to measure.
+        spent: Seconds that the baseline takes.
+    """
+    every = [[(way, call_us) for way in _ways(one, most_threads)] for one, call_us in finalists]
+    left = (math.inf if plan.most_seconds is None else plan.most_seconds) - spent
+    late: list[Case] = []
+    for number, same in enumerate(itertools.zip_longest(*every)):  # the plainest of each before others
+        for way, call_us in filter(None, same):
+            left -= _least_seconds(plan, call_us)
+            if number and left < 0:
+                late.append(way)
+    ways = [way for own in every for way, _ in own]
+    others = (
+        Contender(
+            name=_named(way.variant, way.runtime, way.options.describe_session()),
+            reason="not tried: the budget is used up",
+        )
+        for way in late
+    )
+    return [way for way in ways if way not in late], tuple(others)
+
+
+def _least_seconds(plan: Plan, call_us: float) -> float:
+    return expected_seconds([call_us], dataclasses.replace(plan, rounds=LEAST_ROUNDS), ClosedLoop())
+
+
+def _ways(finalist: Case, most_threads: int) -> list[Case]:
+    """Return a finalist under other session options, the plainest first; some change nothing for some runtimes."""
     threads, count = [1], 2
     while count < most_threads:
         threads.append(count)
         count *= 2
     threads += [most_threads] if most_threads > 1 else []
-    ways = []
-    for one in finalists:
-        options = [RunnerOptions(threads=number, bf16=one.options.bf16) for number in dict.fromkeys(threads)]
-        if one.runtime == registry.DEFAULT:
-            options += [RunnerOptions(threads=number, spinning=False) for number in threads if number > 1]
-            options += [
-                RunnerOptions(arena=True),
-                RunnerOptions(prepacking=False),
-                RunnerOptions(optimization="extended"),
-            ]
-        ways += [dataclasses.replace(one, options=way) for way in options]
-    return ways
+    options = [RunnerOptions(threads=number, bf16=finalist.options.bf16) for number in dict.fromkeys(threads)]
+    if finalist.runtime == registry.DEFAULT:
+        options += [RunnerOptions(threads=number, spinning=False) for number in threads if number > 1]
+        options += [
+            RunnerOptions(arena=True),
+            RunnerOptions(prepacking=False),
+            RunnerOptions(optimization="extended"),
+        ]
+    return [dataclasses.replace(finalist, options=way) for way in options]
 
 
 def _measure(
@@ -342,7 +377,11 @@ def _shows(case: Case, contender: Contender) -> bool:
 
 
 def _name(row: Row) -> str:
-    return f"{row.variant} in {row.runtime}" + (f", {row.session}" if row.session else "")
+    return _named(row.variant, row.runtime, row.session)
+
+
+def _named(variant: str, runtime: str, session: str) -> str:
+    return f"{variant} in {runtime}" + (f", {session}" if session else "")
 
 
 def _candidate(name: str, rows: tuple[Row, ...]) -> Contender:

@@ -48,6 +48,17 @@ def test_a_data_file_is_read_as_tensors_if_nobody_knows_the_task(kit_inside: Kit
     assert found.returncode == 0, found.stderr
 
 
+def test_the_table_names_the_split_that_decided(kit_inside: Kit, duo: Bundle, tmp_path: Path) -> None:
+    found = kit_inside("export", str(duo.folder), *DYNAMIC)
+    assert "r2 golden" in found.stdout
+    assert "r2 (higher is better): golden samples, " in found.stdout
+    inputs = duo.golden()[0].inputs
+    np.savez(tmp_path / "data.npz", **{name: np.concatenate([array] * 20) for name, array in inputs.items()})
+    found = kit_inside("export", str(duo.folder), *DYNAMIC, "--data", "data.npz")
+    assert "r2 val" in found.stdout
+    assert "r2 (higher is better): data.npz validation, " in found.stdout
+
+
 def test_another_operator_set_is_refused_for_a_bundle_of_its_own_graph(
     kit_inside: Kit, duo: Bundle, tmp_path: Path
 ) -> None:

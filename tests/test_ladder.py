@@ -48,10 +48,11 @@ def test_ranges_are_tried_first_and_then_as_few_layers_stay_in_float_as_will_do(
     assert [one.name for one in done.rungs] == [
         "the whole range",
         "ranges by percentile",
+        "ranges by mse",
         "ranges by entropy",
         "2 layers in float",
     ]
-    assert [one.is_right for one in done.rungs] == [False, False, False, True]
+    assert [one.is_right for one in done.rungs] == [False, False, False, False, True]
     assert done.passed is not None
     record = done.passed.variant.quantization
     assert record is not None
@@ -71,7 +72,7 @@ def test_a_way_that_is_no_better_is_not_kept(tmp_path: Path, monkeypatch: pytest
     assert record.calibration is not None
     kept = record.calibration.method
     noise = {one.name: one.sqnr_db for one in done.rungs}
-    best = max(("the whole range", "ranges by percentile", "ranges by entropy"), key=noise.__getitem__)
+    best = max(("the whole range", *(f"ranges by {one}" for one in ladder.METHODS)), key=noise.__getitem__)
     assert kept == {"the whole range": "minmax"}.get(best, best.removeprefix("ranges by "))
 
 
@@ -170,13 +171,25 @@ def test_what_loses_for_sure_gets_narrower_ranges_where_they_pay(tmp_path: Path)
     (recipe,) = candidates.recipes(ExportOptions(precisions=("int8",)))
     whole = recipe.make(bench.source)
     found, rungs = narrow(recipe, whole, bench)
-    assert [one.name for one in rungs] == ["the whole range", "ranges by percentile"]
-    assert rungs[1].sqnr_db > rungs[0].sqnr_db
+    assert [one.name for one in rungs] == ["the whole range", "ranges by percentile", "ranges by mse"]
+    assert rungs[1].sqnr_db > rungs[2].sqnr_db > rungs[0].sqnr_db, (
+        "a value far out of half a million is dear to cut off"
+    )
     record = bench.examine(found).variant.quantization
     assert record is not None
     assert record.calibration is not None
     assert record.calibration.method == "percentile"
     assert not whole.files.folder.exists()
+
+
+def test_no_narrower_ranges_are_begun_when_the_time_is_up(tmp_path: Path) -> None:
+    bench = with_rare_value(tmp_path)
+    (recipe,) = candidates.recipes(ExportOptions(precisions=("int8",)))
+    whole = recipe.make(bench.source)
+    over = itertools.chain([False], itertools.repeat(True))
+    found, rungs = narrow(recipe, whole, bench, is_over=lambda: next(over))
+    assert [one.name for one in rungs] == ["the whole range", "ranges by percentile"]
+    assert found is not whole
 
 
 def test_what_loses_nothing_for_sure_keeps_its_ranges(tmp_path: Path) -> None:
@@ -201,7 +214,7 @@ def test_narrower_ranges_that_cannot_be_made_leave_what_there_was(
     monkeypatch.setattr(candidates.VariantRecipe, "make", refused)
     found, rungs = narrow(recipe, whole, bench)
     assert found is whole
-    assert rungs[1].problem == "no room"
+    assert [one.problem for one in rungs] == ["", "no room", "no room"]
 
 
 def test_what_does_not_run_is_left_to_the_gate(tmp_path: Path) -> None:

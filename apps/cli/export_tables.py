@@ -30,15 +30,16 @@ def export_table(report: ExportReport) -> None:
     variants = [one.variant for one in report.passed]
     tests = [figures.main_score(variant) for variant in variants]
     held = [figures.main_score(variant, _validation(variant.scores)) for variant in variants]
+    decided = "golden" if {one.split for one in held if one is not None} == {"golden"} else "val"
     several = any(len(one.fidelity) > 1 for one in report.passed)
     rows = Rows(
         headers=(
             *("variant", "size", "quantized", "output", "max rel err", "cosine", "agrees"),
-            *(figures.header(held, "val"), f"{figures.header(tests, 'test')} ", "loss [95 %]", "changed"),
+            *(figures.header(held, decided), f"{figures.header(tests, 'test')} ", "loss [95 %]", "changed"),
         ),
         left=("variant", "quantized", "output", "changed"),
         wraps=("quantized", "changed"),
-        spare=("cosine", "size", figures.header(held, "val")),
+        spare=("cosine", "size", figures.header(held, decided)),
         needed=("agrees", "max rel err"),
     )
     for one, validation, test in zip(report.passed, held, tests, strict=True):
@@ -61,8 +62,9 @@ def export_table(report: ExportReport) -> None:
 
 
 def _validation(scores: tuple[Score, ...]) -> str:
-    """Return the split that decided: `validation`, or `train` if nothing was held out."""
-    return next((one.split for one in scores if one.split != "test"), "validation")
+    """Return the split that decided: `validation`, or `train` if nothing was held out, or `golden` without data."""
+    splits = [one.split for one in scores if one.split != "test"]
+    return next((one for one in splits if one != "golden"), next(iter(splits), "validation"))
 
 
 def _scores(validation: Score | None, test: Score | None) -> tuple[str, str, str, str]:

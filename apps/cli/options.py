@@ -209,8 +209,8 @@ def calibration(function: F) -> F:
     return click.option(
         "--calibration",
         type=click.Choice(list(CalibrationMethod), case_sensitive=False),
-        help="Static int8: the whole range of activations, the one that loses the least information, or all but the "
-        "outermost.  [default: minmax]",
+        help="Static int8: the whole range of activations, the one that loses the least information, all but the "
+        "outermost, or the one of the least squared error.  [default: minmax]",
     )(function)
 
 

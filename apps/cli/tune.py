@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     "--budget",
     "budget_seconds",
     type=options.Duration(),
-    help="Time for measuring, such as 1m.  [default: 20 rounds of all and 100 of the best, or what fits into 4 minutes]",
+    help="Time for measuring, such as 1m; session options there is no time for are left out.  [default: 20 rounds of all and "
+    "100 of the best, or what fits into 4 minutes]",
 )
 @click.option("--show", is_flag=True, help="Show what was chosen here before, and measure nothing.")
 @click.option("--forget", is_flag=True, help="Drop what was chosen here before, and measure nothing.")

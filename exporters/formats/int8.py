@@ -17,6 +17,7 @@ Choices, all measured on the 784-512-256-128-10 network:
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ import numpy as np
 import onnx
 
 from exporters import staging
-from exporters.formats import ends, recurrent, rounding, smooth, workplace
+from exporters.formats import ends, ranges, recurrent, rounding, smooth, workplace
 from exporters.formats.base import EveryLayer, Source, count, excluded_layers, is_dense
 from exporters.formats.calibration import CalibrationDraw, calibration_reader, draw
 from exporters.formats.counting import count_weights
@@ -166,11 +167,7 @@ def quantize_static(
     """
     from onnxruntime import quantization as ort
 
-    methods = {
-        CalibrationMethod.MINMAX: ort.CalibrationMethod.MinMax,
-        CalibrationMethod.ENTROPY: ort.CalibrationMethod.Entropy,
-        CalibrationMethod.PERCENTILE: ort.CalibrationMethod.Percentile,
-    }
+    method = CalibrationMethod.parse(calibration.method)
     is_qdq = form is VariantFormat.QDQ
     graph = staging.read(model) if isinstance(model, Path) else model
     graph, equalized = prepared(graph, per_channel=per_channel)
@@ -184,7 +181,7 @@ def quantize_static(
     if is_qdq and not is_dense(graph):
         # What follows a product of matrices adds, normalizes or bends, all of it in float: its sum need not be 8 bits before.
         options["OpTypesToExcludeOutputQuantization"] = ["MatMul"]
-    if calibration.method is not CalibrationMethod.MINMAX and reader.is_strided:
+    if method is not CalibrationMethod.MINMAX and reader.is_strided:
         options["CalibStridedMinMax"] = 1  # histograms too are made batch by batch
     with workplace.rewritten(model if isinstance(model, Path) else graph, factors, folds=True) as rewritten:
         graph = staging.read(rewritten) if isinstance(rewritten, Path) else rewritten
@@ -195,8 +192,12 @@ def quantize_static(
         # Raw values are quantized as they are, whatever range the samples happened to show.
         raw = {"scale": np.array(1, np.float32), "zero_point": np.array(0, np.uint8)}
         options["TensorQuantOverrides"] = {door.tensor: [raw] for door in entered}
-        with workplace.files(rewritten, target) as (source, written):
+        with (
+            workplace.files(rewritten, target) as (source, written),
+            tempfile.TemporaryDirectory(prefix="kit-") as place,
+        ):
             on_progress(f"ranges of {sum(signature.rows(group.inputs) for group in samples):,} calibration samples")
+            kinds = [*LAYERS, *ACTIVATIONS]
             ort.quantize_static(
                 source,
                 written,
@@ -206,9 +207,9 @@ def quantize_static(
                 weight_type=ort.QuantType.QInt8,
                 per_channel=per_channel,
                 reduce_range=bits == FEW_BITS,
-                op_types_to_quantize=[*LAYERS, *ACTIVATIONS],
+                op_types_to_quantize=kinds,
                 nodes_to_exclude=[*(layer.node.name for layer in kept), *_without_weights(graph)],
-                calibrate_method=methods[CalibrationMethod.parse(calibration.method)],
+                **ranges.wanted(method, Path(source), reader, kinds, Path(place), is_large=isinstance(model, Path)),
                 use_external_data_format=isinstance(model, Path),
                 extra_options=options,
             )

@@ -259,7 +259,7 @@ def _make(bench: Workbench, options: AutoOptions, budget: _Budget, on_progress: 
         try:
             candidate = recipe.make(bench.source, recipe.format.unable(bench.source.model))
             if narrows and recipe.id == _CLIMBS and not budget.is_over():
-                candidate, rungs = narrow(recipe, candidate, bench, on_progress=on_progress)
+                candidate, rungs = narrow(recipe, candidate, bench, is_over=budget.is_over, on_progress=on_progress)
             on_progress(f"{recipe.id}: checks")
             passed[recipe.id] = bench.examine(candidate)
         except (GateFailed, UsageError) as error:

@@ -2,10 +2,11 @@
 
 Each step is kept only where it pays.
 
-1. Ranges that leave out what hardly occurs: percentiles, then entropy (Migacz 2017, "8-bit inference with TensorRT").
+1. Ranges that leave out what hardly occurs: percentiles, the least squared error, then entropy (Migacz 2017, "8-bit
+   inference with TensorRT").
 2. The layers that lose most stay in float, as few as will do (exporters.search.blame).
 
-Whatever is sure to lose something has the first of these tried before it comes to the gate (`narrow`).
+Whatever is sure to lose something has the first two of these tried before it comes to the gate (`narrow`).
 
 Smoothed inputs, weights rounded for the sake of their layer's output and moved biases come before all this: they are part of
 how int8 is made (exporters.formats). Candidates are judged on the validation samples; the gate has the last word.
@@ -30,7 +31,8 @@ from kit.system.progress import OnProgress, silent
 
 _WHOLE = "the whole range"
 
-METHODS = (CalibrationMethod.PERCENTILE, CalibrationMethod.ENTROPY)
+METHODS = (CalibrationMethod.PERCENTILE, CalibrationMethod.MSE, CalibrationMethod.ENTROPY)
+_NARROWER = METHODS[:2]  # a single value far out is cut off by a percentile alone; many, by what they cost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,44 +131,56 @@ def climb(
 
 
 def narrow(
-    recipe: VariantRecipe, whole: Candidate, bench: Workbench, *, on_progress: OnProgress = silent
+    recipe: VariantRecipe,
+    whole: Candidate,
+    bench: Workbench,
+    *,
+    is_over: Callable[[], bool] = lambda: False,
+    on_progress: OnProgress = silent,
 ) -> tuple[Candidate, tuple[Rung, ...]]:
-    """Try ranges by percentile in place of the whole ones, where static int8 loses something for sure.
+    """Try narrower ranges in place of the whole ones, where static int8 loses something for sure.
 
-    Returns the candidate with less noise on the validation samples, and what was tried: nothing where nothing is lost for sure.
+    Returns the candidate with the least noise on the validation samples, and what was tried: nothing where nothing is lost for
+    sure.
 
     Args:
         recipe: Of static int8 with the whole range.
         whole: What was made by it; discarded if it is not returned.
         bench: The model, and samples.
+        is_over: Whether the time is up: nothing new is begun then.
         on_progress: Told what is being done.
     """
     assert isinstance(recipe.format, StaticInt8)  # whoever calls has chosen one
     trial = Trial(bench)
     started = time.perf_counter()
     try:
-        before = trial.judged(whole.files.path)
+        least = trial.judged(whole.files.path)
     except KitError:  # what does not even run is for the gate to name
         return whole, ()
-    if before.first is None or (before.first.low or 0.0) <= 0:
+    if least.first is None or (least.first.low or 0.0) <= 0:
         return whole, ()
-    method = METHODS[0]
-    name = f"ranges by {method}"
-    on_progress(f"{recipe.id}: {name}")
-    first = _rung(recipe, _WHOLE, started, before)
-    started = time.perf_counter()
-    other = dataclasses.replace(recipe, format=dataclasses.replace(recipe.format, method=method))
-    made = None
-    try:
-        made = other.make(bench.source, recipe.format.unable(bench.source.model))
-        after = trial.judged(made.files.path)
-    except KitError as error:
-        if made is not None:
-            made.discard()
-        return whole, (first, _rung(recipe, name, started, problem=str(error)))
-    best, worse = (made, whole) if after.badness < before.badness else (whole, made)
-    worse.discard()
-    return best, (first, _rung(recipe, name, started, after))
+    best, rungs = whole, [_rung(recipe, _WHOLE, started, least)]
+    for method in _NARROWER:
+        if is_over():
+            break
+        name = f"ranges by {method}"
+        on_progress(f"{recipe.id}: {name}")
+        started = time.perf_counter()
+        other = dataclasses.replace(recipe, format=dataclasses.replace(recipe.format, method=method))
+        made = None
+        try:
+            made = other.make(bench.source, recipe.format.unable(bench.source.model))
+            found = trial.judged(made.files.path)
+        except KitError as error:
+            if made is not None:
+                made.discard()
+            rungs.append(_rung(recipe, name, started, problem=str(error)))
+            continue
+        rungs.append(_rung(recipe, name, started, found))
+        best, worse = (made, best) if found.badness < least.badness else (best, made)
+        least = found if best is made else least
+        worse.discard()
+    return best, tuple(rungs)
 
 
 def _rung(recipe: VariantRecipe, name: str, started: float, found: Result | None = None, *, problem: str = "") -> Rung:

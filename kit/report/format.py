@@ -44,5 +44,6 @@ def about(found: Score) -> str:
     """Return `top-1 (higher is better): mnist test, 10,000 samples`."""
     direction = "higher" if found.better is Better.HIGHER else "lower"
     unit = f" in {found.unit}" if found.unit not in {"", "%"} else ""
-    where = " ".join(word for word in (found.dataset, found.split) if word)
+    split = "" if found.dataset.split()[:1] == [found.split] else found.split  # golden samples are no split of theirs
+    where = f"{found.dataset} {split}".strip()
     return f"{found.metric}{unit} ({direction} is better): {where}, {found.samples:,} samples"
