@@ -570,6 +570,7 @@ def with_weights_beside(folder: Path, model: onnx.ModelProto) -> Path:
         {"precisions": ("fp16",)},
         {"precisions": ("int4",)},
         {"precisions": ("int8",)},
+        {"precisions": ("int8",), "calibration": "mse"},
         {"precisions": ("int8",), "quantization": "dynamic"},
         {"precisions": ("int8",), "quantization": "weights"},
     ],
