@@ -163,7 +163,7 @@ def tune(
         max_loss: Variants are left out that lost more of their metric against the baseline when they were published, in the
             metric's unit (0.003 for 0.3 points); None for what the metric allows.
         budget_seconds: Time for measuring; None for 20 rounds of all and 100 of the finalists, or what fits into 4 minutes.
-            Ways to run a finalist for which there is no time are left out, the plainest last.
+            Session options for which there is no time are left out, numbers of threads never.
         plan: How long to measure each of the two times, in place of a budget.
         on_progress: Told what is being done, and its share of all.
 
@@ -315,7 +315,7 @@ def _plainness(variant: Variant) -> tuple[int, bool, int]:
 def _in_time(
     finalists: Sequence[tuple[Case, float]], most_threads: int, plan: Plan, spent: float
 ) -> tuple[list[Case], tuple[Contender, ...]]:
-    """Return the ways to run the finalists that there is time to measure, the first of each at least, and the others.
+    """Return the ways to run the finalists that there is time to measure, every number of threads at least, and the others.
 
     Args:
         finalists: And the microseconds of a call.
@@ -326,10 +326,10 @@ def _in_time(
     every = [[(way, call_us) for way in _ways(one, most_threads)] for one, call_us in finalists]
     left = (math.inf if plan.most_seconds is None else plan.most_seconds) - spent
     late: list[Case] = []
-    for number, same in enumerate(itertools.zip_longest(*every)):  # the plainest of each before others
+    for same in itertools.zip_longest(*every):  # the plainest of each before others
         for way, call_us in filter(None, same):
             left -= _least_seconds(plan, call_us)
-            if number and left < 0:
+            if left < 0 and way.options != RunnerOptions(threads=way.options.threads, bf16=way.options.bf16):
                 late.append(way)
     ways = [way for own in every for way, _ in own]
     others = (
