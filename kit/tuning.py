@@ -329,7 +329,7 @@ def _in_time(
     for same in itertools.zip_longest(*every):  # the plainest of each before others
         for way, call_us in filter(None, same):
             left -= _least_seconds(plan, call_us)
-            if left < 0 and way.options != RunnerOptions(threads=way.options.threads, bf16=way.options.bf16):
+            if left < 0 and not _is_plain(way.options):
                 late.append(way)
     ways = [way for own in every for way, _ in own]
     others = (
@@ -340,6 +340,11 @@ def _in_time(
         for way in late
     )
     return [way for way in ways if way not in late], tuple(others)
+
+
+def _is_plain(options: RunnerOptions) -> bool:
+    """Whether nothing is asked for but threads and bfloat16, which change speed by more than all the rest."""
+    return options == RunnerOptions(threads=options.threads, bf16=options.bf16)
 
 
 def _least_seconds(plan: Plan, call_us: float) -> float:

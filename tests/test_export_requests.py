@@ -59,6 +59,14 @@ def test_the_table_names_the_split_that_decided(kit_inside: Kit, duo: Bundle, tm
     assert "r2 (higher is better): data.npz validation, " in found.stdout
 
 
+def test_golden_samples_that_are_data_too_decide_nothing_beside_held_out_ones(kit_inside: Kit, tmp_path: Path) -> None:
+    saved(dense((16, 8, 3))[0], tmp_path)
+    np.savez(tmp_path / "data.npz", x=np.random.default_rng(0).standard_normal((300, 16)).astype(np.float32))
+    found = kit_inside("export", "model.onnx", *DYNAMIC, "--data", "data.npz")
+    assert "r2 (higher is better): data.npz validation, " in found.stdout, found.stderr
+    assert "golden samples, " not in found.stdout
+
+
 def test_another_operator_set_is_refused_for_a_bundle_of_its_own_graph(
     kit_inside: Kit, duo: Bundle, tmp_path: Path
 ) -> None:
