@@ -156,7 +156,7 @@ def read(path: Path) -> Graph:
     except OSError as error:
         raise BundleInvalid(f"{path} cannot be read: {error.strerror or error}") from error
     except (DecodeError, ValueError, IndexError) as error:  # an empty file cannot be mapped
-        raise BundleInvalid(f"{path} is no ONNX file") from error
+        raise BundleInvalid(f"{path} is no ONNX file", hint="copy it again from where it came, whole") from error
     held: dict[str, Held] = {}
     for index, tensor in enumerate(model.graph.initializer):
         if index in places:

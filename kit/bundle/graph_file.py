@@ -81,7 +81,7 @@ def look(path: Path) -> GraphFile:
     except _UnsoundError as error:
         raise BundleInvalid(f"{path} is no sound ONNX file: {error}") from error
     except BROKEN as error:  # an empty file cannot be mapped
-        raise BundleInvalid(f"{path} is no ONNX file") from error
+        raise BundleInvalid(f"{path} is no ONNX file", hint="copy it again from where it came, whole") from error
 
 
 def look_inside(model: bytes) -> GraphFile:
