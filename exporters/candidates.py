@@ -71,7 +71,9 @@ class VariantRecipe:
             record = self.format.make(source, self.exclude if exclude is None else exclude, target)
             if record is not None:
                 done, total = count_arithmetic(source.model, staging.read(target), source.signature)
-                record = dataclasses.replace(record, macs_quantized=done, macs_total=total)
+                record = dataclasses.replace(
+                    record, macs_quantized=done, macs_total=total, fine_tuned=source.is_fine_tuned
+                )
             files = staging.settle(target, self.id)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)

@@ -84,8 +84,6 @@ class Proof:
 
     def splits(self) -> Iterator[tuple[str, str, tuple[Samples, ...], tuple[Bar, ...]]]:
         """Give the key, name, samples and bars of each set of samples in turn, the golden ones first."""
-        # If the golden ones are noise beside data, their bars count only if the data cannot decide:
-        # noise is nothing that a model with data was quantized for.
         # If they are noise beside data, they count only if the data cannot decide: no model is quantized for noise.
         # Their bars compare with the original: right answers, which some of them have, are not what those are for.
         blind = tuple(dataclasses.replace(group, targets=None) for group in self.golden)
@@ -121,6 +119,10 @@ class Passed:
     def staged(self) -> Staged:
         """Return it as bundles take it."""
         return Staged(variant=self.variant, folder=self.folder)
+
+    def remarked(self, said: str) -> Passed:
+        """Return it with one more remark; as it is if nothing is said."""
+        return dataclasses.replace(self, remarks=(*self.remarks, said)) if said else self
 
 
 def examine(candidate: Candidate, proof: Proof, *, baseline: Passed | None) -> Passed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from kit.choices import CalibrationMethod, Precision, QuantizationScheme, VariantFormat
@@ -11,6 +12,12 @@ OPSETS = (18, 19, 20, 21, 22, 23)
 DEFAULT_OPSET = 20
 STATIC_FORMATS = (VariantFormat.QDQ, VariantFormat.QOPERATOR, VariantFormat.PIXEL)
 AUTO = "auto"
+
+
+def check_fine_tuning(seconds: float | None) -> None:
+    """Raise UsageError for a time that is none."""
+    if seconds is not None and not 0 < seconds < math.inf:
+        raise UsageError(f"fine-tuning takes longer than nothing, found {seconds:g} s", hint="--fine-tune 5m")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +33,8 @@ class ExportOptions:
         per_channel: Whether int8 weights have a scale for each output; None for what suits the format: yes, but for pixel.
         weight_bits: Of int8 weights, 7 or 8; None for what is usual for the model: 7 if all its layers are dense, else 8.
         exclude_layers: Names of layers that int8 or int4 leaves in float; `("auto",)` for the fewest that meet the bar.
+        fine_tune_seconds: Train the weights for so long before int8 or int4 is made of them, for each number of bits; None for
+            not at all. For models of torch, with training samples.
         opset: ONNX operator set.
         max_loss: Largest loss against the baseline, in the unit of the metric, 0.003 of top-1 for 0.3 points; None for the
             metric's own bar.
@@ -40,6 +49,7 @@ class ExportOptions:
     per_channel: bool | None = None
     weight_bits: int | None = None
     exclude_layers: tuple[str, ...] = ()
+    fine_tune_seconds: float | None = None
     opset: int = DEFAULT_OPSET
     max_loss: float | None = None
     seed: int = 0
@@ -65,6 +75,7 @@ class ExportOptions:
             raise UsageError(f"opset {self.opset} is not supported", hint=f"choose one of {known}")
         if self.weight_bits not in {None, 7, 8}:
             raise UsageError(f"int8 weights have 7 or 8 bits, not {self.weight_bits}")
+        check_fine_tuning(self.fine_tune_seconds)
         if self.calibration_samples is not None and self.calibration_samples < 1:
             raise UsageError("calibration needs 1 sample or more")
         if self.max_loss is not None and not self.max_loss >= 0:
@@ -86,6 +97,8 @@ class ExportOptions:
             raise UsageError(f"{given[0]} changes nothing without --precision int8")
         if self.exclude_layers and not {Precision.INT8, Precision.INT4} & set(self.precisions):
             raise UsageError("--exclude-layer changes nothing without --precision int8 or int4")
+        if self.fine_tune_seconds is not None and not {Precision.INT8, Precision.INT4} & set(self.precisions):
+            raise UsageError("--fine-tune changes nothing without --precision int8 or int4")
         static_only = [flag for flag in given if flag in {"--format", "--calibration", "--calibration-size"}]
         if static_only and self.quantization is QuantizationScheme.DYNAMIC:
             raise UsageError(f"{static_only[0]} changes nothing with --quantization dynamic, which needs no samples")

@@ -14,7 +14,7 @@ from typing import Any
 from exporters import candidates, workbench
 from exporters.gate import Passed
 from exporters.options import ExportOptions
-from exporters.search import blame
+from exporters.search import blame, fine_tuning
 from exporters.sources.base import Original
 from exporters.workbench import ExportReport, Workbench
 from kit import bundle as bundles
@@ -68,6 +68,7 @@ def export_bundle(
             data_dir=data_dir,
             metric=metric,
             max_loss=options.max_loss,
+            fine_tune_seconds=options.fine_tune_seconds,
             on_progress=on_progress,
         )
         passed = make(bench, options, on_progress)
@@ -183,6 +184,7 @@ def export_original(
             task=task,
             metric=metric,
             max_loss=options.max_loss,
+            fine_tune_seconds=options.fine_tune_seconds,
             on_progress=on_progress,
         )
         passed = make(bench, options, on_progress)
@@ -214,16 +216,16 @@ def make(bench: Workbench, options: ExportOptions, on_progress: OnProgress) -> t
     passed = [bench.baseline]
     for recipe in candidates.recipes(options):
         if recipe.id == bench.baseline.variant.id:
-            said = "the model came like this, and is left as it is"
-            passed[0] = dataclasses.replace(bench.baseline, remarks=(*bench.baseline.remarks, said))
+            passed[0] = bench.baseline.remarked("the model came like this, and is left as it is")
             continue
+        at, said = fine_tuning.better(recipe, bench, on_progress)
         exclude = recipe.exclude
         if options.finds_exclusions and recipe.format.precision in _QUANTIZED:
-            exclude = blame.fewest_excluded(recipe, bench, on_progress)
+            exclude = blame.fewest_excluded(recipe, at, on_progress)
         on_progress(f"{recipe.id}: make")
-        candidate = recipe.make(bench.source, exclude)
+        candidate = recipe.make(at.source, exclude)
         on_progress(f"{recipe.id}: checks")
-        passed.append(bench.examine(candidate))
+        passed.append(bench.examine(candidate).remarked(said))
     return tuple(passed)
 
 

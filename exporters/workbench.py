@@ -14,9 +14,9 @@ import math
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +42,25 @@ from kit.tasks.base import Task
 from kit.tasks.tensors import PlainTensors
 from kit.tensors import Signature, Tensors
 
+if TYPE_CHECKING:
+    from exporters.sources.pupil import Lesson, Pupil
+
 _IN_MEMORY_BYTES = 64 * 2**20  # answers to more than this lie on the disk
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuning:
+    """What can be trained, and how long for each number of bits.
+
+    Attributes:
+        opset: Of the graphs that come of it.
+        done: The sources that came of it.
+    """
+
+    pupil: Pupil
+    seconds: float
+    opset: int
+    done: dict[Lesson, Source] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +71,13 @@ class Workbench:
         source: What they are made of.
         proof: What they are held to: golden samples and data with the original's answers, and the bars.
         baseline: The model as it came, which has passed the gate.
+        fine_tuning: With what and how long; None unless it was asked for.
     """
 
     source: Source
     proof: Proof
     baseline: Passed
+    fine_tuning: FineTuning | None = None
 
     @property
     def signature(self) -> Signature:
@@ -145,6 +165,7 @@ def for_bundle(
     data_dir: Path | None = None,
     metric: str | Metric | None = None,
     max_loss: float | None = None,
+    fine_tune_seconds: float | None = None,
     on_progress: OnProgress = silent,
 ) -> Workbench:
     """Set up a bundle: its own golden samples, the data it was made with unless other data are given.
@@ -182,6 +203,7 @@ def for_bundle(
         data=data,
         metric=metric,
         max_loss=max_loss,
+        fine_tune_seconds=fine_tune_seconds,
         first=None if baseline is None else candidates.published(bundle, baseline),
         on_progress=on_progress,
     )
@@ -224,6 +246,7 @@ def of(
     task: Task | None = None,
     metric: str | Metric | None = None,
     max_loss: float | None = None,
+    fine_tune_seconds: float | None = None,
     first: Candidate | None = None,
     on_progress: OnProgress = silent,
 ) -> Workbench:
@@ -231,16 +254,20 @@ def of(
 
     Golden samples that have answers keep them; None for what golden_of chooses. Without data, variants are compared
     with the original on the golden samples alone. Candidates wait in `folder`; metric and `max_loss` are as in
-    `for_bundle`, the task is the original's own unless one is given.
+    `for_bundle`, the task is the original's own unless one is given. With
+    `fine_tune_seconds` what can be trained is kept.
 
     Raises:
-        UsageError: The data do not fit the signature.
+        UsageError: The data do not fit the signature, or it is to be fine-tuned and cannot be.
         GateFailed: The original cannot be exported, or does not agree with itself afterwards.
     """
     signature, task = original.signature, task or original.task
     try:
         if data is not None:
             check_data(data, signature)
+        fine_tuning = None
+        if fine_tune_seconds is not None:
+            fine_tuning = FineTuning(pupil=_pupil(original, data), seconds=fine_tune_seconds, opset=opset)
         chosen = golden_of(signature, golden=golden, examples=original.examples, data=data)
         bars, golden_bars = bars_for(
             signature,
@@ -276,7 +303,20 @@ def of(
         dataset=data.dataset if data is not None else "",
         on_progress=on_progress,
     )
-    return Workbench(source=source, proof=dataclasses.replace(proof, signature=passed.signature), baseline=passed)
+    proof = dataclasses.replace(proof, signature=passed.signature)
+    return Workbench(source=source, proof=proof, baseline=passed, fine_tuning=fine_tuning)
+
+
+def _pupil(original: Original, data: Splits | None) -> Pupil:
+    pupil = original.pupil()
+    if pupil is None:
+        raise UsageError(
+            "fine-tuning needs the PyTorch model, and this one comes as a graph",
+            hint="name what makes it: kit export package.module:factory --precision int8 --fine-tune 5m --data FILE",
+        )
+    if data is None or not data.train:
+        raise UsageError("fine-tuning needs samples to train with", hint="give some of the model's own: --data FILE")
+    return pupil
 
 
 def check_data(data: Splits, signature: Signature) -> None:

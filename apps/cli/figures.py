@@ -67,7 +67,8 @@ def layers(quantization: Quantization | None) -> str:
         )
         if total > 0
     ]
-    return f"{', '.join(parts)} in integers, {one.weight_bits} bit {scale}"
+    trained = ", fine-tuned" if one.fine_tuned else ""
+    return f"{', '.join(parts)} in integers, {one.weight_bits} bit {scale}{trained}"
 
 
 def _percent(done: int, total: int) -> str:

@@ -52,6 +52,7 @@ class Source:
     Attributes:
         folder: Where candidates wait, in a folder each.
         train: What calibration samples are drawn from; None if there is no data.
+        is_fine_tuned: Whether its weights were trained to bear being quantized.
         roundings: What exporters.formats.rounding found of it, by format.
         smoothings: What exporters.formats.smooth found of it, by the hash of the calibration samples.
     """
@@ -61,6 +62,7 @@ class Source:
     signature: Signature
     train: tuple[Samples, ...] | None = None
     dataset: str = ""
+    is_fine_tuned: bool = False
     roundings: dict[str, dict[str, Rounded]] = field(default_factory=dict, repr=False, compare=False)
     smoothings: dict[str, Factors] = field(default_factory=dict, repr=False, compare=False)
     on_progress: OnProgress = field(default=silent, repr=False, compare=False)

@@ -23,8 +23,8 @@ from exporters.formats.base import is_convolutional, is_dense
 from exporters.formats.int8 import usual_bits
 from exporters.formats.weights import has_products
 from exporters.gate import Passed
-from exporters.options import DEFAULT_OPSET, ExportOptions
-from exporters.search import trial
+from exporters.options import DEFAULT_OPSET, ExportOptions, check_fine_tuning
+from exporters.search import fine_tuning, trial
 from exporters.search.ladder import Rung, climb, narrow
 from exporters.workbench import ExportReport, Workbench, for_bundle, staging_beside
 from kit import bundle as bundles
@@ -58,6 +58,8 @@ class AutoOptions:
         threads: Threads one operator may use.
         calibration: How static int8 makes ranges of what its samples showed; None for the whole range.
         calibration_samples: Training samples those ranges are drawn from; None for 1,024.
+        fine_tune_seconds: Train the weights for so long before int8 or int4 is made of them, for each number of bits; None for
+            not at all.
         opset: ONNX operator set.
         seed: Of the draw of the calibration samples.
         budget_seconds: Time for all of it: what is not begun in time is left out; None for as long as it takes.
@@ -69,6 +71,7 @@ class AutoOptions:
     threads: int = 1
     calibration: CalibrationMethod | None = None
     calibration_samples: int | None = None
+    fine_tune_seconds: float | None = None
     opset: int = DEFAULT_OPSET
     seed: int = 0
     budget_seconds: float | None = None
@@ -82,6 +85,7 @@ class AutoOptions:
             raise UsageError(f"the allowed loss must not be negative, found {self.max_loss}")
         if self.budget_seconds is not None and not self.budget_seconds > 0:
             raise UsageError(f"a budget must be longer than nothing, found {self.budget_seconds:g} s")
+        check_fine_tuning(self.fine_tune_seconds)
         RunnerOptions(threads=self.threads)  # refuses too many
 
     def measured_at(self, signature: Signature) -> tuple[dict[str, int], ...]:
@@ -173,6 +177,7 @@ def export_auto(
             data_dir=data_dir,
             metric=metric,
             max_loss=options.max_loss,
+            fine_tune_seconds=options.fine_tune_seconds,
             on_progress=on_progress,
         )
         made = _make(bench, options, budget, on_progress)
@@ -247,6 +252,7 @@ def _make(bench: Workbench, options: AutoOptions, budget: _Budget, on_progress: 
     reasons: dict[str, str] = {}
     failed: set[str] = set()
     rungs: tuple[Rung, ...] = ()
+    climbs_on = bench
     narrows = options.calibration is None and not is_dense(bench.source.model)
     for recipe in sorted(recipes, key=_promise):
         if reason := recipe.format.refusal(bench.source.model):
@@ -255,13 +261,15 @@ def _make(bench: Workbench, options: AutoOptions, budget: _Budget, on_progress: 
         if budget.is_over():
             reasons[recipe.id] = "not tried: the budget is used up"
             continue
+        at, said = fine_tuning.better(recipe, bench, on_progress)
+        climbs_on = at if recipe.id == _CLIMBS else climbs_on
         on_progress(f"{recipe.id}: make")
         try:
-            candidate = recipe.make(bench.source, recipe.format.unable(bench.source.model))
+            candidate = recipe.make(at.source, recipe.format.unable(at.source.model))
             if narrows and recipe.id == _CLIMBS and not budget.is_over():
-                candidate, rungs = narrow(recipe, candidate, bench, is_over=budget.is_over, on_progress=on_progress)
+                candidate, rungs = narrow(recipe, candidate, at, is_over=budget.is_over, on_progress=on_progress)
             on_progress(f"{recipe.id}: checks")
-            passed[recipe.id] = bench.examine(candidate)
+            passed[recipe.id] = bench.examine(candidate).remarked(said)
         except (GateFailed, UsageError) as error:
             failed.add(recipe.id)
             reasons[recipe.id] = f"rejected: {str(error).removeprefix(f'{recipe.id} ')}"
@@ -272,7 +280,7 @@ def _make(bench: Workbench, options: AutoOptions, budget: _Budget, on_progress: 
     if climber is not None and not has_int8 and not budget.is_over():
         found = climb(
             climber,
-            bench,
+            climbs_on,
             tries_calibrations=options.calibration is None,
             is_over=budget.is_over,
             on_progress=on_progress,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from kit.bundle.manifest import Provenance
 from kit.samples import Samples
 from kit.tasks.base import Task
 from kit.tensors import Signature, Tensors
+
+if TYPE_CHECKING:
+    from exporters.sources.pupil import Pupil
 
 EXTERNAL_ABOVE_BYTES = 64 * 2**20
 """Weights above this lie in a file of their own, beside the graph."""
@@ -46,6 +49,9 @@ class Original(Protocol):
         Raises:
             GateFailed: It cannot be written as ONNX, or not at this opset.
         """
+
+    def pupil(self) -> Pupil | None:
+        """Return what can learn, which stays when this is closed; None where there is no model of torch."""
 
     def close(self) -> None:
         """Free its weights; a closed original answers nothing."""

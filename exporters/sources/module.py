@@ -20,6 +20,7 @@ from exporters.graph.rewrite import simplify
 from exporters.options import DEFAULT_OPSET
 from exporters.sources import calls, torch_export
 from exporters.sources.names import bundle_name
+from exporters.sources.pupil import Pupil
 from kit.bundle.manifest import Provenance
 from kit.errors import GateFailed, UsageError
 from kit.runtime.base import BATCH_BYTES
@@ -66,8 +67,7 @@ class TorchOriginal:
 
     def _piece(self, tensors: Tensors) -> dict[str, NDArray[Any]]:
         assert self._answer is not None  # answer looked
-        given = [calls.as_tensor(tensors[spec.name], spec.name, self._device) for spec in self.signature.inputs]
-        found = _run(self._answer, given, _sizes(self.signature, tensors))
+        found = _run(self._answer, self._given(tensors), _sizes(self.signature, tensors))
         return {
             spec.name: calls.as_array(value) for spec, value in zip(self.signature.outputs, found.values(), strict=True)
         }
@@ -76,13 +76,25 @@ class TorchOriginal:
         """Return it as a graph whose large weights stay where the module has them."""
         if self._program is None:
             raise UsageError("this model was closed")
-        graph = torch_export.to_graph(self._program, self.signature, opset=opset)
-        simplify(graph, batch=self.signature.batch)
-        return graph
+        return self._graph_of(self._program, opset)
 
     def write(self, folder: Path, *, opset: int = DEFAULT_OPSET) -> Path:
         """Write it as `model.onnx`, large weights in `model.data` beside it."""
         return self.graph(opset=opset).save(folder)
+
+    def pupil(self) -> Pupil:
+        """Return what can learn; it stays when this is closed."""
+        if self._program is None:
+            raise UsageError("this model was closed")
+        return Pupil(program=self._program, signature=self.signature, inside=self._given, written=self._graph_of)
+
+    def _given(self, tensors: Tensors) -> list[torch.Tensor]:
+        return [calls.as_tensor(tensors[spec.name], spec.name, self._device) for spec in self.signature.inputs]
+
+    def _graph_of(self, program: ExportedProgram, opset: int) -> Graph:
+        graph = torch_export.to_graph(program, self.signature, opset=opset)
+        simplify(graph, batch=self.signature.batch)
+        return graph
 
     def close(self) -> None:
         """Free its weights, as far as they are nobody else's."""

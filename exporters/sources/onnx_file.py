@@ -139,6 +139,9 @@ class OnnxOriginal:
         """Write it as `model.onnx`, large weights in `model.data` beside it."""
         return self.graph(opset=opset).save(folder)
 
+    def pupil(self) -> None:
+        """Return nothing: a graph has no gradients."""
+
     def close(self) -> None:
         """Close the session, and forget the graph."""
         if self._runner is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from kit.runtime.base import BATCH_BYTES
 from kit.samples import Samples
 from kit.tasks.base import Prologue, Task
 from kit.tensors import Signature, Tensors, TensorSpec
+
+if TYPE_CHECKING:
+    from exporters.sources.pupil import Pupil
 
 
 class Graphed(Original, Protocol):
@@ -65,7 +68,9 @@ class RawOriginal:
 
     def graph(self, *, opset: int = DEFAULT_OPSET) -> Graph:
         """Return the graph with the arithmetic in front of it, or in its first layer."""
-        graph = self._inner.graph(opset=opset)
+        return self._behind(self._inner.graph(opset=opset))
+
+    def _behind(self, graph: Graph) -> Graph:
         put_on(graph, self._prologue, self._floats.name)
         move_in(graph, batch=self.signature.batch)
         return graph
@@ -73,6 +78,18 @@ class RawOriginal:
     def write(self, folder: Path, *, opset: int = DEFAULT_OPSET) -> Path:
         """Write it as `model.onnx`, large weights in `model.data` beside it."""
         return self.graph(opset=opset).save(folder)
+
+    def pupil(self) -> Pupil | None:
+        """Return what can learn, asked with raw values; None where there is no model of torch."""
+        inner = self._inner.pupil()
+        if inner is None:
+            return None
+        return dataclasses.replace(
+            inner,
+            signature=self.signature,
+            inside=lambda tensors: inner.inside(self._normalised(tensors)),
+            written=lambda program, opset: self._behind(inner.written(program, opset)),
+        )
 
     def close(self) -> None:
         """Free its weights."""

@@ -131,6 +131,8 @@ class Quantization:
             2211.10438).
         adjusted: Whether weights were rounded for the sake of their layer's output, not each to its nearest, and biases moved
             with them (Frantar et al. 2022, arXiv 2210.17323; Nagel et al. 2019).
+        fine_tuned: Whether weights were trained before, so that the model answers as before with integers of them (Jacob et al.
+            2018, arXiv 1712.05877).
         weights_quantized: Single weights that became integers; embedding tables and recurrent layers count like any other.
         weights_total: Single weights in all; 0 if they were not counted.
         macs_quantized: Multiply-adds of one call of the usual sizes that are done with integers.
@@ -150,6 +152,7 @@ class Quantization:
     equalized: bool = False
     smoothed: bool = False
     adjusted: bool = False
+    fine_tuned: bool = False
     weights_quantized: int = 0
     weights_total: int = 0
     macs_quantized: int = 0

@@ -65,6 +65,9 @@ class OnnxOriginal:
             path.write_bytes(self._source.SerializeToString(deterministic=True))
         return path
 
+    def pupil(self) -> None:
+        """Return nothing: it is no model of torch."""
+
     def close(self) -> None:
         """Free its weights."""
         self._runner.close()
