@@ -118,6 +118,21 @@ def test_the_error_of_a_layer_falls(
     assert adjusted < 0.8 * nearest
 
 
+@pytest.mark.parametrize("bits", [7, 8])
+def test_the_largest_weight_of_an_output_is_as_exact_as_others(tmp_path: Path, bits: int) -> None:
+    model, signature = one_layer("Conv", ("batch", 16, "rows", "columns"), (8, 16, 1, 1), bias=8)
+    exact = np.full((8, 16, 1, 1), 0.01, np.float32)
+    exact[np.arange(8), np.arange(8)] = 1.0
+    (weights,) = [one for one in model.graph.initializer if one.name == "layer.weight"]
+    weights.CopyFrom(numpy_helper.from_array(exact, weights.name))
+    (recipe,) = candidates.recipes(ExportOptions(precisions=("int8",), weight_bits=bits))
+    path, _ = made_of(recipe, tmp_path, model, signature)
+    held = {one.name: numpy_helper.to_array(one) for one in onnx.load(path).graph.initializer}
+    (layer,) = [one for one in held.values() if one.dtype == np.int8 and one.ndim == 4]
+    assert np.abs(layer.astype(int)).max(axis=(1, 2, 3)).tolist() == [rounding.largest(bits)] * 8
+    assert rounding.largest(bits) == {7: 64, 8: 127}[bits]  # what ONNX Runtime's scale goes by
+
+
 def made_of(
     recipe: VariantRecipe, folder: Path, model: onnx.ModelProto, signature: Signature
 ) -> tuple[Path, Quantization]:
@@ -142,7 +157,7 @@ def test_networks_of_dense_layers_have_seven_bits_and_others_eight_unless_somebo
             if one.data_type == onnx.TensorProto.INT8
         ]
         (layer,) = [one for one in weights if one.ndim == 4]
-        assert 2 ** (bits - 2) <= np.abs(layer.astype(int)).max() <= 2 ** (bits - 1) - 1
+        assert 2 ** (bits - 2) <= np.abs(layer.astype(int)).max() <= rounding.largest(bits)
     for recipe, bits in ((usual, 7), (dynamic, 8)):
         record = recipe.make(source_of(tmp_path, *dense((16, 8, 4)))).quantization
         assert record is not None

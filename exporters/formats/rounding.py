@@ -118,11 +118,16 @@ def adjust(
         for place in some:
             watch.tell()
             weights = array_of(initializers(model)[place.layer.weight], folder)
-            cache[place.key] = _rounded(place, weights, moments[place.key], 2 ** (bits - 1) - 1)
+            cache[place.key] = _rounded(place, weights, moments[place.key], largest(bits))
             watch.add(_work(place))
     for place in places:
         _apply(quantized, place, cache[place.key], made_in)
     return bool(places)
+
+
+def largest(bits: int) -> int:
+    """Return the largest integer of symmetric weights: 127, and 64 where fewer than 8 bits are used, as ONNX Runtime has it."""
+    return 127 if bits == 8 else 2 ** (bits - 1)
 
 
 def _work(place: _Place) -> float:

@@ -21,6 +21,7 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
+from exporters.formats.rounding import largest
 from exporters.graph.files import Graph
 from kit.errors import GateFailed, UsageError
 from kit.runtime.base import BATCH_BYTES
@@ -34,7 +35,8 @@ _MOST_ROWS = 32  # of a step: more steps in the same time did more than steeper 
 _HELD = 10  # one of so many pieces is not learned from
 _MOST_HELD = 64
 _LOOKS = 20  # at what was held out
-_RATE = 1e-3  # of a parameter's own size, a step: a fiftieth of what separates two integers of 8 bits
+_RATE = 1e-4  # of a parameter's own size, a step, for 8 bits: a hundredth or so of what separates two integers
+_ANSWERS_BYTES = 256 * 2**20  # of the teacher's, which are kept
 _WARM_UP = 0.05
 
 _aten: Any = torch.ops.aten
@@ -104,6 +106,7 @@ class Pupil:
             if lesson.has_integer_inputs:
                 _round_inputs(student, rounded, [self.inside(piece.inputs) for piece in pieces.held])
             _School(self, student, teacher, pieces, lesson, on_progress).run()
+            _leave_rounded(student, rounded, lesson)
         except torch.OutOfMemoryError as error:
             raise MemoryError from error
         except RuntimeError as error:  # an operator without a gradient, or what the module itself refuses
@@ -153,6 +156,8 @@ class _School:
     ) -> None:
         self._pupil, self._student, self._teacher = pupil, student, teacher
         self._pieces, self._lesson, self._on_progress = pieces, lesson, on_progress
+        self._answers: dict[int, list[torch.Tensor]] = {}
+        self._room = _ANSWERS_BYTES
         self._parameters = [one for one in student.parameters() if one.is_floating_point()]
         for one in self._parameters:
             one.requires_grad = True
@@ -162,6 +167,7 @@ class _School:
         optimizer = torch.optim.Adam([{"params": [one], "size": _size(one)} for one in self._parameters])
         first = best = self._held_noise()
         kept = self._weights()
+        steepest = _RATE * 2 ** ((8 - self._lesson.bits) / 2)
         started, looked = time.monotonic(), 0
         for steps, piece in enumerate(self._learned()):
             share = (time.monotonic() - started) / self._lesson.seconds
@@ -175,7 +181,7 @@ class _School:
                 self._on_progress(
                     f"fine-tuning: {percent(share)}, {steps:,} steps, {_db(best) - _db(first):+.1f} dB on held-out samples"
                 )
-            rate = _RATE * min(share / _WARM_UP, 1.0) * (1 + math.cos(math.pi * share)) / 2
+            rate = steepest * min(share / _WARM_UP, 1.0) * (1 + math.cos(math.pi * share)) / 2
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["size"]
             optimizer.zero_grad()
@@ -202,16 +208,25 @@ class _School:
     def _noise(self, piece: Samples) -> torch.Tensor:
         """Return the power of the difference to the teacher's answers by that of the answers, all outputs together."""
         given = self._pupil.inside(piece.inputs)
-        with torch.no_grad():
-            wanted = _outputs(self._teacher, given)
         found = _outputs(self._student, given)
         ratios = []
-        for spec, exact, own in zip(self._pupil.signature.outputs, wanted, found, strict=True):
+        for spec, exact, own in zip(self._pupil.signature.outputs, self._wanted(piece, given), found, strict=True):
             if exact.is_floating_point():
                 shown = _shown(piece, spec.name, exact)
                 error, signal = (own.float() - exact.float()) * shown, exact.float() * shown
                 ratios.append(error.square().sum() / signal.square().sum().clamp_min(1e-12))
         return torch.stack(ratios).sum()
+
+    def _wanted(self, piece: Samples, given: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        if (known := self._answers.get(id(piece))) is not None:
+            return known
+        with torch.no_grad():
+            wanted = _outputs(self._teacher, given)
+        size = sum(one.nbytes for one in wanted)
+        if size <= self._room:
+            self._room -= size
+            self._answers[id(piece)] = wanted
+        return wanted
 
 
 def _outputs(module: nn.Module, given: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -252,6 +267,16 @@ def _round_weights(module: GraphModule, lesson: Lesson) -> list[Node]:
     return found
 
 
+def _leave_rounded(module: GraphModule, layers: Sequence[Node], lesson: Lesson) -> None:
+    """Leave the weights at what their integers give, so that whatever rounds them later finds these integers again."""
+    for layer in layers:
+        _, weights, axis = _LAYERS[layer.target]
+        rounded = layer.args[weights]
+        assert isinstance(rounded, Node)  # as it was put there
+        held = module.get_parameter(str(rounded.all_input_nodes[0].target))
+        held.data.copy_(_rounded(held.detach(), axis, lesson.bits, lesson.block))
+
+
 def _is_weight(module: GraphModule, node: Node) -> bool:
     held = dict(module.named_parameters(remove_duplicate=False)).get(str(node.target))
     return held is not None and held.is_floating_point() and held.ndim >= 2
@@ -268,7 +293,7 @@ def _rounded(weights: torch.Tensor, axis: int, bits: int, block: int) -> torch.T
 
 
 def _symmetric(rows: torch.Tensor, bits: int) -> torch.Tensor:
-    most = 2 ** (bits - 1) - 1
+    most = largest(bits)
     scale = (rows.abs().amax(dim=1, keepdim=True) / most).clamp_min(1e-12)
     made: torch.Tensor = (rows / scale).round().clamp(-most, most) * scale
     return made
