@@ -98,6 +98,34 @@ def test_pictures_behind_arithmetic_on_raw_pixels_learn_too(tmp_path: Path) -> N
     assert any("fine-tun" in said for said in report.passed[1].remarks)
 
 
+def test_a_program_that_takes_dicts_and_keywords_learns(tmp_path: Path) -> None:
+    class Apart(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = nn.Linear(8, 32), nn.Linear(4, 5)
+
+        def forward(self, given: dict[str, torch.Tensor], *, extra: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"second": self.other(extra), "first": torch.relu(self.one(given["x"]))}
+
+    rows = {0: torch.export.Dim("rows", max=1024)}
+    program = torch.export.export(
+        Apart().eval(),
+        ({"x": torch.randn(4, 8)},),
+        {"extra": torch.randn(4, 4)},
+        dynamic_shapes={"given": {"x": rows}, "extra": rows},
+    )
+    original = open_source(program)
+    random = np.random.default_rng(0)
+    inputs = {
+        spec.name: random.standard_normal((300, int(spec.shape[1]))).astype(np.float32)
+        for spec in original.signature.inputs
+    }
+    bench = workbench.of(original, tmp_path, opset=20, data=splits(inputs), fine_tune_seconds=0.3)
+    (recipe,) = candidates.recipes(ExportOptions(precisions=("int4",)))
+    _, said = fine_tuning.better(recipe, bench)
+    assert "fine-tun" in said
+
+
 def test_what_brings_nothing_is_left_out(tmp_path: Path) -> None:
     bench = conv_bench(tmp_path, seconds=1e-6)
     (recipe,) = candidates.recipes(ExportOptions(precisions=("int8",)))
@@ -106,6 +134,7 @@ def test_what_brings_nothing_is_left_out(tmp_path: Path) -> None:
     assert "brought nothing" in said
 
 
+@pytest.mark.slow
 def test_recipes_of_as_many_bits_share_what_was_learned(tmp_path: Path) -> None:
     bench = conv_bench(tmp_path, seconds=0.1)
     assert bench.fine_tuning is not None

@@ -29,6 +29,7 @@ from kit.tasks.base import Task
 from kit.tensors import BATCH, Axis, Signature, Tensors, TensorSpec
 
 Answer = Callable[[Sequence[torch.Tensor]], dict[str, torch.Tensor]]
+Ask = Callable[[nn.Module, Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 
 
 class TorchOriginal:
@@ -42,6 +43,7 @@ class TorchOriginal:
         record: Provenance,
         program: ExportedProgram,
         answer: Answer,
+        ask: Ask,
         device: torch.device,
         task: Task | None = None,
         examples: tuple[Samples, ...] | None = None,
@@ -55,6 +57,7 @@ class TorchOriginal:
         self.remarks: tuple[str, ...] = ()
         self._program: ExportedProgram | None = program
         self._answer: Answer | None = answer
+        self._ask = ask
         self._device = device
         self._close = close
 
@@ -86,7 +89,13 @@ class TorchOriginal:
         """Return what can learn; it stays when this is closed."""
         if self._program is None:
             raise UsageError("this model was closed")
-        return Pupil(program=self._program, signature=self.signature, inside=self._given, written=self._graph_of)
+        return Pupil(
+            program=self._program,
+            signature=self.signature,
+            inside=self._given,
+            asked=self._ask,
+            written=self._graph_of,
+        )
 
     def _given(self, tensors: Tensors) -> list[torch.Tensor]:
         return [calls.as_tensor(tensors[spec.name], spec.name, self._device) for spec in self.signature.inputs]
@@ -163,6 +172,7 @@ def open_module(
         record=record or Provenance(kind="module", name=type(module).__name__),
         program=program,
         answer=answer,
+        ask=lambda module, given: list(module(*given)),
         device=device,
         task=task,
         examples=_examples(call, found),
@@ -189,22 +199,22 @@ def open_program(
     module = program.module()
     spec = program.call_spec.in_spec
 
-    def ask(given: Sequence[torch.Tensor]) -> Any:
+    def ask(module: nn.Module, given: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
         tensors = iter(given)
         leaves = [next(tensors) if isinstance(one, str) else one for one in program.graph_signature.user_inputs]
         args, kwargs = torch.utils._pytree.tree_unflatten(leaves, spec)  # noqa: SLF001 - torch's own documents name it
-        return module(*args, **kwargs)
+        return calls.outputs_of(module(*args, **kwargs))
 
     device = next((one.device for one in program.state_dict.values()), torch.device("cpu"))
     tensors = _tracing_inputs(known, _program_examples(program, known), device)
-    names = _distinct(list(_run(lambda given: calls.outputs_of(ask(given)), tensors, {})), known)
+    names = _distinct(list(_run(lambda given: ask(module, given), tensors, {})), known)
     found = torch_export.described(program, known, names, axes=known.axes)
     if signature is not None and _is_whole(signature):
         _compare(signature, found)
         found = dataclasses.replace(found, outputs=signature.outputs)
 
     def answer(given: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        return dict(zip(names, calls.outputs_of(ask(given)).values(), strict=True))
+        return dict(zip(names, ask(module, given).values(), strict=True))
 
     return TorchOriginal(
         name=name or "program",
@@ -212,6 +222,7 @@ def open_program(
         record=record or Provenance(kind="program", name=name or "program"),
         program=program,
         answer=answer,
+        ask=lambda module, given: list(ask(module, given).values()),
         device=device,
         task=task,
     )

@@ -27,7 +27,6 @@ from kit.errors import GateFailed, UsageError
 from kit.runtime.base import BATCH_BYTES
 from kit.samples import Samples, count
 from kit.system.progress import OnProgress, silent
-from kit.system.wording import percent
 from kit.tensors import Signature, Tensors
 
 _LEAST_SAMPLES = 20
@@ -75,12 +74,14 @@ class Pupil:
     Attributes:
         signature: Of what it is asked with, raw values where its task does arithmetic on them.
         inside: What its program gets for these inputs.
+        asked: What a module like its program answers to that, in the order of the signature's outputs.
         written: A program like its own as a graph, of an operator set.
     """
 
     program: ExportedProgram
     signature: Signature
     inside: Callable[[Tensors], list[torch.Tensor]]
+    asked: Callable[[nn.Module, Sequence[torch.Tensor]], Sequence[torch.Tensor]]
     written: Callable[[ExportedProgram, int], Graph]
 
     def taught(self, groups: Sequence[Samples], lesson: Lesson, on_progress: OnProgress = silent) -> ExportedProgram:
@@ -105,7 +106,12 @@ class Pupil:
         pieces = _Pieces.of(groups, self.signature, seed=lesson.seed)
         try:
             if lesson.has_integer_inputs:
-                _round_inputs(student, rounded, [self.inside(piece.inputs) for piece in pieces.held])
+                doors = _round_inputs(student, rounded)
+                with torch.no_grad():
+                    for piece in pieces.held:
+                        self.asked(student, self.inside(piece.inputs))
+                for door in doors:
+                    door.is_looking = False
             _School(self, student, teacher, pieces, lesson, on_progress).run()
             _leave_rounded(student, rounded, lesson)
         except torch.OutOfMemoryError as error:
@@ -174,7 +180,7 @@ class _School:
         first = best = self._held_noise()
         kept = self._weights()
         started, looked, course = time.monotonic(), 0, 0
-        for steps, piece in enumerate(self._learned()):
+        for piece in self._learned():
             share = (time.monotonic() - started) / self._lesson.seconds
             if share * _LOOKS >= looked + 1 or share >= 1:
                 looked = int(share * _LOOKS)
@@ -183,8 +189,9 @@ class _School:
                     best, kept = noise, self._weights()
                 if share >= 1:
                     break
+                left = self._lesson.seconds * (1 - share)
                 self._on_progress(
-                    f"fine-tuning: {percent(share)}, {steps:,} steps, {_db(best) - _db(first):+.1f} dB on held-out samples"
+                    f"fine-tuning: {left:,.0f} s left, {_db(best) - _db(first):+.1f} dB on held-out samples"
                 )
             if int(share * _COURSES) > course:
                 course = int(share * _COURSES)
@@ -221,7 +228,7 @@ class _School:
     def _noise(self, piece: Samples) -> torch.Tensor:
         """Return the power of the difference to the teacher's answers by that of the answers, all outputs together."""
         given = self._pupil.inside(piece.inputs)
-        found = _outputs(self._student, given)
+        found = self._pupil.asked(self._student, given)
         ratios = []
         for spec, exact, own in zip(self._pupil.signature.outputs, self._wanted(piece, given), found, strict=True):
             if exact.is_floating_point():
@@ -234,17 +241,12 @@ class _School:
         if (known := self._answers.get(id(piece))) is not None:
             return known
         with torch.no_grad():
-            wanted = _outputs(self._teacher, given)
+            wanted = list(self._pupil.asked(self._teacher, given))
         size = sum(one.nbytes for one in wanted)
         if size <= self._room:
             self._room -= size
             self._answers[id(piece)] = wanted
         return wanted
-
-
-def _outputs(module: nn.Module, given: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    found = module(*given)
-    return [found] if isinstance(found, torch.Tensor) else list(found)
 
 
 def _shown(piece: Samples, output: str, values: torch.Tensor) -> torch.Tensor:
@@ -342,24 +344,21 @@ class _RoundedInput(nn.Module):
         return rounded.to(values.dtype)
 
 
-def _round_inputs(module: GraphModule, layers: Sequence[Node], samples: Sequence[Sequence[torch.Tensor]]) -> None:
-    """Round what enters each layer to the range that samples show; what is no float, and empty, stays."""
+def _round_inputs(module: GraphModule, layers: Sequence[Node]) -> list[_RoundedInput]:
+    """Put something before each layer that rounds what enters it, once it has looked at some."""
     doors: dict[Node, Node] = {}
+    made = []
     for layer in layers:
         place = _LAYERS[layer.target][0]
         given = layer.args[place]
         if not isinstance(given, Node):
             continue
         if given not in doors:
+            made.append(_RoundedInput())
             name = f"_rounded_input_{len(doors)}"
-            module.add_module(name, _RoundedInput())
+            module.add_module(name, made[-1])
             with module.graph.inserting_after(given):
                 doors[given] = module.graph.call_module(name, (given,))
         layer.update_arg(place, doors[given])
     module.recompile()
-    with torch.no_grad():
-        for given in samples:
-            module(*given)
-    for one in module.modules():
-        if isinstance(one, _RoundedInput):
-            one.is_looking = False
+    return made
