@@ -31,6 +31,7 @@ BATCH = "batch"
 """The usual name of the axis along which samples are independent of each other."""
 
 _NEVER_SHORT_BYTES = 64 * 2**20
+_VALUES_AT_ONCE = 2**20  # of an array that is gone through in pieces
 
 _INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 DTYPES = ("bool", *_INTEGERS, "float16", "float32", "float64")
@@ -366,6 +367,12 @@ def along(array: NDArray[Any], axis: int | None, rows: slice | NDArray[np.intege
         return array[rows]
     place: list[Any] = [slice(None)] * axis
     return array[(*place, rows)]
+
+
+def row_slices(shape: Sequence[int]) -> Iterator[slice]:
+    """Give an array of this shape in rows of few values, so that what is computed of them takes little room."""
+    rows = max(_VALUES_AT_ONCE // max(math.prod(shape[1:]), 1), 1)
+    return (slice(start, start + rows) for start in range(0, shape[0], rows))
 
 
 def native(array: NDArray[Any]) -> NDArray[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -413,3 +414,41 @@ def test_limits_of_very_many_are_quick_and_those_of_the_normal_law() -> None:
 def test_scores_that_cannot_be_are_refused(change: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"score|became wrong"):
         metrics.Score(**{"metric": "m", "dataset": "d", "split": "test", "samples": 10, "value": 0.5, **change})
+
+
+@pytest.mark.parametrize("compared", ["fidelity", "r2"])
+def test_large_outputs_are_gone_through_in_pieces(compared: str) -> None:
+    """A reader of text gives a hundred megabytes for a few lines: what is computed of each value takes many times its room."""
+    exact = np.random.default_rng(0).standard_normal((16, 40, 10_000)).astype(np.float32)
+    groups = [Samples(inputs={}, expected={"y": exact})]
+    answers = [{"y": exact + np.float32(0.01)}]
+    tracemalloc.start()
+    try:
+        if compared == "fidelity":
+            (found,) = fidelity.compare(groups, answers)
+            assert found.rms_error == pytest.approx(0.01, rel=1e-3)
+        else:
+            assert value("r2", answers[0], expected={"y": exact}).whole == pytest.approx(1 - 1e-4, abs=1e-5)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    bound = {"fidelity": 4, "r2": 7}[compared]  # r2 holds both as float64
+    assert peak < bound * exact.nbytes
+
+
+def test_pieces_give_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    exact = random.standard_normal((9, 7, 5)).astype(np.float32)
+    noisy = exact + random.standard_normal(exact.shape).astype(np.float32) * 0.1
+    shown = (random.random((9, 7, 1)) > 0.3).astype(np.float32)
+    groups = [
+        Samples(inputs={}, expected={"y": exact}, weights={"y": shown}),
+        Samples(inputs={}, expected={"y": exact}),
+    ]
+    (whole,) = fidelity.compare(groups, [{"y": noisy}, {"y": noisy}])
+    explained = value("r2", {"y": noisy}, expected={"y": exact}).each
+    monkeypatch.setattr("kit.tensors._VALUES_AT_ONCE", 36)
+    (found,) = fidelity.compare(groups, [{"y": noisy}, {"y": noisy}])
+    for name, figure in dataclasses.asdict(whole).items():
+        assert getattr(found, name) == (pytest.approx(figure, rel=1e-12) if isinstance(figure, float) else figure), name
+    assert value("r2", {"y": noisy}, expected={"y": exact}).each == pytest.approx(explained, rel=1e-12)

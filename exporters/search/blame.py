@@ -32,7 +32,7 @@ from kit.runtime.onnxruntime import OnnxRuntimeRunner
 from kit.samples import Samples, Splits
 from kit.system.progress import OnProgress, silent
 from kit.system.wording import counted
-from kit.tensors import Tensors
+from kit.tensors import Tensors, row_slices
 
 _MOST_SETS = 60  # sets of one size that are tried; of more, those of the layers that helped most by themselves
 
@@ -298,9 +298,11 @@ class _Noise:
     noise: float = 0.0
 
     def add(self, exact: NDArray[np.floating], noisy: NDArray[np.floating]) -> None:
-        ones = exact.astype(np.float64)
-        self.signal += float((ones**2).sum())
-        self.noise += float(((noisy.astype(np.float64) - ones) ** 2).sum())
+        exact, noisy = np.atleast_1d(exact, noisy)
+        for rows in row_slices(exact.shape):
+            ones = exact[rows].astype(np.float64)
+            self.signal += float((ones**2).sum())
+            self.noise += float(((noisy[rows].astype(np.float64) - ones) ** 2).sum())
 
     @property
     def db(self) -> float:

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from kit.errors import UsageError
 from kit.metrics.metric import Better, metric
 from kit.samples import Samples
-from kit.tensors import Tensors
+from kit.tensors import Tensors, row_slices
 
+_SIDES = ("ours", "theirs")
 _OTHER = "choose another metric: --metric NAME"
 
 
@@ -102,22 +103,31 @@ def r2(outputs: Tensors, samples: Samples) -> NDArray[np.float64]:
 def _r2(pairs: Sequence[_Pair]) -> NDArray[np.float64] | None:
     """Return the contribution of each sample of all groups to the R2 of one output; None if what it should be never varies."""
     if len({pair.theirs.shape[1] for pair in pairs}) == 1:
-        ours, theirs = (np.concatenate([getattr(pair, name) for pair in pairs]) for name in ("ours", "theirs"))
-        spread = theirs.var(axis=0)
-        varies = (theirs != theirs[:1]).any(axis=0)  # the variance of equal numbers is not always 0
-        if not varies.any():
-            return None
-        errors = (ours - theirs) ** 2
-        if all(pair.is_row for pair in pairs):
-            explained: NDArray[np.float64] = 1.0 - (errors[:, varies] / spread[varies]).mean(axis=1)
-        else:  # a place of a map that hardly varies says little: each weighs as much as it varies
-            explained = 1.0 - errors.mean(axis=1) / float(spread.mean())
-        return explained
+        return _r2_by_columns(pairs, is_row=all(pair.is_row for pair in pairs))
     whole = np.concatenate([pair.theirs.ravel() for pair in pairs])  # of several lengths: one spread for all values
     if not (whole != whole[:1]).any():
         return None
     pooled: NDArray[np.float64] = 1.0 - np.concatenate([pair.errors() for pair in pairs]) / float(whole.var())
     return pooled
+
+
+def _r2_by_columns(pairs: Sequence[_Pair], *, is_row: bool) -> NDArray[np.float64] | None:
+    samples, width = sum(len(pair.theirs) for pair in pairs), pairs[0].theirs.shape[1]
+    shares, errors = np.zeros(samples), np.zeros(samples)
+    spreads, varying = 0.0, 0
+    for columns in row_slices((width, samples)):  # few at a time: of a map of a hundred megabytes there are many
+        ours, theirs = (np.concatenate([getattr(pair, name)[:, columns] for pair in pairs]) for name in _SIDES)
+        varies = (theirs != theirs[:1]).any(axis=0)  # the variance of equal numbers is not always 0
+        spread, squared = theirs.var(axis=0), (ours - theirs) ** 2
+        shares += (squared[:, varies] / spread[varies]).sum(axis=1)
+        errors += squared.sum(axis=1)
+        spreads += float(spread.sum())
+        varying += int(varies.sum())
+    if not varying:
+        return None
+    if is_row:
+        return 1.0 - shares / varying
+    return 1.0 - errors / spreads  # a place of a map that hardly varies says little: each weighs as much as it varies
 
 
 def _scores(outputs: Tensors) -> tuple[str, NDArray[np.floating]]:

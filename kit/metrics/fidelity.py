@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from kit.choices import Precision
 from kit.samples import Samples
 from kit.system.wording import percent
-from kit.tensors import Tensors
+from kit.tensors import Tensors, row_slices
 
 FLOAT_RTOL = 1e-4
 """Float variants: largest error allowed, as a share of the largest value of the reference. float32 sums of a thousand
@@ -97,10 +98,7 @@ class FidelityVerdict:
 def compare(groups: Sequence[Samples], answers: Sequence[Tensors]) -> tuple[Fidelity, ...]:
     """Compare a candidate's answers, a group each, to what the samples expect, output by output."""
     names = list(groups[0].expected or {})
-    return tuple(
-        _compare(name, [_pair(name, group, outputs) for group, outputs in zip(groups, answers, strict=True)])
-        for name in names
-    )
+    return tuple(_compare(name, _pairs(name, groups, answers)) for name in names)
 
 
 def compare_tensors(expected: Tensors, answers: Tensors) -> tuple[Fidelity, ...]:
@@ -118,25 +116,36 @@ class _Pair:
     is_exact: bool
 
 
-def _pair(name: str, group: Samples, outputs: Tensors) -> _Pair:
-    assert group.expected is not None  # whoever compares has asked the original
-    reference, candidate = group.expected[name], outputs[name]
+def _pairs(name: str, groups: Sequence[Samples], answers: Sequence[Tensors]) -> Iterator[_Pair]:
+    """Give each group in pieces: what is computed of a value takes many times its room."""
+    for group, outputs in zip(groups, answers, strict=True):
+        assert group.expected is not None  # whoever compares has asked the original
+        reference, candidate = group.expected[name], outputs[name]
+        counts = (group.weights or {}).get(name)
+        if reference.shape != candidate.shape:
+            yield _pair(reference, np.full(reference.shape, np.nan), None)
+        elif reference.ndim < 2:
+            yield _pair(reference, candidate, counts)
+        else:
+            counts = None if counts is None else np.broadcast_to(counts, reference.shape)
+            for rows in row_slices(reference.shape) if len(reference) else [slice(None)]:
+                yield _pair(reference[rows], candidate[rows], None if counts is None else counts[rows])
+
+
+def _pair(reference: NDArray[Any], candidate: NDArray[Any], weights: NDArray[Any] | None) -> _Pair:
     is_exact = reference.dtype.kind != "f"
-    ones = reference.astype(np.float64)
-    if reference.shape != candidate.shape:
-        return _Pair(ones, np.full(reference.shape, np.nan), None, is_exact)
-    others = candidate.astype(np.float64)
-    weights: Mapping[str, NDArray[np.generic]] = group.weights or {}
-    if name not in weights:
+    ones, others = reference.astype(np.float64), candidate.astype(np.float64)
+    if weights is None:
         return _Pair(ones, others, None, is_exact)
-    counts: NDArray[np.bool_] = np.broadcast_to(weights[name], reference.shape) != 0
+    counts: NDArray[np.bool_] = np.broadcast_to(weights, reference.shape) != 0
     return _Pair(np.where(counts, ones, 0.0), np.where(counts, others, 0.0), counts, is_exact)
 
 
-def _compare(name: str, pairs: Sequence[_Pair]) -> Fidelity:
+def _compare(name: str, pairs: Iterable[_Pair]) -> Fidelity:
     largest = squares = above = one_square = other_square = product = agreeing = 0.0
     size = rows = places = 0
-    for pair in pairs:
+    is_exact = has_classes = False
+    for number, pair in enumerate(pairs):
         reference, candidate = pair.reference, pair.candidate
         with np.errstate(invalid="ignore", over="ignore"):
             difference: NDArray[np.float64] = np.abs(candidate - reference)
@@ -154,23 +163,23 @@ def _compare(name: str, pairs: Sequence[_Pair]) -> Fidelity:
             one_square += float((one**2).sum())
             other_square += float((other**2).sum())
             product += float((one * other).sum())
+        if number == 0:
+            is_exact, has_classes = pair.is_exact, reference.ndim >= 2 and reference.shape[-1] > 1
         size += difference.size if pair.counts is None else int(pair.counts.sum())
         rows += len(reference) if reference.ndim else 1
         agreed, of = _agreeing(pair, same)
         agreeing, places = agreeing + agreed, places + of
-    first = pairs[0]
     both_zero = one_square == 0 and other_square == 0
     cosine = _cosine(product, one_square, other_square)
-    has_classes = first.reference.ndim >= 2 and first.reference.shape[-1] > 1
     return Fidelity(
         output=name,
         samples=max(rows, 1),
         max_abs_error=above,
         max_rel_error=above / max(largest, 1e-12),
         rms_error=math.sqrt(squares / max(size, 1)),
-        cosine=None if first.is_exact or both_zero else cosine,
-        agreement=agreeing / max(places, 1) if first.is_exact or has_classes else None,
-        is_exact=first.is_exact,
+        cosine=None if is_exact or both_zero else cosine,
+        agreement=agreeing / max(places, 1) if is_exact or has_classes else None,
+        is_exact=is_exact,
         places=places,
     )
 
@@ -297,8 +306,7 @@ def _empty_promise(found: Fidelity, promise: Fidelity | None, stored: Sequence[S
 def _size(output: str, stored: Sequence[Samples]) -> float:
     """Return the root of the mean square of an output's stored answers, without what does not count or is not finite."""
     squares, count = 0.0, 0
-    for group in stored:
-        pair = _pair(output, group, group.expected or {})
+    for pair in _pairs(output, stored, [group.expected or {} for group in stored]):
         finite = np.where(np.isfinite(pair.reference), pair.reference, 0.0)
         with np.errstate(over="ignore"):
             squares += float((finite**2).sum())
