@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,27 +13,34 @@ from kit.metrics.metric import Better, metric
 from kit.samples import Samples
 from kit.tensors import Tensors, row_slices
 
-_SIDES = ("ours", "theirs")
+_Floats = NDArray[np.float64]
 _OTHER = "choose another metric: --metric NAME"
 
 
 @dataclass(frozen=True, eq=False)
 class _Pair:
-    """An output and what it should be, as float64 `[samples, values]`; what does not count is 0 in both.
+    """An output and what it should be, `[samples, values]`; what does not count is 0 in both.
 
     Attributes:
         counts: How many values count of each sample.
         is_row: Whether a sample is a row of quantities, and no map or sequence of them.
     """
 
-    ours: NDArray[np.float64]
-    theirs: NDArray[np.float64]
+    ours: NDArray[np.floating]
+    theirs: NDArray[np.floating]
     counts: NDArray[np.float64]
     is_row: bool
 
     def errors(self) -> NDArray[np.float64]:
-        squared: NDArray[np.float64] = ((self.ours - self.theirs) ** 2).sum(axis=1)
-        return squared / np.maximum(self.counts, 1.0)
+        return self.of_each(lambda ours, theirs: ((ours - theirs) ** 2).sum(axis=1)) / np.maximum(self.counts, 1.0)
+
+    def of_each(self, computed: Callable[[_Floats, _Floats], _Floats]) -> _Floats:
+        """Compute a number of each sample, of few samples at a time: as float64 all of them would take too much room."""
+        pieces = [
+            computed(self.ours[rows].astype(np.float64), self.theirs[rows].astype(np.float64))
+            for rows in row_slices(self.ours.shape)
+        ]
+        return np.concatenate(pieces) if pieces else np.zeros(0)
 
 
 @metric("top-1", unit="%", allowed_loss=0.003)
@@ -68,7 +75,8 @@ def cosine(outputs: Tensors, samples: Samples) -> NDArray[np.float64]:
 def max_error(outputs: Tensors, samples: Samples) -> NDArray[np.float64]:
     """Largest absolute difference to the original's answer in each sample, over all float outputs."""
     pairs = _pairs(outputs, samples)
-    return _worst(np.maximum, [np.abs(pair.ours - pair.theirs).max(axis=1, initial=0.0) for pair in pairs])
+    found = [pair.of_each(lambda ours, theirs: np.abs(ours - theirs).max(axis=1, initial=0.0)) for pair in pairs]
+    return _worst(np.maximum, found)
 
 
 @metric("rmse", better=Better.LOWER, summary=lambda values: float(np.sqrt(values.mean())), needs_targets=False)
@@ -107,7 +115,9 @@ def _r2(pairs: Sequence[_Pair]) -> NDArray[np.float64] | None:
     whole = np.concatenate([pair.theirs.ravel() for pair in pairs])  # of several lengths: one spread for all values
     if not (whole != whole[:1]).any():
         return None
-    pooled: NDArray[np.float64] = 1.0 - np.concatenate([pair.errors() for pair in pairs]) / float(whole.var())
+    pooled: NDArray[np.float64] = 1.0 - np.concatenate([pair.errors() for pair in pairs]) / float(
+        whole.var(dtype=np.float64)
+    )
     return pooled
 
 
@@ -116,7 +126,8 @@ def _r2_by_columns(pairs: Sequence[_Pair], *, is_row: bool) -> NDArray[np.float6
     shares, errors = np.zeros(samples), np.zeros(samples)
     spreads, varying = 0.0, 0
     for columns in row_slices((width, samples)):  # few at a time: of a map of a hundred megabytes there are many
-        ours, theirs = (np.concatenate([getattr(pair, name)[:, columns] for pair in pairs]) for name in _SIDES)
+        ours = np.concatenate([pair.ours[:, columns] for pair in pairs]).astype(np.float64)
+        theirs = np.concatenate([pair.theirs[:, columns] for pair in pairs]).astype(np.float64)
         varies = (theirs != theirs[:1]).any(axis=0)  # the variance of equal numbers is not always 0
         spread, squared = theirs.var(axis=0), (ours - theirs) ** 2
         shares += (squared[:, varies] / spread[varies]).sum(axis=1)
@@ -232,7 +243,7 @@ def _pair(name: str, ours: NDArray[np.generic], theirs: NDArray[np.generic], sam
             f"the output {name!r} has the shape {ours.shape}, its target {theirs.shape}",
             hint="choose another metric, such as --metric top-1 for labels",
         )
-    one, other = (array.astype(np.float64).reshape(len(array), -1) for array in (ours, theirs))
+    one, other = (_as_floats(array).reshape(len(array), -1) for array in (ours, theirs))
     # Masked scores are -inf in both: equal, and no number in any difference or product.
     alike = (one == other) & ~np.isfinite(one)
     if alike.any():
@@ -246,13 +257,21 @@ def _pair(name: str, ours: NDArray[np.generic], theirs: NDArray[np.generic], sam
     )
 
 
+def _as_floats(array: NDArray[np.generic]) -> NDArray[np.floating]:
+    floats: NDArray[np.floating] = array if array.dtype.kind == "f" else array.astype(np.float64)  # type: ignore[assignment]
+    return floats
+
+
 def _worst(worse: np.ufunc, values: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
     found: NDArray[np.float64] = worse.reduce(values)
     return found
 
 
 def _cosines(pair: _Pair) -> NDArray[np.float64]:
-    lengths = np.linalg.norm(pair.ours, axis=1) * np.linalg.norm(pair.theirs, axis=1)
-    product = (pair.ours * pair.theirs).sum(axis=1)
-    both_zero = ~pair.ours.any(axis=1) & ~pair.theirs.any(axis=1)
-    return np.where(both_zero, 1.0, product / np.maximum(lengths, 1e-300))
+    def cosines(ours: _Floats, theirs: _Floats) -> _Floats:
+        lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+        product = (ours * theirs).sum(axis=1)
+        both_zero = ~ours.any(axis=1) & ~theirs.any(axis=1)
+        return np.where(both_zero, 1.0, product / np.maximum(lengths, 1e-300))
+
+    return pair.of_each(cosines)
