@@ -63,7 +63,7 @@ def test_there_is_less_noise_and_the_artifact_says_why(digits: Bundle) -> None:
     assert [one.variant.quantization.fine_tuned for one in plain.passed[1:] if one.variant.quantization] == [False]
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize("precision", ["int8", pytest.param("int4", marks=pytest.mark.slow)])
 def test_a_module_of_words_and_numbers_learns_and_stays_as_it_was(tmp_path: Path, precision: str) -> None:
     torch.manual_seed(0)
     module = Duo().train()
@@ -82,6 +82,7 @@ def test_a_module_of_words_and_numbers_learns_and_stays_as_it_was(tmp_path: Path
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
 
 
+@pytest.mark.slow
 def test_pictures_behind_arithmetic_on_raw_pixels_learn_too(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 6 * 6, 4))
@@ -98,6 +99,7 @@ def test_pictures_behind_arithmetic_on_raw_pixels_learn_too(tmp_path: Path) -> N
     assert any("fine-tun" in said for said in report.passed[1].remarks)
 
 
+@pytest.mark.slow
 def test_a_program_that_takes_dicts_and_keywords_learns(tmp_path: Path) -> None:
     class Apart(nn.Module):
         def __init__(self) -> None:
@@ -146,6 +148,7 @@ def test_recipes_of_as_many_bits_share_what_was_learned(tmp_path: Path) -> None:
     assert fine_tuning.better(recipe, bench) == (bench, "")
 
 
+@pytest.mark.slow
 def test_what_was_learned_is_judged_by_samples_that_taught_nothing(tmp_path: Path) -> None:
     bench = conv_bench(tmp_path)
     assert bench.fine_tuning is not None
