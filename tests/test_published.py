@@ -122,6 +122,7 @@ def test_its_models_are_the_ones_that_were_published(published: Bundle) -> None:
     assert digests == {"fp32": "523ebd04", "fp16": "58a409b7", "int8-qdq": "466821cd", "int8-pixel": "92fdedee"}
 
 
+@pytest.mark.slow
 def test_its_weights_still_make_the_same_fp32_file(published: Bundle, tmp_path: Path) -> None:
     exporters = pytest.importorskip("exporters")
     copy = unpack(pack(published, tmp_path), tmp_path / "again" / "mnist-mlp")
