@@ -149,7 +149,7 @@ def test_recipes_of_as_many_bits_share_what_was_learned(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_was_learned_is_judged_by_samples_that_taught_nothing(tmp_path: Path) -> None:
+def test_what_is_kept_has_no_more_noise_on_validation_samples(tmp_path: Path) -> None:
     bench = conv_bench(tmp_path)
     assert bench.fine_tuning is not None
     (recipe,) = candidates.recipes(ExportOptions(precisions=("int8",)))

@@ -57,14 +57,12 @@ class Lesson:
         bits: Of the weights.
         block: Weights of one output that share a scale and a zero point; 0: all of an output share a scale.
         has_integer_inputs: Whether the inputs of layers become 8 bits as well.
-        seed: Of the order of the samples.
     """
 
     seconds: float
     bits: int
     block: int = 0
     has_integer_inputs: bool = True
-    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +101,7 @@ class Pupil:
         rounded = _round_weights(student, lesson)
         if not rounded or not any(spec.is_float for spec in self.signature.outputs):
             raise UsageError("the model has no layer that could be fine-tuned", hint="leave --fine-tune out")
-        pieces = _Pieces.of(groups, self.signature, seed=lesson.seed)
+        pieces = _Pieces.of(groups, self.signature)
         try:
             if lesson.has_integer_inputs:
                 doors = _round_inputs(student, rounded)
@@ -131,9 +129,9 @@ class _Pieces:
     held: tuple[Samples, ...]
 
     @classmethod
-    def of(cls, groups: Sequence[Samples], signature: Signature, *, seed: int) -> _Pieces:
+    def of(cls, groups: Sequence[Samples], signature: Signature) -> _Pieces:
         """Cut the samples, in an order of their own, so that there are enough pieces of few samples too."""
-        random = np.random.default_rng(seed)
+        random = np.random.default_rng(0)
         most = max(min(_MOST_ROWS, count(groups, signature) // _HELD), 1)
         pieces: list[Samples] = []
         for group in groups:
@@ -213,7 +211,7 @@ class _School:
             one.data.copy_(value)
 
     def _learned(self) -> Iterator[Samples]:
-        random = np.random.default_rng(self._lesson.seed)
+        random = np.random.default_rng(0)
         while True:
             for place in random.permutation(len(self._pieces.learned)):
                 yield self._pieces.learned[place]
