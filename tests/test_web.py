@@ -28,7 +28,7 @@ from kit.tasks.images.layout import layout_of
 
 from .conftest import Kit
 from .helpers.bundles import overwrite
-from .helpers.site import CIRCLE, draw
+from .helpers.site import CIRCLE, trace
 
 pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("web_packages")]
 
@@ -223,7 +223,7 @@ def test_it_opens_with_an_example_that_is_already_read(visit) -> None:
 def test_what_is_drawn_is_read(visit) -> None:
     page = visit()
     page.locator("#clear").click()
-    draw(page, CIRCLE)
+    trace(page, CIRCLE)
     page.locator("#answer h2", has_text="0").wait_for()
 
 

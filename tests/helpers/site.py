@@ -68,6 +68,29 @@ class Site:
 
 
 def draw(page, stroke: list[tuple[int, int]]) -> None:
+    """Draw on the demo page, and wait for what it says of that: until then it shows the answer to what was there before."""
+    seen = page.get_by_role("img", name="What the model saw")
+    seen.or_(page.get_by_text("Draw with the mouse")).first.wait_for()
+    _settled(page)
+    before = seen.get_attribute("src") if seen.count() else None
+    trace(page, stroke)
+    page.wait_for_function(
+        """before => {
+            const seen = document.querySelector('img[alt="What the model saw"]');
+            return seen && seen.getAttribute('src') !== before;
+        }""",
+        arg=before,
+    )
+    _settled(page)
+
+
+def _settled(page) -> None:
+    """Wait until the page's script has run to its end: what it left out is gone then."""
+    page.locator(".stApp[data-test-script-state=notRunning]").wait_for()
+
+
+def trace(page, stroke: list[tuple[int, int]]) -> None:
+    """Draw a line on the first canvas in sight, from point to point, each `(x, y)` in its pixels."""
     canvas = page.locator("canvas").first
     canvas.wait_for()
     canvas.scroll_into_view_if_needed()
