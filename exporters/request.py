@@ -156,7 +156,7 @@ def blame_layers(
 def _signature(inputs: Sequence[TensorSpec], axes: Mapping[str, Axis | None]) -> Signature | None:
     if not inputs:
         return None
-    from exporters.sources.module import UNKNOWN
+    from exporters.sources.trial import UNKNOWN
 
     named = any(BATCH in spec.shape for spec in inputs)
     batch = BATCH if named and axes.get(BATCH, Axis()) is not None else None

@@ -110,13 +110,13 @@ def _open(
 
 def _open_object(source: Any, **known: Any) -> Original:
     torch = _torch("a model that is no file")
-    from exporters.sources import module
+    from exporters.sources import module, program
 
     if isinstance(source, torch.nn.Module):
         return module.open_module(source, **known)
     if isinstance(source, torch.export.ExportedProgram):
         del known["inputs"]
-        return module.open_program(source, **known)
+        return program.open_program(source, **known)
     raise UsageError(
         f"{type(source).__name__} is no model", hint=f"give a torch module, a program of torch.export, {_KINDS}"
     )

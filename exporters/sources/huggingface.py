@@ -18,11 +18,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from exporters.sources import module as modules
 from exporters.sources import pictures
 from exporters.sources.calls import parameters_of
+from exporters.sources.module import open_module
 from exporters.sources.names import bundle_name
 from exporters.sources.torch_export import root_cause, silence
+from exporters.sources.torch_original import TorchOriginal
+from exporters.sources.trial import UNKNOWN
 from kit.bundle.manifest import Provenance
 from kit.errors import BadInput, KitError, UsageError
 from kit.system import files, plain_json
@@ -51,7 +53,7 @@ _ANY_SIZE = frozenset(
 
 def open_folder(
     folder: Path, *, name: str | None = None, task: Task | None = None, axes: Mapping[str, Axis] | None = None
-) -> modules.TorchOriginal:
+) -> TorchOriginal:
     """Take a folder as an original, in evaluation mode, without a cache of past tokens.
 
     Raises:
@@ -64,7 +66,7 @@ def open_folder(
     _check(place, config)
     module = _loaded(place, config, is_encoder=sentences is not None)
     signature, fixed = _signature(module, config, place)
-    opened = modules.open_module(
+    opened = open_module(
         module,
         name=name or bundle_name(folder.resolve().name),
         record=Provenance(kind="huggingface", name=type(module).__name__, sha256=_sha256(place)),
@@ -261,7 +263,7 @@ def _signature(module: nn.Module, config: Mapping[str, Any], folder: Path) -> tu
 
 
 def _of(*specs: TensorSpec, axes: Mapping[str, Axis] | None = None) -> Signature:
-    return Signature(inputs=specs, outputs=modules.UNKNOWN, axes=dict(axes or {}))
+    return Signature(inputs=specs, outputs=UNKNOWN, axes=dict(axes or {}))
 
 
 def _dtype(module: nn.Module) -> str:
