@@ -14,15 +14,15 @@ import pytest
 from PIL import Image
 
 from apps.cli import cli
-from kit.bundle import Bundle, find
+from kit.bundle import find
 from tests import graphs
 from tests.conftest import ROOT, Kit
 
 PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", *sorted(f"docs/{page.name}" for page in ROOT.glob("docs/*.md")))
 BLOCK = re.compile(r"```(?:console|sh|yaml)\n(.*?)```", re.DOTALL)
 COMMAND = re.compile(r"^(?:\$ )?(?:uv run )?kit (\w.*)$")
-QUICK = {"bench": ("--budget", "10s"), "tune": ("--budget", "5s")}
-"""What is added to a command so that it takes seconds, each runtime opened."""
+QUICK = {"tune": ("--budget", "5s")}
+"""What is added to a command so that it takes seconds."""
 
 ELSEWHERE = {
     "train": "tests/test_training_runs.py trains, and a recipe takes minutes",
@@ -32,6 +32,15 @@ ELSEWHERE = {
     "report": "tests/test_report.py",
     "compare": "tests/test_compare.py",
 }
+MADE = {
+    "README.md": ("artifacts/model/manifest.json",),
+    "docs/phones.md": ("phone",),
+    "docs/scaling.md": ("answers.parquet", "answers.jsonl"),
+    "docs/serving.md": ("models",),
+    "docs/web.md": ("site/index.html",),
+}
+"""What a page's commands leave behind."""
+
 NEEDS = {
     "--provider cuda": "a GPU",
     "--ray": "a cluster",
@@ -79,22 +88,25 @@ def test_every_command_that_is_printed_is_one_that_kit_has(page: str, command: s
         chosen.make_parser(context).parse_args(arguments)  # UsageError for an option that is not there
 
 
-@pytest.mark.slow
-def test_what_is_printed_runs_as_printed(kit_inside: Kit, tmp_path: Path) -> None:
-    _prepare(tmp_path)
-    packed = ""
+def runnable() -> dict[str, list[str]]:
+    """The commands of each page that are run here, in their order."""
+    pages: dict[str, list[str]] = {}
     for page, command in printed():
-        if why_not(command):
-            continue
-        line = shlex.split(command)
-        if packed:
-            line = [packed if word.startswith("mnist-mlp-1a2b3c4d") else word for word in line]
+        if not why_not(command):
+            pages.setdefault(page, []).append(command)
+    return pages
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", runnable())
+def test_what_a_page_prints_runs_as_printed(page: str, kit_inside: Kit, tmp_path: Path) -> None:
+    _prepare(tmp_path)
+    for command in runnable()[page]:
+        packed = next((one.name for one in tmp_path.glob("mnist-mlp-*.kit")), "")  # what it prints is named by its hash
+        line = [packed if word.startswith("mnist-mlp-1a2b3c4d") else word for word in shlex.split(command)]
         done = kit_inside(*line, *QUICK.get(line[0], ()))
-        assert done.returncode == 0, (page, command, done.stderr)
-        packed = next((one.name for one in tmp_path.glob("mnist-mlp-*.kit")), packed)
-    assert packed
-    assert Bundle is type(find("artifacts/model"))
-    for made in ("site/index.html", "answers.parquet", "answers.jsonl", "models", "phone"):
+        assert done.returncode == 0, (command, done.stderr)
+    for made in MADE.get(page, ()):
         assert (tmp_path / made).exists(), made
 
 
