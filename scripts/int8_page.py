@@ -23,7 +23,8 @@ Speed is how many times as fast as ONNX Runtime's fp32 with as many threads a ca
 middle half of them. All tools of a network were measured together on one machine, which its section names; networks on others.
 kit's row shows the choice that loses the most. `Right` is what loses no more than kit's metric allows.
 torch.compile and torchao are counted as they are before they are compiled. Weights of some networks are random, which says
-something of speed and of errors, and nothing of accuracy."""
+something of speed and of errors, and nothing of accuracy. Time and peak memory of kit are of all that `--precision auto` does,
+the side-by-side measuring of its candidates included."""
 
 Interval = tuple[float, float, float]
 """A value, and the ends of its interval."""
