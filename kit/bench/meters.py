@@ -16,7 +16,6 @@ import psutil
 from kit.choices import Provider
 
 _POWERCAP = Path("/sys/class/powercap")
-_STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _STEADY_NS = 1_000_000_000
 
@@ -65,13 +64,17 @@ def return_freed_memory() -> None:
             ctypes.CDLL(None).malloc_trim(0)
 
 
-def high_water_bytes() -> int | None:
-    """Return the most memory this process ever held; None where the system does not tell."""
+def high_water_bytes(pid: int | None = None) -> int | None:
+    """Return the most memory a process ever held, this one or another; None where the system does not tell."""
     # Not by getrusage: on Linux a child inherits its parent's maximum across exec.
     try:
-        line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+        status = Path(f"/proc/{pid or 'self'}/status").read_text()
+        line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
     except (OSError, StopIteration):
-        peak = getattr(psutil.Process().memory_info(), "peak_wset", None)  # Windows
+        try:
+            peak = getattr(psutil.Process(pid).memory_info(), "peak_wset", None)  # Windows
+        except psutil.Error:  # it has ended
+            return None
         return int(peak) if peak is not None else None
     return int(line.split()[1]) * 1024
 
